@@ -1,0 +1,138 @@
+//! What travels through the ring buffer.
+
+use crate::limits::{COMM_BYTES, PATH_STEPS};
+
+/// TCP states by the kernel's numbers (include/net/tcp_states.h; the same since 2.6).
+pub mod state {
+    pub const ESTABLISHED: u8 = 1;
+    pub const SYN_SENT: u8 = 2;
+    pub const SYN_RECV: u8 = 3;
+    pub const FIN_WAIT1: u8 = 4;
+    pub const FIN_WAIT2: u8 = 5;
+    pub const TIME_WAIT: u8 = 6;
+    pub const CLOSE: u8 = 7;
+    pub const CLOSE_WAIT: u8 = 8;
+    pub const LAST_ACK: u8 = 9;
+    pub const LISTEN: u8 = 10;
+    pub const CLOSING: u8 = 11;
+}
+
+/// Values of `ConnectionRecord::role`.
+pub mod role {
+    pub const ACTIVE: u8 = 1;
+    pub const PASSIVE: u8 = 2;
+}
+
+/// Values of `ConnectionRecord::attribution`; the protocol's numbers.
+pub mod attribution {
+    pub const UNKNOWN: u8 = 0;
+    pub const EXACT: u8 = 1;
+    pub const LISTENER: u8 = 2;
+}
+
+/// Bits of `ConnectionRecord::flags`.
+pub mod flag {
+    /// The first record of its connection.
+    pub const FIRST: u8 = 1;
+    /// The last record of its connection.
+    pub const FINAL: u8 = 2;
+    /// The path had more steps than fit; the last place holds the last one.
+    pub const PATH_TRUNCATED: u8 = 4;
+    /// The peer's FIN arrived (`SOCK_DONE`), and `bytes_received` counts it.
+    pub const FIN_RECEIVED: u8 = 8;
+}
+
+/// One step of a path: the state in the upper 4 bits, nanoseconds since the opening in the lower 60 (36 years).
+pub const fn step(state: u8, offset_ns: u64) -> u64 {
+    ((state as u64) << 60) | (offset_ns & ((1 << 60) - 1))
+}
+
+/// The state of a step.
+pub const fn step_state(step: u64) -> u8 {
+    (step >> 60) as u8
+}
+
+/// The offset of a step, in nanoseconds since the opening.
+pub const fn step_offset_ns(step: u64) -> u64 {
+    step & ((1 << 60) - 1)
+}
+
+/// One end of one TCP connection, as the kernel saw it, with its whole history.
+///
+/// Byte order is the machine's, except for the addresses. Larger members come first: there is no padding, so the
+/// ring buffer never carries stale kernel memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ConnectionRecord {
+    /// `bpf_get_socket_cookie`: names a socket on one machine, not a connection (a socket can be reused).
+    pub cookie: u64,
+    /// CLOCK_BOOTTIME, in nanoseconds.
+    pub opened_ns: u64,
+    /// See [`step`]; the first `path_len` are valid.
+    pub path: [u64; PATH_STEPS],
+    /// The id of the socket's cgroup (v2); zero where the kernel does not say.
+    pub cgroup_id: u64,
+    /// Payload bytes handed to the network, retransmissions included.
+    pub bytes_sent: u64,
+    /// Of these, retransmissions.
+    pub bytes_retransmitted: u64,
+    /// Bytes of sequence space that arrived in order; one more than the payload with [`flag::FIN_RECEIVED`].
+    pub bytes_received: u64,
+    /// In network order; IPv4 in the first four bytes.
+    pub local_address: [u8; 16],
+    pub remote_address: [u8; 16],
+    /// The command name, zero-padded.
+    pub comm: [u8; COMM_BYTES],
+    /// Inode of the network namespace.
+    pub netns: u32,
+    /// The thread group id; zero where unknown.
+    pub pid: u32,
+    pub segments_sent: u32,
+    pub segments_received: u32,
+    /// All segments, SYNs included.
+    pub retransmits: u32,
+    /// Zero where no round trip was measured.
+    pub srtt_us: u32,
+    pub local_port: u16,
+    pub remote_port: u16,
+    /// `sk_err`: an errno, or zero.
+    pub error: u16,
+    /// AF_INET (2) or AF_INET6 (10).
+    pub family: u8,
+    /// See [`role`].
+    pub role: u8,
+    /// See [`attribution`].
+    pub attribution: u8,
+    /// See [`flag`].
+    pub flags: u8,
+    pub path_len: u8,
+    /// Retransmissions before the handshake ended.
+    pub syn_retransmits: u8,
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<ConnectionRecord>() == 200);
+
+impl ConnectionRecord {
+    /// Reads a record as the ring buffer hands it out; `None` if it has another size.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        decode(bytes)
+    }
+
+    /// The steps of the path that are valid.
+    pub fn steps(&self) -> &[u64] {
+        &self.path[..(self.path_len as usize).min(PATH_STEPS)]
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+#[allow(unsafe_code)]
+fn decode(bytes: &[u8]) -> Option<ConnectionRecord> {
+    if bytes.len() != size_of::<ConnectionRecord>() {
+        return None;
+    }
+    // SAFETY: the length was checked, every bit pattern is a valid ConnectionRecord (integers only), and
+    // read_unaligned asks for no alignment.
+    Some(unsafe { bytes.as_ptr().cast::<ConnectionRecord>().read_unaligned() })
+}

@@ -1,0 +1,2 @@
+//! Holdfast's collector.
+pub mod store;

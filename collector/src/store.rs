@@ -1,0 +1,72 @@
+//! Where rows live. One trait, two implementations: [`embedded`] (ClickHouse as a library, the default on a fresh
+//! machine) and [`server`] (a ClickHouse server or cluster over HTTP). SQL exists only below this module.
+//!
+//! On the data path this is the last step: `ingest` builds a [`Block`], `insert` makes it durable, and only then is
+//! anything acknowledged.
+
+use std::pin::Pin;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::Stream;
+
+/// Rows for one table, encoded once, as one block of ClickHouse's Native format.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// The columns in the block, in its order.
+    pub columns: &'static [&'static str],
+    /// Rows in the block.
+    pub rows: usize,
+    /// The encoded block.
+    pub native: Bytes,
+}
+
+/// What a statement may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Written by a person: it reads the database and nothing else: no writes, no settings, no files, no URLs.
+    ReadOnly,
+    /// Written by Holdfast.
+    Internal,
+}
+
+/// A statement that returns rows.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// The text, with ClickHouse's `{name:Type}` where a parameter goes. Values are never part of it.
+    pub sql: String,
+    /// Names and values of the parameters, values in ClickHouse's text form.
+    pub params: Vec<(String, String)>,
+    /// One of ClickHouse's output formats.
+    pub format: String,
+    pub access: Access,
+}
+
+/// A formatted answer, in parts. Dropping it cancels the query.
+pub type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, StoreError>> + Send>>;
+
+/// What can go wrong in a store. Callers branch on it: `Unavailable` is worth another try, the rest is not.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The statement or the data is at fault; the same again will fail again. `code` is ClickHouse's, zero where
+    /// it gave none.
+    #[error("{message}")]
+    Rejected { code: u32, message: String },
+    /// The store cannot be reached, or is full or busy, or broke down on the way. Nothing is known of the outcome.
+    #[error("{message}")]
+    Unavailable { message: String },
+}
+
+/// A ClickHouse.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Makes the rows of `block` durable in `table`, all or none. `token` names the block: the same token with the
+    /// same bytes again adds nothing (which only serves retries of the same block).
+    async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError>;
+
+    /// Runs a statement that returns rows.
+    async fn query(&self, query: Query) -> Result<Chunks, StoreError>;
+
+    /// Runs a statement of Holdfast's own that returns none: DDL.
+    async fn execute(&self, sql: &str) -> Result<(), StoreError>;
+}

@@ -1,0 +1,19 @@
+//! The messages that Holdfast's agents, collector and CLI exchange, generated from `proto/holdfast/v1.proto`.
+//!
+//! This crate holds no logic. The generated code is committed; `tests/generated.rs` regenerates it and fails
+//! when the two differ (`HOLDFAST_BLESS=1 cargo test -p holdfast-proto` writes it anew).
+#![forbid(unsafe_code)]
+
+/// The version of the protocol. A peer with another number is refused, and told which side to upgrade.
+pub const PROTOCOL: u32 = 1;
+
+/// A record that is the first of its connection: one row of `attempts`. A bit of `ConnectionColumns.flags`.
+pub const FLAG_FIRST: u8 = 1;
+/// A record that is the last of its connection: one row of `connections`. A bit of `ConnectionColumns.flags`.
+pub const FLAG_FINAL: u8 = 2;
+
+/// `package holdfast.v1`.
+pub mod v1 {
+    #![allow(missing_docs, clippy::all, rust_2018_idioms, unreachable_pub)]
+    include!("generated/holdfast.v1.rs");
+}
