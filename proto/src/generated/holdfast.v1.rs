@@ -589,7 +589,7 @@ pub mod uplink_client {
         }
         /// The agent sends `Hello` first and waits for `Welcome`; then batches and statuses, in order of sequence
         /// within a stream. The collector answers with acknowledgements, each after the durable insert.
-        pub async fn connect(
+        pub async fn deliver(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::AgentMessage>,
         ) -> std::result::Result<
@@ -606,11 +606,11 @@ pub mod uplink_client {
                 })?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static(
-                "/holdfast.v1.Uplink/Connect",
+                "/holdfast.v1.Uplink/Deliver",
             );
             let mut req = request.into_streaming_request();
             req.extensions_mut()
-                .insert(GrpcMethod::new("holdfast.v1.Uplink", "Connect"));
+                .insert(GrpcMethod::new("holdfast.v1.Uplink", "Deliver"));
             self.inner.streaming(req, path, codec).await
         }
     }
@@ -628,18 +628,18 @@ pub mod uplink_server {
     /// Generated trait containing gRPC methods that should be implemented for use with UplinkServer.
     #[async_trait]
     pub trait Uplink: std::marker::Send + std::marker::Sync + 'static {
-        /// Server streaming response type for the Connect method.
-        type ConnectStream: tonic::codegen::tokio_stream::Stream<
+        /// Server streaming response type for the Deliver method.
+        type DeliverStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::CollectorMessage, tonic::Status>,
             >
             + std::marker::Send
             + 'static;
         /// The agent sends `Hello` first and waits for `Welcome`; then batches and statuses, in order of sequence
         /// within a stream. The collector answers with acknowledgements, each after the durable insert.
-        async fn connect(
+        async fn deliver(
             &self,
             request: tonic::Request<tonic::Streaming<super::AgentMessage>>,
-        ) -> std::result::Result<tonic::Response<Self::ConnectStream>, tonic::Status>;
+        ) -> std::result::Result<tonic::Response<Self::DeliverStream>, tonic::Status>;
     }
     /// What an agent speaks. One stream for as long as the agent runs and the network lasts.
     #[derive(Debug)]
@@ -718,13 +718,13 @@ pub mod uplink_server {
         }
         fn call(&mut self, req: http::Request<B>) -> Self::Future {
             match req.uri().path() {
-                "/holdfast.v1.Uplink/Connect" => {
+                "/holdfast.v1.Uplink/Deliver" => {
                     #[allow(non_camel_case_types)]
-                    struct ConnectSvc<T: Uplink>(pub Arc<T>);
+                    struct DeliverSvc<T: Uplink>(pub Arc<T>);
                     impl<T: Uplink> tonic::server::StreamingService<super::AgentMessage>
-                    for ConnectSvc<T> {
+                    for DeliverSvc<T> {
                         type Response = super::CollectorMessage;
-                        type ResponseStream = T::ConnectStream;
+                        type ResponseStream = T::DeliverStream;
                         type Future = BoxFuture<
                             tonic::Response<Self::ResponseStream>,
                             tonic::Status,
@@ -737,7 +737,7 @@ pub mod uplink_server {
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move {
-                                <T as Uplink>::connect(&inner, request).await
+                                <T as Uplink>::deliver(&inner, request).await
                             };
                             Box::pin(fut)
                         }
@@ -748,7 +748,7 @@ pub mod uplink_server {
                     let max_encoding_message_size = self.max_encoding_message_size;
                     let inner = self.inner.clone();
                     let fut = async move {
-                        let method = ConnectSvc(inner);
+                        let method = DeliverSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
