@@ -47,13 +47,12 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// A compiler with its library source, and the linker.
+/// A compiler that brings its library source.
 #[derive(Debug)]
-pub(crate) struct Toolchain {
+pub(crate) struct Compiler {
     pub(crate) cargo: PathBuf,
     pub(crate) rustc: PathBuf,
-    pub(crate) linker: PathBuf,
-    /// The LLVM that the compiler uses.
+    /// The LLVM that it uses.
     llvm: PathBuf,
 }
 
@@ -62,13 +61,14 @@ pub(crate) struct Toolchain {
 ///
 /// What the compiler prints goes on to stderr while it runs.
 pub(crate) fn build(workspace: &Path, target_dir: &Path) -> Result<PathBuf, Error> {
-    let toolchain = find_toolchain()?;
+    let compiler = find_compiler().ok_or_else(|| Error::NoToolchain(no_compiler()))?;
+    let linker = find_linker().ok_or_else(|| Error::NoToolchain(no_linker()))?;
     // Absolute, because the compiler is started in the workspace.
     let target_dir = std::path::absolute(target_dir).map_err(|error| failed("find", target_dir, &error))?;
     let llvm_dir =
-        provide_llvm(&toolchain.llvm, &target_dir).map_err(|error| failed("write", &target_dir, &error))?;
+        provide_llvm(&compiler.llvm, &target_dir).map_err(|error| failed("write", &target_dir, &error))?;
 
-    let mut cargo = Command::new(&toolchain.cargo);
+    let mut cargo = Command::new(&compiler.cargo);
     cargo
         .args([
             "build",
@@ -84,14 +84,14 @@ pub(crate) fn build(workspace: &Path, target_dir: &Path) -> Result<PathBuf, Erro
         .current_dir(workspace);
     clear_outer_build(&mut cargo);
     cargo
-        .env("RUSTC", &toolchain.rustc)
+        .env("RUSTC", &compiler.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTC_WRAPPER", "")
         .env("RUSTC_WORKSPACE_WRAPPER", "")
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(&toolchain.linker))
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(&linker))
         .env("LD_LIBRARY_PATH", llvm_dir);
 
-    let (succeeded, output) = run(&mut cargo).map_err(|error| failed("run", &toolchain.cargo, &error))?;
+    let (succeeded, output) = run(&mut cargo).map_err(|error| failed("run", &compiler.cargo, &error))?;
     let object = target_dir.join(TARGET).join("release/probes");
     if succeeded && object.is_file() {
         Ok(object)
@@ -113,27 +113,27 @@ pub(crate) fn rerun_if_changed(workspace: &Path) -> Vec<PathBuf> {
     .iter()
     .map(|file| workspace.join(file))
     .collect();
-    match find_toolchain() {
-        Ok(toolchain) => files.extend([toolchain.rustc, toolchain.linker]),
-        Err(_) => files.push(workspace.join("target/bpf/no-toolchain")),
+    match (find_compiler(), find_linker()) {
+        (Some(compiler), Some(linker)) => files.extend([compiler.rustc, linker]),
+        _ => files.push(workspace.join("target/bpf/no-toolchain")),
     }
     files
 }
 
-/// The first toolchain that can build the programs: rustup's, nightly before others, then the system's.
-pub(crate) fn find_toolchain() -> Result<Toolchain, Error> {
-    let compiler = rustup_toolchains()
+/// The first compiler that can build the programs: rustup's, nightly before others, then the system's.
+pub(crate) fn find_compiler() -> Option<Compiler> {
+    rustup_toolchains()
         .into_iter()
         .find_map(|root| compiler_in(&root, rustup_llvm(&root)?))
-        .or_else(|| compiler_in(Path::new("/usr"), linked_llvm(Path::new("/usr/bin/rustc"))?));
-    let (cargo, rustc, llvm) = compiler.ok_or_else(|| Error::NoToolchain(no_compiler()))?;
-    let linker = find_linker().ok_or_else(|| Error::NoToolchain(no_linker()))?;
-    Ok(Toolchain {
-        cargo,
-        rustc,
-        linker,
-        llvm,
-    })
+        .or_else(|| compiler_in(Path::new("/usr"), linked_llvm(Path::new("/usr/bin/rustc"))?))
+}
+
+/// The linker that `cargo xtask setup` installed, else one on the PATH.
+pub(crate) fn find_linker() -> Option<PathBuf> {
+    let cached = cache_dir().map(|cache| cached_linker(&cache));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let on_path = env::split_paths(&path).map(|directory| directory.join("bpf-linker"));
+    cached.into_iter().chain(on_path).find(|file| file.is_file())
 }
 
 /// Where the project keeps what it downloads: `$HOLDFAST_CACHE`, else `holdfast` in the user's cache directory.
@@ -173,14 +173,14 @@ fn failed(verb: &str, path: &Path, error: &io::Error) -> Error {
 }
 
 /// `root/bin/rustc` and its cargo, if they are new enough and bring their library source.
-fn compiler_in(root: &Path, llvm: PathBuf) -> Option<(PathBuf, PathBuf, PathBuf)> {
+fn compiler_in(root: &Path, llvm: PathBuf) -> Option<Compiler> {
     let (cargo, rustc) = (root.join("bin/cargo"), root.join("bin/rustc"));
     let complete = cargo.is_file()
         && root
             .join("lib/rustlib/src/rust/library/core/src/lib.rs")
             .is_file()
         && version(&rustc)? >= OLDEST_RUSTC;
-    complete.then_some((cargo, rustc, llvm))
+    complete.then_some(Compiler { cargo, rustc, llvm })
 }
 
 fn version(rustc: &Path) -> Option<(u32, u32)> {
@@ -231,15 +231,8 @@ fn provide_llvm(llvm: &Path, target_dir: &Path) -> io::Result<PathBuf> {
     }
 }
 
-fn find_linker() -> Option<PathBuf> {
-    let cached = cache_dir().map(|cache| cached_linker(&cache));
-    let path = env::var_os("PATH").unwrap_or_default();
-    let on_path = env::split_paths(&path).map(|directory| directory.join("bpf-linker"));
-    cached.into_iter().chain(on_path).find(|file| file.is_file())
-}
-
 /// Where `cargo xtask setup` installs the linker.
-pub(crate) fn cached_linker(cache: &Path) -> PathBuf {
+fn cached_linker(cache: &Path) -> PathBuf {
     cache.join(format!("bpf-linker-{LINKER_VERSION}/bin/bpf-linker"))
 }
 

@@ -1,0 +1,230 @@
+//! When a batch is full: by rows, by bytes, by age, and at the end of a UTC day. Pure: the time is an argument.
+//!
+//! A batch is numbered when it is sealed and never changes again; sent again, it is the same bytes.
+
+use std::time::Duration;
+
+use holdfast_agent_ebpf::event::{ConnectionRecord, step_offset_ns};
+use holdfast_proto::v1::{self, Stream, batch};
+
+use crate::{clock::Clock, wire::ConnectionRows};
+
+/// When to seal.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Rows in a batch at most.
+    pub rows: usize,
+    /// Encoded bytes in a batch at most, by the estimate of [`ConnectionRows::estimated_bytes`].
+    pub bytes: usize,
+    /// The oldest row waits so long at most.
+    pub age: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        // 8,192 rows are 60 ms of the highest connection rate that two cores reach, and already amortise the
+        // dictionaries; 200 ms leaves most of a second for the way into the store.
+        Self {
+            rows: 8_192,
+            bytes: 1 << 20,
+            age: Duration::from_millis(200),
+        }
+    }
+}
+
+/// Fills batches of the stream of connections.
+pub struct Batcher {
+    limits: Limits,
+    rows: ConnectionRows,
+    /// When the oldest row came, and the UTC day that all rows belong to. Meaningless without rows.
+    oldest: Duration,
+    day: u64,
+    last_sequence: u64,
+}
+
+const DAY_NS: u64 = 86_400_000_000_000;
+
+impl Batcher {
+    /// An empty one; the first batch has the sequence 1.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            rows: ConnectionRows::default(),
+            oldest: Duration::ZERO,
+            day: 0,
+            last_sequence: 0,
+        }
+    }
+
+    /// Rows that are in no sealed batch yet.
+    pub fn waiting_rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Adds a record at the monotonic time `now`. Gives back the batch that the record did not belong to any more,
+    /// or the one that it filled.
+    pub fn push(&mut self, record: &ConnectionRecord, clock: Clock, now: Duration) -> Option<v1::Batch> {
+        let day = recorded_ns(record, clock) / DAY_NS;
+        let before = if !self.rows.is_empty() && day != self.day {
+            self.seal()
+        } else {
+            None
+        };
+        if self.rows.is_empty() {
+            self.oldest = now;
+            self.day = day;
+        }
+        self.rows.push(record, clock);
+        if self.rows.len() >= self.limits.rows || self.rows.estimated_bytes() >= self.limits.bytes {
+            debug_assert!(before.is_none(), "limits hold more than one row");
+            return before.or_else(|| self.seal());
+        }
+        before
+    }
+
+    /// Gives the batch that has waited long enough at the monotonic time `now`.
+    pub fn tick(&mut self, now: Duration) -> Option<v1::Batch> {
+        if !self.rows.is_empty() && now.saturating_sub(self.oldest) >= self.limits.age {
+            return self.seal();
+        }
+        None
+    }
+
+    /// Gives what is there, however little.
+    pub fn seal(&mut self) -> Option<v1::Batch> {
+        if self.rows.is_empty() {
+            return None;
+        }
+        let rows = std::mem::take(&mut self.rows);
+        self.last_sequence += 1;
+        Some(v1::Batch {
+            stream: Stream::Connections.into(),
+            sequence: self.last_sequence,
+            rows: rows.len() as u32,
+            columns: Some(batch::Columns::Connections(rows.finish())),
+        })
+    }
+}
+
+/// The wall time at which the kernel made the record, by its last step: what the store partitions by.
+fn recorded_ns(record: &ConnectionRecord, clock: Clock) -> u64 {
+    let offset_ns = record.steps().last().map_or(0, |&step| step_offset_ns(step));
+    // To the microsecond after the opening, as the store will compute it.
+    clock
+        .wall_ns(record.opened_ns)
+        .saturating_add(offset_ns / 1_000 * 1_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_agent_ebpf::{
+        event::{flag, role, state, step},
+        limits::PATH_STEPS,
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CLOCK: Clock = Clock::with_offset_ns(0);
+
+    fn closed_at(wall_ns: u64) -> ConnectionRecord {
+        let mut path = [0; PATH_STEPS];
+        path[0] = step(state::SYN_SENT, 0);
+        path[1] = step(state::CLOSE, 1_000);
+        ConnectionRecord {
+            opened_ns: wall_ns - 1_000,
+            path,
+            path_len: 2,
+            role: role::ACTIVE,
+            flags: flag::FIRST | flag::FINAL,
+            ..ConnectionRecord::ZERO
+        }
+    }
+
+    fn batcher(rows: usize) -> Batcher {
+        Batcher::new(Limits {
+            rows,
+            bytes: 1 << 20,
+            age: Duration::from_millis(200),
+        })
+    }
+
+    #[test]
+    fn a_full_batch_is_sealed_with_the_row_that_filled_it() {
+        let mut batcher = batcher(3);
+        assert!(batcher.push(&closed_at(DAY_NS), CLOCK, Duration::ZERO).is_none());
+        assert!(batcher.push(&closed_at(DAY_NS), CLOCK, Duration::ZERO).is_none());
+        let batch = batcher
+            .push(&closed_at(DAY_NS), CLOCK, Duration::ZERO)
+            .expect("a full batch");
+        assert_eq!((batch.rows, batch.sequence), (3, 1));
+        assert_eq!(batcher.waiting_rows(), 0);
+    }
+
+    #[test]
+    fn a_batch_is_sealed_by_the_age_of_its_oldest_row() {
+        let mut batcher = batcher(100);
+        assert!(batcher.tick(Duration::from_secs(9)).is_none(), "nothing to seal");
+        batcher.push(&closed_at(DAY_NS), CLOCK, Duration::from_secs(10));
+        batcher.push(&closed_at(DAY_NS), CLOCK, Duration::from_millis(10_199));
+        assert!(batcher.tick(Duration::from_millis(10_199)).is_none());
+        assert_eq!(
+            batcher
+                .tick(Duration::from_millis(10_200))
+                .expect("an old batch")
+                .rows,
+            2
+        );
+    }
+
+    #[test]
+    fn a_batch_is_sealed_by_its_size() {
+        let mut batcher = Batcher::new(Limits {
+            rows: 1_000_000,
+            bytes: 10_000,
+            age: Duration::MAX,
+        });
+        let sealed = (0..1_000).find_map(|_| batcher.push(&closed_at(DAY_NS), CLOCK, Duration::ZERO));
+        let batch = sealed.expect("a batch of its size");
+        assert!(prost::Message::encoded_len(&batch) <= 10_000);
+        assert!(batch.rows > 50, "{} rows", batch.rows);
+    }
+
+    #[test]
+    fn a_batch_never_spans_midnight() {
+        let mut batcher = batcher(100);
+        assert!(
+            batcher
+                .push(&closed_at(DAY_NS - 1_000), CLOCK, Duration::ZERO)
+                .is_none()
+        );
+        let yesterday = batcher
+            .push(&closed_at(DAY_NS), CLOCK, Duration::ZERO)
+            .expect("the day before");
+        assert_eq!((yesterday.rows, yesterday.sequence), (1, 1));
+        assert_eq!(batcher.seal().expect("today").sequence, 2);
+    }
+
+    proptest! {
+        #[test]
+        fn no_row_is_lost_and_no_sequence_is_skipped(
+            gaps in prop::collection::vec((0..DAY_NS, 0..500_u64), 0..200), limit in 2..20_usize
+        ) {
+            let mut batcher = batcher(limit);
+            let (mut wall, mut now) = (DAY_NS, Duration::ZERO);
+            let mut sealed = Vec::new();
+            for (wall_step, step_ms) in &gaps {
+                wall += wall_step / 50;
+                now += Duration::from_millis(*step_ms);
+                sealed.extend(batcher.tick(now));
+                sealed.extend(batcher.push(&closed_at(wall), CLOCK, now));
+            }
+            sealed.extend(batcher.seal());
+            prop_assert_eq!(sealed.iter().map(|batch| batch.rows as usize).sum::<usize>(), gaps.len());
+            for (index, batch) in sealed.iter().enumerate() {
+                prop_assert_eq!(batch.sequence, index as u64 + 1);
+                prop_assert!(batch.rows as usize <= limit);
+            }
+        }
+    }
+}
