@@ -231,9 +231,13 @@ fn provide_llvm(llvm: &Path, target_dir: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// Where `cargo xtask setup` installs the linker.
+/// Where `cargo xtask setup` installs the linker, in its `bin`.
+pub(crate) fn linker_root(cache: &Path) -> PathBuf {
+    cache.join(format!("bpf-linker-{LINKER_VERSION}"))
+}
+
 fn cached_linker(cache: &Path) -> PathBuf {
-    cache.join(format!("bpf-linker-{LINKER_VERSION}/bin/bpf-linker"))
+    linker_root(cache).join("bin/bpf-linker")
 }
 
 /// CPU version 3 has the atomic operations whose results are used, and 32-bit arithmetic. Debug information is what
