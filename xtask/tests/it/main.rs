@@ -1,0 +1,4 @@
+//! What `cargo xtask` does and what is deployed, tried for real.
+
+mod commands;
+mod units;
