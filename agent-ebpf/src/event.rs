@@ -40,6 +40,8 @@ pub mod flag {
     pub const PATH_TRUNCATED: u8 = 4;
     /// The peer's FIN arrived (`SOCK_DONE`), and `bytes_received` counts it.
     pub const FIN_RECEIVED: u8 = 8;
+    /// The handshake succeeded.
+    pub const ESTABLISHED: u8 = 16;
 }
 
 /// One step of a path: the state in the upper 4 bits, nanoseconds since the opening in the lower 60 (36 years).

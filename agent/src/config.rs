@@ -75,7 +75,7 @@ pub struct RunArgs {
 
     /// Connections that are followed at once; more are counted as untracked
     #[arg(long, env = "HOLDFAST_CONNECTIONS", value_name = "N", default_value_t = limits::CONNECTIONS,
-        value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+        value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
     pub connections: u32,
 
     /// What is kept in memory while the collector is away; when it is full the oldest batch is dropped, and counted

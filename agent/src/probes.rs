@@ -120,11 +120,15 @@ impl Probes {
         let object = object::OBJECT.ok_or(ProbeError::NoPrograms)?;
         let offsets = Btf::of_this_kernel()?.offsets();
         let only_netns = options.only_netns.unwrap_or(0);
+        let buckets = limits::slots(options.connections) / limits::WAYS;
+        let bucket_mask = buckets - 1;
         let mut ebpf = EbpfLoader::new()
             .override_global("OFFSETS", &offsets[..], true)
             .override_global("ONLY_NETNS", &only_netns, true)
             .map_max_entries("EVENTS", options.ring_bytes)
-            .map_max_entries("CONNECTIONS", options.connections)
+            .override_global("BUCKET_MASK", &bucket_mask, true)
+            .map_max_entries("SOCKETS", buckets)
+            .map_max_entries("RECORDS", buckets * limits::WAYS)
             .load(object)
             .map_err(|error| {
                 if is_permission(&error) {

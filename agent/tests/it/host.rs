@@ -31,11 +31,18 @@ impl Host {
             unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace: these tests need root");
             ip("link set lo up");
             let inode = fs::metadata("/proc/thread-self/ns/net").expect("/proc").ino();
-            ready.send((inode as u32, nix::unistd::gettid().as_raw())).expect("the test waits");
+            ready
+                .send((inode as u32, nix::unistd::gettid().as_raw()))
+                .expect("the test waits");
             queue.into_iter().for_each(|job| job());
         });
         let (netns, thread_id) = made.recv().expect("the namespace was made");
-        Self { jobs: Some(jobs), thread: Some(thread), netns, thread_id }
+        Self {
+            jobs: Some(jobs),
+            thread: Some(thread),
+            netns,
+            thread_id,
+        }
     }
 
     /// Runs something inside, and gives what it gives. Processes that it starts are inside too.
@@ -46,7 +53,10 @@ impl Host {
             let _ = result.send(std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)));
         }))
         .expect("the host is up");
-        answer.recv().expect("the job ended").unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        answer
+            .recv()
+            .expect("the job ended")
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// Runs `ip` inside.
@@ -62,12 +72,17 @@ impl Host {
 
     /// Sets a kernel parameter of this namespace.
     pub(crate) fn sysctl(&self, name: &'static str, value: &'static str) {
-        self.run(move || fs::write(format!("/proc/sys/net/{name}"), value).expect("a parameter of the namespace"));
+        self.run(move || {
+            fs::write(format!("/proc/sys/net/{name}"), value).expect("a parameter of the namespace");
+        });
     }
 
     /// Joins two hosts by a cable: 10.0.0.1 on this one, 10.0.0.2 on the other.
     pub(crate) fn connect(&self, other: &Self) {
-        self.ip(&format!("link add cable type veth peer name cable netns {}", other.thread_id));
+        self.ip(&format!(
+            "link add cable type veth peer name cable netns {}",
+            other.thread_id
+        ));
         for (host, address) in [(self, "10.0.0.1/24"), (other, "10.0.0.2/24")] {
             host.ip(&format!("address add {address} dev cable"));
             host.ip("link set cable up");
@@ -98,6 +113,13 @@ impl Drop for Host {
 }
 
 fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split(' ')).output().expect("the command ip (package iproute2)");
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .expect("the command ip (package iproute2)");
+    assert!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

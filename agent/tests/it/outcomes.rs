@@ -32,21 +32,35 @@ const IN_THE_HOLE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0,
 
 /// A socket on which connect() was called and has not ended.
 fn start_to_connect(host: &Host, to: SocketAddr) -> TcpStream {
-    let SocketAddr::V4(to) = to else { panic!("an IPv4 address") };
+    let SocketAddr::V4(to) = to else {
+        panic!("an IPv4 address")
+    };
     host.run(move || {
         // SAFETY: plain system calls; the descriptor is owned from here on, the address lives through the call.
         unsafe {
-            let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0);
+            let fd = libc::socket(
+                libc::AF_INET,
+                libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+                0,
+            );
             let socket = OwnedFd::from_raw_fd(fd);
             let address = libc::sockaddr_in {
                 sin_family: libc::AF_INET as u16,
                 sin_port: to.port().to_be(),
-                sin_addr: libc::in_addr { s_addr: u32::from(*to.ip()).to_be() },
+                sin_addr: libc::in_addr {
+                    s_addr: u32::from(*to.ip()).to_be(),
+                },
                 sin_zero: [0; 8],
             };
             let size = size_of::<libc::sockaddr_in>() as u32;
-            assert_eq!(libc::connect(socket.as_raw_fd(), (&raw const address).cast(), size), -1);
-            assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(libc::EINPROGRESS));
+            assert_eq!(
+                libc::connect(socket.as_raw_fd(), (&raw const address).cast(), size),
+                -1
+            );
+            assert_eq!(
+                std::io::Error::last_os_error().raw_os_error(),
+                Some(libc::EINPROGRESS)
+            );
             TcpStream::from(socket)
         }
     })
@@ -54,7 +68,10 @@ fn start_to_connect(host: &Host, to: SocketAddr) -> TcpStream {
 
 /// Makes close() send a reset.
 fn reset_on_close(stream: &TcpStream) {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
     // SAFETY: the option's value is a linger, which lives through the call.
     let result = unsafe {
         libc::setsockopt(
@@ -87,10 +104,19 @@ fn a_finished_connection_has_its_path_and_payload_on_both_ends() {
         let (active, passive) = watch.both_ends();
         check(&active, (Outcome::Established, CloseReason::Finished));
         check(&passive, (Outcome::Established, CloseReason::Finished));
-        assert_eq!(states(&active), [SYN_SENT, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE]);
-        assert_eq!(states(&passive), [SYN_RECV, ESTABLISHED, CLOSE_WAIT, LAST_ACK, CLOSE]);
+        assert_eq!(
+            states(&active),
+            [SYN_SENT, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE]
+        );
+        assert_eq!(
+            states(&passive),
+            [SYN_RECV, ESTABLISHED, CLOSE_WAIT, LAST_ACK, CLOSE]
+        );
         assert_eq!((active.local_port, active.remote_port), (from.port(), to.port()));
-        assert_eq!((passive.local_port, passive.remote_port), (to.port(), from.port()));
+        assert_eq!(
+            (passive.local_port, passive.remote_port),
+            (to.port(), from.port())
+        );
         assert_eq!(active.local_address, passive.remote_address);
         assert_eq!(active.netns, host.netns);
         assert_ne!(active.cookie, 0);
@@ -98,7 +124,10 @@ fn a_finished_connection_has_its_path_and_payload_on_both_ends() {
         // The peer's FIN comes after the active end's socket is gone, and into the passive one.
         let payload = |record: &holdfast_agent_ebpf::event::ConnectionRecord| {
             let fin = u64::from(record.flags & holdfast_agent_ebpf::event::flag::FIN_RECEIVED != 0);
-            (record.bytes_sent - record.bytes_retransmitted, record.bytes_received - fin)
+            (
+                record.bytes_sent - record.bytes_retransmitted,
+                record.bytes_received - fin,
+            )
         };
         assert_eq!((payload(&active), payload(&passive)), ((12, 4), (4, 12)));
     }
@@ -131,7 +160,9 @@ fn payload_is_right_when_the_peer_closes_first_and_when_half_closed() {
 fn a_closed_port_is_refused() {
     let host = Host::new();
     let mut watch = Watch::on(&host);
-    let error = host.dial("127.0.0.1:9".parse().expect("an address")).expect_err("nobody listens");
+    let error = host
+        .dial("127.0.0.1:9".parse().expect("an address"))
+        .expect_err("nobody listens");
     assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
     let record = watch.only();
     check(&record, (Outcome::Refused, CloseReason::None));
@@ -157,7 +188,8 @@ fn a_process_that_gives_up_on_unanswered_syns_timed_out() {
     let (host, _router) = host_before_a_black_hole();
     let mut watch = Watch::on(&host);
     let limit = Duration::from_millis(1_300);
-    host.run(move || TcpStream::connect_timeout(&IN_THE_HOLE, limit)).expect_err("no answer");
+    host.run(move || TcpStream::connect_timeout(&IN_THE_HOLE, limit))
+        .expect_err("no answer");
     let record = watch.only();
     check(&record, (Outcome::TimedOut, CloseReason::None));
     assert_eq!((record.error, record.syn_retransmits), (0, 1));
@@ -179,7 +211,9 @@ fn a_router_without_a_route_makes_it_unreachable() {
     router.sysctl("ipv4/ip_forward", "1");
     router.ip("route add unreachable 192.0.2.0/24");
     let mut watch = Watch::on(&host);
-    let error = host.dial("192.0.2.1:80".parse().expect("an address")).expect_err("no route");
+    let error = host
+        .dial("192.0.2.1:80".parse().expect("an address"))
+        .expect_err("no route");
     assert_eq!(error.raw_os_error(), Some(libc::EHOSTUNREACH));
     let record = watch.only();
     check(&record, (Outcome::Unreachable, CloseReason::None));
@@ -228,7 +262,9 @@ const RST: u8 = 0x04;
 
 /// Sends one TCP segment as if it came from `from`, by a raw socket.
 fn inject(from: SocketAddr, to: SocketAddr, sequence: u32, acknowledgement: u32, flags: u8) {
-    let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else { panic!("IPv4 addresses") };
+    let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else {
+        panic!("IPv4 addresses")
+    };
     let mut segment = Vec::with_capacity(20);
     segment.extend(from.port().to_be_bytes());
     segment.extend(to.port().to_be_bytes());
@@ -251,13 +287,19 @@ fn inject(from: SocketAddr, to: SocketAddr, sequence: u32, acknowledgement: u32,
     packet.extend(segment);
     // SAFETY: plain system calls; the address and the packet live through them.
     unsafe {
-        let fd = libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_RAW);
+        let fd = libc::socket(
+            libc::AF_INET,
+            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+            libc::IPPROTO_RAW,
+        );
         assert!(fd >= 0, "a raw socket: {}", std::io::Error::last_os_error());
         let socket = OwnedFd::from_raw_fd(fd);
         let address = libc::sockaddr_in {
             sin_family: libc::AF_INET as u16,
             sin_port: 0,
-            sin_addr: libc::in_addr { s_addr: u32::from(*to.ip()).to_be() },
+            sin_addr: libc::in_addr {
+                s_addr: u32::from(*to.ip()).to_be(),
+            },
             sin_zero: [0; 8],
         };
         let sent = libc::sendto(

@@ -46,7 +46,11 @@ fn another_namespace_is_not_seen_but_counted() {
 #[test]
 fn what_a_full_ring_loses_is_counted_to_the_event() {
     let host = Host::new();
-    let mut watch = Watch::with(Options { only_netns: Some(host.netns), ring_bytes: 4096, ..Options::default() });
+    let mut watch = Watch::with(Options {
+        only_netns: Some(host.netns),
+        ring_bytes: 4096,
+        ..Options::default()
+    });
     connections(&host, 100);
     // Both ends of every connection were closed before connections() returned, but for the last FIN's way.
     thread::sleep(Duration::from_millis(50));
@@ -60,10 +64,19 @@ fn what_a_full_ring_loses_is_counted_to_the_event() {
 #[test]
 fn what_a_full_map_refuses_is_counted_as_untracked() {
     let host = Host::new();
-    let mut watch = Watch::with(Options { only_netns: Some(host.netns), connections: 8, ..Options::default() });
+    let mut watch = Watch::with(Options {
+        only_netns: Some(host.netns),
+        connections: 8,
+        ..Options::default()
+    });
     let (listener, to) = host.listen("127.0.0.1");
     let held: Vec<_> = (0..10)
-        .map(|_| (host.dial(to).expect("a connection"), listener.accept().expect("a connection")))
+        .map(|_| {
+            (
+                host.dial(to).expect("a connection"),
+                listener.accept().expect("a connection"),
+            )
+        })
         .collect();
     let counts = watch.counts();
     let open = counts.get(Counter::Opened) - counts.get(Counter::Untracked);
@@ -76,7 +89,10 @@ fn what_a_full_map_refuses_is_counted_as_untracked() {
     thread::sleep(Duration::from_millis(50));
     let counts = watch.counts();
     assert_eq!(counts.get(Counter::Closed), open);
-    assert_eq!(counts.get(Counter::Opened), counts.get(Counter::Closed) + counts.get(Counter::Untracked));
+    assert_eq!(
+        counts.get(Counter::Opened),
+        counts.get(Counter::Closed) + counts.get(Counter::Untracked)
+    );
     // The untracked ones are seen again when they close, and not taken for anything else.
     assert_eq!(counts.get(Counter::Unseen), counts.get(Counter::Untracked));
 }
@@ -101,7 +117,10 @@ fn a_socket_that_connects_twice_is_two_connections() {
     let (listener, to) = host.listen("127.0.0.1");
     host.run(move || {
         let stream = TcpStream::connect(to).expect("a connection");
-        let address = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
+        let address = libc::sockaddr {
+            sa_family: libc::AF_UNSPEC as u16,
+            sa_data: [0; 14],
+        };
         // SAFETY: the address lives through the call. AF_UNSPEC dissolves the connection and keeps the socket.
         let result = unsafe {
             libc::connect(
@@ -111,11 +130,15 @@ fn a_socket_that_connects_twice_is_two_connections() {
             )
         };
         assert_eq!(result, 0);
-        let std::net::SocketAddr::V4(to) = to else { panic!("IPv4") };
+        let std::net::SocketAddr::V4(to) = to else {
+            panic!("IPv4")
+        };
         let address = libc::sockaddr_in {
             sin_family: libc::AF_INET as u16,
             sin_port: to.port().to_be(),
-            sin_addr: libc::in_addr { s_addr: u32::from(*to.ip()).to_be() },
+            sin_addr: libc::in_addr {
+                s_addr: u32::from(*to.ip()).to_be(),
+            },
             sin_zero: [0; 8],
         };
         // SAFETY: as above.
@@ -138,7 +161,10 @@ fn a_socket_that_connects_twice_is_two_connections() {
         }
     });
     let records = watch.wait_for(4);
-    let active: Vec<_> = records.iter().filter(|record| record.role == role::ACTIVE).collect();
+    let active: Vec<_> = records
+        .iter()
+        .filter(|record| record.role == role::ACTIVE)
+        .collect();
     assert_eq!(active.len(), 2, "{records:#?}");
     assert_eq!(active[0].cookie, active[1].cookie, "one socket");
     assert_ne!(active[0].opened_ns, active[1].opened_ns, "two connections");
@@ -170,7 +196,10 @@ fn the_process_that_serves_is_named_not_the_one_that_listens() {
     assert!(server.wait().expect("it ended").success());
 
     let (active, passive) = watch.both_ends();
-    assert_eq!((active.attribution, active.pid), (attribution::EXACT, std::process::id()));
+    assert_eq!(
+        (active.attribution, active.pid),
+        (attribution::EXACT, std::process::id())
+    );
     assert_eq!((passive.attribution, passive.pid), (attribution::EXACT, child));
     assert_eq!(&passive.comm[..7], b"python3");
 }

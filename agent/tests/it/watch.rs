@@ -28,14 +28,25 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn on(host: &Host) -> Self {
-        Self::with(Options { only_netns: Some(host.netns), ..Options::default() })
+        Self::with(Options {
+            only_netns: Some(host.netns),
+            ..Options::default()
+        })
     }
 
     pub(crate) fn with(options: Options) -> Self {
         let mut probes = Probes::load(options).expect("the programs load: these tests need root");
-        let (ring, counters) = (probes.take_ring().expect("a ring"), probes.take_counters().expect("counters"));
+        let (ring, counters) = (
+            probes.take_ring().expect("a ring"),
+            probes.take_counters().expect("counters"),
+        );
         probes.attach().expect("the programs attach");
-        Self { ring, counters, records: Vec::new(), _probes: probes }
+        Self {
+            ring,
+            counters,
+            records: Vec::new(),
+            _probes: probes,
+        }
     }
 
     pub(crate) fn counts(&self) -> KernelCounts {
@@ -45,7 +56,8 @@ impl Watch {
     /// Takes what is in the ring.
     pub(crate) fn drain(&mut self) -> &[ConnectionRecord] {
         while let Some(item) = self.ring.next() {
-            self.records.push(ConnectionRecord::from_bytes(&item).expect("a record"));
+            self.records
+                .push(ConnectionRecord::from_bytes(&item).expect("a record"));
         }
         &self.records
     }
@@ -54,7 +66,12 @@ impl Watch {
     pub(crate) fn wait_for(&mut self, count: usize) -> Vec<ConnectionRecord> {
         let deadline = Instant::now() + PATIENCE;
         while self.drain().len() < count {
-            assert!(Instant::now() < deadline, "{} of {count} records: {:#?}", self.records.len(), self.records);
+            assert!(
+                Instant::now() < deadline,
+                "{} of {count} records: {:#?}",
+                self.records.len(),
+                self.records
+            );
             thread::sleep(Duration::from_millis(5));
         }
         self.records.clone()
@@ -70,7 +87,12 @@ impl Watch {
     /// Waits for the two ends of one connection: active, passive.
     pub(crate) fn both_ends(&mut self) -> (ConnectionRecord, ConnectionRecord) {
         let records = self.wait_for(2);
-        let end = |role| *records.iter().find(|record| record.role == role).expect("an end of each role");
+        let end = |role| {
+            *records
+                .iter()
+                .find(|record| record.role == role)
+                .expect("an end of each role")
+        };
         assert_eq!(records.len(), 2, "{records:#?}");
         (end(role::ACTIVE), end(role::PASSIVE))
     }

@@ -4,6 +4,8 @@
 //! 5.8, with the socket cookie in tracing programs 5.12). It sees every change of state of every TCP socket of
 //! the machine, in every network namespace. The programs copy and count; they decide nothing.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// Atomics: the BPF target has none in `core::sync::atomic`.
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics), allow(internal_features))]
 // A BPF program is made of raw kernel pointers; the verifier, not the compiler, proves their use.
 #![cfg_attr(target_arch = "bpf", allow(unsafe_code))]
 
@@ -13,6 +15,8 @@ mod counters;
 mod kernel;
 #[cfg(target_arch = "bpf")]
 mod ring;
+#[cfg(target_arch = "bpf")]
+mod table;
 #[cfg(target_arch = "bpf")]
 mod tcp_state;
 

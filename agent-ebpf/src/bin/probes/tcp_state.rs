@@ -1,7 +1,7 @@
 //! One connection end, from its opening to CLOSE.
 //!
-//! An entry is made at SYN_SENT (active) or SYN_RECV (passive), every further state is appended to its path, and
-//! CLOSE turns it into one record. The tracepoint fires under the socket's lock, so an entry has one writer at a
+//! A record is begun at SYN_SENT (active) or SYN_RECV (passive), every further state is appended to its path, and
+//! CLOSE completes it and hands it over. The tracepoint fires under the socket's lock, so an entry has one writer at a
 //! time. It often fires in softirq, where the running task is a stranger: only states that a process reaches by
 //! its own call say who owns the socket.
 
@@ -10,39 +10,19 @@ use aya_log_ebpf::warn;
 use holdfast_agent_ebpf::{
     counter::Counter,
     event::{ConnectionRecord, attribution, flag, role, state, step},
-    limits::{COMM_BYTES, CONNECTIONS as MAX_CONNECTIONS, LISTENERS as MAX_LISTENERS, PATH_STEPS},
+    limits::{COMM_BYTES, LISTENERS as MAX_LISTENERS, PATH_STEPS},
     offset::Member,
 };
 
 use crate::{
     counters::count,
     kernel::{Sock, current_process, now_ns},
-    ring,
+    ring, table,
 };
-
-/// Connections that are open, by the address of their socket. It refuses when it is full and never evicts.
-#[map]
-static CONNECTIONS: HashMap<u64, Connection> = HashMap::with_max_entries(MAX_CONNECTIONS, 0);
 
 /// Who called listen() on a port, for the ends that come out of it.
 #[map]
 static LISTENERS: HashMap<ListenerKey, Listener> = HashMap::with_max_entries(MAX_LISTENERS, 0);
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Connection {
-    opened_ns: u64,
-    path: [u64; PATH_STEPS],
-    comm: [u8; COMM_BYTES],
-    pid: u32,
-    role: u8,
-    attribution: u8,
-    flags: u8,
-    path_len: u8,
-    syn_retransmits: u8,
-    established: u8,
-    reserved: [u8; 6],
-}
 
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -82,43 +62,43 @@ fn open(ctx: &BtfTracePointContext, sock: Sock, role: u8, first: u8) {
         count(Counter::Filtered);
         return;
     }
-    let mut connection = Connection {
-        opened_ns: now_ns(),
-        path: [0; PATH_STEPS],
-        comm: [0; COMM_BYTES],
-        pid: 0,
-        role,
-        attribution: attribution::UNKNOWN,
-        flags: 0,
-        path_len: 1,
-        syn_retransmits: 0,
-        established: 0,
-        reserved: [0; 6],
+    count(Counter::Opened);
+    let Some(record) = table::claim(sock.key()) else {
+        if count(Counter::Untracked) {
+            warn!(
+                ctx,
+                "the table of connections is full: further ones are counted as untracked"
+            );
+        }
+        return;
     };
-    connection.path[0] = step(first, 0);
+    // SAFETY: the place was claimed for this socket, whose lock makes this program its only writer.
+    let record = unsafe { &mut *record };
+    record.opened_ns = now_ns();
+    record.path[0] = step(first, 0);
+    record.path_len = 1;
+    record.role = role;
+    record.flags = flag::FIRST;
+    record.syn_retransmits = 0;
     if role == role::ACTIVE {
         // connect(): the caller is the owner.
-        (connection.pid, connection.comm) = current_process();
-        connection.attribution = attribution::EXACT;
-    }
-    count(Counter::Opened);
-    if CONNECTIONS.insert(&sock.key(), &connection, 0).is_err() && count(Counter::Untracked) {
-        warn!(
-            ctx,
-            "the connection map is full: further connections are counted as untracked"
-        );
+        (record.pid, record.comm) = current_process();
+        record.attribution = attribution::EXACT;
+    } else {
+        (record.pid, record.comm) = (0, [0; COMM_BYTES]);
+        record.attribution = attribution::UNKNOWN;
     }
 }
 
 #[inline(always)]
 fn establish(sock: Sock) {
-    let Some(connection) = CONNECTIONS.get_ptr_mut(&sock.key()) else {
+    let Some(connection) = table::get(sock.key()) else {
         return;
     };
     // SAFETY: the entry is live; the socket's lock makes this program its only writer.
     let connection = unsafe { &mut *connection };
     append(connection, state::ESTABLISHED);
-    connection.established = 1;
+    connection.flags |= flag::ESTABLISHED;
     if let Some(tcp) = sock.tcp() {
         connection.syn_retransmits = saturate(tcp.read(Member::TcpRetransmits));
         if connection.role == role::PASSIVE {
@@ -139,7 +119,7 @@ fn establish(sock: Sock) {
 
 #[inline(always)]
 fn step_on(sock: Sock, new: u8) {
-    let Some(connection) = CONNECTIONS.get_ptr_mut(&sock.key()) else {
+    let Some(connection) = table::get(sock.key()) else {
         return;
     };
     // SAFETY: the entry is live; the socket's lock makes this program its only writer.
@@ -154,7 +134,7 @@ fn step_on(sock: Sock, new: u8) {
 #[inline(always)]
 fn close(ctx: &BtfTracePointContext, sock: Sock, old: u8) {
     let key = sock.key();
-    let Some(connection) = CONNECTIONS.get_ptr_mut(&key) else {
+    let Some(connection) = table::get(key) else {
         if sock.is_observed() {
             count(Counter::Unseen);
         }
@@ -170,7 +150,7 @@ fn close(ctx: &BtfTracePointContext, sock: Sock, old: u8) {
     }
     count(Counter::Closed);
     emit(ctx, sock, connection);
-    let _ = CONNECTIONS.remove(&key);
+    table::release(key);
 }
 
 #[inline(always)]
@@ -215,7 +195,7 @@ fn listener_key(sock: Sock) -> ListenerKey {
 
 /// The running task made the call that brought the socket here.
 #[inline(always)]
-fn own(connection: &mut Connection) {
+fn own(connection: &mut ConnectionRecord) {
     if connection.attribution != attribution::EXACT {
         (connection.pid, connection.comm) = current_process();
         connection.attribution = attribution::EXACT;
@@ -224,7 +204,7 @@ fn own(connection: &mut Connection) {
 
 /// Adds a step to the path; past its end the last place is overwritten, and the record says so.
 #[inline(always)]
-fn append(connection: &mut Connection, state: u8) {
+fn append(connection: &mut ConnectionRecord, state: u8) {
     let step = step(state, now_ns().wrapping_sub(connection.opened_ns));
     let len = connection.path_len as usize;
     if len < PATH_STEPS {
@@ -236,64 +216,38 @@ fn append(connection: &mut Connection, state: u8) {
     }
 }
 
+/// Completes the record with what only the socket knows, and hands it over.
 #[inline(always)]
-fn emit(ctx: &BtfTracePointContext, sock: Sock, connection: &Connection) {
+fn emit(ctx: &BtfTracePointContext, sock: Sock, record: &mut ConnectionRecord) {
     let Some(tcp) = sock.tcp() else { return };
-    let Some(mut entry) = ring::reserve() else {
-        if count(Counter::Lost) {
-            warn!(ctx, "the ring buffer is full: records are lost, and counted");
-        }
-        return;
-    };
-    let (local, remote) = sock.addresses();
-    let retransmits = tcp.read(Member::TcpRetransmits);
-    let fin = if sock.fin_received() {
-        flag::FIN_RECEIVED
-    } else {
-        0
-    };
-    entry.write(ConnectionRecord {
-        cookie: sock.cookie(),
-        opened_ns: connection.opened_ns,
-        path: connection.path,
-        cgroup_id: sock.cgroup_id(),
-        bytes_sent: tcp.read(Member::TcpBytesSent),
-        bytes_retransmitted: tcp.read(Member::TcpBytesRetransmitted),
-        bytes_received: tcp.read(Member::TcpBytesReceived),
-        local_address: bytes(local),
-        remote_address: bytes(remote),
-        comm: connection.comm,
-        netns: sock.netns(),
-        pid: connection.pid,
-        segments_sent: tcp.read(Member::TcpSegmentsSent),
-        segments_received: tcp.read(Member::TcpSegmentsReceived),
-        retransmits,
-        srtt_us: tcp.read::<u32>(Member::TcpSrtt) >> 3,
-        local_port: u16::from_be(tcp.read(Member::InetLocalPort)),
-        remote_port: sock.remote_port(),
-        error: sock.error(),
-        family: sock.family() as u8,
-        role: connection.role,
-        attribution: connection.attribution,
-        flags: connection.flags | flag::FIRST | flag::FINAL | fin,
-        path_len: connection.path_len,
-        syn_retransmits: if connection.established == 1 {
-            connection.syn_retransmits
-        } else {
-            saturate(retransmits)
-        },
-        reserved: 0,
-    });
-    ring::submit(entry);
+    record.cookie = sock.cookie();
+    record.cgroup_id = sock.cgroup_id();
+    record.netns = sock.netns();
+    record.bytes_sent = tcp.read(Member::TcpBytesSent);
+    record.bytes_retransmitted = tcp.read(Member::TcpBytesRetransmitted);
+    record.bytes_received = tcp.read(Member::TcpBytesReceived);
+    record.segments_sent = tcp.read(Member::TcpSegmentsSent);
+    record.segments_received = tcp.read(Member::TcpSegmentsReceived);
+    record.retransmits = tcp.read(Member::TcpRetransmits);
+    record.srtt_us = tcp.read::<u32>(Member::TcpSrtt) >> 3;
+    record.local_port = u16::from_be(tcp.read(Member::InetLocalPort));
+    record.remote_port = sock.remote_port();
+    record.error = sock.error();
+    record.family = sock.family() as u8;
+    sock.addresses(&mut record.local_address, &mut record.remote_address);
+    if record.flags & flag::ESTABLISHED == 0 {
+        record.syn_retransmits = saturate(record.retransmits);
+    }
+    if sock.fin_received() {
+        record.flags |= flag::FIN_RECEIVED;
+    }
+    record.flags |= flag::FINAL;
+    if !ring::output(record) && count(Counter::Lost) {
+        warn!(ctx, "the ring buffer is full: records are lost, and counted");
+    }
 }
 
 #[inline(always)]
 fn saturate(retransmits: u32) -> u8 {
     if retransmits > 255 { 255 } else { retransmits as u8 }
-}
-
-#[inline(always)]
-fn bytes(words: [u32; 4]) -> [u8; 16] {
-    // SAFETY: sixteen bytes either way; the words are already in network order.
-    unsafe { core::mem::transmute(words) }
 }
