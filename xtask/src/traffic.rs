@@ -50,16 +50,16 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for &address in &arguments.fetch {
         spawn("http-client", move || repeat(PAUSE, || fetch(address)))?;
     }
-    for &address in &arguments.refused {
-        spawn("refused-client", move || {
-            repeat(PAUSE, || TcpStream::connect(address).map(drop))
-        })?;
-    }
-    for &address in &arguments.silent {
-        // The kernel gives up by itself; nothing here decides the outcome.
-        spawn("silent-client", move || {
-            repeat(PAUSE, || TcpStream::connect(address).map(drop))
-        })?;
+    // Where nobody answers, the kernel gives up by itself; nothing here decides the outcome.
+    for (name, addresses) in [
+        ("refused-client", &arguments.refused),
+        ("silent-client", &arguments.silent),
+    ] {
+        for &address in addresses {
+            spawn(name, move || {
+                repeat(PAUSE, || TcpStream::connect(address).map(drop))
+            })?;
+        }
     }
     for &address in &arguments.load {
         spawn("load-client", move || load(address, rate))?;
@@ -104,7 +104,7 @@ fn fetch(address: SocketAddr) -> io::Result<()> {
     stream.read_to_end(&mut answer).map(drop)
 }
 
-fn repeat(pause: Duration, attempt: impl Fn() -> io::Result<()>) {
+fn repeat(pause: Duration, attempt: impl Fn() -> io::Result<()>) -> ! {
     loop {
         // First, so that the listeners of other processes are up.
         thread::sleep(pause);
@@ -114,7 +114,7 @@ fn repeat(pause: Duration, attempt: impl Fn() -> io::Result<()>) {
 }
 
 /// Keeps to the rate on average: what a slow moment left out follows at once.
-fn load(address: SocketAddr, rate: u32) {
+fn load(address: SocketAddr, rate: u32) -> ! {
     let started = Instant::now();
     let mut made = 0_u64;
     loop {

@@ -21,7 +21,7 @@ pub(super) fn install(cache: &Path) -> anyhow::Result<()> {
         ])
         .arg(linker_root(cache));
     progress::run(
-        &format!("building bpf-linker {LINKER_VERSION} (about a minute)"),
+        &format!("building bpf-linker {LINKER_VERSION} (a minute or two)"),
         &mut cargo,
     )
     .context("it needs crates.io or a mirror of it (`source.crates-io` in cargo's configuration)")
