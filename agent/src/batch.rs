@@ -6,8 +6,13 @@ use std::time::Duration;
 
 use holdfast_agent_ebpf::event::{ConnectionRecord, step_offset_ns};
 use holdfast_proto::v1::{self, Stream, batch};
+use prost::Message;
 
-use crate::{clock::Clock, wire::ConnectionRows};
+use crate::{
+    clock::Clock,
+    spool::{BatchId, Sealed},
+    wire::ConnectionRows,
+};
 
 /// When to seal.
 #[derive(Clone, Copy, Debug)]
@@ -35,23 +40,28 @@ impl Default for Limits {
 /// Fills batches of the stream of connections.
 pub struct Batcher {
     limits: Limits,
+    epoch: u64,
     rows: ConnectionRows,
-    /// When the oldest row came, and the UTC day that all rows belong to. Meaningless without rows.
+    /// When the oldest row came. Meaningless without rows, as the two below.
     oldest: Duration,
-    day: u64,
+    /// When the kernel made the first and the last of them; all on one UTC day.
+    first_ns: u64,
+    last_ns: u64,
     last_sequence: u64,
 }
 
 const DAY_NS: u64 = 86_400_000_000_000;
 
 impl Batcher {
-    /// An empty one; the first batch has the sequence 1.
-    pub fn new(limits: Limits) -> Self {
+    /// An empty one for a start of the agent; the first batch has the sequence 1.
+    pub fn new(limits: Limits, epoch: u64) -> Self {
         Self {
             limits,
+            epoch,
             rows: ConnectionRows::default(),
             oldest: Duration::ZERO,
-            day: 0,
+            first_ns: 0,
+            last_ns: 0,
             last_sequence: 0,
         }
     }
@@ -63,17 +73,20 @@ impl Batcher {
 
     /// Adds a record at the monotonic time `now`. Gives back the batch that the record did not belong to any more,
     /// or the one that it filled.
-    pub fn push(&mut self, record: &ConnectionRecord, clock: Clock, now: Duration) -> Option<v1::Batch> {
-        let day = recorded_ns(record, clock) / DAY_NS;
-        let before = if !self.rows.is_empty() && day != self.day {
+    pub fn push(&mut self, record: &ConnectionRecord, clock: Clock, now: Duration) -> Option<Sealed> {
+        let recorded_ns = recorded_ns(record, clock);
+        let is_another_day = recorded_ns / DAY_NS != self.first_ns / DAY_NS;
+        let before = if !self.rows.is_empty() && is_another_day {
             self.seal()
         } else {
             None
         };
         if self.rows.is_empty() {
             self.oldest = now;
-            self.day = day;
+            (self.first_ns, self.last_ns) = (recorded_ns, recorded_ns);
         }
+        self.first_ns = self.first_ns.min(recorded_ns);
+        self.last_ns = self.last_ns.max(recorded_ns);
         self.rows.push(record, clock);
         if self.rows.len() >= self.limits.rows || self.rows.estimated_bytes() >= self.limits.bytes {
             debug_assert!(before.is_none(), "limits hold more than one row");
@@ -83,7 +96,7 @@ impl Batcher {
     }
 
     /// Gives the batch that has waited long enough at the monotonic time `now`.
-    pub fn tick(&mut self, now: Duration) -> Option<v1::Batch> {
+    pub fn tick(&mut self, now: Duration) -> Option<Sealed> {
         if !self.rows.is_empty() && now.saturating_sub(self.oldest) >= self.limits.age {
             return self.seal();
         }
@@ -91,17 +104,28 @@ impl Batcher {
     }
 
     /// Gives what is there, however little.
-    pub fn seal(&mut self) -> Option<v1::Batch> {
+    pub fn seal(&mut self) -> Option<Sealed> {
         if self.rows.is_empty() {
             return None;
         }
         let rows = std::mem::take(&mut self.rows);
         self.last_sequence += 1;
-        Some(v1::Batch {
+        let batch = v1::Batch {
             stream: Stream::Connections.into(),
             sequence: self.last_sequence,
             rows: rows.len() as u32,
             columns: Some(batch::Columns::Connections(rows.finish())),
+        };
+        Some(Sealed {
+            id: BatchId {
+                epoch: self.epoch,
+                stream: Stream::Connections,
+                sequence: self.last_sequence,
+            },
+            rows: batch.rows,
+            first_ns: self.first_ns,
+            last_ns: self.last_ns,
+            encoded: batch.encode_to_vec().into(),
         })
     }
 }
@@ -142,11 +166,14 @@ mod tests {
     }
 
     fn batcher(rows: usize) -> Batcher {
-        Batcher::new(Limits {
-            rows,
-            bytes: 1 << 20,
-            age: Duration::from_millis(200),
-        })
+        Batcher::new(
+            Limits {
+                rows,
+                bytes: 1 << 20,
+                age: Duration::from_millis(200),
+            },
+            7,
+        )
     }
 
     #[test]
@@ -157,7 +184,7 @@ mod tests {
         let batch = batcher
             .push(&closed_at(DAY_NS), CLOCK, Duration::ZERO)
             .expect("a full batch");
-        assert_eq!((batch.rows, batch.sequence), (3, 1));
+        assert_eq!((batch.rows, batch.id.sequence, batch.id.epoch), (3, 1, 7));
         assert_eq!(batcher.waiting_rows(), 0);
     }
 
@@ -179,14 +206,17 @@ mod tests {
 
     #[test]
     fn a_batch_is_sealed_by_its_size() {
-        let mut batcher = Batcher::new(Limits {
-            rows: 1_000_000,
-            bytes: 10_000,
-            age: Duration::MAX,
-        });
+        let mut batcher = Batcher::new(
+            Limits {
+                rows: 1_000_000,
+                bytes: 10_000,
+                age: Duration::MAX,
+            },
+            7,
+        );
         let sealed = (0..1_000).find_map(|_| batcher.push(&closed_at(DAY_NS), CLOCK, Duration::ZERO));
         let batch = sealed.expect("a batch of its size");
-        assert!(prost::Message::encoded_len(&batch) <= 10_000);
+        assert!(batch.encoded.len() <= 10_000);
         assert!(batch.rows > 50, "{} rows", batch.rows);
     }
 
@@ -201,8 +231,8 @@ mod tests {
         let yesterday = batcher
             .push(&closed_at(DAY_NS), CLOCK, Duration::ZERO)
             .expect("the day before");
-        assert_eq!((yesterday.rows, yesterday.sequence), (1, 1));
-        assert_eq!(batcher.seal().expect("today").sequence, 2);
+        assert_eq!((yesterday.rows, yesterday.id.sequence), (1, 1));
+        assert_eq!(batcher.seal().expect("today").id.sequence, 2);
     }
 
     proptest! {
@@ -222,7 +252,8 @@ mod tests {
             sealed.extend(batcher.seal());
             prop_assert_eq!(sealed.iter().map(|batch| batch.rows as usize).sum::<usize>(), gaps.len());
             for (index, batch) in sealed.iter().enumerate() {
-                prop_assert_eq!(batch.sequence, index as u64 + 1);
+                prop_assert_eq!(batch.id.sequence, index as u64 + 1);
+                prop_assert_eq!(batch.first_ns / DAY_NS, batch.last_ns / DAY_NS);
                 prop_assert!(batch.rows as usize <= limit);
             }
         }

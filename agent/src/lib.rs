@@ -69,10 +69,14 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
     let kernel_counters = probes.take_counters()?;
     let log = probes.take_log()?;
     let counters = Arc::new(Counters::default());
-    let spool = Arc::new(Spool::new(args.spool, Arc::clone(&counters)));
+    let limits = spool::Limits {
+        memory_bytes: args.spool as u64,
+        ..spool::Limits::default()
+    };
+    let spool = Arc::new(Spool::open(limits, None, identity.epoch, Arc::clone(&counters))?);
     let drain = Drain::start(
         probes.take_ring()?,
-        Batcher::new(Limits::default()),
+        Batcher::new(Limits::default(), identity.epoch),
         Arc::clone(&spool),
         Arc::clone(&counters),
     )?;

@@ -62,7 +62,7 @@ impl Drain {
                         continue;
                     }
                     if last {
-                        spool.append_all(batcher.seal());
+                        batcher.seal().into_iter().for_each(|sealed| spool.append(sealed));
                         counters.batching.store(0, Ordering::Relaxed);
                         return;
                     }
@@ -97,13 +97,19 @@ fn drain(
         let Some(item) = ring.next() else { break };
         taken += 1;
         match ConnectionRecord::from_bytes(&item) {
-            Some(record) => spool.append_all(batcher.push(&record, clock, now)),
+            Some(record) => batcher
+                .push(&record, clock, now)
+                .into_iter()
+                .for_each(|sealed| spool.append(sealed)),
             None => {
                 counters.malformed.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
-    spool.append_all(batcher.tick(now));
+    batcher
+        .tick(now)
+        .into_iter()
+        .for_each(|sealed| spool.append(sealed));
     counters.received.fetch_add(taken as u64, Ordering::Relaxed);
     counters
         .batching

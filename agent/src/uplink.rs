@@ -10,9 +10,10 @@ use std::{
 };
 
 use holdfast_proto::v1::{
-    AgentMessage, CollectorMessage, Status, Welcome, agent_message, collector_message,
+    AgentMessage, Batch, CollectorMessage, Status, Stream, Welcome, agent_message, collector_message,
     uplink_client::UplinkClient,
 };
+use prost::Message;
 use tokio::{
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval, sleep, timeout},
@@ -23,7 +24,10 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::{identity::Identity, spool::Spool};
+use crate::{
+    identity::Identity,
+    spool::{BatchId, Next, Sealed, Spool},
+};
 
 /// The pause after the first failure, and the longest one; each failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -217,19 +221,19 @@ impl<F: Fn() -> Option<Status>> Session<'_, F> {
     ) -> Result<(), SessionError> {
         let max_in_flight = welcome.max_batches_in_flight.max(1) as usize;
         let mut in_flight = 0_usize;
-        let mut sent_sequence = 0;
+        let mut sent_position = 0;
         let mut status_tick = interval(STATUS_INTERVAL);
         status_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stopping = *shutdown.borrow();
         let mut pending_status = None;
 
         loop {
-            if stopping && self.spool.is_empty() && pending_status.is_none() {
+            if stopping && self.spool.next(0).is_none() && pending_status.is_none() {
                 self.say_goodbye(outgoing, incoming).await;
                 return Ok(());
             }
             let batch = if in_flight < max_in_flight {
-                self.spool.after(sent_sequence)
+                self.spool.next(sent_position)
             } else {
                 None
             };
@@ -246,18 +250,19 @@ impl<F: Fn() -> Option<Status>> Session<'_, F> {
                     let Ok(permit) = permit else { return Err(SessionError::Closed) };
                     if let Some(status) = pending_status.take() {
                         permit.send(message(agent_message::Body::Status(status)));
-                    } else if let Some(batch) = batch {
-                        sent_sequence = batch.sequence;
-                        in_flight += 1;
-                        permit.send(message(agent_message::Body::Batch((*batch).clone())));
+                    } else if let Some((position, next)) = batch {
+                        sent_position = position;
+                        if let Some(sealed) = self.load(position, next).await {
+                            in_flight += 1;
+                            permit.send(sealed_message(&sealed));
+                        }
                     }
                 }
                 () = self.spool.appended(), if batch.is_none() => {}
                 _ = status_tick.tick() => {
                     pending_status = (self.status)();
-                    let dropped = self.spool.take_dropped();
-                    if dropped > 0 {
-                        tracing::warn!(batches = dropped, "the spool was full: the oldest batches were dropped, and counted");
+                    for gap in self.spool.take_gaps() {
+                        tracing::warn!(rows = gap.rows, reason = ?gap.reason, "rows were dropped, and counted");
                     }
                 }
                 _ = shutdown.wait_for(|&stop| stop), if !stopping => stopping = true,
@@ -282,24 +287,51 @@ impl<F: Fn() -> Option<Status>> Session<'_, F> {
         .await;
     }
 
+    /// A batch that is next, read from disk if it is there only; the disk may be slow, the answers shall not wait.
+    async fn load(&self, position: u64, next: Next) -> Option<Sealed> {
+        match next {
+            Next::Ready(sealed) => Some(sealed),
+            Next::Stored => {
+                let spool = Arc::clone(self.spool);
+                tokio::task::spawn_blocking(move || spool.load(position))
+                    .await
+                    .ok()?
+            }
+        }
+    }
+
+    fn id(&self, stream: i32, sequence: u64) -> BatchId {
+        let stream = Stream::try_from(stream).unwrap_or(Stream::Unspecified);
+        BatchId {
+            epoch: self.identity.epoch,
+            stream,
+            sequence,
+        }
+    }
+
     /// Carries out an answer; gives the number of batches that it answers.
     fn take(&self, message: CollectorMessage) -> usize {
         match message.body {
             Some(collector_message::Body::Acknowledgement(acknowledgement)) => {
                 for &sequence in &acknowledgement.sequences {
-                    self.spool.acknowledge(sequence);
+                    self.spool.acknowledge(self.id(acknowledgement.stream, sequence));
                 }
                 acknowledgement.sequences.len()
             }
             Some(collector_message::Body::Refusal(refusal)) => {
                 tracing::error!(sequence = refusal.sequence, reason = %refusal.reason, "the collector refused a batch");
-                self.spool.refuse(refusal.sequence);
+                self.spool.refuse(self.id(refusal.stream, refusal.sequence));
                 1
             }
             // A second welcome, or something that a newer collector says.
             Some(collector_message::Body::Welcome(_)) | None => 0,
         }
     }
+}
+
+fn sealed_message(sealed: &Sealed) -> AgentMessage {
+    let batch = Batch::decode(sealed.encoded.clone()).expect("a batch that this agent encoded");
+    message(agent_message::Body::Batch(batch))
 }
 
 fn message(body: agent_message::Body) -> AgentMessage {
