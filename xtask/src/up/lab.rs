@@ -26,8 +26,46 @@ pub(crate) struct Lab {
     /// The third number of the network: other runs at the same time have another.
     subnet: u8,
     nodes: Vec<Node>,
-    /// Last, so that the nodes go first.
+    _uplink: Uplink,
+    /// Last, so that what is plugged into it goes first.
     _bridge: Netns,
+}
+
+/// The cable's end on this machine. The kernel would remove it some time after the bridge's namespace.
+struct Uplink {
+    name: String,
+}
+
+impl Uplink {
+    fn plug_into(bridge: &Netns, address: Ipv4Addr) -> anyhow::Result<Self> {
+        // An interface's name has 15 characters at most.
+        let name = format!("hf{}", std::process::id());
+        netns::ip(&[
+            "link",
+            "add",
+            &name,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "up0",
+            "netns",
+            bridge.name(),
+        ])?;
+        let uplink = Self { name };
+        bridge.ip(&["link", "set", "up0", "master", "br0", "up"])?;
+        netns::ip(&["address", "add", &with_prefix(address), "dev", &uplink.name])?;
+        netns::ip(&["link", "set", &uplink.name, "up"])?;
+        Ok(uplink)
+    }
+}
+
+impl Drop for Uplink {
+    fn drop(&mut self) {
+        if let Err(error) = netns::ip(&["link", "delete", &self.name]) {
+            eprintln!("warning: the interface {} stays behind: {error:#}", self.name);
+        }
+    }
 }
 
 pub(super) struct Node {
@@ -45,36 +83,14 @@ impl Lab {
         bridge.ip(&["link", "add", "br0", "type", "bridge"])?;
         bridge.ip(&["link", "set", "br0", "up"])?;
 
-        // An interface's name has 15 characters at most. It goes away with its other end.
-        let uplink = format!("hf{pid}");
-        netns::ip(&[
-            "link",
-            "add",
-            &uplink,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "up0",
-            "netns",
-            bridge.name(),
-        ])?;
-        bridge.ip(&["link", "set", "up0", "master", "br0", "up"])?;
-        netns::ip(&[
-            "address",
-            "add",
-            &with_prefix(host(subnet, GATEWAY_HOST)),
-            "dev",
-            &uplink,
-        ])?;
-        netns::ip(&["link", "set", &uplink, "up"])?;
-
+        let uplink = Uplink::plug_into(&bridge, host(subnet, GATEWAY_HOST))?;
         let nodes = (0..count)
             .map(|index| Node::create(subnet, index, &bridge))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             subnet,
             nodes,
+            _uplink: uplink,
             _bridge: bridge,
         })
     }
@@ -146,4 +162,57 @@ fn host(subnet: u8, host: u8) -> Ipv4Addr {
 
 fn with_prefix(address: Ipv4Addr) -> String {
     format!("{address}/24")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::path::Path;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn nodes_reach_this_machine_under_their_own_addresses_and_nothing_stays_behind() {
+        let lab = Lab::create(2).unwrap();
+        let listener = TcpListener::bind((lab.gateway(), 0)).unwrap();
+        let target = format!(
+            "/dev/tcp/{}/{}",
+            lab.gateway(),
+            listener.local_addr().unwrap().port()
+        );
+        let accepting = thread::spawn(move || [0, 1].map(|_| listener.accept().unwrap().1.ip()));
+        for node in lab.nodes() {
+            let mut connect = node.netns.command(Path::new("bash"));
+            assert!(
+                connect
+                    .args(["-c", &format!("exec 3<>{target}")])
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+        }
+        let addresses = lab
+            .nodes()
+            .iter()
+            .map(|node| std::net::IpAddr::from(node.address))
+            .collect::<Vec<_>>();
+        assert_eq!(accepting.join().unwrap().to_vec(), addresses);
+
+        let names: Vec<String> = lab
+            .nodes()
+            .iter()
+            .map(|node| node.netns.name().to_owned())
+            .collect();
+        let uplink = format!("/sys/class/net/hf{}", std::process::id());
+        assert!(Path::new(&uplink).exists());
+        drop(lab);
+        assert!(!Path::new(&uplink).exists(), "{uplink} is still there");
+        for name in names {
+            assert!(
+                !Path::new("/run/netns").join(&name).exists(),
+                "{name} is still there"
+            );
+        }
+    }
 }
