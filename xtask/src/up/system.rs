@@ -323,7 +323,7 @@ impl System {
     }
 
     fn stop_observers(&mut self) -> anyhow::Result<()> {
-        for service in self.traffic.drain(..).chain(self.view.take()) {
+        for service in self.traffic.drain(..) {
             service.stop()?;
         }
         for agent in self.agents.drain(..) {
@@ -335,7 +335,8 @@ impl System {
                 self.state_dir.display()
             );
         }
-        Ok(())
+        // The view goes last: what the agents had left is shown too.
+        self.view.take().map_or(Ok(()), |view| view.stop().map(drop))
     }
 
     fn stop_collector(self) -> anyhow::Result<()> {
@@ -377,10 +378,7 @@ impl System {
     fn losses(&self) -> anyhow::Result<String> {
         let rows = self.ask(&format!(
             "SELECT sum(lost) AS lost, sum(dropped) AS dropped, sum(refused) AS refused, \
-             sum(untracked) AS untracked FROM (SELECT argMax(lost, observed_at) AS lost, \
-             argMax(dropped, observed_at) AS dropped, argMax(refused, observed_at) AS refused, \
-             argMax(untracked, observed_at) AS untracked FROM ledger WHERE observed_at >= {} \
-             GROUP BY agent_id, agent_epoch, stream, netns)",
+             sum(untracked) AS untracked FROM ledger WHERE observed_at >= {}",
             self.since()
         ))?;
         let row = rows.first().context("no ledger")?;
