@@ -47,9 +47,22 @@ fn bucket(key: u64, probe: u32) -> u32 {
     ((hash >> 32) as u32).wrapping_add(probe.wrapping_mul(hash as u32 | 1)) & mask
 }
 
-/// The place of a socket's entry.
+/// Where a followed socket's key is.
+pub(crate) struct Place(*mut u64);
+
+impl Place {
+    /// Gives the place back. The exchange is a full barrier: whoever claims it comes after our last read of the
+    /// record.
+    #[inline(always)]
+    pub(crate) fn release(self) {
+        // SAFETY: the place is in a bucket and aligned.
+        unsafe { atomic_xchg::<u64, { SeqCst }>(self.0, 0) };
+    }
+}
+
+/// A socket's place and its record, if it is followed.
 #[inline(always)]
-fn find(key: u64) -> Option<(*mut u64, u32)> {
+pub(crate) fn find(key: u64) -> Option<(Place, *mut ConnectionRecord)> {
     for probe in 0..PROBES {
         let bucket = bucket(key, probe);
         let keys = SOCKETS.get_ptr_mut(bucket)?.cast::<u64>();
@@ -58,18 +71,11 @@ fn find(key: u64) -> Option<(*mut u64, u32)> {
             let place = unsafe { keys.add(way as usize) };
             // SAFETY: as above; volatile, because other sockets claim places meanwhile.
             if unsafe { ptr::read_volatile(place) } == key {
-                return Some((place, bucket * WAYS + way));
+                return Some((Place(place), RECORDS.get_ptr_mut(bucket * WAYS + way)?));
             }
         }
     }
     None
-}
-
-/// The record of a socket, if it is followed.
-#[inline(always)]
-pub(crate) fn get(key: u64) -> Option<*mut ConnectionRecord> {
-    let (_, slot) = find(key)?;
-    RECORDS.get_ptr_mut(slot)
 }
 
 /// A place for a socket's record, which holds what some earlier connection left there; `None` if the table is full.
@@ -90,13 +96,4 @@ pub(crate) fn claim(key: u64) -> Option<*mut ConnectionRecord> {
         }
     }
     None
-}
-
-/// Gives a socket's place back. The exchange is a full barrier: whoever claims the place comes after our last read.
-#[inline(always)]
-pub(crate) fn release(key: u64) {
-    if let Some((place, _)) = find(key) {
-        // SAFETY: the place is in a bucket and aligned.
-        unsafe { atomic_xchg::<u64, { SeqCst }>(place, 0) };
-    }
 }

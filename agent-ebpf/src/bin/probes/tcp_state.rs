@@ -50,9 +50,7 @@ pub(crate) fn changed(ctx: &BtfTracePointContext, sock: Sock, old: u8, new: u8) 
         (state::LISTEN, state::SYN_RECV) => open(ctx, sock, role::PASSIVE, new),
         (_, state::LISTEN) => listen(ctx, sock),
         (state::LISTEN, state::CLOSE) => unlisten(sock),
-        (_, state::CLOSE) => close(ctx, sock, old),
-        (_, state::ESTABLISHED) => establish(sock),
-        _ => step_on(sock, new),
+        _ => advance(ctx, sock, old, new),
     }
 }
 
@@ -65,10 +63,7 @@ fn open(ctx: &BtfTracePointContext, sock: Sock, role: u8, first: u8) {
     count(Counter::Opened);
     let Some(record) = table::claim(sock.key()) else {
         if count(Counter::Untracked) {
-            warn!(
-                ctx,
-                "the table of connections is full: further ones are counted as untracked"
-            );
+            log_table_full(ctx);
         }
         return;
     };
@@ -90,67 +85,55 @@ fn open(ctx: &BtfTracePointContext, sock: Sock, role: u8, first: u8) {
     }
 }
 
+/// A connection that is open takes its next step, or its last.
 #[inline(always)]
-fn establish(sock: Sock) {
-    let Some(connection) = table::get(sock.key()) else {
-        return;
-    };
-    // SAFETY: the entry is live; the socket's lock makes this program its only writer.
-    let connection = unsafe { &mut *connection };
-    append(connection, state::ESTABLISHED);
-    connection.flags |= flag::ESTABLISHED;
-    if let Some(tcp) = sock.tcp() {
-        connection.syn_retransmits = saturate(tcp.read(Member::TcpRetransmits));
-        if connection.role == role::PASSIVE {
-            let key = ListenerKey {
-                netns: sock.netns(),
-                port: u32::from(u16::from_be(tcp.read(Member::InetLocalPort))),
-            };
-            if let Some(listener) = LISTENERS.get_ptr(&key) {
-                // SAFETY: the entry is live; its bytes are plain integers, replaced as a whole.
-                let listener = unsafe { &*listener };
-                connection.pid = listener.pid;
-                connection.comm = listener.comm;
-                connection.attribution = attribution::LISTENER;
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn step_on(sock: Sock, new: u8) {
-    let Some(connection) = table::get(sock.key()) else {
-        return;
-    };
-    // SAFETY: the entry is live; the socket's lock makes this program its only writer.
-    let connection = unsafe { &mut *connection };
-    append(connection, new);
-    // Reached only from close() or shutdown(): the caller owns the socket (tcp_close_state, net/ipv4/tcp.c).
-    if matches!(new, state::FIN_WAIT1 | state::LAST_ACK) {
-        own(connection);
-    }
-}
-
-#[inline(always)]
-fn close(ctx: &BtfTracePointContext, sock: Sock, old: u8) {
-    let key = sock.key();
-    let Some(connection) = table::get(key) else {
-        if sock.is_observed() {
+fn advance(ctx: &BtfTracePointContext, sock: Sock, old: u8, new: u8) {
+    let Some((place, record)) = table::find(sock.key()) else {
+        if new == state::CLOSE && sock.is_observed() {
             count(Counter::Unseen);
         }
         return;
     };
     // SAFETY: the entry is live; the socket's lock makes this program its only writer.
-    let connection = unsafe { &mut *connection };
-    append(connection, state::CLOSE);
-    // Without an error an established connection only gets here by its owner's close() or disconnect: a reset, a
-    // timeout and `ss -K` all set sk_err first.
-    if matches!(old, state::ESTABLISHED | state::CLOSE_WAIT) && sock.error() == 0 {
-        own(connection);
+    let record = unsafe { &mut *record };
+    append(record, new);
+    match new {
+        state::ESTABLISHED => establish(sock, record),
+        // Reached only from close() or shutdown(): the caller owns the socket (tcp_close_state, net/ipv4/tcp.c).
+        state::FIN_WAIT1 | state::LAST_ACK => own(record),
+        state::CLOSE => {
+            // Without an error an established connection only gets here by its owner's close() or disconnect: a
+            // reset, a timeout and `ss -K` all set sk_err first.
+            if matches!(old, state::ESTABLISHED | state::CLOSE_WAIT) && sock.error() == 0 {
+                own(record);
+            }
+            count(Counter::Closed);
+            emit(ctx, sock, record);
+            place.release();
+        }
+        _ => {}
     }
-    count(Counter::Closed);
-    emit(ctx, sock, connection);
-    table::release(key);
+}
+
+#[inline(always)]
+fn establish(sock: Sock, record: &mut ConnectionRecord) {
+    record.flags |= flag::ESTABLISHED;
+    let Some(tcp) = sock.tcp() else { return };
+    record.syn_retransmits = saturate(tcp.read(Member::TcpRetransmits));
+    if record.role == role::ACTIVE {
+        return;
+    }
+    let key = ListenerKey {
+        netns: sock.netns(),
+        port: u32::from(u16::from_be(tcp.read(Member::InetLocalPort))),
+    };
+    if let Some(listener) = LISTENERS.get_ptr(&key) {
+        // SAFETY: the entry is live; its bytes are plain integers, replaced as a whole.
+        let listener = unsafe { &*listener };
+        record.pid = listener.pid;
+        record.comm = listener.comm;
+        record.attribution = attribution::LISTENER;
+    }
 }
 
 #[inline(always)]
@@ -166,10 +149,7 @@ fn listen(ctx: &BtfTracePointContext, sock: Sock) {
         reserved: 0,
     };
     if LISTENERS.insert(&listener_key(sock), &listener, 0).is_err() && count(Counter::ListenersUntracked) {
-        warn!(
-            ctx,
-            "the listener map is full: connections of further listeners have no process until they close"
-        );
+        log_listeners_full(ctx);
     }
 }
 
@@ -195,24 +175,24 @@ fn listener_key(sock: Sock) -> ListenerKey {
 
 /// The running task made the call that brought the socket here.
 #[inline(always)]
-fn own(connection: &mut ConnectionRecord) {
-    if connection.attribution != attribution::EXACT {
-        (connection.pid, connection.comm) = current_process();
-        connection.attribution = attribution::EXACT;
+fn own(record: &mut ConnectionRecord) {
+    if record.attribution != attribution::EXACT {
+        (record.pid, record.comm) = current_process();
+        record.attribution = attribution::EXACT;
     }
 }
 
 /// Adds a step to the path; past its end the last place is overwritten, and the record says so.
 #[inline(always)]
-fn append(connection: &mut ConnectionRecord, state: u8) {
-    let step = step(state, now_ns().wrapping_sub(connection.opened_ns));
-    let len = connection.path_len as usize;
+fn append(record: &mut ConnectionRecord, state: u8) {
+    let step = step(state, now_ns().wrapping_sub(record.opened_ns));
+    let len = record.path_len as usize;
     if len < PATH_STEPS {
-        connection.path[len] = step;
-        connection.path_len = len as u8 + 1;
+        record.path[len] = step;
+        record.path_len = len as u8 + 1;
     } else {
-        connection.path[PATH_STEPS - 1] = step;
-        connection.flags |= flag::PATH_TRUNCATED;
+        record.path[PATH_STEPS - 1] = step;
+        record.flags |= flag::PATH_TRUNCATED;
     }
 }
 
@@ -243,11 +223,38 @@ fn emit(ctx: &BtfTracePointContext, sock: Sock, record: &mut ConnectionRecord) {
     }
     record.flags |= flag::FINAL;
     if !ring::output(record) && count(Counter::Lost) {
-        warn!(ctx, "the ring buffer is full: records are lost, and counted");
+        log_ring_full(ctx);
     }
 }
 
 #[inline(always)]
 fn saturate(retransmits: u32) -> u8 {
     if retransmits > 255 { 255 } else { retransmits as u8 }
+}
+
+// The programs' own messages, one each per CPU. Functions of their own, off the path of the records: what they are
+// made of would fill the instruction cache.
+
+#[cold]
+#[inline(never)]
+fn log_table_full(ctx: &BtfTracePointContext) {
+    warn!(
+        ctx,
+        "the table of connections is full: further ones are counted as untracked"
+    );
+}
+
+#[cold]
+#[inline(never)]
+fn log_listeners_full(ctx: &BtfTracePointContext) {
+    warn!(
+        ctx,
+        "the listener map is full: connections of further listeners have no process until they close"
+    );
+}
+
+#[cold]
+#[inline(never)]
+fn log_ring_full(ctx: &BtfTracePointContext) {
+    warn!(ctx, "the ring buffer is full: records are lost, and counted");
 }
