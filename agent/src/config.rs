@@ -78,9 +78,19 @@ pub struct RunArgs {
         value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
     pub connections: u32,
 
-    /// What is kept in memory while the collector is away; when it is full the oldest batch is dropped, and counted
-    #[arg(long, env = "HOLDFAST_SPOOL", value_name = "SIZE", default_value = "64MiB", value_parser = spool_bytes)]
-    pub spool: usize,
+    /// Where batches wait that the collector has not acknowledged, across restarts; one folder for each agent
+    /// [default: /var/lib/holdfast/agents/NAME; in memory only where that cannot be written]
+    #[arg(long, env = "HOLDFAST_STATE", value_name = "DIR")]
+    pub state: Option<PathBuf>,
+
+    /// How much may wait on disk; when it is full the oldest is dropped, and becomes a gap
+    #[arg(long, env = "HOLDFAST_SPOOL", value_name = "SIZE", default_value = "512MiB", value_parser = spool_bytes)]
+    pub spool: u64,
+
+    /// How much may wait in memory
+    #[arg(long, env = "HOLDFAST_SPOOL_MEMORY", value_name = "SIZE", default_value = "16MiB",
+        value_parser = spool_bytes)]
+    pub spool_memory: u64,
 }
 
 /// `holdfast-agent check`.
@@ -155,14 +165,14 @@ fn ring_bytes(text: &str) -> Result<u32, String> {
     }
 }
 
-fn spool_bytes(text: &str) -> Result<usize, String> {
+fn spool_bytes(text: &str) -> Result<u64, String> {
     let bytes = size(text)?;
     if bytes < 4 << 20 {
         return Err(format!(
             "{text:?} is too small: a batch has up to 1MiB, use 4MiB or more"
         ));
     }
-    usize::try_from(bytes).map_err(|_| format!("{text:?} is too large"))
+    Ok(bytes)
 }
 
 /// A number of bytes with an optional unit.

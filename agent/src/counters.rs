@@ -26,7 +26,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// The row that the collector stores.
+    /// What was counted, as it travels; the rest of the status is not counted here.
     pub fn status(&self, kernel: KernelCounts) -> Status {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (opened, closed) = (kernel.get(Counter::Opened), kernel.get(Counter::Closed));
@@ -51,6 +51,7 @@ impl Counters {
                 dropped: read(&self.dropped),
                 refused: read(&self.refused),
             }],
+            ..Status::default()
         }
     }
 }

@@ -64,7 +64,7 @@ impl Identity {
         })
     }
 
-    /// The first message on every connection to the collector.
+    /// The first message on every connection to the collector, but for what the spool holds.
     pub fn hello(&self) -> Hello {
         let system = uname();
         Hello {
@@ -79,6 +79,7 @@ impl Identity {
             architecture: system.machine().to_string_lossy().into_owned(),
             observed_netns: self.observed_netns.clone(),
             missing_features: self.missing_features.clone(),
+            unanswered: Vec::new(),
         }
     }
 }

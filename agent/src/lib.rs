@@ -2,20 +2,24 @@
 //!
 //! The path, one file a step: [`probes`] loads the BPF programs, [`ring`] drains their ring buffer, [`clock`] turns
 //! boot time into wall time, [`outcome`] says what a record means, [`wire`] packs it into columns, [`batch`] seals
-//! batches, [`spool`] keeps them until [`uplink`] has delivered them. Beside it: [`counters`], so that every row is
+//! batches, [`spool`] keeps them until [`delivery`] over [`uplink`] has brought them home. Beside it: [`counters`], so that every row is
 //! somewhere; [`identity`], who is speaking; [`check`], what this kernel allows; [`btf`], where its fields are.
 
 pub mod batch;
 pub mod btf;
 pub mod check;
 pub mod clock;
+pub mod clock_offset;
 pub mod config;
 pub mod counters;
+pub mod delivery;
+pub mod gaps;
 pub mod identity;
 pub mod outcome;
 pub mod probes;
 pub mod ring;
 pub mod spool;
+pub mod state;
 pub mod uplink;
 pub mod wire;
 
@@ -29,12 +33,16 @@ use tokio::{
 
 use crate::{
     batch::{Batcher, Limits},
+    clock_offset::ClockOffset,
     config::{Netns, RunArgs},
     counters::Counters,
+    delivery::Delivery,
+    gaps::GapBatcher,
     identity::Identity,
     probes::{Options, Probes, ProgramLog},
     ring::Drain,
     spool::Spool,
+    state::State,
 };
 
 /// How long the agent goes on delivering after it was told to stop.
@@ -69,11 +77,17 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
     let kernel_counters = probes.take_counters()?;
     let log = probes.take_log()?;
     let counters = Arc::new(Counters::default());
+    let state = State::open(args.state.as_deref(), &identity.node)?;
+    identity.epoch = state.next_epoch(identity.epoch);
     let limits = spool::Limits {
-        memory_bytes: args.spool as u64,
+        memory_bytes: args.spool_memory,
+        disk_bytes: args.spool,
         ..spool::Limits::default()
     };
-    let spool = Arc::new(Spool::open(limits, None, identity.epoch, Arc::clone(&counters))?);
+    let spool = Spool::open(limits, state.into_disk(), identity.epoch, Arc::clone(&counters))
+        .context("cannot read the spool that an earlier start left")?;
+    let spool = Arc::new(spool);
+    let writer = spool::Writer::start(&spool).context("cannot start the thread that writes the spool")?;
     let drain = Drain::start(
         probes.take_ring()?,
         Batcher::new(Limits::default(), identity.epoch),
@@ -90,16 +104,23 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         "watching TCP connections"
     );
 
-    let status = || match kernel_counters.read() {
-        Ok(kernel) => Some(counters.status(kernel)),
-        Err(error) => {
-            tracing::error!("no counters: {:#}", anyhow::Error::new(error));
-            None
-        }
+    let mut delivery = Delivery {
+        identity: identity.clone(),
+        spool: Arc::clone(&spool),
+        counters: || match kernel_counters.read() {
+            Ok(kernel) => Some(counters.status(kernel)),
+            Err(error) => {
+                tracing::error!("no counters: {:#}", anyhow::Error::new(error));
+                None
+            }
+        },
+        gaps: GapBatcher::new(identity.epoch),
+        clock: ClockOffset::default(),
+        wall_now_ns: || clock::wall_now().as_nanos() as u64,
     };
     // The uplink stops only after the drain has sealed the last batch.
     let (finish, finished) = watch::channel(false);
-    let mut uplink = std::pin::pin!(uplink::run(&args.collector, &identity, &spool, finished, status));
+    let mut uplink = std::pin::pin!(uplink::run(&args.collector, &mut delivery, finished));
     tokio::select! {
         () = &mut uplink => unreachable!("the uplink ends only when it is told to"),
         _ = shutdown.wait_for(|&stop| stop) => {}
@@ -112,6 +133,9 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         .context("the ring could not be drained")?;
     finish.send_replace(true);
     let in_time = timeout(FLUSH, uplink).await.is_ok();
+    tokio::task::spawn_blocking(|| writer.finish())
+        .await
+        .context("the spool could not be written")?;
     log.abort();
 
     let last = counters.status(kernel_counters.read()?);
@@ -130,7 +154,7 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         if stream.unacknowledged > 0 {
             tracing::warn!(
                 rows = stream.unacknowledged,
-                "rows are lost with this process: the collector did not acknowledge them{}",
+                "the collector did not acknowledge all rows{}: the next start delivers what is in the spool",
                 if in_time { "" } else { " in time" }
             );
         }

@@ -95,6 +95,8 @@ pub struct Levels {
     pub memory_bytes: u64,
     /// Bytes of all segments.
     pub disk_bytes: u64,
+    /// The disk refused the last write; what is unanswered is in memory only.
+    pub disk_failed: bool,
 }
 
 /// What the uplink sends next.
@@ -114,6 +116,7 @@ pub struct Spool {
     work: Condvar,
     limits: Limits,
     disk: Option<Box<dyn Disk>>,
+    disk_failed: AtomicBool,
     epoch: u64,
     counters: Arc<Counters>,
 }
@@ -184,6 +187,7 @@ impl Spool {
             work: Condvar::new(),
             limits,
             disk,
+            disk_failed: AtomicBool::new(false),
             epoch,
             counters,
         })
@@ -267,6 +271,7 @@ impl Spool {
             batches: queue.entries.len() as u64,
             memory_bytes: queue.memory_bytes,
             disk_bytes: queue.disk_bytes(),
+            disk_failed: self.disk_failed.load(Ordering::Relaxed),
         }
     }
 
@@ -648,37 +653,27 @@ impl Writer {
 
 fn write_until(spool: &Spool, stop: &AtomicBool) {
     let mut last_sync = Instant::now();
-    let mut disk_failed = false;
     loop {
         let stopping = stop.load(Ordering::Acquire);
-        let result = write_all(
-            spool,
-            stopping || last_sync.elapsed() >= spool.limits.sync,
-            &mut last_sync,
-        );
+        let sync = stopping || last_sync.elapsed() >= spool.limits.sync;
+        let result = write_all(spool, sync, &mut last_sync);
+        let had_failed = spool.disk_failed.swap(result.is_err(), Ordering::Relaxed);
+        let has_failed = result.is_err();
         match result {
-            Err(error) if !disk_failed => {
+            Err(error) if !had_failed => {
                 tracing::error!(
                     "the spool's disk fails: {error}; unanswered batches are kept in memory only"
                 );
-                disk_failed = true;
             }
-            Ok(()) if disk_failed => {
-                tracing::info!("the spool's disk works again");
-                disk_failed = false;
-            }
+            Ok(()) if had_failed => tracing::info!("the spool's disk works again"),
             _ => {}
         }
         if stopping {
             return;
         }
-        let pause = if disk_failed {
-            DISK_RETRY
-        } else {
-            spool.limits.sync
-        };
+        let pause = if has_failed { DISK_RETRY } else { spool.limits.sync };
         let queue = spool.lock();
-        if !stop.load(Ordering::Acquire) && (disk_failed || queue.unwritten().is_empty()) {
+        if !stop.load(Ordering::Acquire) && (has_failed || queue.unwritten().is_empty()) {
             let _unused = spool.work.wait_timeout(queue, pause);
         }
     }

@@ -11,14 +11,14 @@ pub mod agent_message {
         #[prost(message, tag = "1")]
         Hello(super::Hello),
         #[prost(message, tag = "2")]
-        Batch(super::Batch),
+        Batch(super::SealedBatch),
         #[prost(message, tag = "3")]
         Status(super::Status),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CollectorMessage {
-    #[prost(oneof = "collector_message::Body", tags = "1, 2, 3")]
+    #[prost(oneof = "collector_message::Body", tags = "1, 2, 3, 4, 5")]
     pub body: ::core::option::Option<collector_message::Body>,
 }
 /// Nested message and enum types in `CollectorMessage`.
@@ -31,6 +31,10 @@ pub mod collector_message {
         Acknowledgement(super::Acknowledgement),
         #[prost(message, tag = "3")]
         Refusal(super::Refusal),
+        #[prost(message, tag = "4")]
+        Window(super::Window),
+        #[prost(message, tag = "5")]
+        Receipt(super::StatusReceipt),
     }
 }
 /// Who is calling. The collector refuses a protocol that it does not speak and says which side to upgrade.
@@ -71,6 +75,22 @@ pub struct Hello {
     /// Names of what this kernel or these capabilities do not allow, as `holdfast-agent check` prints them.
     #[prost(string, repeated, tag = "11")]
     pub missing_features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The batches that the agent holds without an answer, those of earlier starts included. The collector looks up
+    /// which of them are in the store already and acknowledges those before anything is inserted.
+    #[prost(message, repeated, tag = "12")]
+    pub unanswered: ::prost::alloc::vec::Vec<BatchRange>,
+}
+/// Batches of one start of an agent and one stream, with every sequence from the first to the last.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BatchRange {
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    #[prost(enumeration = "Stream", tag = "2")]
+    pub stream: i32,
+    #[prost(uint64, tag = "3")]
+    pub first_sequence: u64,
+    #[prost(uint64, tag = "4")]
+    pub last_sequence: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Welcome {
@@ -81,11 +101,37 @@ pub struct Welcome {
     /// Larger batches are refused.
     #[prost(uint64, tag = "3")]
     pub max_batch_bytes: u64,
-    /// The agent holds at most so many unacknowledged batches in flight.
-    #[prost(uint32, tag = "4")]
-    pub max_batches_in_flight: u32,
+    /// What may be in flight until a `Window` says otherwise.
+    #[prost(message, optional, tag = "4")]
+    pub window: ::core::option::Option<Window>,
 }
-/// Rows of one stream. Immutable: sent again, it is the same bytes. (agent id, epoch, stream, sequence) names it.
+/// How much the agent may send without an answer. The collector lowers it to slow an agent down; what was sent before
+/// is still taken.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Window {
+    #[prost(uint32, tag = "1")]
+    pub batches: u32,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+}
+/// A batch on its way. The agent's spool keeps it like this, and sends it again as it is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SealedBatch {
+    /// The start of the agent that sealed it; not always the one that sends it.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    #[prost(enumeration = "Stream", tag = "2")]
+    pub stream: i32,
+    #[prost(uint64, tag = "3")]
+    pub sequence: u64,
+    /// CRC-32 (IEEE) of `encoded`.
+    #[prost(fixed32, tag = "4")]
+    pub checksum: u32,
+    /// A `Batch`.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub encoded: ::prost::bytes::Bytes,
+}
+/// Rows of one stream. (agent id, epoch, stream, sequence) names it, and nothing of it ever changes.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Batch {
     #[prost(enumeration = "Stream", tag = "1")]
@@ -95,7 +141,7 @@ pub struct Batch {
     pub sequence: u64,
     #[prost(uint32, tag = "3")]
     pub rows: u32,
-    #[prost(oneof = "batch::Columns", tags = "10")]
+    #[prost(oneof = "batch::Columns", tags = "10, 11")]
     pub columns: ::core::option::Option<batch::Columns>,
 }
 /// Nested message and enum types in `Batch`.
@@ -104,6 +150,8 @@ pub mod batch {
     pub enum Columns {
         #[prost(message, tag = "10")]
         Connections(super::ConnectionColumns),
+        #[prost(message, tag = "11")]
+        Gaps(super::GapRows),
     }
 }
 /// Ends of TCP connections, a row each. Every repeated field and every `bytes` has one entry a row unless its
@@ -175,6 +223,34 @@ pub struct ConnectionColumns {
     #[prost(bytes = "bytes", repeated, tag = "32")]
     pub addresses: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
+/// Few and rare: rows.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GapRows {
+    #[prost(message, repeated, tag = "1")]
+    pub gaps: ::prost::alloc::vec::Vec<Gap>,
+}
+/// Rows that will never be in the store.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Gap {
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    #[prost(enumeration = "Stream", tag = "2")]
+    pub stream: i32,
+    /// The batches that they were in; zero where they never were in one.
+    #[prost(uint64, tag = "3")]
+    pub first_sequence: u64,
+    #[prost(uint64, tag = "4")]
+    pub last_sequence: u64,
+    /// When the kernel made the first and the last of them, as well as is known.
+    #[prost(uint64, tag = "5")]
+    pub first_ns: u64,
+    #[prost(uint64, tag = "6")]
+    pub last_ns: u64,
+    #[prost(uint64, tag = "7")]
+    pub rows: u64,
+    #[prost(enumeration = "GapReason", tag = "8")]
+    pub reason: i32,
+}
 /// The process that a connection end is attributed to, and where it runs.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Process {
@@ -201,13 +277,42 @@ pub struct Path {
     #[prost(bool, tag = "2")]
     pub truncated: bool,
 }
-/// What the agent counted since it started, for one stream and one network namespace. Never reset within an epoch.
+/// What an agent counted since it started, and where it stands. Never reset within an epoch.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Status {
+    /// By the agent's clock.
     #[prost(uint64, tag = "1")]
     pub observed_at_ns: u64,
     #[prost(message, repeated, tag = "2")]
     pub streams: ::prost::alloc::vec::Vec<StreamCounters>,
+    /// The start that was counted; an agent also speaks for its dead predecessors.
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
+    /// The agent's clock against the collector's (positive: the agent is ahead), and how far off that may be: half the
+    /// shortest round trip. Both zero until a receipt has come back.
+    #[prost(sint64, tag = "4")]
+    pub clock_offset_ns: i64,
+    #[prost(uint64, tag = "5")]
+    pub clock_error_ns: u64,
+    /// The spool: batches without an answer, bytes in memory and on disk, and whether the disk works.
+    #[prost(uint64, tag = "6")]
+    pub spool_batches: u64,
+    #[prost(uint64, tag = "7")]
+    pub spool_memory_bytes: u64,
+    #[prost(uint64, tag = "8")]
+    pub spool_disk_bytes: u64,
+    #[prost(bool, tag = "9")]
+    pub spool_disk_failed: bool,
+}
+/// Answers a status at once: what the agent needs to compare the clocks.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StatusReceipt {
+    /// The status' own `observed_at_ns`.
+    #[prost(uint64, tag = "1")]
+    pub observed_at_ns: u64,
+    /// By the collector's clock.
+    #[prost(uint64, tag = "2")]
+    pub received_at_ns: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StreamCounters {
@@ -262,6 +367,8 @@ pub struct Acknowledgement {
     /// In any order.
     #[prost(uint64, repeated, tag = "2")]
     pub sequences: ::prost::alloc::vec::Vec<u64>,
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
 }
 /// This batch will never be stored; the agent counts it and goes on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -272,6 +379,8 @@ pub struct Refusal {
     pub sequence: u64,
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub epoch: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SqlRequest {
@@ -310,6 +419,8 @@ pub struct Chunk {
 pub enum Stream {
     Unspecified = 0,
     Connections = 1,
+    /// What is missing from the other streams, and why.
+    Gaps = 2,
 }
 impl Stream {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -320,6 +431,7 @@ impl Stream {
         match self {
             Self::Unspecified => "STREAM_UNSPECIFIED",
             Self::Connections => "STREAM_CONNECTIONS",
+            Self::Gaps => "STREAM_GAPS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -327,6 +439,47 @@ impl Stream {
         match value {
             "STREAM_UNSPECIFIED" => Some(Self::Unspecified),
             "STREAM_CONNECTIONS" => Some(Self::Connections),
+            "STREAM_GAPS" => Some(Self::Gaps),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum GapReason {
+    Unspecified = 0,
+    /// The agent's spool reached one of its bounds while the collector was away.
+    SpoolFull = 1,
+    /// A batch could not be read back from the agent's disk.
+    SpoolUnreadable = 2,
+    /// The kernel's ring buffer was full.
+    RingFull = 3,
+    /// The agent ended without a word: what its kernel side had not handed over is gone. Measured from the namespace's
+    /// own counters.
+    EpochEnd = 4,
+}
+impl GapReason {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "GAP_REASON_UNSPECIFIED",
+            Self::SpoolFull => "GAP_REASON_SPOOL_FULL",
+            Self::SpoolUnreadable => "GAP_REASON_SPOOL_UNREADABLE",
+            Self::RingFull => "GAP_REASON_RING_FULL",
+            Self::EpochEnd => "GAP_REASON_EPOCH_END",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "GAP_REASON_UNSPECIFIED" => Some(Self::Unspecified),
+            "GAP_REASON_SPOOL_FULL" => Some(Self::SpoolFull),
+            "GAP_REASON_SPOOL_UNREADABLE" => Some(Self::SpoolUnreadable),
+            "GAP_REASON_RING_FULL" => Some(Self::RingFull),
+            "GAP_REASON_EPOCH_END" => Some(Self::EpochEnd),
             _ => None,
         }
     }

@@ -1,0 +1,401 @@
+//! What agent and collector say to each other on one connection, whatever carries it: a hello, then every unanswered
+//! batch from the oldest on, then new ones as they are sealed, and the counters once a second.
+//!
+//! A batch leaves the spool only when the collector has answered it. When the connection breaks, everything that is
+//! unanswered is sent again on the next one, under the same name and with the same bytes. The simulation runs this
+//! code as it is, over connections of its own.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use holdfast_proto::v1::{
+    AgentMessage, BatchRange, CollectorMessage, SealedBatch, Status, Stream, Welcome, Window, agent_message,
+    collector_message,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_stream::{Stream as Incoming, StreamExt};
+
+use crate::{
+    clock_offset::ClockOffset,
+    gaps::GapBatcher,
+    identity::Identity,
+    spool::{BatchId, Next, Sealed, Spool},
+};
+
+/// How often the counters are sent.
+pub const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the collector may take to welcome the agent.
+pub const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the collector may take to end its side.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// What may be in flight where the collector names no bound.
+const DEFAULT_WINDOW: Window = Window {
+    batches: 16,
+    bytes: 16 << 20,
+};
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The collector will not have this agent; it says why.
+    #[error("{}", .0.message())]
+    Refused(tonic::Status),
+    #[error("the connection broke: {}", .0.message())]
+    Broken(tonic::Status),
+    #[error("the collector closed the connection")]
+    Closed,
+    #[error("no welcome within {} s", WELCOME_TIMEOUT.as_secs())]
+    Silent,
+    #[error("the collector did not speak Holdfast's protocol: it began with something else than a welcome")]
+    NoWelcome,
+}
+
+impl From<tonic::Status> for SessionError {
+    fn from(status: tonic::Status) -> Self {
+        use tonic::Code::{
+            AlreadyExists, FailedPrecondition, InvalidArgument, PermissionDenied, Unauthenticated,
+        };
+        match status.code() {
+            InvalidArgument | FailedPrecondition | AlreadyExists | PermissionDenied | Unauthenticated => {
+                Self::Refused(status)
+            }
+            _ => Self::Broken(status),
+        }
+    }
+}
+
+/// What outlives a connection.
+pub struct Delivery<F> {
+    pub identity: Identity,
+    pub spool: Arc<Spool>,
+    /// Reads the counters; the rest of the status is filled in here.
+    pub counters: F,
+    pub gaps: GapBatcher,
+    pub clock: ClockOffset,
+    /// Nanoseconds since the Unix epoch.
+    pub wall_now_ns: fn() -> u64,
+}
+
+impl<F: Fn() -> Option<Status>> Delivery<F> {
+    /// The first message of a connection.
+    pub fn hello(&self) -> AgentMessage {
+        let mut hello = self.identity.hello();
+        hello.unanswered = ranges(&self.spool.unanswered());
+        message(agent_message::Body::Hello(hello))
+    }
+
+    /// Waits for the answer to the hello.
+    ///
+    /// # Errors
+    /// If none comes, or something else.
+    pub async fn welcome(
+        &self,
+        incoming: &mut (impl Incoming<Item = Result<CollectorMessage, tonic::Status>> + Unpin),
+    ) -> Result<Welcome, SessionError> {
+        match timeout(WELCOME_TIMEOUT, incoming.next())
+            .await
+            .map_err(|_| SessionError::Silent)?
+        {
+            Some(Ok(CollectorMessage {
+                body: Some(collector_message::Body::Welcome(welcome)),
+            })) => Ok(welcome),
+            Some(Ok(_)) => Err(SessionError::NoWelcome),
+            Some(Err(status)) => Err(status.into()),
+            None => Err(SessionError::Closed),
+        }
+    }
+
+    /// Batches out, answers in, until `shutdown` is true and nothing is left, or the connection ends.
+    ///
+    /// # Errors
+    /// How the connection ended.
+    pub async fn exchange(
+        &mut self,
+        welcome: &Welcome,
+        outgoing: mpsc::Sender<AgentMessage>,
+        incoming: &mut (impl Incoming<Item = Result<CollectorMessage, tonic::Status>> + Unpin),
+        shutdown: &mut watch::Receiver<bool>,
+    ) -> Result<(), SessionError> {
+        let mut flight = Flight::new(welcome.window.unwrap_or(DEFAULT_WINDOW));
+        let mut sent_position = 0;
+        let mut status_tick = interval(STATUS_INTERVAL);
+        status_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stopping = *shutdown.borrow();
+        let mut pending_status = None;
+
+        loop {
+            if stopping && self.spool.next(0).is_none() && pending_status.is_none() {
+                self.say_goodbye(outgoing, incoming).await;
+                return Ok(());
+            }
+            let batch = if flight.has_room() {
+                self.spool.next(sent_position)
+            } else {
+                None
+            };
+            let has_outgoing = batch.is_some() || pending_status.is_some();
+            // Sending never keeps an answer from being read, or each side would wait for the other's buffer.
+            tokio::select! {
+                answer = incoming.next() => match answer {
+                    Some(answer) => self.take(answer?, &mut flight),
+                    None => return Err(SessionError::Closed),
+                },
+                permit = outgoing.reserve(), if has_outgoing => {
+                    // The connection is gone; what it died of comes with the next answer.
+                    let Ok(permit) = permit else { return Err(SessionError::Closed) };
+                    if let Some(status) = pending_status.take() {
+                        permit.send(message(agent_message::Body::Status(status)));
+                    } else if let Some((position, next)) = batch {
+                        sent_position = position;
+                        if let Some(sealed) = self.load(position, next).await {
+                            flight.sent(&sealed);
+                            permit.send(on_the_wire(&sealed));
+                        }
+                    }
+                }
+                () = self.spool.appended(), if batch.is_none() => {}
+                _ = status_tick.tick() => {
+                    self.seal_gaps();
+                    pending_status = self.status();
+                }
+                _ = shutdown.wait_for(|&stop| stop), if !stopping => stopping = true,
+            }
+        }
+    }
+
+    /// The final counters, then the end of our side; the collector ends its own once it has read everything.
+    async fn say_goodbye(
+        &mut self,
+        outgoing: mpsc::Sender<AgentMessage>,
+        incoming: &mut (impl Incoming<Item = Result<CollectorMessage, tonic::Status>> + Unpin),
+    ) {
+        if let Some(status) = self.status() {
+            // A connection that breaks now has nothing left to lose but this.
+            let _ = outgoing.send(message(agent_message::Body::Status(status))).await;
+        }
+        drop(outgoing);
+        let _ = timeout(GOODBYE, async {
+            while let Some(Ok(_)) = incoming.next().await {}
+        })
+        .await;
+    }
+
+    fn status(&self) -> Option<Status> {
+        let levels = self.spool.levels();
+        let (clock_offset_ns, clock_error_ns) = self.clock.best().unwrap_or_default();
+        (self.counters)().map(|status| Status {
+            epoch: self.identity.epoch,
+            clock_offset_ns,
+            clock_error_ns,
+            spool_batches: levels.batches,
+            spool_memory_bytes: levels.memory_bytes,
+            spool_disk_bytes: levels.disk_bytes,
+            spool_disk_failed: levels.disk_failed,
+            ..status
+        })
+    }
+
+    /// What was dropped since the last time becomes a batch of its own, and is delivered like any other.
+    fn seal_gaps(&mut self) {
+        self.spool.expire((self.wall_now_ns)());
+        let gaps = self.spool.take_gaps();
+        for gap in &gaps {
+            tracing::warn!(
+                rows = gap.rows,
+                sequences = %format_args!("{}..={}", gap.first_sequence, gap.last_sequence),
+                reason = ?gap.reason,
+                "rows were dropped, and counted"
+            );
+        }
+        if let Some(sealed) = self.gaps.seal(&gaps) {
+            self.spool.append(sealed);
+        }
+    }
+
+    /// A batch that is next, read from disk if it is there only; the disk may be slow, the answers shall not wait.
+    async fn load(&self, position: u64, next: Next) -> Option<Sealed> {
+        match next {
+            Next::Ready(sealed) => Some(sealed),
+            Next::Stored => {
+                let spool = Arc::clone(&self.spool);
+                tokio::task::spawn_blocking(move || spool.load(position))
+                    .await
+                    .ok()?
+            }
+        }
+    }
+
+    fn take(&mut self, message: CollectorMessage, flight: &mut Flight) {
+        match message.body {
+            Some(collector_message::Body::Acknowledgement(acknowledgement)) => {
+                for &sequence in &acknowledgement.sequences {
+                    let id = id(acknowledgement.epoch, acknowledgement.stream, sequence);
+                    flight.answered(id);
+                    self.spool.acknowledge(id);
+                }
+            }
+            Some(collector_message::Body::Refusal(refusal)) => {
+                tracing::error!(
+                    sequence = refusal.sequence,
+                    reason = %refusal.reason,
+                    "the collector refused a batch"
+                );
+                let id = id(refusal.epoch, refusal.stream, refusal.sequence);
+                flight.answered(id);
+                self.spool.refuse(id);
+            }
+            Some(collector_message::Body::Window(window)) => flight.window = window,
+            Some(collector_message::Body::Receipt(receipt)) => {
+                self.clock.observe(
+                    receipt.observed_at_ns,
+                    receipt.received_at_ns,
+                    (self.wall_now_ns)(),
+                );
+            }
+            // A second welcome, or something that a newer collector says.
+            Some(collector_message::Body::Welcome(_)) | None => {}
+        }
+    }
+}
+
+/// What was sent on this connection and has no answer.
+struct Flight {
+    window: Window,
+    batches: HashMap<BatchId, u64>,
+    bytes: u64,
+}
+
+impl Flight {
+    fn new(window: Window) -> Self {
+        Self {
+            window,
+            batches: HashMap::new(),
+            bytes: 0,
+        }
+    }
+
+    /// One batch is always allowed: a window of nothing would be the end.
+    fn has_room(&self) -> bool {
+        self.batches.is_empty()
+            || (self.batches.len() < self.window.batches as usize && self.bytes < self.window.bytes)
+    }
+
+    fn sent(&mut self, sealed: &Sealed) {
+        let bytes = sealed.encoded.len() as u64;
+        self.bytes += bytes;
+        self.batches.insert(sealed.id, bytes);
+    }
+
+    fn answered(&mut self, id: BatchId) {
+        if let Some(bytes) = self.batches.remove(&id) {
+            self.bytes -= bytes;
+        }
+    }
+}
+
+fn id(epoch: u64, stream: i32, sequence: u64) -> BatchId {
+    // A stream that is unknown here was never sent from here: the id fits no batch.
+    BatchId {
+        epoch,
+        stream: Stream::try_from(stream).unwrap_or(Stream::Unspecified),
+        sequence,
+    }
+}
+
+fn on_the_wire(sealed: &Sealed) -> AgentMessage {
+    message(agent_message::Body::Batch(SealedBatch {
+        epoch: sealed.id.epoch,
+        stream: sealed.id.stream.into(),
+        sequence: sealed.id.sequence,
+        checksum: crc32fast::hash(&sealed.encoded),
+        encoded: sealed.encoded.clone(),
+    }))
+}
+
+fn message(body: agent_message::Body) -> AgentMessage {
+    AgentMessage { body: Some(body) }
+}
+
+/// Names batches by ranges: a day without a collector is one line, not a million.
+fn ranges(ids: &[BatchId]) -> Vec<BatchRange> {
+    let mut ids = ids.to_vec();
+    ids.sort_unstable();
+    let mut ranges: Vec<BatchRange> = Vec::new();
+    for id in ids {
+        match ranges.last_mut() {
+            Some(range)
+                if (range.epoch, range.stream()) == (id.epoch, id.stream)
+                    && range.last_sequence + 1 == id.sequence =>
+            {
+                range.last_sequence = id.sequence;
+            }
+            _ => ranges.push(BatchRange {
+                epoch: id.epoch,
+                stream: id.stream.into(),
+                first_sequence: id.sequence,
+                last_sequence: id.sequence,
+            }),
+        }
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connections(epoch: u64, sequence: u64) -> BatchId {
+        BatchId {
+            epoch,
+            stream: Stream::Connections,
+            sequence,
+        }
+    }
+
+    #[test]
+    fn neighbours_are_named_together() {
+        let ids = [
+            connections(2, 1),
+            connections(1, 5),
+            connections(1, 7),
+            connections(1, 6),
+            connections(1, 9),
+        ];
+        let named: Vec<_> = ranges(&ids)
+            .iter()
+            .map(|range| (range.epoch, range.first_sequence, range.last_sequence))
+            .collect();
+        assert_eq!(named, [(1, 5, 7), (1, 9, 9), (2, 1, 1)]);
+    }
+
+    #[test]
+    fn the_window_bounds_batches_and_bytes_but_never_to_nothing() {
+        let sealed = |sequence| Sealed {
+            id: connections(1, sequence),
+            rows: 1,
+            first_ns: 0,
+            last_ns: 0,
+            encoded: vec![0; 10].into(),
+        };
+        let mut flight = Flight::new(Window {
+            batches: 2,
+            bytes: 1_000,
+        });
+        flight.sent(&sealed(1));
+        assert!(flight.has_room());
+        flight.sent(&sealed(2));
+        assert!(!flight.has_room(), "two batches");
+        flight.answered(connections(1, 1));
+        flight.answered(connections(1, 1));
+        assert!(flight.has_room());
+        flight.window = Window { batches: 0, bytes: 0 };
+        assert!(!flight.has_room(), "one is in flight");
+        flight.answered(connections(1, 2));
+        assert!(flight.has_room(), "nothing is in flight");
+    }
+}

@@ -1,0 +1,65 @@
+//! What is missing travels like what is there: gaps are rows of a stream of their own, delivered exactly once.
+
+use holdfast_proto::v1::{self, GapRows, Stream, batch};
+use prost::Message;
+
+use crate::spool::{BatchId, Gap, GapReason, Sealed};
+
+/// Seals gaps into batches of the stream of gaps.
+pub struct GapBatcher {
+    epoch: u64,
+    last_sequence: u64,
+}
+
+impl GapBatcher {
+    /// For a start of the agent; the first batch has the sequence 1.
+    pub fn new(epoch: u64) -> Self {
+        Self {
+            epoch,
+            last_sequence: 0,
+        }
+    }
+
+    /// One batch with all of them; `None` if there is no gap.
+    pub fn seal(&mut self, gaps: &[Gap]) -> Option<Sealed> {
+        let first_ns = gaps.iter().map(|gap| gap.first_ns).min()?;
+        let last_ns = gaps.iter().map(|gap| gap.last_ns).max()?;
+        self.last_sequence += 1;
+        let batch = v1::Batch {
+            stream: Stream::Gaps.into(),
+            sequence: self.last_sequence,
+            rows: gaps.len() as u32,
+            columns: Some(batch::Columns::Gaps(GapRows {
+                gaps: gaps.iter().map(row).collect(),
+            })),
+        };
+        Some(Sealed {
+            id: BatchId {
+                epoch: self.epoch,
+                stream: Stream::Gaps,
+                sequence: self.last_sequence,
+            },
+            rows: batch.rows,
+            first_ns,
+            last_ns,
+            encoded: batch.encode_to_vec().into(),
+        })
+    }
+}
+
+fn row(gap: &Gap) -> v1::Gap {
+    let reason = match gap.reason {
+        GapReason::SpoolFull => v1::GapReason::SpoolFull,
+        GapReason::SpoolUnreadable => v1::GapReason::SpoolUnreadable,
+    };
+    v1::Gap {
+        epoch: gap.epoch,
+        stream: gap.stream.into(),
+        first_sequence: gap.first_sequence,
+        last_sequence: gap.last_sequence,
+        first_ns: gap.first_ns,
+        last_ns: gap.last_ns,
+        rows: gap.rows,
+        reason: reason.into(),
+    }
+}
