@@ -60,7 +60,7 @@ enum State {
 
 /// Where a missing thing comes from.
 enum Source {
-    /// Debian's packages, and the command that does it where there are none.
+    /// Debian's packages, and what to type where there are none.
     Packages {
         debian: &'static [&'static str],
         elsewhere: &'static str,
@@ -103,25 +103,37 @@ const ITEMS: &[Item] = &[
         name: "ip",
         needed_for: &[Up, Test, Bench],
         look: || look_for_program("ip"),
-        source: packages(&["iproute2"]),
+        source: Source::Packages {
+            debian: &["iproute2"],
+            elsewhere: "(your package manager) iproute2",
+        },
     },
     Item {
         name: "systemd-analyze",
         needed_for: &[Test],
         look: || look_for_program("systemd-analyze"),
-        source: packages(&["systemd"]),
+        source: Source::Packages {
+            debian: &["systemd"],
+            elsewhere: "(your package manager) systemd",
+        },
     },
     Item {
         name: "tcpstates and tcplife",
         needed_for: &[Bench],
         look: || look_for_program("tcpstates"),
-        source: packages(&["libbpf-tools"]),
+        source: Source::Packages {
+            debian: &["libbpf-tools"],
+            elsewhere: "(your package manager) libbpf-tools",
+        },
     },
     Item {
         name: "bpftrace",
         needed_for: &[Bench],
         look: || look_for_program("bpftrace"),
-        source: packages(&["bpftrace"]),
+        source: Source::Packages {
+            debian: &["bpftrace"],
+            elsewhere: "(your package manager) bpftrace",
+        },
     },
 ];
 
@@ -189,7 +201,13 @@ fn provide_packages(missing: &[&Item]) -> anyhow::Result<()> {
         return debian::install(&packages);
     }
 
-    let names: Vec<&str> = missing.iter().map(|item| item.name).collect();
+    let names = missing
+        .iter()
+        .filter(|item| matches!(item.source, Source::Packages { .. }));
+    let names: Vec<&str> = names
+        .map(|item| item.name)
+        .chain(needs_npm.then_some("npm"))
+        .collect();
     let mut commands = format!(
         "    sudo apt-get install --no-install-recommends {}",
         packages.join(" ")
@@ -197,7 +215,7 @@ fn provide_packages(missing: &[&Item]) -> anyhow::Result<()> {
     if !debian::is_debian() {
         let mut lines: Vec<&str> = from_packages.iter().map(|(_, elsewhere)| *elsewhere).collect();
         if needs_npm {
-            lines.push("install npm");
+            lines.push("(your package manager) npm");
         }
         commands = format!("    {}\n  or, on Debian:\n{commands}", lines.join("\n    "));
     }
@@ -231,14 +249,6 @@ fn check() -> anyhow::Result<()> {
         return Err(Failure::Check(format!("{missing} missing; `cargo xtask setup` brings them")).into());
     }
     Ok(())
-}
-
-const fn packages(debian: &'static [&'static str]) -> Source {
-    // Other systems call them the same.
-    Source::Packages {
-        debian,
-        elsewhere: debian[0],
-    }
 }
 
 fn look_for_program(name: &str) -> State {

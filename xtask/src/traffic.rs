@@ -86,9 +86,15 @@ fn serve(listener: &TcpListener) {
 
 fn answer(mut stream: TcpStream) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
-    let mut request = [0; MESSAGE_BYTES];
-    if stream.read(&mut request)? == 0 {
-        return Ok(());
+    // To its end: closing with a part of it unread would reset the connection.
+    let mut request = Vec::with_capacity(MESSAGE_BYTES);
+    while !request.ends_with(b"\r\n\r\n") {
+        let mut part = [0; MESSAGE_BYTES];
+        match stream.read(&mut part)? {
+            0 => return Ok(()),
+            _ if request.len() > MESSAGE_BYTES => return Err(io::ErrorKind::InvalidData.into()),
+            bytes => request.extend(&part[..bytes]),
+        }
     }
     stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\nholds\n")
 }
@@ -96,10 +102,8 @@ fn answer(mut stream: TcpStream) -> io::Result<()> {
 fn fetch(address: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    write!(
-        stream,
-        "GET / HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"
-    )?;
+    let request = format!("GET / HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::with_capacity(MESSAGE_BYTES);
     stream.read_to_end(&mut answer).map(drop)
 }

@@ -47,13 +47,15 @@ fn apt(title: &str, arguments: &[&str]) -> anyhow::Result<()> {
     loop {
         let mut command = Command::new("apt-get");
         command
-            .args(["--quiet", "-o", "Dpkg::Use-Pty=0"])
+            .args(["--quiet", "-o", "Dpkg::Use-Pty=0", "-o"])
+            .arg(format!("DPkg::Lock::Timeout={}", LOCK_PATIENCE.as_secs()))
             .args(arguments)
             .env("DEBIAN_FRONTEND", "noninteractive");
         let Finished { succeeded, tail } = progress::watch(title, &mut command)?;
         if succeeded {
             return Ok(());
         }
+        // apt-get waits for dpkg's lock by itself, but not for the one of the package lists.
         let is_locked = tail.contains("Could not get lock") || tail.contains("Unable to lock");
         if !is_locked || started.elapsed() > LOCK_PATIENCE {
             bail!(

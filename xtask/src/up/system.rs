@@ -106,7 +106,7 @@ impl System {
             log: Some(logs.join("collector.log")),
         };
         let collector = Service::start(
-            "the collector",
+            "collector",
             &binaries.holdfast,
             &arguments.map(str::to_owned),
             place,
@@ -133,7 +133,8 @@ impl System {
                 for node in lab.nodes() {
                     let label = format!("role={}", node.role);
                     let settings = ["--name", &node.name, "--label", &label, "--netns", "self"];
-                    system.start_agent(&binaries.agent, &node.name, Some(node.netns.name()), &settings)?;
+                    let name = format!("{} agent", node.name);
+                    system.start_agent(&binaries.agent, &name, Some(node.netns.name()), &settings)?;
                 }
             }
         }
@@ -157,17 +158,9 @@ impl System {
             .chain(settings)
             .map(|&word| word.to_owned())
             .collect();
-        let log = self.state_dir.join("log").join(format!("{name}.log"));
-        let agent = Service::start(
-            &format!("the agent {name}"),
-            program,
-            &arguments,
-            Place {
-                netns,
-                log: Some(log),
-            },
-        )?;
-        self.agents.push(agent);
+        let place = self.place(name, netns);
+        self.agents
+            .push(Service::start(name, program, &arguments, place)?);
         Ok(())
     }
 
@@ -187,7 +180,7 @@ impl System {
         let at_web = |port| SocketAddr::from((web.address, port));
         let (server, closed, loaded) = (at_web(HTTP_PORT), at_web(CLOSED_PORT), at_web(LOAD_PORT));
         self.start_generator(
-            &web.name,
+            &format!("{} traffic", web.name),
             Some(web.netns.name()),
             &[("--serve", server), ("--serve", loaded)],
             0,
@@ -202,7 +195,7 @@ impl System {
                 arguments.push(("--load", loaded));
             }
             self.start_generator(
-                &client.name,
+                &format!("{} traffic", client.name),
                 Some(client.netns.name()),
                 &arguments,
                 LOAD_RATE / clients.len(),
@@ -224,18 +217,23 @@ impl System {
             work.iter()
                 .flat_map(|(flag, address)| [(*flag).to_owned(), address.to_string()]),
         );
-        let log = self.state_dir.join("log").join(format!("{name}-traffic.log"));
-        let name = format!("the traffic of {name}");
-        self.traffic.push(Service::start(
-            &name,
-            &program,
-            &arguments,
-            Place {
-                netns,
-                log: Some(log),
-            },
-        )?);
+        let place = self.place(name, netns);
+        self.traffic
+            .push(Service::start(name, &program, &arguments, place)?);
         Ok(())
+    }
+
+    /// A service's log has the service's name.
+    fn place<'a>(&self, service: &str, netns: Option<&'a str>) -> Place<'a> {
+        let log = self
+            .state_dir
+            .join("log")
+            .join(service.replace(' ', "-"))
+            .with_extension("log");
+        Place {
+            netns,
+            log: Some(log),
+        }
     }
 
     /// Prints what runs, and how to ask it.
@@ -276,7 +274,7 @@ impl System {
             arguments.extend(["--where".to_owned(), filter]);
         }
         self.view = Some(Service::start(
-            "the live view",
+            "live view",
             &self.holdfast,
             &arguments,
             Place::default(),
