@@ -1,8 +1,8 @@
-//! The counters of the kernel side: slots of one per-CPU array, cumulative since the programs were loaded.
+//! The counters of the kernel side, per network namespace, cumulative since the programs were loaded.
 
-/// What a slot of the `COUNTERS` map counts.
+/// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
+#[repr(usize)]
 pub enum Counter {
     /// Connections that began: SYN_SENT for an active end, SYN_RECV for a passive one.
     Opened,
@@ -18,11 +18,13 @@ pub enum Counter {
     Filtered,
     /// Listeners that could not be remembered because the map was full.
     ListenersUntracked,
+    /// Connections whose end the hook missed: their socket was opened again.
+    Superseded,
 }
 
 impl Counter {
-    /// Every counter, in the order of its slot.
-    pub const ALL: [Self; 7] = [
+    /// Every counter, in order.
+    pub const ALL: [Self; 8] = [
         Self::Opened,
         Self::Closed,
         Self::Untracked,
@@ -30,10 +32,20 @@ impl Counter {
         Self::Lost,
         Self::Filtered,
         Self::ListenersUntracked,
+        Self::Superseded,
     ];
+}
 
-    /// The slot in the `COUNTERS` map.
-    pub const fn slot(self) -> u32 {
-        self as u32
+/// All counters of one network namespace on one CPU: a cache line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counts(pub [u64; 8]);
+
+const _: () = assert!(Counter::ALL.len() <= 8);
+
+impl Counts {
+    /// One of them.
+    pub const fn get(&self, counter: Counter) -> u64 {
+        self.0[counter as usize]
     }
 }

@@ -80,9 +80,9 @@ pub struct ConnectionRecord {
     pub bytes_retransmitted: u64,
     /// Bytes of sequence space that arrived in order; one more than the payload with [`flag::FIN_RECEIVED`].
     pub bytes_received: u64,
-    /// In network order; IPv4 in the first four bytes.
-    pub local_address: [u8; 16],
-    pub remote_address: [u8; 16],
+    /// Four words as they lie in memory, which is network order; IPv4 in the first one.
+    pub local_address: [u32; 4],
+    pub remote_address: [u32; 4],
     /// The command name, zero-padded.
     pub comm: [u8; COMM_BYTES],
     /// Inode of the network namespace.
@@ -110,7 +110,8 @@ pub struct ConnectionRecord {
     pub path_len: u8,
     /// Retransmissions before the handshake ended.
     pub syn_retransmits: u8,
-    pub reserved: u32,
+    /// Where the kernel side counts what happens in the network namespace; means nothing outside it.
+    pub counter_slot: u32,
 }
 
 const _: () = assert!(size_of::<ConnectionRecord>() == 200);
@@ -125,8 +126,8 @@ impl ConnectionRecord {
         bytes_sent: 0,
         bytes_retransmitted: 0,
         bytes_received: 0,
-        local_address: [0; 16],
-        remote_address: [0; 16],
+        local_address: [0; 4],
+        remote_address: [0; 4],
         comm: [0; COMM_BYTES],
         netns: 0,
         pid: 0,
@@ -143,7 +144,7 @@ impl ConnectionRecord {
         flags: 0,
         path_len: 0,
         syn_retransmits: 0,
-        reserved: 0,
+        counter_slot: 0,
     };
 
     /// Reads a record as the ring buffer hands it out; `None` if it has another size.

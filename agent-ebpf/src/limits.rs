@@ -15,6 +15,9 @@ pub const fn slots(connections: u32) -> u32 {
     if slots < WAYS { WAYS } else { slots }
 }
 
+/// Network namespaces with counters of their own; those that come later share one set.
+pub const NAMESPACES: u32 = 1_024;
+
 /// Listeners whose owners are remembered, by default.
 pub const LISTENERS: u32 = 4_096;
 

@@ -10,6 +10,7 @@ use prost::Message;
 
 use crate::{
     clock::Clock,
+    counters::RowsByNetns,
     spool::{BatchId, Sealed},
     wire::ConnectionRows,
 };
@@ -47,6 +48,7 @@ pub struct Batcher {
     /// When the kernel made the first and the last of them; all on one UTC day.
     first_ns: u64,
     last_ns: u64,
+    by_netns: RowsByNetns,
     last_sequence: u64,
 }
 
@@ -62,18 +64,19 @@ impl Batcher {
             oldest: Duration::ZERO,
             first_ns: 0,
             last_ns: 0,
+            by_netns: RowsByNetns::new(),
             last_sequence: 0,
         }
     }
 
-    /// Rows that are in no sealed batch yet.
-    pub fn waiting_rows(&self) -> usize {
-        self.rows.len()
-    }
-
     /// Adds a record at the monotonic time `now`. Gives back the batch that the record did not belong to any more,
     /// or the one that it filled.
-    pub fn push(&mut self, record: &ConnectionRecord, clock: Clock, now: Duration) -> Option<Sealed> {
+    pub fn push(
+        &mut self,
+        record: &ConnectionRecord,
+        clock: Clock,
+        now: Duration,
+    ) -> Option<(Sealed, RowsByNetns)> {
         let recorded_ns = recorded_ns(record, clock);
         let is_another_day = recorded_ns / DAY_NS != self.first_ns / DAY_NS;
         let before = if !self.rows.is_empty() && is_another_day {
@@ -87,6 +90,7 @@ impl Batcher {
         }
         self.first_ns = self.first_ns.min(recorded_ns);
         self.last_ns = self.last_ns.max(recorded_ns);
+        *self.by_netns.entry(record.netns).or_default() += 1;
         self.rows.push(record, clock);
         if self.rows.len() >= self.limits.rows || self.rows.estimated_bytes() >= self.limits.bytes {
             debug_assert!(before.is_none(), "limits hold more than one row");
@@ -96,15 +100,15 @@ impl Batcher {
     }
 
     /// Gives the batch that has waited long enough at the monotonic time `now`.
-    pub fn tick(&mut self, now: Duration) -> Option<Sealed> {
+    pub fn tick(&mut self, now: Duration) -> Option<(Sealed, RowsByNetns)> {
         if !self.rows.is_empty() && now.saturating_sub(self.oldest) >= self.limits.age {
             return self.seal();
         }
         None
     }
 
-    /// Gives what is there, however little.
-    pub fn seal(&mut self) -> Option<Sealed> {
+    /// Gives what is there, however little, and how many rows of each namespace are in it.
+    pub fn seal(&mut self) -> Option<(Sealed, RowsByNetns)> {
         if self.rows.is_empty() {
             return None;
         }
@@ -116,7 +120,7 @@ impl Batcher {
             rows: rows.len() as u32,
             columns: Some(batch::Columns::Connections(rows.finish())),
         };
-        Some(Sealed {
+        let sealed = Sealed {
             id: BatchId {
                 epoch: self.epoch,
                 stream: Stream::Connections,
@@ -126,7 +130,8 @@ impl Batcher {
             first_ns: self.first_ns,
             last_ns: self.last_ns,
             encoded: batch.encode_to_vec().into(),
-        })
+        };
+        Some((sealed, std::mem::take(&mut self.by_netns)))
     }
 }
 
@@ -181,11 +186,11 @@ mod tests {
         let mut batcher = batcher(3);
         assert!(batcher.push(&closed_at(DAY_NS), CLOCK, Duration::ZERO).is_none());
         assert!(batcher.push(&closed_at(DAY_NS), CLOCK, Duration::ZERO).is_none());
-        let batch = batcher
+        let (batch, _) = batcher
             .push(&closed_at(DAY_NS), CLOCK, Duration::ZERO)
             .expect("a full batch");
         assert_eq!((batch.rows, batch.id.sequence, batch.id.epoch), (3, 1, 7));
-        assert_eq!(batcher.waiting_rows(), 0);
+        assert!(batcher.seal().is_none());
     }
 
     #[test]
@@ -199,6 +204,7 @@ mod tests {
             batcher
                 .tick(Duration::from_millis(10_200))
                 .expect("an old batch")
+                .0
                 .rows,
             2
         );
@@ -215,9 +221,10 @@ mod tests {
             7,
         );
         let sealed = (0..1_000).find_map(|_| batcher.push(&closed_at(DAY_NS), CLOCK, Duration::ZERO));
-        let batch = sealed.expect("a batch of its size");
+        let (batch, by_netns) = sealed.expect("a batch of its size");
         assert!(batch.encoded.len() <= 10_000);
         assert!(batch.rows > 50, "{} rows", batch.rows);
+        assert_eq!(by_netns, RowsByNetns::from([(0, batch.rows.into())]));
     }
 
     #[test]
@@ -228,11 +235,11 @@ mod tests {
                 .push(&closed_at(DAY_NS - 1_000), CLOCK, Duration::ZERO)
                 .is_none()
         );
-        let yesterday = batcher
+        let (yesterday, _) = batcher
             .push(&closed_at(DAY_NS), CLOCK, Duration::ZERO)
             .expect("the day before");
         assert_eq!((yesterday.rows, yesterday.id.sequence), (1, 1));
-        assert_eq!(batcher.seal().expect("today").id.sequence, 2);
+        assert_eq!(batcher.seal().expect("today").0.id.sequence, 2);
     }
 
     proptest! {
@@ -250,8 +257,8 @@ mod tests {
                 sealed.extend(batcher.push(&closed_at(wall), CLOCK, now));
             }
             sealed.extend(batcher.seal());
-            prop_assert_eq!(sealed.iter().map(|batch| batch.rows as usize).sum::<usize>(), gaps.len());
-            for (index, batch) in sealed.iter().enumerate() {
+            prop_assert_eq!(sealed.iter().map(|(batch, _)| batch.rows as usize).sum::<usize>(), gaps.len());
+            for (index, (batch, _)) in sealed.iter().enumerate() {
                 prop_assert_eq!(batch.id.sequence, index as u64 + 1);
                 prop_assert_eq!(batch.first_ns / DAY_NS, batch.last_ns / DAY_NS);
                 prop_assert!(batch.rows as usize <= limit);

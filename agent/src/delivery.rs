@@ -19,6 +19,7 @@ use tokio_stream::{Stream as Incoming, StreamExt};
 
 use crate::{
     clock_offset::ClockOffset,
+    counters::RowsByNetns,
     gaps::GapBatcher,
     identity::Identity,
     spool::{BatchId, Next, Sealed, Spool},
@@ -213,7 +214,7 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
             );
         }
         if let Some(sealed) = self.gaps.seal(&gaps) {
-            self.spool.append(sealed);
+            self.spool.append(sealed, RowsByNetns::new());
         }
     }
 

@@ -26,6 +26,7 @@ pub mod wire;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
+use holdfast_agent_ebpf::counter::Counter;
 use tokio::{
     sync::watch,
     time::{interval, timeout},
@@ -84,7 +85,7 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         disk_bytes: args.spool,
         ..spool::Limits::default()
     };
-    let spool = Spool::open(limits, state.into_disk(), identity.epoch, Arc::clone(&counters))
+    let spool = Spool::open(limits, state.into_disk(), Arc::clone(&counters))
         .context("cannot read the spool that an earlier start left")?;
     let spool = Arc::new(spool);
     let writer = spool::Writer::start(&spool).context("cannot start the thread that writes the spool")?;
@@ -108,7 +109,7 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         identity: identity.clone(),
         spool: Arc::clone(&spool),
         counters: || match kernel_counters.read() {
-            Ok(kernel) => Some(counters.status(kernel)),
+            Ok(kernel) => Some(counters.status(&kernel)),
             Err(error) => {
                 tracing::error!("no counters: {:#}", anyhow::Error::new(error));
                 None
@@ -138,26 +139,25 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         .context("the spool could not be written")?;
     log.abort();
 
-    let last = counters.status(kernel_counters.read()?);
-    for stream in &last.streams {
-        tracing::info!(
-            opened = stream.opened,
-            closed = stream.closed,
-            untracked = stream.untracked,
-            lost = stream.lost,
-            received = stream.received,
-            acknowledged = stream.acknowledged,
-            dropped = stream.dropped,
-            refused = stream.refused,
-            "stopped"
+    let (kernel, stages) = (kernel_counters.read()?, counters.total());
+    tracing::info!(
+        opened = kernel.total(Counter::Opened),
+        closed = kernel.total(Counter::Closed),
+        untracked = kernel.total(Counter::Untracked),
+        lost = kernel.total(Counter::Lost),
+        missed = kernel.missed,
+        received = stages.received,
+        acknowledged = stages.acknowledged,
+        dropped = stages.dropped,
+        refused = stages.refused,
+        "stopped"
+    );
+    if stages.unacknowledged > 0 {
+        tracing::warn!(
+            rows = stages.unacknowledged,
+            "the collector did not acknowledge all rows{}: the next start delivers what is in the spool",
+            if in_time { "" } else { " in time" }
         );
-        if stream.unacknowledged > 0 {
-            tracing::warn!(
-                rows = stream.unacknowledged,
-                "the collector did not acknowledge all rows{}: the next start delivers what is in the spool",
-                if in_time { "" } else { " in time" }
-            );
-        }
     }
     Ok(())
 }

@@ -3,12 +3,22 @@
 //! The programs stay loaded for as long as [`Probes`] lives: the kernel detaches and frees everything when its last
 //! file descriptor closes, however the agent ends.
 
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::fd::{AsFd, AsRawFd},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{MapData, MapError, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, ProgramError},
+    maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{BtfTracePoint, ProgramError, ProgramFd},
 };
-use holdfast_agent_ebpf::{counter::Counter, limits};
+use holdfast_agent_ebpf::{
+    counter::{Counter, Counts},
+    limits,
+};
 
 use crate::btf::{Btf, BtfError};
 
@@ -75,16 +85,39 @@ pub enum ProbeError {
 pub struct Probes(Ebpf);
 
 /// What the kernel side counts. It outlives the programs.
-pub struct KernelCounters(PerCpuArray<MapData, u64>);
+pub struct KernelCounters {
+    counts: PerCpuArray<MapData, KernelSlot>,
+    namespaces: HashMap<MapData, u32, u32>,
+    program: ProgramFd,
+    /// The last that was read of the program: it is gone before its counters are.
+    missed: AtomicU64,
+}
+
+/// A slot of the kernel's counters, as aya wants it: plain integers.
+type KernelSlot = [u64; 8];
 
 /// The counters at one moment, cumulative since the programs were loaded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KernelCounts([u64; Counter::ALL.len()]);
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelCounts {
+    /// By the inode of the network namespace; 0 stands for those that are not observed, or came too late for counters
+    /// of their own.
+    pub namespaces: BTreeMap<u32, Counts>,
+    /// Events that no program saw: an interrupt brought one while the program ran on the same CPU, and the kernel
+    /// does not start a program inside itself.
+    pub missed: u64,
+}
 
 impl KernelCounts {
-    /// One of them.
-    pub fn get(&self, counter: Counter) -> u64 {
-        self.0[counter.slot() as usize]
+    /// A counter, over all namespaces.
+    pub fn total(&self, counter: Counter) -> u64 {
+        self.namespaces.values().map(|counts| counts.get(counter)).sum()
+    }
+
+    /// A counter of one namespace.
+    pub fn of(&self, netns: u32, counter: Counter) -> u64 {
+        self.namespaces
+            .get(&netns)
+            .map_or(0, |counts| counts.get(counter))
     }
 }
 
@@ -94,16 +127,43 @@ impl KernelCounters {
     /// # Errors
     /// If a map cannot be read. An unreadable counter is never zero.
     pub fn read(&self) -> Result<KernelCounts, ProbeError> {
-        let mut counts = KernelCounts::default();
-        for counter in Counter::ALL {
-            let per_cpu = self.0.get(&counter.slot(), 0).map_err(|source| ProbeError::Map {
-                name: "COUNTERS",
+        let mut namespaces = BTreeMap::from([(0, self.slot(0)?)]);
+        for entry in self.namespaces.iter() {
+            let (netns, slot) = entry.map_err(|source| ProbeError::Map {
+                name: "NAMESPACES",
                 source,
             })?;
-            counts.0[counter.slot() as usize] = per_cpu.iter().sum();
+            namespaces.insert(netns, self.slot(slot)?);
         }
-        Ok(counts)
+        if let Some(missed) = recursion_misses(&self.program) {
+            self.missed.store(missed, Ordering::Relaxed);
+        }
+        Ok(KernelCounts {
+            namespaces,
+            missed: self.missed.load(Ordering::Relaxed),
+        })
     }
+
+    fn slot(&self, slot: u32) -> Result<Counts, ProbeError> {
+        let per_cpu = self.counts.get(&slot, 0).map_err(|source| ProbeError::Map {
+            name: "COUNTERS",
+            source,
+        })?;
+        let mut sum = Counts::default();
+        for counts in per_cpu.iter() {
+            for (total, count) in sum.0.iter_mut().zip(counts) {
+                *total += count;
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// What the kernel counts for a program in `recursion_misses` (bpf_prog_show_fdinfo, kernel/bpf/syscall.c; 5.12).
+fn recursion_misses(program: &ProgramFd) -> Option<u64> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd())).ok()?;
+    info.lines()
+        .find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
 }
 
 /// Whether the agent was built with its programs.
@@ -184,15 +244,24 @@ impl Probes {
     /// # Errors
     /// If they were taken before.
     pub fn take_counters(&mut self) -> Result<KernelCounters, ProbeError> {
-        let counters = self
-            .0
-            .take_map("COUNTERS")
-            .ok_or(ProbeError::Mismatch { name: "COUNTERS" })?;
-        let counters = PerCpuArray::try_from(counters).map_err(|source| ProbeError::Map {
-            name: "COUNTERS",
-            source,
-        })?;
-        Ok(KernelCounters(counters))
+        let mut take = |name| self.0.take_map(name).ok_or(ProbeError::Mismatch { name });
+        let (counts, namespaces) = (take("COUNTERS")?, take("NAMESPACES")?);
+        let program = state_program(&mut self.0)?
+            .fd()
+            .and_then(|fd| Ok(fd.try_clone()?))
+            .map_err(program_error)?;
+        Ok(KernelCounters {
+            counts: PerCpuArray::try_from(counts).map_err(|source| ProbeError::Map {
+                name: "COUNTERS",
+                source,
+            })?,
+            namespaces: HashMap::try_from(namespaces).map_err(|source| ProbeError::Map {
+                name: "NAMESPACES",
+                source,
+            })?,
+            program,
+            missed: AtomicU64::new(0),
+        })
     }
 }
 

@@ -14,7 +14,12 @@ use anyhow::Context;
 use aya::maps::{MapData, RingBuf};
 use holdfast_agent_ebpf::event::ConnectionRecord;
 
-use crate::{batch::Batcher, clock::Clock, counters::Counters, spool::Spool};
+use crate::{
+    batch::Batcher,
+    clock::Clock,
+    counters::{Counters, RowsByNetns},
+    spool::{Sealed, Spool},
+};
 
 /// How often the ring is looked at. 50 wake-ups a second cost less than 0.1% of a core, and at 200,000 records a
 /// second 0.8 MB wait meanwhile. Polling instead would return for every record, and a wake-up from the kernel side
@@ -36,13 +41,20 @@ impl Drain {
     /// # Errors
     /// If the system gives no thread.
     pub fn start(
-        mut ring: RingBuf<MapData>,
-        mut batcher: Batcher,
+        ring: RingBuf<MapData>,
+        batcher: Batcher,
         spool: Arc<Spool>,
         counters: Arc<Counters>,
     ) -> anyhow::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let mut intake = Intake {
+            ring,
+            batcher,
+            spool,
+            counters,
+            uncounted: RowsByNetns::new(),
+        };
         let thread = thread::Builder::new()
             .name("ring".into())
             .spawn(move || {
@@ -50,13 +62,11 @@ impl Drain {
                 loop {
                     // Asked before the last drain: what the kernel wrote until then is still taken.
                     let last = stopped.load(Ordering::Acquire);
-                    let taken = drain(&mut ring, &mut batcher, &spool, &counters, started);
-                    if taken == DRAIN_RECORDS {
+                    if intake.drain(started.elapsed()) == DRAIN_RECORDS {
                         continue;
                     }
                     if last {
-                        batcher.seal().into_iter().for_each(|sealed| spool.append(sealed));
-                        counters.batching.store(0, Ordering::Relaxed);
+                        intake.finish();
                         return;
                     }
                     thread::sleep(TICK);
@@ -75,37 +85,53 @@ impl Drain {
     }
 }
 
-/// Takes what the ring holds, up to [`DRAIN_RECORDS`], and hands full or old batches on.
-fn drain(
-    ring: &mut RingBuf<MapData>,
-    batcher: &mut Batcher,
-    spool: &Spool,
-    counters: &Counters,
-    started: Instant,
-) -> usize {
-    let clock = Clock::read();
-    let now = started.elapsed();
-    let mut taken = 0;
-    while taken < DRAIN_RECORDS {
-        let Some(item) = ring.next() else { break };
-        taken += 1;
-        match ConnectionRecord::from_bytes(&item) {
-            Some(record) => batcher
-                .push(&record, clock, now)
-                .into_iter()
-                .for_each(|sealed| spool.append(sealed)),
-            None => {
-                counters.malformed.fetch_add(1, Ordering::Relaxed);
-            }
+/// What stands between the ring and the spool.
+struct Intake {
+    ring: RingBuf<MapData>,
+    batcher: Batcher,
+    spool: Arc<Spool>,
+    counters: Arc<Counters>,
+    /// Rows taken and not counted yet: counting goes through a lock, so it is done once a batch or a drain.
+    uncounted: RowsByNetns,
+}
+
+impl Intake {
+    /// Takes what the ring holds, up to [`DRAIN_RECORDS`], and hands full or old batches on.
+    fn drain(&mut self, now: Duration) -> usize {
+        let clock = Clock::read();
+        let mut taken = 0;
+        while taken < DRAIN_RECORDS {
+            let Some(item) = self.ring.next() else { break };
+            taken += 1;
+            let Some(record) = ConnectionRecord::from_bytes(&item) else {
+                self.counters.malformed();
+                continue;
+            };
+            drop(item);
+            *self.uncounted.entry(record.netns).or_default() += 1;
+            let sealed = self.batcher.push(&record, clock, now);
+            self.hand_on(sealed);
+        }
+        let sealed = self.batcher.tick(now);
+        self.count();
+        self.hand_on(sealed);
+        taken
+    }
+
+    /// Seals what is left.
+    fn finish(&mut self) {
+        let sealed = self.batcher.seal();
+        self.hand_on(sealed);
+    }
+
+    fn hand_on(&mut self, sealed: Option<(Sealed, RowsByNetns)>) {
+        if let Some((sealed, rows)) = sealed {
+            self.count();
+            self.spool.append(sealed, rows);
         }
     }
-    batcher
-        .tick(now)
-        .into_iter()
-        .for_each(|sealed| spool.append(sealed));
-    counters.received.fetch_add(taken as u64, Ordering::Relaxed);
-    counters
-        .batching
-        .store(batcher.waiting_rows() as u64, Ordering::Relaxed);
-    taken
+
+    fn count(&mut self) {
+        self.counters.received(&std::mem::take(&mut self.uncounted));
+    }
 }

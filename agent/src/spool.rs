@@ -16,7 +16,7 @@ use std::{
     io,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -28,7 +28,7 @@ use tokio::sync::Notify;
 
 pub use self::segment::{BatchId, Sealed};
 use self::{disk::Disk, segment::record_bytes};
-use crate::counters::Counters;
+use crate::counters::{Counters, End, RowsByNetns};
 
 /// A segment is closed once it has so many bytes: small enough that a few answered batches free disk soon, large
 /// enough that a day without a collector makes hundreds of files, not millions.
@@ -117,7 +117,6 @@ pub struct Spool {
     limits: Limits,
     disk: Option<Box<dyn Disk>>,
     disk_failed: AtomicBool,
-    epoch: u64,
     counters: Arc<Counters>,
 }
 
@@ -139,6 +138,8 @@ struct Entry {
     rows: u32,
     first_ns: u64,
     last_ns: u64,
+    /// The rows by namespace; empty if they are not counted: gaps, and batches of an earlier start.
+    counted: RowsByNetns,
     /// `None` once it is on disk and memory was short.
     encoded: Option<Bytes>,
     /// `None` while it is in memory only.
@@ -160,16 +161,11 @@ struct Segment {
 }
 
 impl Spool {
-    /// A spool for the batches of this start of the agent. With a disk, what earlier starts left there comes first.
+    /// A spool. With a disk, what earlier starts left there comes first.
     ///
     /// # Errors
     /// If the disk cannot be listed. A segment that cannot be read is left alone, and the log says so.
-    pub fn open(
-        limits: Limits,
-        disk: Option<Box<dyn Disk>>,
-        epoch: u64,
-        counters: Arc<Counters>,
-    ) -> io::Result<Self> {
+    pub fn open(limits: Limits, disk: Option<Box<dyn Disk>>, counters: Arc<Counters>) -> io::Result<Self> {
         let mut queue = Queue::default();
         if let Some(disk) = &disk {
             for number in disk.list()? {
@@ -188,21 +184,22 @@ impl Spool {
             limits,
             disk,
             disk_failed: AtomicBool::new(false),
-            epoch,
             counters,
         })
     }
 
-    /// Appends a sealed batch. Never waits; if the memory is full, the oldest batch goes.
-    pub fn append(&self, sealed: Sealed) {
+    /// Appends a sealed batch. Never waits; if the memory is full, the oldest batch goes. `rows` is what the counters
+    /// shall follow: empty for a stream that is not counted.
+    pub fn append(&self, sealed: Sealed, rows: RowsByNetns) {
         let mut queue = self.lock();
-        self.count(&sealed.id, |counters| &counters.unacknowledged, sealed.rows);
+        self.counters.sealed(&rows);
         queue.memory_bytes += sealed.encoded.len() as u64;
         queue.insert(Entry {
             id: sealed.id,
             rows: sealed.rows,
             first_ns: sealed.first_ns,
             last_ns: sealed.last_ns,
+            counted: rows,
             encoded: Some(sealed.encoded),
             place: None,
         });
@@ -246,12 +243,12 @@ impl Spool {
 
     /// The collector has it for good. An answer to a batch that is not here any more changes nothing.
     pub fn acknowledge(&self, id: BatchId) {
-        self.answer(id, |counters| &counters.acknowledged);
+        self.answer(id, End::Acknowledged);
     }
 
     /// The collector will never have it.
     pub fn refuse(&self, id: BatchId) {
-        self.answer(id, |counters| &counters.refused);
+        self.answer(id, End::Refused);
     }
 
     /// Every batch without an answer, oldest first.
@@ -359,46 +356,23 @@ impl Spool {
         Ok(())
     }
 
-    fn answer(&self, id: BatchId, to: impl Fn(&Counters) -> &AtomicU64) {
+    fn answer(&self, id: BatchId, end: End) {
         let mut queue = self.lock();
-        let Some(entry) = queue
+        let entry = queue
             .places
             .get(&id)
             .copied()
-            .and_then(|position| queue.remove(position))
-        else {
-            return;
-        };
-        self.leave(&entry, to);
+            .and_then(|position| queue.remove(position));
+        if let Some(entry) = entry {
+            self.counters.ended(&entry.counted, end);
+        }
     }
 
     fn drop_entry(&self, queue: &mut Queue, position: u64, reason: GapReason) {
-        let Some(entry) = queue.remove(position) else {
-            return;
-        };
-        self.leave(&entry, |counters| &counters.dropped);
-        queue.add_gap(&entry, reason);
-    }
-
-    /// Moves an entry's rows from the unacknowledged ones to another counter.
-    fn leave(&self, entry: &Entry, to: impl Fn(&Counters) -> &AtomicU64) {
-        self.count(&entry.id, to, entry.rows);
-        if self.is_counted(&entry.id) {
-            self.counters
-                .unacknowledged
-                .fetch_sub(entry.rows.into(), Ordering::Relaxed);
+        if let Some(entry) = queue.remove(position) {
+            self.counters.ended(&entry.counted, End::Dropped);
+            queue.add_gap(&entry, reason);
         }
-    }
-
-    fn count(&self, id: &BatchId, counter: impl Fn(&Counters) -> &AtomicU64, rows: u32) {
-        if self.is_counted(id) {
-            counter(&self.counters).fetch_add(rows.into(), Ordering::Relaxed);
-        }
-    }
-
-    /// The counters are those of this start, and of the stream of connections.
-    fn is_counted(&self, id: &BatchId) -> bool {
-        id.epoch == self.epoch && id.stream == Stream::Connections
     }
 
     /// Forgets the bytes of what is on disk, oldest first, and drops what is not, until the memory is within its
@@ -513,6 +487,7 @@ impl Queue {
                 rows: sealed.rows,
                 first_ns: sealed.first_ns,
                 last_ns: sealed.last_ns,
+                counted: RowsByNetns::new(),
                 encoded: None,
                 place: Some(place),
             });
@@ -710,10 +685,10 @@ mod tests {
         }
     }
 
-    fn open(limits: Limits, disk: Option<Box<dyn Disk>>, epoch: u64) -> (Spool, Arc<Counters>) {
+    fn open(limits: Limits, disk: Option<Box<dyn Disk>>) -> (Spool, Arc<Counters>) {
         let counters = Arc::new(Counters::default());
         (
-            Spool::open(limits, disk, epoch, Arc::clone(&counters)).expect("a spool"),
+            Spool::open(limits, disk, Arc::clone(&counters)).expect("a spool"),
             counters,
         )
     }
@@ -725,16 +700,17 @@ mod tests {
                 ..Limits::default()
             },
             None,
-            1,
         )
     }
 
-    fn on_disk(path: &std::path::Path, limits: Limits, epoch: u64) -> (Spool, Arc<Counters>) {
-        open(
-            limits,
-            Some(Box::new(Folder::open(path).expect("a folder"))),
-            epoch,
-        )
+    fn on_disk(path: &std::path::Path, limits: Limits) -> (Spool, Arc<Counters>) {
+        open(limits, Some(Box::new(Folder::open(path).expect("a folder"))))
+    }
+
+    fn append(spool: &Spool, sealed: Sealed) {
+        let rows = RowsByNetns::from([(1, sealed.rows.into())]);
+        spool.counters.received(&rows);
+        spool.append(sealed, rows);
     }
 
     /// The sequences that would be sent, in order, read from disk where they are there only.
@@ -756,13 +732,13 @@ mod tests {
     }
 
     fn check(counters: &Counters, expected: [u64; 4]) {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let stages = counters.total();
         assert_eq!(
             [
-                read(&counters.unacknowledged),
-                read(&counters.acknowledged),
-                read(&counters.dropped),
-                read(&counters.refused)
+                stages.unacknowledged,
+                stages.acknowledged,
+                stages.dropped,
+                stages.refused
             ],
             expected,
             "unacknowledged, acknowledged, dropped, refused"
@@ -777,7 +753,7 @@ mod tests {
     fn a_full_memory_drops_the_oldest_batches_and_they_are_one_gap() {
         let (spool, counters) = in_memory(2_000);
         for sequence in 1..=4 {
-            spool.append(sealed(1, sequence));
+            append(&spool, sealed(1, sequence));
         }
         assert_eq!(sent(&spool), [(1, 3), (1, 4)]);
         let gap = Gap {
@@ -799,7 +775,7 @@ mod tests {
     fn every_row_is_counted_once_whatever_the_order_of_the_answers() {
         let (spool, counters) = in_memory(1 << 20);
         for sequence in 1..=3 {
-            spool.append(sealed(1, sequence));
+            append(&spool, sealed(1, sequence));
         }
         spool.acknowledge(id(3));
         spool.refuse(id(1));
@@ -814,17 +790,17 @@ mod tests {
     #[test]
     fn unanswered_batches_outlive_the_process_under_their_names() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (spool, _) = on_disk(folder.path(), Limits::default(), 1);
+        let (spool, _) = on_disk(folder.path(), Limits::default());
         for sequence in 1..=3 {
-            spool.append(sealed(1, sequence));
+            append(&spool, sealed(1, sequence));
         }
         spool.acknowledge(id(2));
         spool.persist().expect("written");
         // A crash: nothing is finished, nothing is told.
         drop(spool);
 
-        let (spool, counters) = on_disk(folder.path(), Limits::default(), 2);
-        spool.append(sealed(2, 1));
+        let (spool, counters) = on_disk(folder.path(), Limits::default());
+        append(&spool, sealed(2, 1));
         assert_eq!(sent(&spool), [(1, 1), (1, 3), (2, 1)]);
         // Its counters are its own: what an earlier start sealed was counted there.
         check(&counters, [10, 0, 0, 0]);
@@ -844,8 +820,8 @@ mod tests {
     #[test]
     fn a_batch_that_is_answered_first_is_never_written() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (spool, _) = on_disk(folder.path(), Limits::default(), 1);
-        spool.append(sealed(1, 1));
+        let (spool, _) = on_disk(folder.path(), Limits::default());
+        append(&spool, sealed(1, 1));
         spool.acknowledge(id(1));
         assert_eq!(spool.persist().expect("nothing to write"), 0);
     }
@@ -859,10 +835,9 @@ mod tests {
                 memory_bytes: 3_000,
                 ..Limits::default()
             },
-            1,
         );
         for sequence in 1..=30 {
-            spool.append(sealed(1, sequence));
+            append(&spool, sealed(1, sequence));
             spool.persist().expect("written");
         }
         assert_eq!(sent(&spool).len(), 30, "all of them, from memory and from disk");
@@ -884,14 +859,13 @@ mod tests {
                 memory_bytes: 20 << 20,
                 ..limits
             },
-            1,
         );
         let big = |sequence| Sealed {
             encoded: vec![0; 1 << 20].into(),
             ..sealed(1, sequence)
         };
         for sequence in 1..=40 {
-            spool.append(big(sequence));
+            append(&spool, big(sequence));
             spool.persist().expect("written");
         }
         let levels = spool.levels();
@@ -899,7 +873,7 @@ mod tests {
         let gaps = spool.take_gaps();
         assert_eq!(gaps.len(), 1, "{gaps:?}");
         assert_eq!(gaps[0].first_sequence, 1);
-        assert_eq!(gaps[0].rows, counters.dropped.load(Ordering::Relaxed));
+        assert_eq!(gaps[0].rows, counters.total().dropped);
         assert_eq!(levels.batches + gaps[0].rows / u64::from(ROWS), 40);
     }
 
@@ -911,10 +885,9 @@ mod tests {
                 ..Limits::default()
             },
             None,
-            1,
         );
         for sequence in 1..=10 {
-            spool.append(sealed(1, sequence));
+            append(&spool, sealed(1, sequence));
         }
         spool.expire(1_000);
         assert_eq!(sent(&spool).first(), Some(&(1, 5)));
@@ -961,8 +934,8 @@ mod tests {
     fn a_full_disk_leaves_the_memory() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = FullDisk(Folder::open(folder.path()).expect("a folder"));
-        let (spool, counters) = open(Limits::default(), Some(Box::new(disk)), 1);
-        spool.append(sealed(1, 1));
+        let (spool, counters) = open(Limits::default(), Some(Box::new(disk)));
+        append(&spool, sealed(1, 1));
         assert_eq!(
             spool.persist().expect_err("a full disk").kind(),
             io::ErrorKind::StorageFull
@@ -971,7 +944,7 @@ mod tests {
         check(&counters, [10, 0, 0, 0]);
         drop(spool);
         // What was written of it is no batch, and does no harm.
-        let (spool, _) = on_disk(folder.path(), Limits::default(), 2);
+        let (spool, _) = on_disk(folder.path(), Limits::default());
         assert_eq!(sent(&spool), []);
     }
 
@@ -983,14 +956,14 @@ mod tests {
             let folder = tempfile::tempdir().expect("a folder");
             let limits = Limits { memory_bytes: 8_000, disk_bytes: 30_000, ..Limits::default() };
             let mut epoch = 1;
-            let (mut spool, _) = on_disk(folder.path(), limits, epoch);
+            let (mut spool, _) = on_disk(folder.path(), limits);
             let (mut appended, mut answered, mut gone, mut sequence) = (0_u64, 0_u64, 0_u64, 0_u64);
             for (step, number) in steps {
                 match step {
                     0 | 1 => {
                         sequence += 1;
                         appended += 1;
-                        spool.append(sealed(epoch, sequence));
+                        append(&spool, sealed(epoch, sequence));
                     }
                     2 => { spool.persist().expect("written"); }
                     3 => {
@@ -1011,7 +984,7 @@ mod tests {
                         drop(spool);
                         epoch += 1;
                         sequence = 0;
-                        spool = on_disk(folder.path(), limits, epoch).0;
+                        spool = on_disk(folder.path(), limits).0;
                         for id in waiting {
                             prop_assert!(spool.unanswered().contains(&id), "{:?} is gone", id);
                         }

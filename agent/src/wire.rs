@@ -192,13 +192,16 @@ fn path_of(record: &ConnectionRecord) -> PathKey {
 }
 
 /// The address as IPv6, IPv4 as ::ffff:a.b.c.d.
-fn mapped(address: &[u8; 16], family: u8) -> [u8; 16] {
-    if family != AF_INET {
-        return *address;
-    }
+fn mapped(address: &[u32; 4], family: u8) -> [u8; 16] {
     let mut mapped = [0; 16];
-    mapped[10..12].fill(0xff);
-    mapped[12..].copy_from_slice(&address[..4]);
+    if family == AF_INET {
+        mapped[10..12].fill(0xff);
+        mapped[12..].copy_from_slice(&address[0].to_ne_bytes());
+    } else {
+        for (bytes, word) in mapped.chunks_exact_mut(4).zip(address) {
+            bytes.copy_from_slice(&word.to_ne_bytes());
+        }
+    }
     mapped
 }
 
@@ -269,8 +272,8 @@ mod tests {
             role: role::ACTIVE,
             family: AF_INET,
             comm: *b"curl\0\0\0\0\0\0\0\0\0\0\0\0",
-            local_address: [127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-            remote_address: [127, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            local_address: [u32::from_ne_bytes([127, 0, 0, 1]), 0, 0, 0],
+            remote_address: [u32::from_ne_bytes([127, 0, 0, 2]), 0, 0, 0],
             flags: flag::FIRST | flag::FINAL,
             ..ConnectionRecord::ZERO
         }

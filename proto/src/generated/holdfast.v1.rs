@@ -303,6 +303,9 @@ pub struct Status {
     pub spool_disk_bytes: u64,
     #[prost(bool, tag = "9")]
     pub spool_disk_failed: bool,
+    /// Of the namespaces that the agent can look into.
+    #[prost(message, repeated, tag = "10")]
+    pub witnesses: ::prost::alloc::vec::Vec<Witness>,
 }
 /// Answers a status at once: what the agent needs to compare the clocks.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -358,6 +361,31 @@ pub struct StreamCounters {
     /// Refused by the collector for their content.
     #[prost(uint64, tag = "15")]
     pub refused: u64,
+    /// Ends that the hook missed, known when their socket was opened again.
+    #[prost(uint64, tag = "16")]
+    pub superseded: u64,
+    /// Events that no program saw, of all namespaces together: an interrupt brought one while the program ran on the
+    /// same CPU, and the kernel does not start a program inside itself.
+    #[prost(uint64, tag = "17")]
+    pub missed: u64,
+}
+/// What the kernel itself counts of TCP in a network namespace since it was made (/proc/net/snmp): a witness that
+/// does not depend on Holdfast.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Witness {
+    #[prost(uint32, tag = "1")]
+    pub netns: u32,
+    #[prost(uint64, tag = "2")]
+    pub active_opens: u64,
+    #[prost(uint64, tag = "3")]
+    pub passive_opens: u64,
+    #[prost(uint64, tag = "4")]
+    pub attempt_fails: u64,
+    #[prost(uint64, tag = "5")]
+    pub established_resets: u64,
+    /// Now ESTABLISHED or CLOSE_WAIT.
+    #[prost(uint64, tag = "6")]
+    pub currently_established: u64,
 }
 /// These batches are durable in the store.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -1,21 +1,99 @@
-//! Counting, where the hook runs: one per-CPU array, a slot for each [`Counter`], never reset.
+//! Counting, where the hook runs: per CPU, per network namespace, never reset.
+//!
+//! A namespace gets a slot when something is first counted in it. Past the last slot, namespaces share the slot 0, as
+//! do those that the configuration leaves out.
 
-use aya_ebpf::{macros::map, maps::PerCpuArray};
-use holdfast_agent_ebpf::counter::Counter;
+use core::intrinsics::{AtomicOrdering::SeqCst, atomic_xadd};
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray},
+};
+use holdfast_agent_ebpf::{
+    counter::{Counter, Counts},
+    limits::NAMESPACES as MAX_NAMESPACES,
+};
 
 #[map]
-static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
+static COUNTERS: PerCpuArray<Counts> = PerCpuArray::with_max_entries(MAX_NAMESPACES, 0);
 
-/// Adds one, and tells whether it was this CPU's first: the moment to say so in the log, once.
+/// The slots, by the inode of the namespace.
+#[map]
+static NAMESPACES: HashMap<u32, u32> = HashMap::with_max_entries(MAX_NAMESPACES, 0);
+
+/// How many slots were given out beside the slot 0.
+#[map]
+static SLOTS_USED: Array<u32> = Array::with_max_entries(1, 0);
+
+/// The namespace that this CPU looked up last: most often it is asked for again.
+#[map]
+static LAST_NAMESPACE: PerCpuArray<Namespace> = PerCpuArray::with_max_entries(1, 0);
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Namespace {
+    inode: u32,
+    slot: u32,
+}
+
+/// The slot of what belongs to no namespace that is observed.
+pub(crate) const ELSEWHERE: u32 = 0;
+
+/// The slot of a namespace, by its inode.
 #[inline(always)]
-pub(crate) fn count(counter: Counter) -> bool {
-    let Some(slot) = COUNTERS.get_ptr_mut(counter.slot()) else {
+pub(crate) fn slot(inode: u32) -> u32 {
+    let Some(last) = LAST_NAMESPACE.get_ptr_mut(0) else {
+        return ELSEWHERE;
+    };
+    // SAFETY: the pointer is to this CPU's entry; a program of this kind is not preempted by itself on the same CPU.
+    unsafe {
+        if (*last).inode != inode {
+            *last = Namespace {
+                inode,
+                slot: look_up(inode),
+            };
+        }
+        (*last).slot
+    }
+}
+
+#[inline(never)]
+fn look_up(inode: u32) -> u32 {
+    if let Some(slot) = NAMESPACES.get_ptr(&inode) {
+        // SAFETY: the entry is live.
+        return unsafe { *slot };
+    }
+    let Some(used) = SLOTS_USED.get_ptr_mut(0) else {
+        return ELSEWHERE;
+    };
+    // Sequentially consistent, or LLVM emits an addition that does not fetch, and takes what was added for the result.
+    // SAFETY: the entry is live and aligned; one instruction of BPF.
+    let slot = unsafe { atomic_xadd::<u32, u32, { SeqCst }>(used, 1) } + 1;
+    if slot >= MAX_NAMESPACES {
+        return ELSEWHERE;
+    }
+    // Another CPU may have been faster: then its slot counts, and this one stays empty.
+    if NAMESPACES.insert(&inode, &slot, u64::from(BPF_NOEXIST)).is_err()
+        && let Some(slot) = NAMESPACES.get_ptr(&inode)
+    {
+        // SAFETY: the entry is live.
+        return unsafe { *slot };
+    }
+    slot
+}
+
+/// Adds one, and tells whether it was this CPU's first in the slot: the moment to say so in the log, once.
+#[inline(always)]
+pub(crate) fn count(slot: u32, counter: Counter) -> bool {
+    let Some(counts) = COUNTERS.get_ptr_mut(slot) else {
         return false;
     };
-    // SAFETY: the pointer is to this CPU's slot, checked by the lookup. A program of this kind is not preempted by
+    // SAFETY: the pointer is to this CPU's entry, checked by the lookup. A program of this kind is not preempted by
     // itself on the same CPU, and nobody else writes the map.
     unsafe {
-        *slot += 1;
-        *slot == 1
+        let count = &mut (*counts).0[counter as usize];
+        *count += 1;
+        *count == 1
     }
 }

@@ -7,8 +7,8 @@
 use core::ptr;
 
 use aya_ebpf::helpers::{
-    bpf_get_current_comm, bpf_get_current_pid_tgid,
-    generated::{bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_skc_to_tcp_sock},
+    bpf_get_current_pid_tgid,
+    generated::{bpf_get_current_comm, bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_skc_to_tcp_sock},
 };
 use holdfast_agent_ebpf::{
     limits::COMM_BYTES,
@@ -63,11 +63,12 @@ pub(crate) fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_boot_ns() }
 }
 
-/// The thread group id and command name of the running task.
+/// Writes the command name of the running task, and gives its thread group id.
 #[inline(always)]
-pub(crate) fn current_process() -> (u32, [u8; COMM_BYTES]) {
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    (pid, bpf_get_current_comm().unwrap_or_default())
+pub(crate) fn current_process(comm: &mut [u8; COMM_BYTES]) -> u32 {
+    // SAFETY: the helper writes as many bytes as it is told, zero-padded.
+    unsafe { bpf_get_current_comm(comm.as_mut_ptr().cast(), COMM_BYTES as u32) };
+    (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
 /// A `struct sock *` that the tracepoint handed out.
@@ -160,14 +161,14 @@ impl Sock {
         unsafe { bpf_get_socket_cookie(self.0.cast_mut().cast()) }
     }
 
-    /// Writes the local and the remote address in network order, IPv4 into the first four bytes.
+    /// Writes the local and the remote address in network order, IPv4 into the first word.
     #[inline(always)]
-    pub(crate) fn addresses(self, local: &mut [u8; 16], remote: &mut [u8; 16]) {
+    pub(crate) fn addresses(self, local: &mut [u32; 4], remote: &mut [u32; 4]) {
         const AF_INET: u16 = 2;
         // Each way reads its own members: choosing between two pointers first is what the verifier refuses.
         if self.family() == AF_INET {
-            local[..4].copy_from_slice(&self.read::<u32>(Member::SkLocalV4).to_ne_bytes());
-            remote[..4].copy_from_slice(&self.read::<u32>(Member::SkRemoteV4).to_ne_bytes());
+            local[0] = self.read(Member::SkLocalV4);
+            remote[0] = self.read(Member::SkRemoteV4);
         } else {
             self.copy_v6(Member::SkLocalV6, local);
             self.copy_v6(Member::SkRemoteV6, remote);
@@ -175,15 +176,14 @@ impl Sock {
     }
 
     #[inline(always)]
-    fn copy_v6(self, member: Member, to: &mut [u8; 16]) {
+    fn copy_v6(self, member: Member, to: &mut [u32; 4]) {
         let offset = offset(member);
         if offset == ABSENT {
             return;
         }
-        for (index, word) in to.chunks_exact_mut(4).enumerate() {
+        for (index, word) in to.iter_mut().enumerate() {
             // SAFETY: an in6_addr has four words; the verifier checks each access.
-            let value: u32 = unsafe { ptr::read_volatile(self.0.add(offset as usize + 4 * index).cast()) };
-            word.copy_from_slice(&value.to_ne_bytes());
+            *word = unsafe { ptr::read_volatile(self.0.add(offset as usize + 4 * index).cast()) };
         }
     }
 

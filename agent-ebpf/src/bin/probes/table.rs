@@ -78,20 +78,34 @@ pub(crate) fn find(key: u64) -> Option<(Place, *mut ConnectionRecord)> {
     None
 }
 
-/// A place for a socket's record, which holds what some earlier connection left there; `None` if the table is full.
+/// A place for the record of a socket that opens.
+pub(crate) struct Claim {
+    /// Holds what some earlier connection left there.
+    pub(crate) record: *mut ConnectionRecord,
+    /// The socket had an entry already: the end of its last connection was missed.
+    pub(crate) is_again: bool,
+}
+
+/// Finds a place for a socket; `None` if the table is full.
 #[inline(always)]
-pub(crate) fn claim(key: u64) -> Option<*mut ConnectionRecord> {
+pub(crate) fn claim(key: u64) -> Option<Claim> {
     for probe in 0..PROBES {
         let bucket = bucket(key, probe);
         let keys = SOCKETS.get_ptr_mut(bucket)?.cast::<u64>();
         for way in 0..WAYS {
             // SAFETY: a bucket has WAYS keys, each aligned as a u64; both calls are single instructions of BPF.
-            let claimed = unsafe {
+            let (found, is_ours) = unsafe {
                 let place = keys.add(way as usize);
-                ptr::read_volatile(place) == 0 && atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(place, 0, key).1
+                let found = ptr::read_volatile(place);
+                let is_ours = found == key
+                    || (found == 0 && atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(place, 0, key).1);
+                (found, is_ours)
             };
-            if claimed {
-                return RECORDS.get_ptr_mut(bucket * WAYS + way);
+            if is_ours {
+                return Some(Claim {
+                    record: RECORDS.get_ptr_mut(bucket * WAYS + way)?,
+                    is_again: found == key,
+                });
             }
         }
     }

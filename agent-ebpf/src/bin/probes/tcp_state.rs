@@ -15,7 +15,7 @@ use holdfast_agent_ebpf::{
 };
 
 use crate::{
-    counters::count,
+    counters::{ELSEWHERE, count, slot},
     kernel::{Sock, current_process, now_ns},
     ring, table,
 };
@@ -57,19 +57,24 @@ pub(crate) fn changed(ctx: &BtfTracePointContext, sock: Sock, old: u8, new: u8) 
 #[inline(always)]
 fn open(ctx: &BtfTracePointContext, sock: Sock, role: u8, first: u8) {
     if !sock.is_observed() {
-        count(Counter::Filtered);
+        count(ELSEWHERE, Counter::Filtered);
         return;
     }
-    count(Counter::Opened);
-    let Some(record) = table::claim(sock.key()) else {
-        if count(Counter::Untracked) {
+    let counter_slot = slot(sock.netns());
+    count(counter_slot, Counter::Opened);
+    let Some(claim) = table::claim(sock.key()) else {
+        if count(counter_slot, Counter::Untracked) {
             log_table_full(ctx);
         }
         return;
     };
     // SAFETY: the place was claimed for this socket, whose lock makes this program its only writer.
-    let record = unsafe { &mut *record };
+    let record = unsafe { &mut *claim.record };
+    if claim.is_again {
+        count(record.counter_slot, Counter::Superseded);
+    }
     record.opened_ns = now_ns();
+    record.counter_slot = counter_slot;
     record.path[0] = step(first, 0);
     record.path_len = 1;
     record.role = role;
@@ -77,10 +82,11 @@ fn open(ctx: &BtfTracePointContext, sock: Sock, role: u8, first: u8) {
     record.syn_retransmits = 0;
     if role == role::ACTIVE {
         // connect(): the caller is the owner.
-        (record.pid, record.comm) = current_process();
+        record.pid = current_process(&mut record.comm);
         record.attribution = attribution::EXACT;
     } else {
-        (record.pid, record.comm) = (0, [0; COMM_BYTES]);
+        record.pid = 0;
+        record.comm = [0; COMM_BYTES];
         record.attribution = attribution::UNKNOWN;
     }
 }
@@ -90,7 +96,7 @@ fn open(ctx: &BtfTracePointContext, sock: Sock, role: u8, first: u8) {
 fn advance(ctx: &BtfTracePointContext, sock: Sock, old: u8, new: u8) {
     let Some((place, record)) = table::find(sock.key()) else {
         if new == state::CLOSE && sock.is_observed() {
-            count(Counter::Unseen);
+            count(slot(sock.netns()), Counter::Unseen);
         }
         return;
     };
@@ -107,7 +113,7 @@ fn advance(ctx: &BtfTracePointContext, sock: Sock, old: u8, new: u8) {
             if matches!(old, state::ESTABLISHED | state::CLOSE_WAIT) && sock.error() == 0 {
                 own(record);
             }
-            count(Counter::Closed);
+            count(record.counter_slot, Counter::Closed);
             emit(ctx, sock, record);
             place.release();
         }
@@ -141,14 +147,17 @@ fn listen(ctx: &BtfTracePointContext, sock: Sock) {
     if !sock.is_observed() {
         return;
     }
-    let (pid, comm) = current_process();
+    let mut comm = [0; COMM_BYTES];
+    let pid = current_process(&mut comm);
     let listener = Listener {
         socket: sock.key(),
         comm,
         pid,
         reserved: 0,
     };
-    if LISTENERS.insert(&listener_key(sock), &listener, 0).is_err() && count(Counter::ListenersUntracked) {
+    if LISTENERS.insert(&listener_key(sock), &listener, 0).is_err()
+        && count(slot(sock.netns()), Counter::ListenersUntracked)
+    {
         log_listeners_full(ctx);
     }
 }
@@ -177,7 +186,7 @@ fn listener_key(sock: Sock) -> ListenerKey {
 #[inline(always)]
 fn own(record: &mut ConnectionRecord) {
     if record.attribution != attribution::EXACT {
-        (record.pid, record.comm) = current_process();
+        record.pid = current_process(&mut record.comm);
         record.attribution = attribution::EXACT;
     }
 }
@@ -222,7 +231,7 @@ fn emit(ctx: &BtfTracePointContext, sock: Sock, record: &mut ConnectionRecord) {
         record.flags |= flag::FIN_RECEIVED;
     }
     record.flags |= flag::FINAL;
-    if !ring::output(record) && count(Counter::Lost) {
+    if !ring::output(record) && count(record.counter_slot, Counter::Lost) {
         log_ring_full(ctx);
     }
 }
@@ -233,9 +242,9 @@ fn saturate(retransmits: u32) -> u8 {
 }
 
 // The programs' own messages, one each per CPU. Functions of their own, off the path of the records: what they are
-// made of would fill the instruction cache.
+// made of would fill the instruction cache. Not #[cold]: that would put them in another section, and aya-obj 0.3 takes
+// functions at the same address of two sections for one.
 
-#[cold]
 #[inline(never)]
 fn log_table_full(ctx: &BtfTracePointContext) {
     warn!(
@@ -244,7 +253,6 @@ fn log_table_full(ctx: &BtfTracePointContext) {
     );
 }
 
-#[cold]
 #[inline(never)]
 fn log_listeners_full(ctx: &BtfTracePointContext) {
     warn!(
@@ -253,7 +261,6 @@ fn log_listeners_full(ctx: &BtfTracePointContext) {
     );
 }
 
-#[cold]
 #[inline(never)]
 fn log_ring_full(ctx: &BtfTracePointContext) {
     warn!(ctx, "the ring buffer is full: records are lost, and counted");
