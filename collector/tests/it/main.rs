@@ -1,0 +1,5 @@
+//! Tests against real parts: the engine, servers over loopback, processes.
+
+mod store_embedded;
+mod store_engine;
+mod store_native;
