@@ -4,6 +4,15 @@
 //! On the data path this is the last step: `ingest` builds a [`Block`], `insert` makes it durable, and only then is
 //! anything acknowledged.
 
+pub mod chdb;
+pub mod embedded;
+mod error;
+pub mod library;
+mod lock;
+pub mod native;
+mod read_only;
+pub mod statement;
+
 use std::pin::Pin;
 
 use async_trait::async_trait;

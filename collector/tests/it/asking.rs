@@ -34,7 +34,7 @@ fn sql(sql: &str) -> SqlRequest {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sql_reads_and_streams() {
-    let collector = Collector::start(database("sql").await).await;
+    let collector = Collector::start(database().await).await;
     let mut client = client(&collector).await;
     assert_eq!(
         text(client.sql(sql("SELECT 1 + 1, 'a'")).await).await.unwrap(),
@@ -50,7 +50,7 @@ async fn sql_reads_and_streams() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sql_of_people_changes_nothing() {
-    let store = database("read_only").await;
+    let store = database().await;
     let collector = Collector::start(store.clone()).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
     agent.deliver(batch(1, 10)).await;
@@ -82,7 +82,7 @@ async fn sql_of_people_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invalid_sql_names_the_place() {
-    let collector = Collector::start(database("invalid").await).await;
+    let collector = Collector::start(database().await).await;
     let status = text(client(&collector).await.sql(sql("SELEC 1")).await)
         .await
         .unwrap_err();
@@ -93,7 +93,7 @@ async fn invalid_sql_names_the_place() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_query_whose_caller_left_is_cancelled() {
-    let store = database("cancelled").await;
+    let store = database().await;
     let collector = Collector::start(store.clone()).await;
     let mut client = client(&collector).await;
     let endless = sql("SELECT sum(sipHash64(number, 'left alone')) FROM numbers(1000000000000)");
@@ -121,7 +121,7 @@ fn connections(filter: &str) -> ConnectionsRequest {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_are_filtered_and_limited() {
-    let collector = Collector::start(database("filtered").await).await;
+    let collector = Collector::start(database().await).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
     agent.deliver(batch(1, 100)).await;
     agent.settled(1).await;
@@ -157,7 +157,7 @@ fn row(line: &str) -> serde_json::Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_filter_shows_the_place() {
-    let collector = Collector::start(database("bad_filter").await).await;
+    let collector = Collector::start(database().await).await;
     let mut client = client(&collector).await;
     let status = text(client.connections(connections("remote_prt = 1")).await)
         .await
@@ -176,7 +176,7 @@ async fn a_bad_filter_shows_the_place() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_sees_each_row_once() {
-    let collector = Collector::start(database("followed").await).await;
+    let collector = Collector::start(database().await).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
     agent.deliver(batch(1, 50)).await;
     agent.settled(1).await;
@@ -220,7 +220,7 @@ async fn a_follower_sees_each_row_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_is_listed_with_what_it_said() {
-    let collector = Collector::start(database("listed").await).await;
+    let collector = Collector::start(database().await).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
     agent.deliver(batch(1, 1)).await;
     agent.settled(1).await;

@@ -153,7 +153,7 @@ async fn a_missing_engine_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sql_prints_a_table_or_what_it_is_asked_for() {
-    let collector = Collector::start(database("cli_sql").await).await;
+    let collector = Collector::start(database().await).await;
     let url = collector.url();
     let printed = async |arguments: &[&str]| {
         let output = output(holdfast(&[&["sql", "--collector", &url], arguments].concat())).await;
@@ -175,7 +175,7 @@ async fn sql_prints_a_table_or_what_it_is_asked_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sql_is_read_from_stdin() {
-    let collector = Collector::start(database("cli_stdin").await).await;
+    let collector = Collector::start(database().await).await;
     let mut command = holdfast(&["sql", "--json", "-", "--collector", &collector.url()]);
     let output = tokio::task::spawn_blocking(move || {
         let mut child = command
@@ -192,7 +192,7 @@ async fn sql_is_read_from_stdin() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invalid_sql_is_one_line_and_a_usage_error() {
-    let collector = Collector::start(database("cli_invalid").await).await;
+    let collector = Collector::start(database().await).await;
     let output = output(holdfast(&[
         "sql",
         "SELECT FROM WHERE",
@@ -208,7 +208,7 @@ async fn invalid_sql_is_one_line_and_a_usage_error() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_are_a_table_or_json_lines() {
-    let collector = Collector::start(database("cli_connections").await).await;
+    let collector = Collector::start(database().await).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
     agent.deliver(batch(1, 30)).await;
     agent.settled(1).await;
@@ -268,7 +268,7 @@ async fn connections_are_a_table_or_json_lines() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_has_seen_enough_ends_it_quietly() {
-    let collector = Collector::start(database("cli_pipe").await).await;
+    let collector = Collector::start(database().await).await;
     let mut command = holdfast(&[
         "sql",
         "SELECT * FROM system.numbers",
@@ -298,7 +298,7 @@ async fn a_reader_that_has_seen_enough_ends_it_quietly() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn following_ends_with_totals_at_an_interrupt() {
-    let collector = Collector::start(database("cli_follow").await).await;
+    let collector = Collector::start(database().await).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
     let mut child = holdfast(&[
         "connections",

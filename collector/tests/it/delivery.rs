@@ -7,7 +7,7 @@ use crate::synthetic::{Agent, batch, batch_at, now_ns};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_are_in_the_store_before_the_acknowledgement() {
-    let store = database("before_ack").await;
+    let store = database().await;
     let collector = Collector::start(store.clone()).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
     agent.deliver(batch(1, 1000)).await;
@@ -27,7 +27,7 @@ async fn rows_are_in_the_store_before_the_acknowledgement() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_says_what_the_agent_saw() {
-    let store = database("row").await;
+    let store = database().await;
     let collector = Collector::start(store.clone()).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
     let opened_ns = (now_ns() - 5_000_000_000) / 1000 * 1000;
@@ -55,7 +55,7 @@ async fn a_row_says_what_the_agent_saw() {
 async fn batches_of_many_agents_are_all_stored_once() {
     const AGENTS: u64 = 5;
     const BATCHES: u64 = 20;
-    let store = database("many_agents").await;
+    let store = database().await;
     let collector = Collector::start(store.clone()).await;
     let mut agents = Vec::new();
     for id in 0..AGENTS {
@@ -83,7 +83,7 @@ async fn batches_of_many_agents_are_all_stored_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn batches_of_different_days_are_stored_together() {
     const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
-    let store = database("days").await;
+    let store = database().await;
     let collector = Collector::start(store.clone()).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
     for (sequence, days) in [(1, 0), (2, 1), (3, 0), (4, 2)] {
@@ -104,7 +104,7 @@ async fn batches_of_different_days_are_stored_together() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_delivers_and_what_it_counted_is_stored() {
-    let store = database("sessions").await;
+    let store = database().await;
     let collector = Collector::start(store.clone()).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
     let counters = StreamCounters {
@@ -143,7 +143,7 @@ async fn who_delivers_and_what_it_counted_is_stored() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_stores_and_acknowledges_what_was_taken_in() {
-    let store = database("stop").await;
+    let store = database().await;
     let collector = Collector::start(store.clone()).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
     agent.deliver(batch(1, 10)).await;

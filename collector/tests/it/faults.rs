@@ -15,7 +15,7 @@ use crate::synthetic::{Agent, batch, hello};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_batch_is_refused_and_counted_and_does_not_block_those_behind_it() {
-    let store = database("malformed").await;
+    let store = database().await;
     let collector = Collector::start(store.clone()).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
     agent.deliver(batch(1, 10)).await;
@@ -53,7 +53,7 @@ async fn turned_away(collector: &Collector, first: agent_message::Body) -> tonic
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_fit_is_turned_away_with_the_reason() {
-    let collector = Collector::start(database("turned_away").await).await;
+    let collector = Collector::start(database().await).await;
     let old = turned_away(
         &collector,
         agent_message::Body::Hello(Hello {
@@ -111,7 +111,7 @@ async fn who_does_not_fit_is_turned_away_with_the_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_over_the_limit_ends_its_stream_and_no_other() {
-    let store = database("oversized").await;
+    let store = database().await;
     let collector = Collector::start(store.clone()).await;
     let mut good = Agent::connect(collector.address, "good").await;
     let mut greedy = Agent::connect(collector.address, "greedy").await;
@@ -171,7 +171,7 @@ impl Store for Troubled {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_comes_back_has_every_row_once() {
-    let store = database("comes_back").await;
+    let store = database().await;
     let troubled = Troubled {
         store: (*store).clone(),
         away: AtomicUsize::new(4),
@@ -201,7 +201,7 @@ async fn a_store_that_comes_back_has_every_row_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_batch_that_the_store_refuses_is_refused() {
-    let store = database("bisected").await;
+    let store = database().await;
     let troubled = Troubled {
         store: (*store).clone(),
         away: AtomicUsize::new(0),

@@ -1,9 +1,12 @@
-//! The collector as agents and people meet it: a real server on loopback, on the real embedded store.
+//! Tests against real parts: the engine, servers over loopback, processes.
 
 mod asking;
 mod command_line;
 mod delivery;
 mod faults;
 mod harness;
+mod store_embedded;
+mod store_engine;
+mod store_native;
 mod synthetic;
 mod web;

@@ -19,13 +19,13 @@ use tonic::Streaming;
 /// Far longer than anything takes: it ends a test that would hang.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub struct Agent {
+pub(crate) struct Agent {
     outgoing: mpsc::Sender<AgentMessage>,
     incoming: Streaming<CollectorMessage>,
 }
 
 /// A hello that the collector welcomes.
-pub fn hello(id: &str) -> Hello {
+pub(crate) fn hello(id: &str) -> Hello {
     Hello {
         protocol: PROTOCOL,
         agent_id: id.to_owned(),
@@ -43,7 +43,7 @@ pub fn hello(id: &str) -> Hello {
 
 impl Agent {
     /// Connects and sends nothing.
-    pub async fn dial(collector: SocketAddr) -> Self {
+    pub(crate) async fn dial(collector: SocketAddr) -> Self {
         let mut client = UplinkClient::connect(format!("http://{collector}"))
             .await
             .unwrap();
@@ -57,7 +57,7 @@ impl Agent {
     }
 
     /// Connects and is welcomed.
-    pub async fn connect(collector: SocketAddr, id: &str) -> Self {
+    pub(crate) async fn connect(collector: SocketAddr, id: &str) -> Self {
         let mut agent = Self::dial(collector).await;
         agent.send(agent_message::Body::Hello(hello(id))).await;
         match agent.hear().await {
@@ -68,23 +68,23 @@ impl Agent {
         }
     }
 
-    pub async fn send(&self, body: agent_message::Body) {
+    pub(crate) async fn send(&self, body: agent_message::Body) {
         self.outgoing
             .send(AgentMessage { body: Some(body) })
             .await
             .unwrap();
     }
 
-    pub async fn deliver(&self, batch: Batch) {
+    pub(crate) async fn deliver(&self, batch: Batch) {
         self.send(agent_message::Body::Batch(batch)).await;
     }
 
-    pub async fn report(&self, status: Status) {
+    pub(crate) async fn report(&self, status: Status) {
         self.send(agent_message::Body::Status(status)).await;
     }
 
     /// The collector's next message; `None` when it ended the stream.
-    pub async fn hear(&mut self) -> Result<Option<collector_message::Body>, tonic::Status> {
+    pub(crate) async fn hear(&mut self) -> Result<Option<collector_message::Body>, tonic::Status> {
         let message = tokio::time::timeout(PATIENCE, self.incoming.message())
             .await
             .expect("the collector is silent");
@@ -92,7 +92,7 @@ impl Agent {
     }
 
     /// Waits until each of `count` batches is acknowledged or refused: acknowledged sequences, and refusals.
-    pub async fn settled(&mut self, count: usize) -> (Vec<u64>, Vec<(u64, String)>) {
+    pub(crate) async fn settled(&mut self, count: usize) -> (Vec<u64>, Vec<(u64, String)>) {
         let (mut acknowledged, mut refused) = (Vec::new(), Vec::new());
         while acknowledged.len() + refused.len() < count {
             match self
@@ -112,18 +112,18 @@ impl Agent {
     }
 }
 
-pub fn now_ns() -> i64 {
+pub(crate) fn now_ns() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as i64
 }
 
 /// Finished connections, opened a microsecond after another from a minute ago on: established ones, and each tenth
 /// refused. Cookies go on from batch to batch.
-pub fn batch(sequence: u64, rows: u32) -> Batch {
+pub(crate) fn batch(sequence: u64, rows: u32) -> Batch {
     batch_at(sequence, rows, now_ns() - 60_000_000_000)
 }
 
 /// The same, the first of them opened at `opened_ns`.
-pub fn batch_at(sequence: u64, rows: u32, opened_ns: i64) -> Batch {
+pub(crate) fn batch_at(sequence: u64, rows: u32, opened_ns: i64) -> Batch {
     let count = rows as usize;
     let is_refused = |row: usize| row % 10 == 9;
     let bytes = |of: fn(bool) -> u8| -> Bytes { (0..count).map(|row| of(is_refused(row))).collect() };

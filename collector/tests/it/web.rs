@@ -12,7 +12,7 @@ use crate::synthetic::{Agent, batch};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_count_what_happened_and_are_well_formed() {
-    let collector = Collector::start(database("metrics").await).await;
+    let collector = Collector::start(database().await).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
     agent.deliver(batch(1, 25)).await;
     agent.settled(1).await;
@@ -55,7 +55,7 @@ async fn metrics_count_what_happened_and_are_well_formed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_is_good_while_the_store_answers() {
-    let collector = Collector::start(database("healthy").await).await;
+    let collector = Collector::start(database().await).await;
     while collector.page("/healthz").await.0 != 200 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
