@@ -57,18 +57,24 @@ async fn collector(store: Arc<dyn Store>, rows: u64, rows_per_batch: u32) -> any
     let agents = TcpListener::bind("127.0.0.1:0").await?;
     let browsers = TcpListener::bind("127.0.0.1:0").await?;
     let address = agents.local_addr()?.to_string();
-    let mut child = tokio::process::Command::new(std::env::current_exe()?)
+    let mut child = std::process::Command::new(std::env::current_exe()?)
         .args(["agent", &rows.to_string(), &rows_per_batch.to_string(), &address])
-        .kill_on_drop(true)
         .spawn()?;
     let (cpu, start) = (cpu_time()?, Instant::now());
+    let (ended, end) = tokio::sync::oneshot::channel();
+    let waiting = std::thread::spawn(move || {
+        let status = child.wait();
+        // Nobody waits for it if the collector failed first.
+        let _ = ended.send(());
+        status
+    });
     let shutdown = async {
-        // How it ended is seen below.
-        let _ = child.wait().await;
+        let _ = end.await;
     };
     serve::collect(store, Limits::default(), Listening { agents, browsers }, shutdown).await?;
     let (cpu, elapsed) = (cpu_time()? - cpu, start.elapsed());
-    if !child.wait().await?.success() {
+    let status = waiting.join().map_err(|_| anyhow::anyhow!("the agent's thread ended early"))??;
+    if !status.success() {
         bail!("the agent failed");
     }
     println!(

@@ -27,6 +27,7 @@ use crate::health::Health;
 use crate::ingest::agent::Agent;
 use crate::ingest::decode::Connections;
 use crate::metrics::{Metrics, refusal};
+use crate::store::schema::{CONNECTION_RECORDS, LEDGER_SAMPLES, NODE_SESSIONS};
 use crate::store::{Block, Store, StoreError};
 use group::{Group, OpenGroup};
 
@@ -38,6 +39,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Parcels between the agents' tasks and the gathering one. Room bounds their memory; this only saves wake-ups.
 const QUEUE: usize = 64;
+
+/// The tables that rows go to.
+pub const TABLES: [&str; 3] = [CONNECTION_RECORDS.name, LEDGER_SAMPLES.name, NODE_SESSIONS.name];
 
 /// What is delivered at once and settled at once.
 pub struct Parcel {
@@ -51,9 +55,19 @@ pub struct Parcel {
 
 /// The rows of a parcel.
 pub enum Content {
-    Connections { sequence: u64, columns: Box<Connections> },
-    Ledger { observed_at_ns: i64, received_at_ns: i64, counters: Vec<StreamCounters> },
-    Session { connected_at_ns: i64 },
+    Connections {
+        sequence: u64,
+        columns: Box<Connections>,
+    },
+    Ledger {
+        observed_at_ns: i64,
+        counters: Vec<StreamCounters>,
+    },
+    Session {
+        connected_at_ns: i64,
+        /// Where the agent connected from.
+        remote: String,
+    },
 }
 
 impl Content {
@@ -212,7 +226,7 @@ impl Settling {
 
     /// Inserts one block, however long the store is away. The error is why the store refuses it.
     async fn insert(&self, parcels: &[Parcel]) -> Result<(), String> {
-        let (table, block) = encode::block(parcels);
+        let (table, block) = encode::block(parcels).map_err(|error| error.to_string())?;
         let token = token(table, parcels);
         let Block { rows, .. } = block;
         let bytes = block.native.len();
@@ -282,7 +296,7 @@ fn token(table: &str, parcels: &[Parcel]) -> String {
             let number = match content {
                 Content::Connections { sequence, .. } => *sequence,
                 Content::Ledger { observed_at_ns, .. } => *observed_at_ns as u64,
-                Content::Session { connected_at_ns } => *connected_at_ns as u64,
+                Content::Session { connected_at_ns, .. } => *connected_at_ns as u64,
             };
             (&agent.id, agent.epoch, number).hash(&mut hasher);
         }

@@ -62,6 +62,7 @@ impl Uplink for Ingest {
             stopping: self.stopping.clone(),
             slots: Arc::new(Semaphore::new(BATCHES_IN_FLIGHT as usize)),
             replies,
+            remote: request.remote_addr().map_or_else(String::new, |address| address.to_string()),
         };
         let messages = request.into_inner();
         tokio::spawn(async move {
@@ -86,6 +87,8 @@ struct Session {
     /// Places for unacknowledged batches.
     slots: Arc<Semaphore>,
     replies: mpsc::Sender<Reply>,
+    /// Where the agent connected from, address and port.
+    remote: String,
 }
 
 impl Session {
@@ -102,7 +105,8 @@ impl Session {
         let _connected = Connected::new(&self.metrics, &agent);
         self.welcome().await;
         let deliveries = async {
-            self.intake.put(&agent, Content::Session { connected_at_ns: now_ns() }, None).await;
+            let content = Content::Session { connected_at_ns: now_ns(), remote: self.remote.clone() };
+            self.intake.put(&agent, content, None).await;
             loop {
                 let message = messages.message().await.map_err(|status| self.unreadable(&agent, &status))?;
                 let Some(message) = message else { return Ok(()) };
@@ -167,10 +171,11 @@ impl Session {
         match message.body {
             Some(agent_message::Body::Batch(batch)) => self.take_batch(agent, batch).await,
             Some(agent_message::Body::Status(status)) => {
-                let received_at_ns = now_ns();
-                match decode::status(status, received_at_ns) {
+                match decode::status(status, now_ns()) {
+                    // An agent without streams yet only says that it lives, which its stream says too.
+                    Ok((_, counters)) if counters.is_empty() => {}
                     Ok((observed_at_ns, counters)) => {
-                        let content = Content::Ledger { observed_at_ns, received_at_ns, counters };
+                        let content = Content::Ledger { observed_at_ns, counters };
                         self.intake.put(agent, content, None).await;
                     }
                     Err(malformed) => self.count_refusal(agent, 0, &malformed),

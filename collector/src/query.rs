@@ -50,6 +50,14 @@ impl QueryService for Questions {
         let chunks = self.store.query(query).await.map_err(|error| status(&error))?;
         Ok(self.answer(chunks))
     }
+
+    async fn connections(&self, request: Request<ConnectionsRequest>) -> Result<Response<Answer>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn nodes(&self, _: Request<NodesRequest>) -> Result<Response<Answer>, Status> {
+        Err(Status::unimplemented(""))
+    }
 }
 
 /// What a failure of the store means to the one who asked.
@@ -58,4 +66,31 @@ fn status(error: &StoreError) -> Status {
         StoreError::Rejected { message, .. } => Status::invalid_argument(message),
         StoreError::Unavailable { message } => Status::unavailable(format!("the store does not answer: {message}")),
     }
+}
+
+impl Questions {
+    /// Sends the parts of an answer until its end, or until the collector stops. When the caller leaves, the parts
+    /// are dropped with the stream, which ends the query.
+    fn answer(&self, chunks: Chunks) -> Response<Answer> {
+        let messages = chunks.flat_map(|chunk| match chunk {
+            Ok(data) => stream::iter(cut(data)).map(Ok).left_stream(),
+            Err(error) => stream::iter([Err(status(&error))]).right_stream(),
+        });
+        let mut stopping = self.stopping.clone();
+        let stop = async move {
+            // An error means that the collector is already gone.
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+        };
+        Response::new(Box::pin(messages.take_until(Box::pin(stop))))
+    }
+}
+
+/// An answer's part as messages of bounded size.
+fn cut(mut data: Bytes) -> Vec<Chunk> {
+    let mut chunks = Vec::with_capacity(data.len().div_ceil(CHUNK_BYTES));
+    while !data.is_empty() {
+        let size = data.len().min(CHUNK_BYTES);
+        chunks.push(Chunk { data: data.split_to(size) });
+    }
+    chunks
 }

@@ -22,7 +22,7 @@ use crate::ingest::Ingest;
 use crate::metrics::Metrics;
 use crate::port;
 use crate::query::Questions;
-use crate::store::{self, Store, StoreError};
+use crate::store::{self, Store, StoreError, questions};
 use crate::web;
 
 /// How long a stop waits for the store and for those who are connected.

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::{Content, Parcel};
 use crate::config::Limits;
+use crate::ingest::decode::day;
 
 /// Blocks of one group. More days than this at once have only nodes whose clocks are wrong, or spools of a long
 /// outage; their groups are smaller.
@@ -13,16 +14,16 @@ const MOST_BLOCKS: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Key {
     Connections { day: u32 },
-    Ledger,
-    Sessions,
+    Ledger { day: u32 },
+    Sessions { day: u32 },
 }
 
 impl Key {
     fn of(content: &Content) -> Self {
         match content {
             Content::Connections { columns, .. } => Self::Connections { day: columns.day },
-            Content::Ledger { .. } => Self::Ledger,
-            Content::Session { .. } => Self::Sessions,
+            Content::Ledger { observed_at_ns, .. } => Self::Ledger { day: day(*observed_at_ns) },
+            Content::Session { connected_at_ns, .. } => Self::Sessions { day: day(*connected_at_ns) },
         }
     }
 }

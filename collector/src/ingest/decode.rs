@@ -109,8 +109,11 @@ pub struct Connections {
     pub cookie: Vec<u64>,
     pub process: Vec<u32>,
     pub path: Vec<u32>,
-    /// The offsets of each row's steps after the first, in microseconds since the opening, row after row.
-    pub step_offset_us: Vec<u64>,
+    /// When each step of each row's path was taken, in microseconds since the opening, row after row. The first
+    /// step of a row is the opening.
+    pub path_us: Vec<u64>,
+    /// Where each row's steps end in `path_us`.
+    pub path_ends: Vec<u64>,
     pub local_address: Vec<u32>,
     pub remote_address: Vec<u32>,
     pub local_port: Vec<u32>,
@@ -136,11 +139,11 @@ pub struct Connections {
 impl Connections {
     /// Memory that the columns occupy, give or take the allocator's part.
     pub fn heap_bytes(&self) -> usize {
-        // Eight columns of 8 bytes, nine of 4, seven of one.
-        const ROW_BYTES: usize = 8 * 8 + 9 * 4 + 7;
+        // Ten columns of 8 bytes, nine of 4, seven of one.
+        const ROW_BYTES: usize = 10 * 8 + 9 * 4 + 7;
         let text: usize = self.processes.iter().map(|process| process.comm.len() + process.service.len()).sum();
         self.rows * ROW_BYTES
-            + self.step_offset_us.len() * 8
+            + self.path_us.len() * 8
             + self.processes.len() * size_of::<Process>()
             + self.paths.len() * (size_of::<Path>() + MAX_STEPS)
             + self.addresses.len() * 16
@@ -199,7 +202,8 @@ pub fn connections(batch: Batch, now_ns: i64) -> Result<Connections, Malformed> 
         cookie: running_sums(&columns.cookie_delta),
         process: columns.process,
         path: columns.path,
-        step_offset_us: times.step_offset_us,
+        path_us: times.path_us,
+        path_ends: times.path_ends,
         local_address: columns.local_address,
         remote_address: columns.remote_address,
         local_port: columns.local_port,
@@ -368,7 +372,8 @@ struct Times {
     recorded_at_ns: Vec<i64>,
     connect_us: Vec<u64>,
     duration_us: Vec<u64>,
-    step_offset_us: Vec<u64>,
+    path_us: Vec<u64>,
+    path_ends: Vec<u64>,
 }
 
 /// Derives every time of every row from its opening and the steps of its path, in one pass.
@@ -387,7 +392,8 @@ fn derive_times(columns: &ConnectionColumns, shapes: &[PathShape], now_ns: i64) 
         recorded_at_ns: Vec::with_capacity(rows),
         connect_us: Vec::with_capacity(rows),
         duration_us: Vec::with_capacity(rows),
-        step_offset_us: Vec::with_capacity(steps),
+        path_us: Vec::with_capacity(steps + rows),
+        path_ends: Vec::with_capacity(rows),
     };
     let mut opened_ns = 0_i64;
     let mut remaining = columns.step_us.as_slice();
@@ -403,20 +409,19 @@ fn derive_times(columns: &ConnectionColumns, shapes: &[PathShape], now_ns: i64) 
         let shape = &shapes[*path as usize];
         let (own, rest) = remaining.split_at(shape.offsets);
         remaining = rest;
+        let first_step = times.path_us.len();
         let mut last_us = 0;
+        times.path_us.push(last_us);
         for step_us in own {
             if *step_us > MAX_STEP_US {
                 let allowed = "at most 8.9 years";
                 return Err(Malformed::Value { column: "step_us", row, value: *step_us, allowed });
             }
             last_us += step_us;
-            times.step_offset_us.push(last_us);
+            times.path_us.push(last_us);
         }
-        let offsets_us = &times.step_offset_us[times.step_offset_us.len() - own.len()..];
-        let connect_us = match shape.decided {
-            None | Some(0) => 0,
-            Some(step) => offsets_us[step - 1],
-        };
+        times.path_ends.push(times.path_us.len() as u64);
+        let connect_us = shape.decided.map_or(0, |step| times.path_us[first_step + step]);
         let at = |offset_us: u64| opened_ns + (offset_us * 1000) as i64;
         let decided_at_ns = if shape.decided.is_some() { at(connect_us) } else { 0 };
         let is_final = columns.flags[row] & FLAG_FINAL != 0;
@@ -431,7 +436,7 @@ fn derive_times(columns: &ConnectionColumns, shapes: &[PathShape], now_ns: i64) 
         if recorded_at_ns > latest_ns {
             return Err(time_fault("more than a day ahead of the collector; is the node's clock right?"));
         }
-        let day = (recorded_at_ns / DAY_NS) as u32;
+        let day = day(recorded_at_ns);
         if row == 0 {
             times.day = day;
         } else if times.day != day {
@@ -445,6 +450,11 @@ fn derive_times(columns: &ConnectionColumns, shapes: &[PathShape], now_ns: i64) 
         times.duration_us.push(if is_final { last_us } else { 0 });
     }
     Ok(times)
+}
+
+/// The day of a time, counted from the epoch: the partition that a row with this time is in.
+pub fn day(time_ns: i64) -> u32 {
+    u32::try_from(time_ns.div_euclid(DAY_NS)).unwrap_or_default()
 }
 
 /// Checks a status message: what the agent counted, for each stream and namespace.

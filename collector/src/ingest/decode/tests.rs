@@ -76,7 +76,8 @@ fn times_are_derived_from_the_path() {
     assert_eq!(decoded.decided_at_ns, [first + 250_000, second + 300_000, 0]);
     assert_eq!(decoded.closed_at_ns, [first + 1_000_300_000, second + 300_000, 0]);
     assert_eq!(decoded.recorded_at_ns, [first + 1_000_300_000, second + 300_000, third]);
-    assert_eq!(decoded.step_offset_us, [250, 1_000_250, 1_000_300, 300]);
+    assert_eq!(decoded.path_us, [0, 250, 1_000_250, 1_000_300, 0, 300, 0]);
+    assert_eq!(decoded.path_ends, [4, 6, 7]);
     assert_eq!(decoded.day, 20_513);
 }
 
