@@ -3,3 +3,4 @@
 mod store_embedded;
 mod store_engine;
 mod store_native;
+mod store_schema;
