@@ -1,2 +1,3 @@
 //! Holdfast's collector.
+pub mod filter;
 pub mod store;
