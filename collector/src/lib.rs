@@ -11,6 +11,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod filter;
 pub mod serve;
 pub mod store;
 

@@ -9,15 +9,17 @@ pub mod embedded;
 mod error;
 pub mod library;
 mod lock;
+pub mod migrations;
 pub mod native;
 mod read_only;
+pub mod schema;
 pub mod statement;
 
 use std::pin::Pin;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{Stream, TryStreamExt};
 
 /// Rows for one table, encoded once, as one block of ClickHouse's Native format.
 #[derive(Clone, Debug)]
@@ -53,6 +55,19 @@ pub struct Query {
 
 /// A formatted answer, in parts. Dropping it cancels the query.
 pub type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, StoreError>> + Send>>;
+
+/// The whole of a short answer to a query of Holdfast's own, tab-separated.
+async fn answer(store: &dyn Store, sql: &str) -> Result<String, StoreError> {
+    let query = Query {
+        sql: sql.into(),
+        params: vec![],
+        format: "TabSeparated".into(),
+        access: Access::Internal,
+    };
+    let parts: Vec<Bytes> = store.query(query).await?.try_collect().await?;
+    String::from_utf8(parts.concat())
+        .map_err(|error| StoreError::rejected(format!("the answer to {sql:?}: {error}")))
+}
 
 /// What can go wrong in a store. Callers branch on it: `Unavailable` is worth another try, the rest is not.
 #[derive(Debug, thiserror::Error)]

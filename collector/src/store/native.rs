@@ -25,10 +25,6 @@ pub struct Table {
 pub struct Column {
     pub name: &'static str,
     pub kind: Kind,
-    /// How ClickHouse compresses it: the arguments of `CODEC(...)`.
-    pub codec: &'static str,
-    /// What it means, with its unit; ends as the column's comment in the database.
-    pub comment: &'static str,
 }
 
 /// The type of a column.
@@ -519,12 +515,7 @@ mod tests {
     use super::*;
 
     const fn column(name: &'static str, kind: Kind) -> Column {
-        Column {
-            name,
-            kind,
-            codec: "ZSTD(1)",
-            comment: "",
-        }
+        Column { name, kind }
     }
 
     const COLUMNS: [Column; 3] = [

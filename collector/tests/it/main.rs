@@ -8,5 +8,6 @@ mod harness;
 mod store_embedded;
 mod store_engine;
 mod store_native;
+mod store_schema;
 mod synthetic;
 mod web;

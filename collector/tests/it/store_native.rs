@@ -11,12 +11,7 @@ use proptest::{collection::vec, prelude::*};
 use crate::store_engine::{ask, database};
 
 const fn column(name: &'static str, kind: Kind) -> Column {
-    Column {
-        name,
-        kind,
-        codec: "ZSTD(1)",
-        comment: "",
-    }
+    Column { name, kind }
 }
 
 const COLUMNS: [Column; 14] = [
