@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use async_trait::async_trait;
-use holdfast_collector::config::{Limits, StoreLocation};
+use holdfast_collector::config::Limits;
 use holdfast_collector::serve::{self, Listening};
-use holdfast_collector::store::{self, Block, Chunks, Query, Store, StoreError};
+use holdfast_collector::store::embedded::Embedded;
+use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError, library, migrations};
 use tokio::net::TcpListener;
 
 /// A store that takes everything and keeps nothing.
@@ -46,9 +47,9 @@ async fn main() -> anyhow::Result<()> {
         Some("agent") => agent(&arguments[3], rows, rows_per_batch).await,
         Some("null") | None => collector(Arc::new(Null), rows, rows_per_batch).await,
         Some(folder) => {
-            let store = store::open(&StoreLocation::Embedded(Path::new(folder).to_owned())).await?;
-            store::migrate(&*store, Duration::from_secs(30 * 86_400)).await?;
-            collector(store, rows, rows_per_batch).await
+            let store = Embedded::open(Path::new(folder), &library::locate()?, "holdfast")?;
+            migrations::apply(&store, synthetic::now_ns()).await?;
+            collector(Arc::new(store), rows, rows_per_batch).await
         }
     }
 }
@@ -73,7 +74,9 @@ async fn collector(store: Arc<dyn Store>, rows: u64, rows_per_batch: u32) -> any
     };
     serve::collect(store, Limits::default(), Listening { agents, browsers }, shutdown).await?;
     let (cpu, elapsed) = (cpu_time()? - cpu, start.elapsed());
-    let status = waiting.join().map_err(|_| anyhow::anyhow!("the agent's thread ended early"))??;
+    let status = waiting
+        .join()
+        .map_err(|_| anyhow::anyhow!("the agent's thread ended early"))??;
     if !status.success() {
         bail!("the agent failed");
     }

@@ -140,7 +140,9 @@ impl fmt::Display for StoreLocation {
 
 /// The text with what stands between `:` and `@` in a URL's authority left out: it goes to logs and terminals.
 fn without_password(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
     let authority_end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(authority_end);
     match authority.rsplit_once('@') {
@@ -172,10 +174,21 @@ pub enum ConfigError {
     #[error("cannot read the settings in {}: {cause}", path.display())]
     Unreadable { path: PathBuf, cause: String },
     #[error("{}:{line}:{column}: {message}", path.display())]
-    File { path: PathBuf, line: usize, column: usize, message: String },
+    File {
+        path: PathBuf,
+        line: usize,
+        column: usize,
+        message: String,
+    },
     #[error("{setting} is {value}, which is {fault}")]
-    Value { setting: &'static str, value: String, fault: &'static str },
-    #[error("there is no folder for the rows: {SYSTEM_FOLDER} cannot be written, and neither XDG_DATA_HOME nor HOME is set; name one with --store embedded:DIR")]
+    Value {
+        setting: &'static str,
+        value: String,
+        fault: &'static str,
+    },
+    #[error(
+        "there is no folder for the rows: {SYSTEM_FOLDER} cannot be written, and neither XDG_DATA_HOME nor HOME is set; name one with --store embedded:DIR"
+    )]
     NoFolder,
 }
 
@@ -212,24 +225,41 @@ impl Settings {
         }
     }
 
-    fn complete(self, store: impl FnOnce() -> Result<StoreLocation, ConfigError>) -> Result<Config, ConfigError> {
+    fn complete(
+        self,
+        store: impl FnOnce() -> Result<StoreLocation, ConfigError>,
+    ) -> Result<Config, ConfigError> {
         let default = Limits::default();
         let limits = Limits {
             max_batch_bytes: self.max_batch_bytes.unwrap_or(default.max_batch_bytes),
             gather_rows: self.gather_rows.unwrap_or(default.gather_rows),
-            gather_interval: self.gather_interval.map_or(default.gather_interval, |span| span.0),
+            gather_interval: self
+                .gather_interval
+                .map_or(default.gather_interval, |span| span.0),
             gather_bytes: self.gather_bytes.unwrap_or(default.gather_bytes),
         };
         let retention = self.retention.map_or(RETENTION, |span| span.0);
         let fault = |setting, value: &dyn fmt::Display, fault| {
-            Err(ConfigError::Value { setting, value: value.to_string(), fault })
+            Err(ConfigError::Value {
+                setting,
+                value: value.to_string(),
+                fault,
+            })
         };
         if retention < SHORTEST_RETENTION {
             let retention = humantime::format_duration(retention);
-            return fault("retention", &retention, "shorter than a day; rows are dropped by whole days");
+            return fault(
+                "retention",
+                &retention,
+                "shorter than a day; rows are dropped by whole days",
+            );
         }
         if !(16 << 10..=64 << 20).contains(&limits.max_batch_bytes) {
-            return fault("max_batch_bytes", &limits.max_batch_bytes, "not between 16384 and 67108864");
+            return fault(
+                "max_batch_bytes",
+                &limits.max_batch_bytes,
+                "not between 16384 and 67108864",
+            );
         }
         if !(1..=1_000_000).contains(&limits.gather_rows) {
             return fault("gather_rows", &limits.gather_rows, "not between 1 and 1000000");
@@ -243,8 +273,12 @@ impl Settings {
             return fault("gather_bytes", &limits.gather_bytes, fault_text);
         }
         Ok(Config {
-            listen: self.listen.unwrap_or_else(|| LISTEN.parse().expect("the default is an address")),
-            web: self.web.unwrap_or_else(|| WEB.parse().expect("the default is an address")),
+            listen: self
+                .listen
+                .unwrap_or_else(|| LISTEN.parse().expect("the default is an address")),
+            web: self
+                .web
+                .unwrap_or_else(|| WEB.parse().expect("the default is an address")),
             store: self.store.map_or_else(store, Ok)?,
             retention,
             limits,
@@ -255,17 +289,31 @@ impl Settings {
     fn from_toml(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let fault = |at: usize, message: String| {
             let (line, column) = line_and_column(text, at);
-            ConfigError::File { path: path.to_owned(), line, column, message }
+            ConfigError::File {
+                path: path.to_owned(),
+                line,
+                column,
+                message,
+            }
         };
-        let table = DeTable::parse(text)
-            .map_err(|error| fault(error.span().map_or(0, |span| span.start), one_line(error.message())))?;
+        let table = DeTable::parse(text).map_err(|error| {
+            fault(
+                error.span().map_or(0, |span| span.start),
+                one_line(error.message()),
+            )
+        })?;
         let mut settings = Self::default();
         for (key, value) in table.get_ref() {
             let name = key.get_ref().as_ref();
             let written = match value.get_ref() {
                 DeValue::String(text) => text.to_string(),
                 DeValue::Integer(number) => number.to_string().replace('_', ""),
-                _ => return Err(fault(value.span().start, format!("`{name}` takes a string or a whole number"))),
+                _ => {
+                    return Err(fault(
+                        value.span().start,
+                        format!("`{name}` takes a string or a whole number"),
+                    ));
+                }
             };
             settings.set(name, &written).map_err(|error| match error {
                 SettingError::Unknown => fault(key.span().start, unknown_key(name)),
@@ -277,7 +325,9 @@ impl Settings {
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), SettingError> {
         fn parsed<T: FromStr<Err: fmt::Display>>(value: &str) -> Result<Option<T>, SettingError> {
-            let value = value.parse().map_err(|error: T::Err| SettingError::Value(error.to_string()))?;
+            let value = value
+                .parse()
+                .map_err(|error: T::Err| SettingError::Value(error.to_string()))?;
             Ok(Some(value))
         }
         match key {
@@ -326,7 +376,10 @@ fn unknown_key(name: &str) -> String {
 fn line_and_column(text: &str, at: usize) -> (usize, usize) {
     let before = text.get(..at).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+    (
+        before.matches('\n').count() + 1,
+        before[line_start..].chars().count() + 1,
+    )
 }
 
 fn one_line(text: &str) -> String {
@@ -339,7 +392,11 @@ fn default_store() -> Result<StoreLocation, ConfigError> {
     if fs::create_dir_all(&system).is_ok() && is_writable(&system) {
         return Ok(StoreLocation::Embedded(system));
     }
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let set = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let user = set("XDG_DATA_HOME").or_else(|| set("HOME").map(|home| home.join(".local/share")));
     let folder = user.ok_or(ConfigError::NoFolder)?.join("holdfast");
     Ok(StoreLocation::Embedded(folder))
@@ -366,27 +423,44 @@ mod tests {
 
     #[test]
     fn a_misspelled_key_is_named_with_its_place_and_the_right_word() {
-        check("\nlisen = \"[::]:1\"", "h.toml:2:1: unknown key `lisen`; did you mean `listen`?");
-        check("web = \"[::]:1\"\n  gather_row = 1", "h.toml:2:3: unknown key `gather_row`; did you mean `gather_rows`?");
+        check(
+            "\nlisen = \"[::]:1\"",
+            "h.toml:2:1: unknown key `lisen`; did you mean `listen`?",
+        );
+        check(
+            "web = \"[::]:1\"\n  gather_row = 1",
+            "h.toml:2:3: unknown key `gather_row`; did you mean `gather_rows`?",
+        );
     }
 
     #[test]
     fn a_key_like_no_other_lists_the_keys() {
-        let error = Settings::from_toml(Path::new("h.toml"), "zzz = 1").unwrap_err().to_string();
-        assert!(error.starts_with("h.toml:1:1: unknown key `zzz`; the keys are listen, web, store"), "{error}");
+        let error = Settings::from_toml(Path::new("h.toml"), "zzz = 1")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("h.toml:1:1: unknown key `zzz`; the keys are listen, web, store"),
+            "{error}"
+        );
     }
 
     #[test]
     fn every_listed_key_can_be_set() {
         for key in KEYS {
             let outcome = Settings::default().set(key, "\0");
-            assert!(matches!(outcome, Err(SettingError::Value(_))) || key == "store", "{key}");
+            assert!(
+                matches!(outcome, Err(SettingError::Value(_))) || key == "store",
+                "{key}"
+            );
         }
     }
 
     #[test]
     fn a_bad_value_is_named_with_its_place() {
-        check("store = \"s3://x\"", "h.toml:1:9: store: unknown store `s3://x`; write embedded:DIR, or http://USER@HOST:8123/DATABASE");
+        check(
+            "store = \"s3://x\"",
+            "h.toml:1:9: store: unknown store `s3://x`; write embedded:DIR, or http://USER@HOST:8123/DATABASE",
+        );
         check("web = [1]", "h.toml:1:7: `web` takes a string or a whole number");
         check(
             "retention = \"a while\"",
@@ -406,7 +480,10 @@ mod tests {
             Path::new("h.toml"),
             "listen = \"127.0.0.1:1\"\nweb = \"127.0.0.1:2\"\ngather_rows = 5\nretention = \"2d\"",
         );
-        let flags = Settings { web: Some("127.0.0.1:3".parse().unwrap()), ..Settings::default() };
+        let flags = Settings {
+            web: Some("127.0.0.1:3".parse().unwrap()),
+            ..Settings::default()
+        };
         let config = flags.or(file.unwrap()).complete(somewhere).unwrap();
         assert_eq!(config.listen, "127.0.0.1:1".parse().unwrap());
         assert_eq!(config.web, "127.0.0.1:3".parse().unwrap());
@@ -426,12 +503,24 @@ mod tests {
 
     #[test]
     fn a_value_out_of_its_range_is_refused() {
-        let settings = Settings { gather_rows: Some(0), ..Settings::default() };
+        let settings = Settings {
+            gather_rows: Some(0),
+            ..Settings::default()
+        };
         let error = settings.complete(somewhere).unwrap_err();
-        assert_eq!(error.to_string(), "gather_rows is 0, which is not between 1 and 1000000");
-        let settings = Settings { retention: Some("1h".parse().unwrap()), ..Settings::default() };
+        assert_eq!(
+            error.to_string(),
+            "gather_rows is 0, which is not between 1 and 1000000"
+        );
+        let settings = Settings {
+            retention: Some("1h".parse().unwrap()),
+            ..Settings::default()
+        };
         let error = settings.complete(somewhere).unwrap_err();
-        assert_eq!(error.to_string(), "retention is 1h, which is shorter than a day; rows are dropped by whole days");
+        assert_eq!(
+            error.to_string(),
+            "retention is 1h, which is shorter than a day; rows are dropped by whole days"
+        );
     }
 
     #[test]

@@ -107,13 +107,20 @@ pub struct Reply {
 impl Receipt {
     /// Tells the agent that the batch will never be stored.
     pub fn refuse(self, reason: String) {
-        let refusal = Refusal { stream: self.stream.into(), sequence: self.sequence, reason };
+        let refusal = Refusal {
+            stream: self.stream.into(),
+            sequence: self.sequence,
+            reason,
+        };
         send(&self.replies, Body::Refusal(refusal), Some(self.slot));
     }
 }
 
 fn send(replies: &mpsc::Sender<Reply>, body: Body, slot: Option<OwnedSemaphorePermit>) {
-    let reply = Reply { message: CollectorMessage { body: Some(body) }, slot };
+    let reply = Reply {
+        message: CollectorMessage { body: Some(body) },
+        slot,
+    };
     // Full it cannot be; closed it is when the agent went away, which then sends the batch again.
     let _ = replies.try_send(reply);
 }
@@ -132,9 +139,21 @@ impl Intake {
     pub async fn put(&self, agent: &Arc<Agent>, content: Content, receipt: Option<Receipt>) {
         let bytes = (size_of::<Parcel>() + content.heap_bytes()).min(self.room_bytes);
         let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let room = self.room.clone().acquire_many_owned(permits).await.expect("the room is never closed");
-        self.metrics.gathered_bytes.set((self.room_bytes - self.room.available_permits()) as i64);
-        let parcel = Parcel { agent: agent.clone(), content, receipt, _room: room };
+        let room = self
+            .room
+            .clone()
+            .acquire_many_owned(permits)
+            .await
+            .expect("the room is never closed");
+        self.metrics
+            .gathered_bytes
+            .set((self.room_bytes - self.room.available_permits()) as i64);
+        let parcel = Parcel {
+            agent: agent.clone(),
+            content,
+            receipt,
+            _room: room,
+        };
         // It is closed only after a shutdown that ran out of patience; the agent keeps what is not acknowledged.
         let _ = self.parcels.send(parcel).await;
     }
@@ -150,8 +169,19 @@ pub fn start(
     let (parcels, incoming) = mpsc::channel(QUEUE);
     let (groups, due) = mpsc::channel(1);
     let room = Arc::new(Semaphore::new(limits.gather_bytes));
-    let intake = Intake { parcels, room: room.clone(), room_bytes: limits.gather_bytes, metrics: metrics.clone() };
-    let settling = Settling { store, metrics, health, room, room_bytes: limits.gather_bytes };
+    let intake = Intake {
+        parcels,
+        room: room.clone(),
+        room_bytes: limits.gather_bytes,
+        metrics: metrics.clone(),
+    };
+    let settling = Settling {
+        store,
+        metrics,
+        health,
+        room,
+        room_bytes: limits.gather_bytes,
+    };
     tokio::spawn(gather(incoming, limits, groups));
     (intake, tokio::spawn(settling.run(due)))
 }
@@ -198,7 +228,9 @@ impl Settling {
         while let Some(group) = due.recv().await {
             for parcels in group.blocks {
                 self.settle(parcels).await;
-                self.metrics.gathered_bytes.set((self.room_bytes - self.room.available_permits()) as i64);
+                self.metrics
+                    .gathered_bytes
+                    .set((self.room_bytes - self.room.available_permits()) as i64);
             }
         }
     }
@@ -268,18 +300,29 @@ impl Settling {
                 .partition(|receipt| receipt.stream == stream && receipt.replies.same_channel(&replies));
             open = others;
             let sequences = own.iter().map(|receipt| receipt.sequence).collect();
-            let slot = own.into_iter().map(|receipt| receipt.slot).reduce(|mut all, slot| {
-                all.merge(slot);
-                all
-            });
-            let acknowledgement = Acknowledgement { stream: stream.into(), sequences };
+            let slot = own
+                .into_iter()
+                .map(|receipt| receipt.slot)
+                .reduce(|mut all, slot| {
+                    all.merge(slot);
+                    all
+                });
+            let acknowledgement = Acknowledgement {
+                stream: stream.into(),
+                sequences,
+            };
             send(&replies, Body::Acknowledgement(acknowledgement), slot);
         }
     }
 
     fn refuse(&self, parcel: Parcel, reason: &str) {
         self.metrics.refused(refusal::STORE);
-        warn!(node = parcel.agent.node, agent = parcel.agent.id, reason, "rows refused by the store");
+        warn!(
+            node = parcel.agent.node,
+            agent = parcel.agent.id,
+            reason,
+            "rows refused by the store"
+        );
         if let Some(receipt) = parcel.receipt {
             receipt.refuse(reason.to_owned());
         }

@@ -70,7 +70,10 @@ mod tests {
         assert!(health.failed("connection refused"));
         assert!(health.reasons(start + RECENT).is_empty());
         let late = start + RECENT + Duration::from_secs(2);
-        assert_eq!(health.reasons(late), ["the store has not answered for 12 s", "connection refused"]);
+        assert_eq!(
+            health.reasons(late),
+            ["the store has not answered for 12 s", "connection refused"]
+        );
     }
 
     #[test]

@@ -11,11 +11,11 @@ pub mod decode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use holdfast_proto::v1::{
-    AgentMessage, Batch, CollectorMessage, Hello, Stream as RowStream, Welcome, agent_message, collector_message,
-    uplink_server::Uplink,
-};
 use holdfast_proto::PROTOCOL;
+use holdfast_proto::v1::{
+    AgentMessage, Batch, CollectorMessage, Hello, Stream as RowStream, Welcome, agent_message,
+    collector_message, uplink_server::Uplink,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
@@ -62,7 +62,9 @@ impl Uplink for Ingest {
             stopping: self.stopping.clone(),
             slots: Arc::new(Semaphore::new(BATCHES_IN_FLIGHT as usize)),
             replies,
-            remote: request.remote_addr().map_or_else(String::new, |address| address.to_string()),
+            remote: request
+                .remote_addr()
+                .map_or_else(String::new, |address| address.to_string()),
         };
         let messages = request.into_inner();
         tokio::spawn(async move {
@@ -105,10 +107,16 @@ impl Session {
         let _connected = Connected::new(&self.metrics, &agent);
         self.welcome().await;
         let deliveries = async {
-            let content = Content::Session { connected_at_ns: now_ns(), remote: self.remote.clone() };
+            let content = Content::Session {
+                connected_at_ns: now_ns(),
+                remote: self.remote.clone(),
+            };
             self.intake.put(&agent, content, None).await;
             loop {
-                let message = messages.message().await.map_err(|status| self.unreadable(&agent, &status))?;
+                let message = messages
+                    .message()
+                    .await
+                    .map_err(|status| self.unreadable(&agent, &status))?;
                 let Some(message) = message else { return Ok(()) };
                 self.take(&agent, message).await?;
             }
@@ -152,7 +160,9 @@ impl Session {
             max_batch_bytes: self.limits.max_batch_bytes as u64,
             max_batches_in_flight: BATCHES_IN_FLIGHT,
         };
-        let message = CollectorMessage { body: Some(collector_message::Body::Welcome(welcome)) };
+        let message = CollectorMessage {
+            body: Some(collector_message::Body::Welcome(welcome)),
+        };
         // It fails when the agent is gone, which reading tells as well.
         let _ = self.replies.send(Reply { message, slot: None }).await;
     }
@@ -163,7 +173,12 @@ impl Session {
             return status.clone();
         }
         self.metrics.refused(refusal::UNREADABLE);
-        warn!(node = agent.node, agent = agent.id, reason = status.message(), "a message cannot be read");
+        warn!(
+            node = agent.node,
+            agent = agent.id,
+            reason = status.message(),
+            "a message cannot be read"
+        );
         Status::invalid_argument(status.message())
     }
 
@@ -175,7 +190,10 @@ impl Session {
                     // An agent without streams yet only says that it lives, which its stream says too.
                     Ok((_, counters)) if counters.is_empty() => {}
                     Ok((observed_at_ns, counters)) => {
-                        let content = Content::Ledger { observed_at_ns, counters };
+                        let content = Content::Ledger {
+                            observed_at_ns,
+                            counters,
+                        };
                         self.intake.put(agent, content, None).await;
                     }
                     Err(malformed) => self.count_refusal(agent, 0, &malformed),
@@ -188,7 +206,9 @@ impl Session {
             }
             None => {
                 self.metrics.refused(refusal::UNREADABLE);
-                Err(Status::invalid_argument("a message of no known kind: upgrade the collector"))
+                Err(Status::invalid_argument(
+                    "a message of no known kind: upgrade the collector",
+                ))
             }
         }
     }
@@ -199,15 +219,27 @@ impl Session {
         let (stream, sequence) = (batch.stream, batch.sequence);
         match decode::connections(batch, now_ns()) {
             Ok(columns) => {
-                let receipt =
-                    Receipt { stream: RowStream::Connections, sequence, replies: self.replies.clone(), slot };
-                let content = Content::Connections { sequence, columns: Box::new(columns) };
+                let receipt = Receipt {
+                    stream: RowStream::Connections,
+                    sequence,
+                    replies: self.replies.clone(),
+                    slot,
+                };
+                let content = Content::Connections {
+                    sequence,
+                    columns: Box::new(columns),
+                };
                 self.intake.put(agent, content, Some(receipt)).await;
             }
             Err(malformed) => {
                 self.count_refusal(agent, sequence, &malformed);
                 let stream = RowStream::try_from(stream).unwrap_or(RowStream::Unspecified);
-                let receipt = Receipt { stream, sequence, replies: self.replies.clone(), slot };
+                let receipt = Receipt {
+                    stream,
+                    sequence,
+                    replies: self.replies.clone(),
+                    slot,
+                };
                 receipt.refuse(malformed.to_string());
             }
         }
@@ -216,7 +248,11 @@ impl Session {
 
     /// Waits while the agent has as many unacknowledged batches as it may.
     async fn slot(&self) -> OwnedSemaphorePermit {
-        self.slots.clone().acquire_owned().await.expect("the slots are never closed")
+        self.slots
+            .clone()
+            .acquire_owned()
+            .await
+            .expect("the slots are never closed")
     }
 
     fn count_refusal(&self, agent: &Agent, sequence: u64, malformed: &Malformed) {
@@ -234,7 +270,13 @@ struct Connected<'a> {
 impl<'a> Connected<'a> {
     fn new(metrics: &'a Metrics, agent: &'a Agent) -> Self {
         metrics.agents_connected.inc();
-        info!(node = agent.node, agent = agent.id, epoch = agent.epoch, version = agent.version, "agent connected");
+        info!(
+            node = agent.node,
+            agent = agent.id,
+            epoch = agent.epoch,
+            version = agent.version,
+            "agent connected"
+        );
         Self { metrics, agent }
     }
 }
@@ -242,12 +284,17 @@ impl<'a> Connected<'a> {
 impl Drop for Connected<'_> {
     fn drop(&mut self) {
         self.metrics.agents_connected.dec();
-        info!(node = self.agent.node, agent = self.agent.id, epoch = self.agent.epoch, "agent left");
+        info!(
+            node = self.agent.node,
+            agent = self.agent.id,
+            epoch = self.agent.epoch,
+            "agent left"
+        );
     }
 }
 
 /// The collector's wall clock.
-fn now_ns() -> i64 {
+pub fn now_ns() -> i64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since_epoch.as_nanos()).unwrap_or(i64::MAX)
 }

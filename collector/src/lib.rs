@@ -12,13 +12,12 @@
 pub mod cli;
 pub mod config;
 pub mod filter;
+pub mod gather;
+pub mod health;
+pub mod ingest;
+pub mod metrics;
+pub mod port;
+pub mod query;
 pub mod serve;
 pub mod store;
-
-mod gather;
-mod health;
-mod ingest;
-mod metrics;
-mod port;
-mod query;
-mod web;
+pub mod web;

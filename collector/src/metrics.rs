@@ -54,18 +54,42 @@ impl Metrics {
     pub fn new(tables: &[&str]) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         registry.register(Box::new(ProcessCollector::for_self()))?;
-        let build = IntGaugeVec::new(Opts::new("holdfast_build_info", "One, by version of the collector."), &["version"])?;
+        let build = IntGaugeVec::new(
+            Opts::new("holdfast_build_info", "One, by version of the collector."),
+            &["version"],
+        )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let metrics = Self {
             agents_connected: IntGauge::new("holdfast_agents_connected", "Agents that are connected now.")?,
-            batches_received: IntCounter::new("holdfast_batches_received_total", "Batches that agents sent.")?,
-            batches_stored: IntCounter::new("holdfast_batches_stored_total", "Batches that are in the store.")?,
-            refusals: counters("holdfast_refusals_total", "Batches and streams that were refused, by reason.", "reason")?,
-            rows_stored: counters("holdfast_rows_stored_total", "Rows that are in the store, by table.", "table")?,
-            bytes_stored: counters("holdfast_stored_bytes_total", "Bytes of the blocks that were inserted, by table.", "table")?,
+            batches_received: IntCounter::new(
+                "holdfast_batches_received_total",
+                "Batches that agents sent.",
+            )?,
+            batches_stored: IntCounter::new(
+                "holdfast_batches_stored_total",
+                "Batches that are in the store.",
+            )?,
+            refusals: counters(
+                "holdfast_refusals_total",
+                "Batches and streams that were refused, by reason.",
+                "reason",
+            )?,
+            rows_stored: counters(
+                "holdfast_rows_stored_total",
+                "Rows that are in the store, by table.",
+                "table",
+            )?,
+            bytes_stored: counters(
+                "holdfast_stored_bytes_total",
+                "Bytes of the blocks that were inserted, by table.",
+                "table",
+            )?,
             insert_seconds: HistogramVec::new(
-                HistogramOpts::new("holdfast_insert_duration_seconds", "How long inserts took, by table.")
-                    .buckets(INSERT_BUCKETS_S.to_vec()),
+                HistogramOpts::new(
+                    "holdfast_insert_duration_seconds",
+                    "How long inserts took, by table.",
+                )
+                .buckets(INSERT_BUCKETS_S.to_vec()),
                 &["table"],
             )?,
             store_unavailable: IntCounter::new(
@@ -80,7 +104,11 @@ impl Metrics {
                 "holdfast_gathered_bytes",
                 "Memory of the batches that were read and are not stored yet.",
             )?,
-            queries: counters("holdfast_queries_total", "Calls of people and their tools, by call.", "call")?,
+            queries: counters(
+                "holdfast_queries_total",
+                "Calls of people and their tools, by call.",
+                "call",
+            )?,
             registry,
         };
         for reason in Malformed::KINDS.into_iter().chain(refusal::ALL) {
@@ -110,7 +138,9 @@ impl Metrics {
             Box::new(self.gathered_bytes.clone()),
             Box::new(self.queries.clone()),
         ];
-        collectors.into_iter().try_for_each(|collector| self.registry.register(collector))
+        collectors
+            .into_iter()
+            .try_for_each(|collector| self.registry.register(collector))
     }
 
     /// A batch or a stream was refused; `reason` is one of [`refusal`] or of [`Malformed::KINDS`].
@@ -122,7 +152,9 @@ impl Metrics {
     pub fn stored(&self, table: &str, rows: usize, bytes: usize, took: Duration) {
         self.rows_stored.with_label_values(&[table]).inc_by(rows as u64);
         self.bytes_stored.with_label_values(&[table]).inc_by(bytes as u64);
-        self.insert_seconds.with_label_values(&[table]).observe(took.as_secs_f64());
+        self.insert_seconds
+            .with_label_values(&[table])
+            .observe(took.as_secs_f64());
     }
 
     /// Somebody asked something.
@@ -151,14 +183,20 @@ mod tests {
 
     #[test]
     fn what_never_happened_is_there_as_zero() {
-        let text = Metrics::new(&["connection_records"]).unwrap().exposition().unwrap();
+        let text = Metrics::new(&["connection_records"])
+            .unwrap()
+            .exposition()
+            .unwrap();
         for line in [
             "holdfast_refusals_total{reason=\"dictionary\"} 0",
             "holdfast_refusals_total{reason=\"protocol\"} 0",
             "holdfast_rows_stored_total{table=\"connection_records\"} 0",
             "holdfast_insert_duration_seconds_count{table=\"connection_records\"} 0",
         ] {
-            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+            assert!(
+                text.lines().any(|found| found == line),
+                "{line} is not in\n{text}"
+            );
         }
     }
 }

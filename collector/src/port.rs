@@ -12,13 +12,19 @@ const LISTEN: &str = "0A";
 
 /// Listens at `address`. `setting` names the flag that chooses another.
 pub async fn listen(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            let owner = owner(address.port()).map_or_else(String::new, |owner| format!(" by {owner}"));
-            anyhow!("port {} is taken{owner}; choose another with {setting}", address.port())
-        }
-        _ => anyhow!(error),
-    }).with_context(|| format!("cannot listen at {address}"))
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                let owner = owner(address.port()).map_or_else(String::new, |owner| format!(" by {owner}"));
+                anyhow!(
+                    "port {} is taken{owner}; choose another with {setting}",
+                    address.port()
+                )
+            }
+            _ => anyhow!(error),
+        })
+        .with_context(|| format!("cannot listen at {address}"))
 }
 
 /// The process that listens at a port, as `name[pid]`; `None` where it cannot be found or may not be seen.
@@ -31,11 +37,19 @@ fn owner(port: u16) -> Option<String> {
     let sockets: Vec<String> = inodes.iter().map(|inode| format!("socket:[{inode}]")).collect();
     let processes = fs::read_dir("/proc").ok()?.flatten();
     for process in processes.filter(|entry| entry.file_name().as_encoded_bytes()[0].is_ascii_digit()) {
-        let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else { continue };
-        let mut targets = descriptors.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+        let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else {
+            continue;
+        };
+        let mut targets = descriptors
+            .flatten()
+            .filter_map(|entry| fs::read_link(entry.path()).ok());
         if targets.any(|target| sockets.iter().any(|socket| target.as_os_str() == socket.as_str())) {
             let comm = fs::read_to_string(process.path().join("comm")).ok()?;
-            return Some(format!("{}[{}]", comm.trim_end(), process.file_name().to_string_lossy()));
+            return Some(format!(
+                "{}[{}]",
+                comm.trim_end(),
+                process.file_name().to_string_lossy()
+            ));
         }
     }
     None
@@ -46,7 +60,9 @@ fn listening_inodes(table: &str, port: u16) -> Vec<String> {
     let port = format!(":{port:04X}");
     let row = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let [_, local, _, state, _, _, _, _, _, inode, ..] = fields[..] else { return None };
+        let [_, local, _, state, _, _, _, _, _, inode, ..] = fields[..] else {
+            return None;
+        };
         (local.ends_with(&port) && state == LISTEN).then(|| inode.to_owned())
     };
     table.lines().filter_map(row).collect()
@@ -72,7 +88,16 @@ mod tests {
         let address = first.local_addr().unwrap();
         let error = format!("{:#}", listen(address, "--listen").await.unwrap_err());
         let pid = std::process::id();
-        assert!(error.starts_with(&format!("cannot listen at {address}: port {} is taken by ", address.port())), "{error}");
-        assert!(error.ends_with(&format!("[{pid}]; choose another with --listen")), "{error}");
+        assert!(
+            error.starts_with(&format!(
+                "cannot listen at {address}: port {} is taken by ",
+                address.port()
+            )),
+            "{error}"
+        );
+        assert!(
+            error.ends_with(&format!("[{pid}]; choose another with --listen")),
+            "{error}"
+        );
     }
 }

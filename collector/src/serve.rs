@@ -2,7 +2,6 @@
 //! agents and people in, and on the way out store and acknowledge what was already taken in.
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,15 +14,23 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tracing::{info, warn};
 
-use crate::config::{Config, Limits};
+use crate::config::{Config, Limits, StoreLocation};
 use crate::gather;
 use crate::health::{Health, PROBE_INTERVAL};
-use crate::ingest::Ingest;
+use crate::ingest::{Ingest, now_ns};
 use crate::metrics::Metrics;
 use crate::port;
 use crate::query::Questions;
-use crate::store::{self, Store, StoreError, questions};
+use crate::store::embedded::Embedded;
+use crate::store::schema::TABLES;
+use crate::store::{Store, StoreError, library, migrations, questions, schema};
+
 use crate::web;
+
+/// The database in the embedded store.
+const DATABASE: &str = "holdfast";
+
+const DAY_S: u64 = 24 * 3600;
 
 /// How long a stop waits for the store and for those who are connected.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
@@ -48,13 +55,37 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let agents = port::listen(config.listen, "--listen").await?;
     let browsers = port::listen(config.web, "--web").await?;
     info!(store = %config.store, "opening the store");
-    let store = store::open(&config.store).await.with_context(|| format!("cannot open the store {}", config.store))?;
-    store::migrate(&*store, config.retention).await.context("cannot bring the store's tables up to date")?;
+    let store = open(&config.store)
+        .await
+        .with_context(|| format!("cannot open the store {}", config.store))?;
+    prepare(&*store, config.retention)
+        .await
+        .context("cannot bring the store's tables up to date")?;
     // A port that was given as 0 has its number only now.
     let (grpc_at, web_at) = (agents.local_addr()?, browsers.local_addr()?);
     info!(collector = %format_args!("http://{grpc_at}"), web = %format_args!("http://{web_at}"), "ready");
     let listening = Listening { agents, browsers };
     collect(store, config.limits, listening, shutdown).await
+}
+
+async fn open(location: &StoreLocation) -> anyhow::Result<Arc<dyn Store>> {
+    match location {
+        StoreLocation::Embedded(folder) => {
+            let folder = folder.clone();
+            let opening = move || anyhow::Ok(Embedded::open(&folder, &library::locate()?, DATABASE)?);
+            Ok(Arc::new(tokio::task::spawn_blocking(opening).await??))
+        }
+        StoreLocation::Server(_) => anyhow::bail!("this build knows only the embedded store"),
+    }
+}
+
+async fn prepare(store: &dyn Store, retention: Duration) -> anyhow::Result<()> {
+    migrations::apply(store, now_ns()).await?;
+    let days = u32::try_from(retention.as_secs() / DAY_S).unwrap_or(u32::MAX);
+    for table in TABLES {
+        schema::retain(store, table, days).await?;
+    }
+    Ok(())
 }
 
 /// The collector's ports, taken.
@@ -78,10 +109,29 @@ pub async fn collect(
 
     let (intake, settled) = gather::start(store.clone(), limits, metrics.clone(), health.clone());
     let probe = tokio::spawn(probe(store.clone(), health.clone()));
-    let ingest = Ingest { intake, metrics: metrics.clone(), limits, stopping: stopping.clone() };
-    let questions = Questions { store, metrics: metrics.clone(), stopping: stopping.clone() };
-    let mut grpc = tokio::spawn(grpc(listening.agents, ingest, questions, limits, stopping.clone()));
-    let mut web = tokio::spawn(pages(listening.browsers, web::Shown { metrics, health }, stopping));
+    let ingest = Ingest {
+        intake,
+        metrics: metrics.clone(),
+        limits,
+        stopping: stopping.clone(),
+    };
+    let questions = Questions {
+        store,
+        metrics: metrics.clone(),
+        stopping: stopping.clone(),
+    };
+    let mut grpc = tokio::spawn(grpc(
+        listening.agents,
+        ingest,
+        questions,
+        limits,
+        stopping.clone(),
+    ));
+    let mut web = tokio::spawn(pages(
+        listening.browsers,
+        web::Shown { metrics, health },
+        stopping,
+    ));
 
     tokio::select! {
         () = shutdown => info!("stopping: storing what was taken in"),
@@ -117,12 +167,20 @@ async fn grpc(
         .add_service(uplink)
         .add_service(query);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    server.serve_with_incoming_shutdown(incoming, told(stopping)).await?;
+    server
+        .serve_with_incoming_shutdown(incoming, told(stopping))
+        .await?;
     Ok(())
 }
 
-async fn pages(listener: TcpListener, shown: web::Shown, stopping: watch::Receiver<bool>) -> anyhow::Result<()> {
-    axum::serve(listener, web::pages(shown)).with_graceful_shutdown(told(stopping)).await?;
+async fn pages(
+    listener: TcpListener,
+    shown: web::Shown,
+    stopping: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    axum::serve(listener, web::pages(shown))
+        .with_graceful_shutdown(told(stopping))
+        .await?;
     Ok(())
 }
 
@@ -151,7 +209,8 @@ async fn probe(store: Arc<dyn Store>, health: Arc<Health>) {
 /// Ends at SIGINT or SIGTERM.
 pub async fn told_to_stop() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         warn!("signals cannot be received; the collector stops only when it is killed");
         return std::future::pending().await;

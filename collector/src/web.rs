@@ -22,7 +22,10 @@ pub struct Shown {
 
 /// Every page of the web port.
 pub fn pages(shown: Shown) -> Router {
-    Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz)).with_state(shown)
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .with_state(shown)
 }
 
 async fn metrics(State(shown): State<Shown>) -> Response {
@@ -40,5 +43,10 @@ async fn healthz(State(shown): State<Shown>) -> Response {
         false => (StatusCode::SERVICE_UNAVAILABLE, "failing"),
     };
     let body = json!({ "status": status, "version": env!("CARGO_PKG_VERSION"), "reasons": reasons });
-    (code, [(header::CONTENT_TYPE, "application/json")], format!("{body}\n")).into_response()
+    (
+        code,
+        [(header::CONTENT_TYPE, "application/json")],
+        format!("{body}\n"),
+    )
+        .into_response()
 }

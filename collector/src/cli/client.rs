@@ -22,7 +22,12 @@ const MAX_CHUNK_BYTES: usize = 16 << 20;
 #[derive(Debug, clap::Args)]
 pub(super) struct Reach {
     /// The collector to ask
-    #[arg(long, env = "HOLDFAST_COLLECTOR", value_name = "URL", default_value = "http://127.0.0.1:7443")]
+    #[arg(
+        long,
+        env = "HOLDFAST_COLLECTOR",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:7443"
+    )]
     pub(super) collector: String,
 
     /// Print one JSON object a line
@@ -33,7 +38,9 @@ pub(super) struct Reach {
 /// Runs a command on one thread: it waits for the collector and for little else.
 pub(super) fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| Failure::Undone(anyhow!(error).context("cannot start")))?.block_on(command)
+    runtime
+        .map_err(|error| Failure::Undone(anyhow!(error).context("cannot start")))?
+        .block_on(command)
 }
 
 impl Reach {
@@ -42,8 +49,16 @@ impl Reach {
         let endpoint = Endpoint::from_shared(url.clone())
             .ok()
             .filter(|endpoint| endpoint.uri().scheme_str() == Some("http"))
-            .ok_or_else(|| Failure::Usage(anyhow!("`{url}` is no address of a collector; write http://HOST:7443")))?;
-        let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect().await;
+            .ok_or_else(|| {
+                Failure::Usage(anyhow!(
+                    "`{url}` is no address of a collector; write http://HOST:7443"
+                ))
+            })?;
+        let channel = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .connect()
+            .await;
         let channel = channel.map_err(|error| {
             let cause = cause(&error);
             Failure::Undone(anyhow!(
@@ -93,7 +108,10 @@ pub(super) struct Lines {
 
 impl Lines {
     pub(super) fn new(chunks: Streaming<Chunk>) -> Self {
-        Self { chunks, partial: Vec::new() }
+        Self {
+            chunks,
+            partial: Vec::new(),
+        }
     }
 
     /// The next whole lines, as many as came at once, with their newlines. `None` at the end.

@@ -33,7 +33,12 @@ pub(super) struct Args {
     follow: bool,
 
     /// Only the connections that fit
-    #[arg(long = "where", value_name = "FILTER", default_value = "", hide_default_value = true)]
+    #[arg(
+        long = "where",
+        value_name = "FILTER",
+        default_value = "",
+        hide_default_value = true
+    )]
     filter: String,
 
     /// How far back [default: 1h; with --follow nothing that was stored before]
@@ -61,7 +66,10 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     };
     let reach = &args.reach;
     let mut client = reach.connect().await?;
-    let chunks = client.connections(request).await.map_err(|status| reach.failure(&status))?;
+    let chunks = client
+        .connections(request)
+        .await
+        .map_err(|status| reach.failure(&status))?;
     let mut lines = Lines::new(chunks.into_inner());
     let mut view = View::new(reach.json, args.follow);
     view.begin()?;
@@ -81,7 +89,10 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     };
     view.end()?;
     if args.follow && !interrupted {
-        return Err(Failure::Undone(anyhow!("the collector at {} stopped", reach.collector)));
+        return Err(Failure::Undone(anyhow!(
+            "the collector at {} stopped",
+            reach.collector
+        )));
     }
     if args.limit > 0 && view.shown == args.limit && !args.follow {
         eprintln!("these are the newest {}; --limit 0 lists all", args.limit);
@@ -150,7 +161,11 @@ impl Connection {
 }
 
 fn process(comm: &str, pid: u32) -> String {
-    if pid == 0 { "?".to_owned() } else { format!("{comm}[{pid}]") }
+    if pid == 0 {
+        "?".to_owned()
+    } else {
+        format!("{comm}[{pid}]")
+    }
 }
 
 fn endpoint(ip: Ipv6Addr, port: u16) -> String {
@@ -245,8 +260,11 @@ impl View {
     /// `12 connections: 10 established, 2 refused`.
     fn totals(&self) -> String {
         let total: u64 = self.outcomes.values().sum();
-        let each: Vec<_> =
-            self.outcomes.iter().map(|(outcome, count)| format!("{count} {}", outcome.replace('_', " "))).collect();
+        let each: Vec<_> = self
+            .outcomes
+            .iter()
+            .map(|(outcome, count)| format!("{count} {}", outcome.replace('_', " ")))
+            .collect();
         let noun = if total == 1 { "connection" } else { "connections" };
         match each.is_empty() {
             true => format!("{total} {noun}"),
@@ -296,7 +314,9 @@ mod tests {
 
     #[test]
     fn a_row_is_shown_in_human_units() {
-        let texts = connection("established", "finished").cells().map(|cell| cell.text);
+        let texts = connection("established", "finished")
+            .cells()
+            .map(|cell| cell.text);
         assert_eq!(
             texts.join("|"),
             "2026-03-01 12:00:00.123|web-1|curl[7]|->|10.0.0.1:40000|[fd00::2]:443|established|870 us|12.3 ms|512 B|4.10 kB"

@@ -25,7 +25,10 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let reach = &args.reach;
     let mut client = reach.connect().await?;
-    let chunks = client.nodes(NodesRequest {}).await.map_err(|status| reach.failure(&status))?;
+    let chunks = client
+        .nodes(NodesRequest {})
+        .await
+        .map_err(|status| reach.failure(&status))?;
     let mut lines = Lines::new(chunks.into_inner());
     let mut rows = Vec::new();
     let mut stdout = io::stdout().lock();
@@ -49,7 +52,10 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             stdout.write_all(table.line(row).as_bytes())?;
         }
         if rows.is_empty() {
-            eprintln!("no node has delivered yet; run holdfast-agent run --collector {} on one", reach.collector);
+            eprintln!(
+                "no node has delivered yet; run holdfast-agent run --collector {} on one",
+                reach.collector
+            );
         }
     }
     stdout.flush()?;
@@ -83,14 +89,22 @@ const COLUMNS: [(&str, Align); 8] = [
 
 impl Node {
     fn cells(&self) -> [Cell; COLUMNS.len()] {
-        let labels: Vec<_> = self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let labels: Vec<_> = self
+            .labels
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
         let observes = match self.observed_netns.as_str() {
             "all" => "all".to_owned(),
             inode => format!("netns {inode}"),
         };
         [
             self.node.clone().into(),
-            if self.up { Cell::styled("up", GOOD) } else { Cell::styled("silent", BAD) },
+            if self.up {
+                Cell::styled("up", GOOD)
+            } else {
+                Cell::styled("silent", BAD)
+            },
             // To the second: `2026-03-01 12:00:00`.
             Cell::styled(self.last_seen.get(..19).unwrap_or(&self.last_seen), FAINT),
             labels.join(",").into(),

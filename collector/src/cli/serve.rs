@@ -34,6 +34,10 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         .with_writer(io::stderr)
         .with_target(false)
         .init();
-    let runtime = tokio::runtime::Runtime::new().context("cannot start").map_err(Failure::Undone)?;
-    runtime.block_on(serve::run(config, serve::told_to_stop())).map_err(Failure::Undone)
+    let runtime = tokio::runtime::Runtime::new()
+        .context("cannot start")
+        .map_err(Failure::Undone)?;
+    runtime
+        .block_on(serve::run(config, serve::told_to_stop()))
+        .map_err(Failure::Undone)
 }

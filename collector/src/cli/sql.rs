@@ -34,10 +34,17 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let Args { sql, format, reach } = args;
-    let request = SqlRequest { sql: statement(sql)?, format: format.unwrap_or_else(|| default_format(&reach)) };
+    let request = SqlRequest {
+        sql: statement(sql)?,
+        format: format.unwrap_or_else(|| default_format(&reach)),
+    };
     let mut client = reach.connect().await?;
     let answer = async {
-        let mut chunks = client.sql(request).await.map_err(|status| reach.failure(&status))?.into_inner();
+        let mut chunks = client
+            .sql(request)
+            .await
+            .map_err(|status| reach.failure(&status))?
+            .into_inner();
         let mut stdout = io::stdout().lock();
         while let Some(chunk) = chunks.message().await.map_err(|status| reach.failure(&status))? {
             stdout.write_all(&chunk.data)?;
@@ -57,7 +64,10 @@ fn statement(sql: String) -> Result<String, Failure> {
         return Ok(sql);
     }
     let mut text = String::new();
-    let read = io::stdin().lock().read_to_string(&mut text).context("cannot read the statement from stdin");
+    let read = io::stdin()
+        .lock()
+        .read_to_string(&mut text)
+        .context("cannot read the statement from stdin");
     read.map_err(Failure::Undone)?;
     Ok(text)
 }

@@ -18,13 +18,19 @@ pub(super) struct Cell {
 
 impl<T: Into<String>> From<T> for Cell {
     fn from(text: T) -> Self {
-        Self { text: printable(text.into()), style: Style::new() }
+        Self {
+            text: printable(text.into()),
+            style: Style::new(),
+        }
     }
 }
 
 impl Cell {
     pub(super) fn styled(text: impl Into<String>, style: Style) -> Self {
-        Self { style, ..Self::from(text) }
+        Self {
+            style,
+            ..Self::from(text)
+        }
     }
 }
 
@@ -34,7 +40,11 @@ pub(super) const FAINT: Style = Style::new().dimmed();
 
 /// Names come from processes, which choose their own: what would steer the terminal is shown instead of sent.
 fn printable(text: String) -> String {
-    if text.chars().any(char::is_control) { text.escape_debug().to_string() } else { text }
+    if text.chars().any(char::is_control) {
+        text.escape_debug().to_string()
+    } else {
+        text
+    }
 }
 
 /// The columns of a table, and how wide they have become.
@@ -49,7 +59,11 @@ const GAP: &str = "  ";
 
 impl<const N: usize> Table<N> {
     pub(super) fn new(columns: [(&'static str, Align); N], colours: bool) -> Self {
-        Self { columns, widths: columns.map(|(name, _)| name.chars().count()), colours }
+        Self {
+            columns,
+            widths: columns.map(|(name, _)| name.chars().count()),
+            colours,
+        }
     }
 
     /// Makes the columns as wide as these rows need.
@@ -138,12 +152,18 @@ mod tests {
 
     #[test]
     fn columns_line_up_and_only_grow() {
-        let mut table = Table::new([("name", Align::Left), ("n", Align::Right), ("", Align::Left)], false);
+        let mut table = Table::new(
+            [("name", Align::Left), ("n", Align::Right), ("", Align::Left)],
+            false,
+        );
         let long = ["longer name".into(), "10".into(), "x".into()];
         table.fit(std::slice::from_ref(&long));
         assert_eq!(table.head(), "name          n  \n");
         assert_eq!(table.line(&long), "longer name  10  x\n");
-        assert_eq!(table.line(&["a".into(), "7".into(), "y".into()]), "a             7  y\n");
+        assert_eq!(
+            table.line(&["a".into(), "7".into(), "y".into()]),
+            "a             7  y\n"
+        );
     }
 
     #[test]

@@ -23,12 +23,26 @@ pub(super) fn block(parcels: &[Parcel]) -> Result<(&'static str, Block), BlockEr
     for Parcel { agent, content, .. } in parcels {
         match content {
             Content::Connections { sequence, columns } => {
-                batches.push(Delivered { agent, sequence: *sequence, columns });
+                batches.push(Delivered {
+                    agent,
+                    sequence: *sequence,
+                    columns,
+                });
             }
-            Content::Ledger { observed_at_ns, counters } => {
-                samples.extend(counters.iter().map(|counters| (&**agent, *observed_at_ns, counters)));
+            Content::Ledger {
+                observed_at_ns,
+                counters,
+            } => {
+                samples.extend(
+                    counters
+                        .iter()
+                        .map(|counters| (&**agent, *observed_at_ns, counters)),
+                );
             }
-            Content::Session { connected_at_ns, remote } => sessions.push((&**agent, *connected_at_ns, &**remote)),
+            Content::Session {
+                connected_at_ns,
+                remote,
+            } => sessions.push((&**agent, *connected_at_ns, &**remote)),
         }
     }
     let (table, block) = if !batches.is_empty() {
@@ -43,26 +57,59 @@ pub(super) fn block(parcels: &[Parcel]) -> Result<(&'static str, Block), BlockEr
 
 fn connection_records(rows: &Rows<'_>) -> Result<Block, BlockError> {
     let mut block = BlockBuilder::new(&CONNECTION_RECORDS, rows.rows)?;
-    rows.repeated_texts(|batch| &batch.agent.node).write(&mut block, "node")?;
-    rows.texts(|c| &c.process, |c| &c.processes, |process| process.service.as_str().into())
-        .write(&mut block, "service")?;
+    rows.repeated_texts(|batch| &batch.agent.node)
+        .write(&mut block, "node")?;
+    rows.texts(
+        |c| &c.process,
+        |c| &c.processes,
+        |process| process.service.as_str().into(),
+    )
+    .write(&mut block, "service")?;
     block.enums("role", &rows.converted(|c| &c.role, u8::cast_signed))?;
     block.enums("outcome", &rows.converted(|c| &c.outcome, u8::cast_signed))?;
     block.datetimes("recorded_at", &rows.joined(|c| &c.recorded_at_ns))?;
     block.datetimes("opened_at", &rows.joined(|c| &c.opened_at_ns))?;
     block.datetimes("decided_at", &rows.joined(|c| &c.decided_at_ns))?;
     block.datetimes("closed_at", &rows.joined(|c| &c.closed_at_ns))?;
-    block.u32s("pid", &rows.looked_up(|c| &c.process, |c| &c.processes, |process| process.pid))?;
-    rows.texts(|c| &c.process, |c| &c.processes, |process| process.comm.as_str().into())
-        .write(&mut block, "comm")?;
-    block.enums("attribution", &rows.converted(|c| &c.attribution, u8::cast_signed))?;
-    block.u32s("netns", &rows.looked_up(|c| &c.process, |c| &c.processes, |process| process.netns))?;
-    block.u64s("cgroup_id", &rows.looked_up(|c| &c.process, |c| &c.processes, |process| process.cgroup_id))?;
-    block.ipv6s("local_ip", &rows.looked_up(|c| &c.local_address, |c| &c.addresses, |address| *address))?;
+    block.u32s(
+        "pid",
+        &rows.looked_up(|c| &c.process, |c| &c.processes, |process| process.pid),
+    )?;
+    rows.texts(
+        |c| &c.process,
+        |c| &c.processes,
+        |process| process.comm.as_str().into(),
+    )
+    .write(&mut block, "comm")?;
+    block.enums(
+        "attribution",
+        &rows.converted(|c| &c.attribution, u8::cast_signed),
+    )?;
+    block.u32s(
+        "netns",
+        &rows.looked_up(|c| &c.process, |c| &c.processes, |process| process.netns),
+    )?;
+    block.u64s(
+        "cgroup_id",
+        &rows.looked_up(|c| &c.process, |c| &c.processes, |process| process.cgroup_id),
+    )?;
+    block.ipv6s(
+        "local_ip",
+        &rows.looked_up(|c| &c.local_address, |c| &c.addresses, |address| *address),
+    )?;
     // Checked when the batch came: a port fits.
-    block.u16s("local_port", &rows.converted(|c| &c.local_port, |port: u32| port as u16))?;
-    block.ipv6s("remote_ip", &rows.looked_up(|c| &c.remote_address, |c| &c.addresses, |address| *address))?;
-    block.u16s("remote_port", &rows.converted(|c| &c.remote_port, |port: u32| port as u16))?;
+    block.u16s(
+        "local_port",
+        &rows.converted(|c| &c.local_port, |port: u32| port as u16),
+    )?;
+    block.ipv6s(
+        "remote_ip",
+        &rows.looked_up(|c| &c.remote_address, |c| &c.addresses, |address| *address),
+    )?;
+    block.u16s(
+        "remote_port",
+        &rows.converted(|c| &c.remote_port, |port: u32| port as u16),
+    )?;
     block.u64s("connect_us", &rows.joined(|c| &c.connect_us))?;
     block.u64s("duration_us", &rows.joined(|c| &c.duration_us))?;
     block.u64s("bytes_sent", &rows.joined(|c| &c.bytes_sent))?;
@@ -75,14 +122,26 @@ fn connection_records(rows: &Rows<'_>) -> Result<Block, BlockError> {
     block.u16s("errno", &rows.converted(|c| &c.error, u16::from))?;
     // Agents of this protocol name no causes.
     block.low_cardinality_constant("local_cause", "")?;
-    block.enums("close_reason", &rows.converted(|c| &c.close_reason, u8::cast_signed))?;
-    rows.texts(|c| &c.path, |c| &c.paths, |path| path_text(path).into()).write(&mut block, "path")?;
+    block.enums(
+        "close_reason",
+        &rows.converted(|c| &c.close_reason, u8::cast_signed),
+    )?;
+    rows.texts(|c| &c.path, |c| &c.paths, |path| path_text(path).into())
+        .write(&mut block, "path")?;
     block.u64_arrays("path_us", &rows.path_ends(), &rows.joined(|c| &c.path_us))?;
     block.u64s("cookie", &rows.joined(|c| &c.cookie))?;
-    block.bools("is_first", &rows.converted(|c| &c.flags, |flags: u8| flags & FLAG_FIRST != 0))?;
-    block.bools("is_final", &rows.converted(|c| &c.flags, |flags: u8| flags & FLAG_FINAL != 0))?;
-    rows.repeated_texts(|batch| &batch.agent.id).write(&mut block, "agent_id")?;
-    rows.repeated_texts(|batch| &batch.agent.boot_id).write(&mut block, "boot_id")?;
+    block.bools(
+        "is_first",
+        &rows.converted(|c| &c.flags, |flags: u8| flags & FLAG_FIRST != 0),
+    )?;
+    block.bools(
+        "is_final",
+        &rows.converted(|c| &c.flags, |flags: u8| flags & FLAG_FINAL != 0),
+    )?;
+    rows.repeated_texts(|batch| &batch.agent.id)
+        .write(&mut block, "agent_id")?;
+    rows.repeated_texts(|batch| &batch.agent.boot_id)
+        .write(&mut block, "boot_id")?;
     block.u64s("agent_epoch", &rows.repeated(|batch| batch.agent.epoch))?;
     block.u64s("sequence", &rows.repeated(|batch| batch.sequence))?;
     block.finish()
@@ -124,14 +183,32 @@ fn ledger_samples(samples: &[(&Agent, i64, &StreamCounters)]) -> Result<Block, B
         samples.iter().map(|(_, _, counters)| count(counters)).collect()
     };
     let each = |text: fn(&Agent) -> &str| Texts::of(samples.iter().map(|(agent, _, _)| text(agent)));
-    let streams: Vec<i8> = samples.iter().map(|(_, _, counters)| counters.stream as i8).collect();
+    let streams: Vec<i8> = samples
+        .iter()
+        .map(|(_, _, counters)| counters.stream as i8)
+        .collect();
     let mut block = BlockBuilder::new(&LEDGER_SAMPLES, samples.len())?;
     each(|agent| &agent.node).write(&mut block, "node")?;
     each(|agent| &agent.id).write(&mut block, "agent_id")?;
-    block.u64s("agent_epoch", &samples.iter().map(|(agent, _, _)| agent.epoch).collect::<Vec<_>>())?;
+    block.u64s(
+        "agent_epoch",
+        &samples
+            .iter()
+            .map(|(agent, _, _)| agent.epoch)
+            .collect::<Vec<_>>(),
+    )?;
     block.enums("stream", &streams)?;
-    block.u32s("netns", &samples.iter().map(|(_, _, counters)| counters.netns).collect::<Vec<_>>())?;
-    block.datetimes("observed_at", &samples.iter().map(|(_, at_ns, _)| *at_ns).collect::<Vec<_>>())?;
+    block.u32s(
+        "netns",
+        &samples
+            .iter()
+            .map(|(_, _, counters)| counters.netns)
+            .collect::<Vec<_>>(),
+    )?;
+    block.datetimes(
+        "observed_at",
+        &samples.iter().map(|(_, at_ns, _)| *at_ns).collect::<Vec<_>>(),
+    )?;
     block.u64s("opened", &counts(|counters| counters.opened))?;
     block.u64s("closed", &counts(|counters| counters.closed))?;
     block.u64s("open", &counts(|counters| counters.open))?;
@@ -154,16 +231,37 @@ fn node_sessions(sessions: &[(&Agent, i64, &str)]) -> Result<Block, BlockError> 
     let mut block = BlockBuilder::new(&NODE_SESSIONS, sessions.len())?;
     each(|agent| &agent.node).write(&mut block, "node")?;
     each(|agent| &agent.id).write(&mut block, "agent_id")?;
-    block.u64s("agent_epoch", &sessions.iter().map(|(agent, _, _)| agent.epoch).collect::<Vec<_>>())?;
-    block.datetimes("connected_at", &sessions.iter().map(|(_, at_ns, _)| *at_ns).collect::<Vec<_>>())?;
-    block.strings("remote", &sessions.iter().map(|(_, _, remote)| *remote).collect::<Vec<_>>())?;
-    block.string_maps("labels", &sessions.iter().map(|(agent, _, _)| labels(agent)).collect::<Vec<_>>())?;
+    block.u64s(
+        "agent_epoch",
+        &sessions
+            .iter()
+            .map(|(agent, _, _)| agent.epoch)
+            .collect::<Vec<_>>(),
+    )?;
+    block.datetimes(
+        "connected_at",
+        &sessions.iter().map(|(_, at_ns, _)| *at_ns).collect::<Vec<_>>(),
+    )?;
+    block.strings(
+        "remote",
+        &sessions.iter().map(|(_, _, remote)| *remote).collect::<Vec<_>>(),
+    )?;
+    block.string_maps(
+        "labels",
+        &sessions
+            .iter()
+            .map(|(agent, _, _)| labels(agent))
+            .collect::<Vec<_>>(),
+    )?;
     each(|agent| &agent.version).write(&mut block, "version")?;
     each(|agent| &agent.boot_id).write(&mut block, "boot_id")?;
     each(|agent| &agent.kernel).write(&mut block, "kernel")?;
     each(|agent| &agent.architecture).write(&mut block, "architecture")?;
     each(|agent| &agent.observed_netns).write(&mut block, "observed_netns")?;
-    let missing: Vec<_> = sessions.iter().map(|(agent, _, _)| agent.missing_features.clone()).collect();
+    let missing: Vec<_> = sessions
+        .iter()
+        .map(|(agent, _, _)| agent.missing_features.clone())
+        .collect();
     block.string_arrays("missing_features", &missing)?;
     block.finish()
 }
@@ -197,7 +295,11 @@ impl<'a> Rows<'a> {
     }
 
     /// A column that the batches have in another type.
-    fn converted<S: Copy + 'a, T>(&self, column: impl Fn(&'a Connections) -> &'a [S], convert: impl Fn(S) -> T) -> Vec<T> {
+    fn converted<S: Copy + 'a, T>(
+        &self,
+        column: impl Fn(&'a Connections) -> &'a [S],
+        convert: impl Fn(S) -> T,
+    ) -> Vec<T> {
         let mut converted = Vec::with_capacity(self.rows);
         for batch in &self.batches {
             converted.extend(column(batch.columns).iter().map(|value| convert(*value)));
@@ -252,8 +354,13 @@ impl<'a> Rows<'a> {
     ) -> Texts<'a> {
         let mut texts = Texts::with_capacity(self.rows);
         for batch in &self.batches {
-            let places: Vec<u32> = entries(batch.columns).iter().map(|entry| texts.place(text(entry))).collect();
-            texts.indices.extend(index(batch.columns).iter().map(|index| places[*index as usize]));
+            let places: Vec<u32> = entries(batch.columns)
+                .iter()
+                .map(|entry| texts.place(text(entry)))
+                .collect();
+            texts
+                .indices
+                .extend(index(batch.columns).iter().map(|index| places[*index as usize]));
         }
         texts
     }
@@ -263,7 +370,9 @@ impl<'a> Rows<'a> {
         let mut texts = Texts::with_capacity(self.rows);
         for batch in &self.batches {
             let place = texts.place(Cow::Borrowed(text(batch)));
-            texts.indices.resize(texts.indices.len() + batch.columns.rows, place);
+            texts
+                .indices
+                .resize(texts.indices.len() + batch.columns.rows, place);
         }
         texts
     }
@@ -278,7 +387,11 @@ struct Texts<'a> {
 
 impl<'a> Texts<'a> {
     fn with_capacity(rows: usize) -> Self {
-        Self { dictionary: Vec::new(), places: HashMap::new(), indices: Vec::with_capacity(rows) }
+        Self {
+            dictionary: Vec::new(),
+            places: HashMap::new(),
+            indices: Vec::with_capacity(rows),
+        }
     }
 
     fn of(texts: impl Iterator<Item = &'a str>) -> Self {

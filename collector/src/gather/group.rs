@@ -22,8 +22,12 @@ impl Key {
     fn of(content: &Content) -> Self {
         match content {
             Content::Connections { columns, .. } => Self::Connections { day: columns.day },
-            Content::Ledger { observed_at_ns, .. } => Self::Ledger { day: day(*observed_at_ns) },
-            Content::Session { connected_at_ns, .. } => Self::Sessions { day: day(*connected_at_ns) },
+            Content::Ledger { observed_at_ns, .. } => Self::Ledger {
+                day: day(*observed_at_ns),
+            },
+            Content::Session { connected_at_ns, .. } => Self::Sessions {
+                day: day(*connected_at_ns),
+            },
         }
     }
 }
@@ -44,7 +48,12 @@ pub(super) struct OpenGroup {
 
 impl OpenGroup {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, blocks: Vec::new(), rows: 0, since: None }
+        Self {
+            limits,
+            blocks: Vec::new(),
+            rows: 0,
+            since: None,
+        }
     }
 
     pub(super) fn push(&mut self, parcel: Parcel, now: Instant) {
@@ -75,6 +84,8 @@ impl OpenGroup {
     pub(super) fn take(&mut self) -> Group {
         self.rows = 0;
         self.since = None;
-        Group { blocks: self.blocks.drain(..).map(|(_, parcels)| parcels).collect() }
+        Group {
+            blocks: self.blocks.drain(..).map(|(_, parcels)| parcels).collect(),
+        }
     }
 }

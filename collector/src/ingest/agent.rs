@@ -34,7 +34,10 @@ pub enum Unwelcome {
     #[error("the first message must be Hello")]
     NoHello,
     #[error("{field} of the agent {fault}")]
-    Field { field: &'static str, fault: &'static str },
+    Field {
+        field: &'static str,
+        fault: &'static str,
+    },
 }
 
 impl TryFrom<Hello> for Agent {
@@ -42,15 +45,28 @@ impl TryFrom<Hello> for Agent {
 
     fn try_from(hello: Hello) -> Result<Self, Unwelcome> {
         if hello.protocol != PROTOCOL {
-            let upgrade = if hello.protocol < PROTOCOL { "agent" } else { "collector" };
-            return Err(Unwelcome::Protocol { theirs: hello.protocol, upgrade });
+            let upgrade = if hello.protocol < PROTOCOL {
+                "agent"
+            } else {
+                "collector"
+            };
+            return Err(Unwelcome::Protocol {
+                theirs: hello.protocol,
+                upgrade,
+            });
         }
         if hello.epoch == 0 {
-            return Err(Unwelcome::Field { field: "the epoch", fault: "is zero" });
+            return Err(Unwelcome::Field {
+                field: "the epoch",
+                fault: "is zero",
+            });
         }
         if hello.labels.len() > MAX_ENTRIES || hello.missing_features.len() > MAX_ENTRIES {
             let fault = "have more than 64 entries";
-            return Err(Unwelcome::Field { field: "the labels or missing features", fault });
+            return Err(Unwelcome::Field {
+                field: "the labels or missing features",
+                fault,
+            });
         }
         let label_texts = hello.labels.iter().flat_map(|(key, value)| [key, value]);
         for text in label_texts.chain(&hello.missing_features) {
@@ -69,7 +85,10 @@ impl TryFrom<Hello> for Agent {
         }
         for (field, text) in [("the id", &hello.agent_id), ("the node", &hello.node)] {
             if text.is_empty() {
-                return Err(Unwelcome::Field { field, fault: "is empty" });
+                return Err(Unwelcome::Field {
+                    field,
+                    fault: "is empty",
+                });
             }
         }
         Ok(Self {
@@ -118,25 +137,61 @@ mod tests {
     #[test]
     fn a_fitting_hello_is_welcome() {
         let agent = Agent::try_from(hello()).unwrap();
-        assert_eq!((agent.id.as_str(), agent.epoch, agent.node.as_str()), ("a1", 7, "web-1"));
+        assert_eq!(
+            (agent.id.as_str(), agent.epoch, agent.node.as_str()),
+            ("a1", 7, "web-1")
+        );
         assert_eq!(agent.labels["role"], "web");
     }
 
     #[test]
     fn another_protocol_says_which_side_to_upgrade() {
-        let old = Hello { protocol: PROTOCOL - 1, ..hello() };
-        check(old, "the agent speaks protocol 0 and this collector 1: upgrade the agent");
-        let new = Hello { protocol: PROTOCOL + 1, ..hello() };
-        check(new, "the agent speaks protocol 2 and this collector 1: upgrade the collector");
+        let old = Hello {
+            protocol: PROTOCOL - 1,
+            ..hello()
+        };
+        check(
+            old,
+            "the agent speaks protocol 0 and this collector 1: upgrade the agent",
+        );
+        let new = Hello {
+            protocol: PROTOCOL + 1,
+            ..hello()
+        };
+        check(
+            new,
+            "the agent speaks protocol 2 and this collector 1: upgrade the collector",
+        );
     }
 
     #[test]
     fn names_are_bounded_and_printable() {
-        check(Hello { agent_id: String::new(), ..hello() }, "the id of the agent is empty");
+        check(
+            Hello {
+                agent_id: String::new(),
+                ..hello()
+            },
+            "the id of the agent is empty",
+        );
         check(Hello { epoch: 0, ..hello() }, "the epoch of the agent is zero");
-        check(Hello { node: "n".repeat(257), ..hello() }, "the node of the agent has more than 256 bytes");
-        check(Hello { kernel: "6.1\u{1b}[2J".to_owned(), ..hello() }, "the kernel of the agent has a control character");
+        check(
+            Hello {
+                node: "n".repeat(257),
+                ..hello()
+            },
+            "the node of the agent has more than 256 bytes",
+        );
+        check(
+            Hello {
+                kernel: "6.1\u{1b}[2J".to_owned(),
+                ..hello()
+            },
+            "the kernel of the agent has a control character",
+        );
         let labels = (0..65).map(|n| (n.to_string(), String::new())).collect();
-        check(Hello { labels, ..hello() }, "the labels or missing features of the agent have more than 64 entries");
+        check(
+            Hello { labels, ..hello() },
+            "the labels or missing features of the agent have more than 64 entries",
+        );
     }
 }

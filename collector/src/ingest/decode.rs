@@ -54,13 +54,31 @@ pub enum Malformed {
     #[error("{0} rows (a batch has 1 to {MAX_ROWS})")]
     Rows(u32),
     #[error("{column} has {found} entries, not {expected}")]
-    Length { column: &'static str, found: u64, expected: u64 },
+    Length {
+        column: &'static str,
+        found: u64,
+        expected: u64,
+    },
     #[error("{column} of row {row} is {value} ({allowed})")]
-    Value { column: &'static str, row: usize, value: u64, allowed: &'static str },
+    Value {
+        column: &'static str,
+        row: usize,
+        value: u64,
+        allowed: &'static str,
+    },
     #[error("{column} of row {row} is {index}, and the dictionary has {entries} entries")]
-    Index { column: &'static str, row: usize, index: u32, entries: usize },
+    Index {
+        column: &'static str,
+        row: usize,
+        index: u32,
+        entries: usize,
+    },
     #[error("entry {index} of {dictionary} {fault}")]
-    Entry { dictionary: &'static str, index: usize, fault: &'static str },
+    Entry {
+        dictionary: &'static str,
+        index: usize,
+        fault: &'static str,
+    },
     #[error("the time of row {row} is {fault}")]
     Time { row: usize, fault: &'static str },
     #[error("rows of more than one day (UTC)")]
@@ -71,8 +89,16 @@ pub enum Malformed {
 
 impl Malformed {
     /// Every kind, as it is counted.
-    pub const KINDS: [&str; 8] =
-        ["stream", "sequence", "columns", "value", "dictionary", "time", "days", "status"];
+    pub const KINDS: [&str; 8] = [
+        "stream",
+        "sequence",
+        "columns",
+        "value",
+        "dictionary",
+        "time",
+        "days",
+        "status",
+    ];
 
     /// The kind of fault, as it is counted: one of [`Self::KINDS`].
     pub fn kind(&self) -> &'static str {
@@ -141,7 +167,11 @@ impl Connections {
     pub fn heap_bytes(&self) -> usize {
         // Ten columns of 8 bytes, nine of 4, seven of one.
         const ROW_BYTES: usize = 10 * 8 + 9 * 4 + 7;
-        let text: usize = self.processes.iter().map(|process| process.comm.len() + process.service.len()).sum();
+        let text: usize = self
+            .processes
+            .iter()
+            .map(|process| process.comm.len() + process.service.len())
+            .sum();
         self.rows * ROW_BYTES
             + self.path_us.len() * 8
             + self.processes.len() * size_of::<Process>()
@@ -159,7 +189,9 @@ pub fn connections(batch: Batch, now_ns: i64) -> Result<Connections, Malformed> 
     if batch.sequence == 0 {
         return Err(Malformed::Sequence);
     }
-    let Some(Columns::Connections(columns)) = batch.columns else { return Err(Malformed::Columns) };
+    let Some(Columns::Connections(columns)) = batch.columns else {
+        return Err(Malformed::Columns);
+    };
     if batch.rows == 0 || batch.rows > MAX_ROWS {
         return Err(Malformed::Rows(batch.rows));
     }
@@ -180,12 +212,18 @@ pub fn connections(batch: Batch, now_ns: i64) -> Result<Connections, Malformed> 
     check_bytes("outcome", &columns.outcome, "one of Outcome", |value| {
         value != 0 && Outcome::try_from(i32::from(value)).is_ok()
     })?;
-    check_bytes("close_reason", &columns.close_reason, "one of CloseReason", |value| {
-        CloseReason::try_from(i32::from(value)).is_ok()
-    })?;
-    check_bytes("attribution", &columns.attribution, "one of Attribution", |value| {
-        Attribution::try_from(i32::from(value)).is_ok()
-    })?;
+    check_bytes(
+        "close_reason",
+        &columns.close_reason,
+        "one of CloseReason",
+        |value| CloseReason::try_from(i32::from(value)).is_ok(),
+    )?;
+    check_bytes(
+        "attribution",
+        &columns.attribution,
+        "one of Attribution",
+        |value| Attribution::try_from(i32::from(value)).is_ok(),
+    )?;
     check_bytes("flags", &columns.flags, "first, final or both", |value| {
         value != 0 && value & !(FLAG_FIRST | FLAG_FINAL) == 0
     })?;
@@ -258,13 +296,21 @@ fn check_lengths(columns: &ConnectionColumns, rows: usize) -> Result<(), Malform
 }
 
 fn length(column: &'static str, found: usize, expected: usize) -> Malformed {
-    Malformed::Length { column, found: found as u64, expected: expected as u64 }
+    Malformed::Length {
+        column,
+        found: found as u64,
+        expected: expected as u64,
+    }
 }
 
 /// A dictionary is in order of first use: it cannot have more entries than the rows have places for.
 fn check_entries(dictionary: &'static str, entries: usize, places: usize) -> Result<(), Malformed> {
     if entries > places {
-        return Err(Malformed::Entry { dictionary, index: places, fault: "is used by no row" });
+        return Err(Malformed::Entry {
+            dictionary,
+            index: places,
+            fault: "is used by no row",
+        });
     }
     Ok(())
 }
@@ -272,7 +318,13 @@ fn check_entries(dictionary: &'static str, entries: usize, places: usize) -> Res
 fn check_processes(processes: &[Process], rows: usize) -> Result<(), Malformed> {
     check_entries("processes", processes.len(), rows)?;
     for (index, process) in processes.iter().enumerate() {
-        let fault = |fault| Err(Malformed::Entry { dictionary: "processes", index, fault });
+        let fault = |fault| {
+            Err(Malformed::Entry {
+                dictionary: "processes",
+                index,
+                fault,
+            })
+        };
         if process.comm.len() > MAX_COMM_BYTES {
             return fault("has a comm of more than 64 bytes");
         }
@@ -296,7 +348,11 @@ struct PathShape {
 fn path_shapes(paths: &[Path], rows: usize) -> Result<Vec<PathShape>, Malformed> {
     check_entries("paths", paths.len(), rows)?;
     let shape = |(index, path): (usize, &Path)| {
-        let fault = |fault| Malformed::Entry { dictionary: "paths", index, fault };
+        let fault = |fault| Malformed::Entry {
+            dictionary: "paths",
+            index,
+            fault,
+        };
         let states = &path.states;
         let last = *states.last().ok_or_else(|| fault("has no steps"))?;
         if states.len() > MAX_STEPS {
@@ -307,7 +363,9 @@ fn path_shapes(paths: &[Path], rows: usize) -> Result<Vec<PathShape>, Malformed>
         }
         Ok(PathShape {
             offsets: states.len() - 1,
-            decided: states.iter().position(|state| [STATE_ESTABLISHED, STATE_CLOSE].contains(state)),
+            decided: states
+                .iter()
+                .position(|state| [STATE_ESTABLISHED, STATE_CLOSE].contains(state)),
             closes: last == STATE_CLOSE,
         })
     };
@@ -319,23 +377,35 @@ fn addresses(entries: &[Bytes], rows: usize) -> Result<Vec<[u8; 16]>, Malformed>
     check_entries(DICTIONARY, entries.len(), 2 * rows)?;
     let address = |(index, entry): (usize, &Bytes)| {
         let fault = "is not 16 bytes long";
-        entry.as_ref().try_into().map_err(|_| Malformed::Entry { dictionary: DICTIONARY, index, fault })
+        entry.as_ref().try_into().map_err(|_| Malformed::Entry {
+            dictionary: DICTIONARY,
+            index,
+            fault,
+        })
     };
     entries.iter().enumerate().map(address).collect()
 }
 
 fn check_index(column: &'static str, indexes: &[u32], entries: usize) -> Result<(), Malformed> {
     match indexes.iter().position(|index| *index as usize >= entries) {
-        Some(row) => Err(Malformed::Index { column, row, index: indexes[row], entries }),
+        Some(row) => Err(Malformed::Index {
+            column,
+            row,
+            index: indexes[row],
+            entries,
+        }),
         None => Ok(()),
     }
 }
 
 fn check_ports(column: &'static str, ports: &[u32]) -> Result<(), Malformed> {
     match ports.iter().position(|port| *port > u32::from(u16::MAX)) {
-        Some(row) => {
-            Err(Malformed::Value { column, row, value: ports[row].into(), allowed: "a port is at most 65535" })
-        }
+        Some(row) => Err(Malformed::Value {
+            column,
+            row,
+            value: ports[row].into(),
+            allowed: "a port is at most 65535",
+        }),
         None => Ok(()),
     }
 }
@@ -348,8 +418,16 @@ fn check_bytes(
 ) -> Result<(), Malformed> {
     // 256 values, thousands of rows: ask once for each value.
     let allowed_values: [bool; 256] = std::array::from_fn(|value| is_allowed(value as u8));
-    match values.iter().position(|value| !allowed_values[usize::from(*value)]) {
-        Some(row) => Err(Malformed::Value { column, row, value: values[row].into(), allowed }),
+    match values
+        .iter()
+        .position(|value| !allowed_values[usize::from(*value)])
+    {
+        Some(row) => Err(Malformed::Value {
+            column,
+            row,
+            value: values[row].into(),
+            allowed,
+        }),
         None => Ok(()),
     }
 }
@@ -378,7 +456,11 @@ struct Times {
 
 /// Derives every time of every row from its opening and the steps of its path, in one pass.
 fn derive_times(columns: &ConnectionColumns, shapes: &[PathShape], now_ns: i64) -> Result<Times, Malformed> {
-    let steps: usize = columns.path.iter().map(|path| shapes[*path as usize].offsets).sum();
+    let steps: usize = columns
+        .path
+        .iter()
+        .map(|path| shapes[*path as usize].offsets)
+        .sum();
     if columns.step_us.len() != steps {
         return Err(length("step_us", columns.step_us.len(), steps));
     }
@@ -404,7 +486,9 @@ fn derive_times(columns: &ConnectionColumns, shapes: &[PathShape], now_ns: i64) 
             .filter(|opened_ns| *opened_ns >= EARLIEST_NS)
             .ok_or_else(|| time_fault("before the year 2000; is the node's clock set?"))?;
         if opened_ns > latest_ns {
-            return Err(time_fault("more than a day ahead of the collector; is the node's clock right?"));
+            return Err(time_fault(
+                "more than a day ahead of the collector; is the node's clock right?",
+            ));
         }
         let shape = &shapes[*path as usize];
         let (own, rest) = remaining.split_at(shape.offsets);
@@ -415,7 +499,12 @@ fn derive_times(columns: &ConnectionColumns, shapes: &[PathShape], now_ns: i64) 
         for step_us in own {
             if *step_us > MAX_STEP_US {
                 let allowed = "at most 8.9 years";
-                return Err(Malformed::Value { column: "step_us", row, value: *step_us, allowed });
+                return Err(Malformed::Value {
+                    column: "step_us",
+                    row,
+                    value: *step_us,
+                    allowed,
+                });
             }
             last_us += step_us;
             times.path_us.push(last_us);
@@ -423,18 +512,29 @@ fn derive_times(columns: &ConnectionColumns, shapes: &[PathShape], now_ns: i64) 
         times.path_ends.push(times.path_us.len() as u64);
         let connect_us = shape.decided.map_or(0, |step| times.path_us[first_step + step]);
         let at = |offset_us: u64| opened_ns + (offset_us * 1000) as i64;
-        let decided_at_ns = if shape.decided.is_some() { at(connect_us) } else { 0 };
+        let decided_at_ns = if shape.decided.is_some() {
+            at(connect_us)
+        } else {
+            0
+        };
         let is_final = columns.flags[row] & FLAG_FINAL != 0;
         if is_final && !shape.closes {
             let allowed = "a final record's path ends with CLOSE";
-            return Err(Malformed::Value { column: "path", row, value: (*path).into(), allowed });
+            return Err(Malformed::Value {
+                column: "path",
+                row,
+                value: (*path).into(),
+                allowed,
+            });
         }
         let recorded_at_ns = match (is_final, shape.decided) {
             (true, _) | (false, None) => at(last_us),
             (false, Some(_)) => decided_at_ns,
         };
         if recorded_at_ns > latest_ns {
-            return Err(time_fault("more than a day ahead of the collector; is the node's clock right?"));
+            return Err(time_fault(
+                "more than a day ahead of the collector; is the node's clock right?",
+            ));
         }
         let day = day(recorded_at_ns);
         if row == 0 {
@@ -462,7 +562,9 @@ pub fn status(status: Status, now_ns: i64) -> Result<(i64, Vec<StreamCounters>),
     let observed_at_ns = i64::try_from(status.observed_at_ns)
         .ok()
         .filter(|time| (EARLIEST_NS..=now_ns.saturating_add(AHEAD_NS)).contains(time))
-        .ok_or(Malformed::Status("a time before 2000 or more than a day ahead of the collector"))?;
+        .ok_or(Malformed::Status(
+            "a time before 2000 or more than a day ahead of the collector",
+        ))?;
     if status.streams.len() > MAX_COUNTERS {
         return Err(Malformed::Status("more than 4096 counters"));
     }

@@ -22,7 +22,7 @@ async fn rows_are_in_the_store_before_the_acknowledgement() {
         .await,
         100
     );
-    collector.stop().await;
+    collector.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -48,7 +48,7 @@ async fn a_row_says_what_the_agent_saw() {
     ] {
         assert_eq!(number(&store, &row(condition)).await, 1, "{condition}");
     }
-    collector.stop().await;
+    collector.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -77,7 +77,7 @@ async fn batches_of_many_agents_are_all_stored_once() {
         number(&store, "SELECT count() FROM connections").await,
         AGENTS * BATCHES * 70
     );
-    collector.stop().await;
+    collector.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,7 +99,7 @@ async fn batches_of_different_days_are_stored_together() {
         3
     );
     assert_eq!(number(&store, "SELECT count() FROM connections").await, 40);
-    collector.stop().await;
+    collector.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,7 +138,7 @@ async fn who_delivers_and_what_it_counted_is_stored() {
         .await,
         3
     );
-    collector.stop().await;
+    collector.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,18 +9,21 @@ use std::time::Duration;
 use holdfast_collector::config::Limits;
 use holdfast_collector::serve::{self, Listening};
 use holdfast_collector::store::embedded::Embedded;
-use holdfast_collector::store::{self, Store};
+use holdfast_collector::store::{Store, migrations};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use crate::at_exit::leave_as_is_at_exit;
 use crate::store_engine;
+use crate::synthetic::now_ns;
 
 /// A database with all tables and no rows.
 pub(crate) async fn database() -> Arc<Embedded> {
     let store = store_engine::database();
-    store::migrate(&store, Duration::from_secs(30 * 24 * 3600)).await.unwrap();
+    leave_as_is_at_exit();
+    migrations::apply(&store, now_ns()).await.unwrap();
     Arc::new(store)
 }
 
@@ -37,7 +40,9 @@ pub(crate) fn folder(name: &str) -> PathBuf {
 /// The one number that a question is answered with.
 pub(crate) async fn number(store: &Embedded, sql: &str) -> u64 {
     let text = store_engine::ask(store, sql).await;
-    text.trim().parse().unwrap_or_else(|_| panic!("{sql} gave {text:?}"))
+    text.trim()
+        .parse()
+        .unwrap_or_else(|_| panic!("{sql} gave {text:?}"))
 }
 
 pub(crate) struct Collector {
@@ -55,6 +60,7 @@ impl Collector {
         let (address, web) = (agents.local_addr().unwrap(), browsers.local_addr().unwrap());
         let (stop, stopped) = oneshot::channel();
         let limits = Limits {
+            max_batch_bytes: 1 << 20,
             gather_interval: Duration::from_millis(100),
             ..Limits::default()
         };

@@ -1,6 +1,7 @@
 //! Tests against real parts: the engine, servers over loopback, processes.
 
 mod asking;
+mod at_exit;
 mod command_line;
 mod delivery;
 mod faults;
