@@ -3,4 +3,6 @@
 mod store_embedded;
 mod store_engine;
 mod store_native;
+mod store_questions;
+mod store_rows;
 mod store_schema;
