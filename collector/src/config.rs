@@ -120,7 +120,7 @@ impl FromStr for StoreLocation {
         match text.split_once(':') {
             Some(("embedded", "")) => Err("`embedded:` names no folder; write embedded:DIR".to_owned()),
             Some(("embedded", folder)) => Ok(Self::Embedded(PathBuf::from(folder))),
-            Some(("http" | "https", _)) => Ok(Self::Server(text.to_owned())),
+            Some(("http", _)) => Ok(Self::Server(text.to_owned())),
             _ => Err(format!(
                 "unknown store `{}`; write embedded:DIR, or http://USER@HOST:8123/DATABASE",
                 without_password(text)

@@ -171,6 +171,24 @@ impl Chdb {
         Ok(chdb)
     }
 
+    /// From now on the process ends without the library's global destructors: they would pull memory away under the
+    /// engine's threads, which run until the end, and most exits would be segmentation faults. What has to be durable is
+    /// so when its insert returns. Handlers run in the reverse order of their registration, so call this once the
+    /// engine is up.
+    pub fn skip_destructors_at_exit(&self) {
+        extern "C" fn end_now(status: c_int, _: *mut c_void) {
+            // SAFETY: has no preconditions. Rust has flushed its output before the C library's exit handlers run.
+            unsafe { libc::_exit(status) }
+        }
+        type OnExit = unsafe extern "C" fn(extern "C" fn(c_int, *mut c_void), *mut c_void) -> c_int;
+        let process = libloading::os::unix::Library::this();
+        // SAFETY: the type is that of on_exit(3). It is glibc's alone, and so is libchdb.
+        if let Ok(on_exit) = unsafe { process.get::<OnExit>(b"on_exit\0") } {
+            // SAFETY: the handler is a function of this program, which is never unloaded, and takes no argument.
+            unsafe { on_exit(end_now, ptr::null_mut()) };
+        }
+    }
+
     /// Opens a connection; the first one starts the engine. `arguments` are `--path=...` and settings.
     ///
     /// Gives `None` if the engine refuses, for which the C interface has no words: the folder is another process's,

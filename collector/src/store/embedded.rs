@@ -175,7 +175,7 @@ impl Embedded {
             control,
             _lock: lock,
         };
-        Self {
+        let store = Self {
             engine: Arc::new(engine),
             database: String::new(),
         }
@@ -183,7 +183,9 @@ impl Embedded {
         .map_err(|source| OpenError::Prepare {
             dir: dir.to_owned(),
             source,
-        })
+        })?;
+        chdb.skip_destructors_at_exit();
+        Ok(store)
     }
 
     /// Another database of the same engine, made if it is not there.

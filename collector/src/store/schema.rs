@@ -28,6 +28,9 @@ pub static LEDGER_SAMPLES: Table = Table {
     column_names: &names(&LEDGER_SAMPLES_COLUMNS),
 };
 
+/// Rows are removed by a DateTime, which ends in 2106: a sum beyond it wraps around, and everything is removed.
+pub const RETENTION_DAYS_MAX: u32 = 3_650;
+
 /// The tables that hold rows of the agents.
 pub static TABLES: [&Table; 3] = [&CONNECTION_RECORDS, &NODE_SESSIONS, &LEDGER_SAMPLES];
 
@@ -60,6 +63,13 @@ pub fn attempts() -> impl Iterator<Item = &'static Column> {
 
 /// Has rows of a table removed once they are `days` old. Changes the table only if it has another number.
 pub async fn retain(store: &dyn Store, table: &Table, days: u32) -> Result<(), StoreError> {
+    if !(1..=RETENTION_DAYS_MAX).contains(&days) {
+        let message = format!(
+            "retention of {} is {days} days, it has to be from 1 to {RETENTION_DAYS_MAX}",
+            table.name
+        );
+        return Err(StoreError::rejected(message));
+    }
     let name = statement::name(table.name)?;
     let kept = format!(
         "SELECT extract(engine_full, 'TTL toDateTime\\((\\w+)\\) \\+ toIntervalDay\\({days}\\)') \

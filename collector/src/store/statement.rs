@@ -53,6 +53,21 @@ pub fn text_value(text: &str) -> String {
     value
 }
 
+/// Numbers as the value of an array parameter.
+pub(super) fn numbers_value(numbers: &[u64]) -> String {
+    let numbers: Vec<_> = numbers.iter().map(u64::to_string).collect();
+    format!("[{}]", numbers.join(","))
+}
+
+/// Strings as the value of an array parameter.
+pub(super) fn texts_value(texts: &[String]) -> String {
+    let texts: Vec<_> = texts
+        .iter()
+        .map(|text| format!("'{}'", text_value(text).replace('\'', "\\'")))
+        .collect();
+    format!("[{}]", texts.join(","))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +80,15 @@ mod tests {
         }
         assert!(insert("t", "a'b", &["c"]).is_err());
         assert!(insert("t", "a", &["c) VALUES (1"]).is_err());
+    }
+
+    #[test]
+    fn arrays_are_quoted() {
+        assert_eq!(numbers_value(&[1, 2]), "[1,2]");
+        assert_eq!(
+            texts_value(&["a'b".into(), "c\\d\n".into()]),
+            "['a\\'b','c\\\\d\\n']"
+        );
     }
 
     #[test]

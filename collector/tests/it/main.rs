@@ -9,6 +9,8 @@ mod harness;
 mod store_embedded;
 mod store_engine;
 mod store_native;
+mod store_questions;
+mod store_rows;
 mod store_schema;
 mod synthetic;
 mod web;

@@ -127,6 +127,21 @@ async fn retention_is_changed_only_where_it_differs() {
     );
 }
 
+#[tokio::test]
+async fn a_retention_that_would_remove_everything_is_refused() {
+    let store = database();
+    for days in [0, 3_651, 36_500, u32::MAX] {
+        let error = schema::retain(&store, &CONNECTION_RECORDS, days)
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("connection_records") && error.contains("from 1 to 3650"),
+            "{error}"
+        );
+    }
+}
+
 #[test]
 fn enums_are_those_of_the_protocol() {
     use holdfast_proto::v1::{Attribution, CloseReason, Outcome, Role, Stream};

@@ -215,7 +215,7 @@ CREATE OR REPLACE VIEW nodes
 )
 AS SELECT
     session.node AS node,
-    last_seen > now64(9, 'UTC') - INTERVAL 15 SECOND AS up,
+    toBool(last_seen > now64(9, 'UTC') - INTERVAL 15 SECOND) AS up,
     greatest(session.connected_at, sample.observed_at) AS last_seen,
     session.agent_id AS agent_id,
     session.agent_epoch AS agent_epoch,
