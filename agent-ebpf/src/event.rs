@@ -40,6 +40,8 @@ pub mod flag {
     pub const PATH_TRUNCATED: u8 = 4;
     /// The peer's FIN arrived (`SOCK_DONE`), and `bytes_received` counts it.
     pub const FIN_RECEIVED: u8 = 8;
+    /// The handshake succeeded.
+    pub const ESTABLISHED: u8 = 16;
 }
 
 /// One step of a path: the state in the upper 4 bits, nanoseconds since the opening in the lower 60 (36 years).
@@ -114,6 +116,36 @@ pub struct ConnectionRecord {
 const _: () = assert!(size_of::<ConnectionRecord>() == 200);
 
 impl ConnectionRecord {
+    /// Nothing is known: what the other records are written as differences from.
+    pub const ZERO: Self = Self {
+        cookie: 0,
+        opened_ns: 0,
+        path: [0; PATH_STEPS],
+        cgroup_id: 0,
+        bytes_sent: 0,
+        bytes_retransmitted: 0,
+        bytes_received: 0,
+        local_address: [0; 16],
+        remote_address: [0; 16],
+        comm: [0; COMM_BYTES],
+        netns: 0,
+        pid: 0,
+        segments_sent: 0,
+        segments_received: 0,
+        retransmits: 0,
+        srtt_us: 0,
+        local_port: 0,
+        remote_port: 0,
+        error: 0,
+        family: 0,
+        role: 0,
+        attribution: 0,
+        flags: 0,
+        path_len: 0,
+        syn_retransmits: 0,
+        reserved: 0,
+    };
+
     /// Reads a record as the ring buffer hands it out; `None` if it has another size.
     #[cfg(not(target_arch = "bpf"))]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {

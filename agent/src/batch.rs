@@ -1,0 +1,261 @@
+//! When a batch is full: by rows, by bytes, by age, and at the end of a UTC day. Pure: the time is an argument.
+//!
+//! A batch is numbered when it is sealed and never changes again; sent again, it is the same bytes.
+
+use std::time::Duration;
+
+use holdfast_agent_ebpf::event::{ConnectionRecord, step_offset_ns};
+use holdfast_proto::v1::{self, Stream, batch};
+use prost::Message;
+
+use crate::{
+    clock::Clock,
+    spool::{BatchId, Sealed},
+    wire::ConnectionRows,
+};
+
+/// When to seal.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Rows in a batch at most.
+    pub rows: usize,
+    /// Encoded bytes in a batch at most, by the estimate of [`ConnectionRows::estimated_bytes`].
+    pub bytes: usize,
+    /// The oldest row waits so long at most.
+    pub age: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        // 8,192 rows are 60 ms of the highest connection rate that two cores reach, and already amortise the
+        // dictionaries; 200 ms leaves most of a second for the way into the store.
+        Self {
+            rows: 8_192,
+            bytes: 1 << 20,
+            age: Duration::from_millis(200),
+        }
+    }
+}
+
+/// Fills batches of the stream of connections.
+pub struct Batcher {
+    limits: Limits,
+    epoch: u64,
+    rows: ConnectionRows,
+    /// When the oldest row came. Meaningless without rows, as the two below.
+    oldest: Duration,
+    /// When the kernel made the first and the last of them; all on one UTC day.
+    first_ns: u64,
+    last_ns: u64,
+    last_sequence: u64,
+}
+
+const DAY_NS: u64 = 86_400_000_000_000;
+
+impl Batcher {
+    /// An empty one for a start of the agent; the first batch has the sequence 1.
+    pub fn new(limits: Limits, epoch: u64) -> Self {
+        Self {
+            limits,
+            epoch,
+            rows: ConnectionRows::default(),
+            oldest: Duration::ZERO,
+            first_ns: 0,
+            last_ns: 0,
+            last_sequence: 0,
+        }
+    }
+
+    /// Rows that are in no sealed batch yet.
+    pub fn waiting_rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Adds a record at the monotonic time `now`. Gives back the batch that the record did not belong to any more,
+    /// or the one that it filled.
+    pub fn push(&mut self, record: &ConnectionRecord, clock: Clock, now: Duration) -> Option<Sealed> {
+        let recorded_ns = recorded_ns(record, clock);
+        let is_another_day = recorded_ns / DAY_NS != self.first_ns / DAY_NS;
+        let before = if !self.rows.is_empty() && is_another_day {
+            self.seal()
+        } else {
+            None
+        };
+        if self.rows.is_empty() {
+            self.oldest = now;
+            (self.first_ns, self.last_ns) = (recorded_ns, recorded_ns);
+        }
+        self.first_ns = self.first_ns.min(recorded_ns);
+        self.last_ns = self.last_ns.max(recorded_ns);
+        self.rows.push(record, clock);
+        if self.rows.len() >= self.limits.rows || self.rows.estimated_bytes() >= self.limits.bytes {
+            debug_assert!(before.is_none(), "limits hold more than one row");
+            return before.or_else(|| self.seal());
+        }
+        before
+    }
+
+    /// Gives the batch that has waited long enough at the monotonic time `now`.
+    pub fn tick(&mut self, now: Duration) -> Option<Sealed> {
+        if !self.rows.is_empty() && now.saturating_sub(self.oldest) >= self.limits.age {
+            return self.seal();
+        }
+        None
+    }
+
+    /// Gives what is there, however little.
+    pub fn seal(&mut self) -> Option<Sealed> {
+        if self.rows.is_empty() {
+            return None;
+        }
+        let rows = std::mem::take(&mut self.rows);
+        self.last_sequence += 1;
+        let batch = v1::Batch {
+            stream: Stream::Connections.into(),
+            sequence: self.last_sequence,
+            rows: rows.len() as u32,
+            columns: Some(batch::Columns::Connections(rows.finish())),
+        };
+        Some(Sealed {
+            id: BatchId {
+                epoch: self.epoch,
+                stream: Stream::Connections,
+                sequence: self.last_sequence,
+            },
+            rows: batch.rows,
+            first_ns: self.first_ns,
+            last_ns: self.last_ns,
+            encoded: batch.encode_to_vec().into(),
+        })
+    }
+}
+
+/// The wall time at which the kernel made the record, by its last step: what the store partitions by.
+fn recorded_ns(record: &ConnectionRecord, clock: Clock) -> u64 {
+    let offset_ns = record.steps().last().map_or(0, |&step| step_offset_ns(step));
+    // To the microsecond after the opening, as the store will compute it.
+    clock
+        .wall_ns(record.opened_ns)
+        .saturating_add(offset_ns / 1_000 * 1_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_agent_ebpf::{
+        event::{flag, role, state, step},
+        limits::PATH_STEPS,
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CLOCK: Clock = Clock::with_offset_ns(0);
+
+    fn closed_at(wall_ns: u64) -> ConnectionRecord {
+        let mut path = [0; PATH_STEPS];
+        path[0] = step(state::SYN_SENT, 0);
+        path[1] = step(state::CLOSE, 1_000);
+        ConnectionRecord {
+            opened_ns: wall_ns - 1_000,
+            path,
+            path_len: 2,
+            role: role::ACTIVE,
+            flags: flag::FIRST | flag::FINAL,
+            ..ConnectionRecord::ZERO
+        }
+    }
+
+    fn batcher(rows: usize) -> Batcher {
+        Batcher::new(
+            Limits {
+                rows,
+                bytes: 1 << 20,
+                age: Duration::from_millis(200),
+            },
+            7,
+        )
+    }
+
+    #[test]
+    fn a_full_batch_is_sealed_with_the_row_that_filled_it() {
+        let mut batcher = batcher(3);
+        assert!(batcher.push(&closed_at(DAY_NS), CLOCK, Duration::ZERO).is_none());
+        assert!(batcher.push(&closed_at(DAY_NS), CLOCK, Duration::ZERO).is_none());
+        let batch = batcher
+            .push(&closed_at(DAY_NS), CLOCK, Duration::ZERO)
+            .expect("a full batch");
+        assert_eq!((batch.rows, batch.id.sequence, batch.id.epoch), (3, 1, 7));
+        assert_eq!(batcher.waiting_rows(), 0);
+    }
+
+    #[test]
+    fn a_batch_is_sealed_by_the_age_of_its_oldest_row() {
+        let mut batcher = batcher(100);
+        assert!(batcher.tick(Duration::from_secs(9)).is_none(), "nothing to seal");
+        batcher.push(&closed_at(DAY_NS), CLOCK, Duration::from_secs(10));
+        batcher.push(&closed_at(DAY_NS), CLOCK, Duration::from_millis(10_199));
+        assert!(batcher.tick(Duration::from_millis(10_199)).is_none());
+        assert_eq!(
+            batcher
+                .tick(Duration::from_millis(10_200))
+                .expect("an old batch")
+                .rows,
+            2
+        );
+    }
+
+    #[test]
+    fn a_batch_is_sealed_by_its_size() {
+        let mut batcher = Batcher::new(
+            Limits {
+                rows: 1_000_000,
+                bytes: 10_000,
+                age: Duration::MAX,
+            },
+            7,
+        );
+        let sealed = (0..1_000).find_map(|_| batcher.push(&closed_at(DAY_NS), CLOCK, Duration::ZERO));
+        let batch = sealed.expect("a batch of its size");
+        assert!(batch.encoded.len() <= 10_000);
+        assert!(batch.rows > 50, "{} rows", batch.rows);
+    }
+
+    #[test]
+    fn a_batch_never_spans_midnight() {
+        let mut batcher = batcher(100);
+        assert!(
+            batcher
+                .push(&closed_at(DAY_NS - 1_000), CLOCK, Duration::ZERO)
+                .is_none()
+        );
+        let yesterday = batcher
+            .push(&closed_at(DAY_NS), CLOCK, Duration::ZERO)
+            .expect("the day before");
+        assert_eq!((yesterday.rows, yesterday.id.sequence), (1, 1));
+        assert_eq!(batcher.seal().expect("today").id.sequence, 2);
+    }
+
+    proptest! {
+        #[test]
+        fn no_row_is_lost_and_no_sequence_is_skipped(
+            gaps in prop::collection::vec((0..DAY_NS, 0..500_u64), 0..200), limit in 2..20_usize
+        ) {
+            let mut batcher = batcher(limit);
+            let (mut wall, mut now) = (DAY_NS, Duration::ZERO);
+            let mut sealed = Vec::new();
+            for (wall_step, step_ms) in &gaps {
+                wall += wall_step / 50;
+                now += Duration::from_millis(*step_ms);
+                sealed.extend(batcher.tick(now));
+                sealed.extend(batcher.push(&closed_at(wall), CLOCK, now));
+            }
+            sealed.extend(batcher.seal());
+            prop_assert_eq!(sealed.iter().map(|batch| batch.rows as usize).sum::<usize>(), gaps.len());
+            for (index, batch) in sealed.iter().enumerate() {
+                prop_assert_eq!(batch.id.sequence, index as u64 + 1);
+                prop_assert_eq!(batch.first_ns / DAY_NS, batch.last_ns / DAY_NS);
+                prop_assert!(batch.rows as usize <= limit);
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! From the kernel's time to the world's: records carry CLOCK_BOOTTIME, rows carry nanoseconds since the Unix epoch.
+//!
+//! The offset between the two is read anew whenever the ring is drained, so a step of the wall clock takes effect
+//! with the next records and never rewrites those before it.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, Timespec, clock_gettime};
+
+/// A reading of the offset between the boot clock and the wall clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// Wall time minus boot time, in nanoseconds.
+    offset_ns: i64,
+}
+
+impl Clock {
+    /// Reads both clocks. The wall clock is read between two readings of the boot clock, whose middle it is held
+    /// against: the error is below half the time that the three calls take.
+    pub fn read() -> Self {
+        let before = nanoseconds(clock_gettime(ClockId::Boottime));
+        let wall = nanoseconds(clock_gettime(ClockId::Realtime));
+        let after = nanoseconds(clock_gettime(ClockId::Boottime));
+        Self {
+            offset_ns: wall - (before + (after - before) / 2),
+        }
+    }
+
+    /// A clock with a known offset.
+    pub const fn with_offset_ns(offset_ns: i64) -> Self {
+        Self { offset_ns }
+    }
+
+    /// The wall time, in nanoseconds since the Unix epoch, of a moment of the boot clock. Zero stands for anything
+    /// before 1970.
+    pub fn wall_ns(self, boot_ns: u64) -> u64 {
+        boot_ns.saturating_add_signed(self.offset_ns)
+    }
+}
+
+/// The wall clock now, since the Unix epoch.
+pub fn wall_now() -> Duration {
+    Duration::from_nanos(
+        nanoseconds(clock_gettime(ClockId::Realtime))
+            .try_into()
+            .unwrap_or(0),
+    )
+}
+
+fn nanoseconds(time: Timespec) -> i64 {
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boot_time_becomes_wall_time() {
+        let clock = Clock::with_offset_ns(1_700_000_000_000_000_000);
+        assert_eq!(clock.wall_ns(5), 1_700_000_000_000_000_005);
+    }
+
+    #[test]
+    fn a_wall_clock_before_1970_gives_zero() {
+        assert_eq!(Clock::with_offset_ns(-10).wall_ns(5), 0);
+    }
+
+    #[test]
+    fn the_reading_agrees_with_the_wall_clock() {
+        let clock = Clock::read();
+        let boot = nanoseconds(clock_gettime(ClockId::Boottime)) as u64;
+        let now = wall_now().as_nanos() as u64;
+        // Two reads apart; a second allows for any scheduling.
+        assert!(clock.wall_ns(boot).abs_diff(now) < 1_000_000_000);
+    }
+}

@@ -1,0 +1,347 @@
+//! Rows become packed columns here, one at a time, as they are decoded from the ring: a batch is never held as rows.
+
+use std::hash::Hash;
+
+use holdfast_agent_ebpf::event::{ConnectionRecord, flag, step_offset_ns, step_state};
+use holdfast_proto::{
+    FLAG_FINAL, FLAG_FIRST,
+    v1::{ConnectionColumns, Path, Process},
+};
+use rustc_hash::FxHashMap;
+
+use crate::{
+    clock::Clock,
+    outcome::{close_reason, outcome},
+};
+
+const AF_INET: u8 = 2;
+
+/// Connection records, as the columns of a batch that is being filled.
+#[derive(Default)]
+pub struct ConnectionRows {
+    columns: ConnectionColumns,
+    // The columns of one byte a row; protobuf's `bytes`, once the batch is sealed.
+    syn_retransmits: Vec<u8>,
+    error: Vec<u8>,
+    role: Vec<u8>,
+    outcome: Vec<u8>,
+    close_reason: Vec<u8>,
+    attribution: Vec<u8>,
+    flags: Vec<u8>,
+    processes: Dictionary<ProcessKey>,
+    paths: Dictionary<PathKey>,
+    addresses: Dictionary<[u8; 16]>,
+    last_opened_ns: i64,
+    last_cookie: i64,
+    estimated_bytes: usize,
+}
+
+/// Bytes that a row takes at most when its dictionaries already know its words, by the widths of its varints: an
+/// upper bound is what a limit on the size of a batch needs.
+const ROW_BYTES: usize = 96;
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct ProcessKey {
+    pid: u32,
+    netns: u32,
+    cgroup_id: u64,
+    comm: [u8; 16],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct PathKey {
+    states: [u8; 8],
+    len: u8,
+    truncated: bool,
+}
+
+impl ConnectionRows {
+    /// Rows so far.
+    pub fn len(&self) -> usize {
+        self.role.len()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.role.is_empty()
+    }
+
+    /// An upper bound of the encoded size, in bytes.
+    pub fn estimated_bytes(&self) -> usize {
+        self.estimated_bytes
+    }
+
+    /// Adds a row.
+    pub fn push(&mut self, record: &ConnectionRecord, clock: Clock) {
+        let columns = &mut self.columns;
+        self.estimated_bytes += ROW_BYTES;
+
+        let opened_ns = clock.wall_ns(record.opened_ns) as i64;
+        columns
+            .opened_ns_delta
+            .push(opened_ns.wrapping_sub(self.last_opened_ns));
+        self.last_opened_ns = opened_ns;
+        let cookie = record.cookie as i64;
+        columns.cookie_delta.push(cookie.wrapping_sub(self.last_cookie));
+        self.last_cookie = cookie;
+
+        let process = ProcessKey {
+            pid: record.pid,
+            netns: record.netns,
+            cgroup_id: record.cgroup_id,
+            comm: record.comm,
+        };
+        columns.process.push(self.processes.index(process, || {
+            self.estimated_bytes += 48;
+            columns.processes.push(Process {
+                pid: process.pid,
+                comm: text(&process.comm),
+                cgroup_id: process.cgroup_id,
+                netns: process.netns,
+                service: String::new(),
+            });
+        }));
+
+        let path = path_of(record);
+        columns.path.push(self.paths.index(path, || {
+            self.estimated_bytes += 16;
+            columns.paths.push(Path {
+                states: path.states[..usize::from(path.len)].to_vec().into(),
+                truncated: path.truncated,
+            });
+        }));
+        // Whole microseconds of the offsets, then differences: they add up to the truncated offset, without drift.
+        let mut before_us = 0;
+        for &step in record.steps().iter().skip(1) {
+            let offset_us = step_offset_ns(step) / 1_000;
+            columns.step_us.push(offset_us.saturating_sub(before_us));
+            before_us = before_us.max(offset_us);
+        }
+
+        for (address, column) in [
+            (&record.local_address, &mut columns.local_address),
+            (&record.remote_address, &mut columns.remote_address),
+        ] {
+            let mapped = mapped(address, record.family);
+            column.push(self.addresses.index(mapped, || {
+                self.estimated_bytes += 18;
+                columns.addresses.push(mapped.to_vec().into());
+            }));
+        }
+        columns.local_port.push(record.local_port.into());
+        columns.remote_port.push(record.remote_port.into());
+
+        columns
+            .bytes_sent
+            .push(record.bytes_sent.saturating_sub(record.bytes_retransmitted));
+        let fin = u64::from(record.flags & flag::FIN_RECEIVED != 0);
+        columns
+            .bytes_received
+            .push(record.bytes_received.saturating_sub(fin));
+        columns.segments_sent.push(record.segments_sent);
+        columns.segments_received.push(record.segments_received);
+        columns.retransmits.push(record.retransmits);
+        columns.srtt_us.push(record.srtt_us);
+
+        self.syn_retransmits.push(record.syn_retransmits);
+        // Linux' socket errors end at 133; what does not fit is none of them.
+        self.error.push(u8::try_from(record.error).unwrap_or(u8::MAX));
+        self.role.push(record.role);
+        self.outcome.push(outcome(record) as u8);
+        self.close_reason.push(close_reason(record) as u8);
+        self.attribution.push(record.attribution);
+        self.flags.push(wire_flags(record.flags));
+    }
+
+    /// The finished columns.
+    pub fn finish(self) -> ConnectionColumns {
+        ConnectionColumns {
+            syn_retransmits: self.syn_retransmits.into(),
+            error: self.error.into(),
+            role: self.role.into(),
+            outcome: self.outcome.into(),
+            close_reason: self.close_reason.into(),
+            attribution: self.attribution.into(),
+            flags: self.flags.into(),
+            ..self.columns
+        }
+    }
+}
+
+fn wire_flags(flags: u8) -> u8 {
+    let mut wire = 0;
+    if flags & flag::FIRST != 0 {
+        wire |= FLAG_FIRST;
+    }
+    if flags & flag::FINAL != 0 {
+        wire |= FLAG_FINAL;
+    }
+    wire
+}
+
+fn path_of(record: &ConnectionRecord) -> PathKey {
+    let mut states = [0; 8];
+    for (state, &step) in states.iter_mut().zip(record.steps()) {
+        *state = step_state(step);
+    }
+    PathKey {
+        states,
+        len: record.steps().len() as u8,
+        truncated: record.flags & flag::PATH_TRUNCATED != 0,
+    }
+}
+
+/// The address as IPv6, IPv4 as ::ffff:a.b.c.d.
+fn mapped(address: &[u8; 16], family: u8) -> [u8; 16] {
+    if family != AF_INET {
+        return *address;
+    }
+    let mut mapped = [0; 16];
+    mapped[10..12].fill(0xff);
+    mapped[12..].copy_from_slice(&address[..4]);
+    mapped
+}
+
+/// A zero-padded name from the kernel. Names are bytes there; what is not UTF-8 is replaced.
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// Numbers the distinct values of a batch in order of first use. The value before is often the value again.
+struct Dictionary<K> {
+    indexes: FxHashMap<K, u32>,
+    last: Option<(K, u32)>,
+}
+
+impl<K> Default for Dictionary<K> {
+    fn default() -> Self {
+        Self {
+            indexes: FxHashMap::default(),
+            last: None,
+        }
+    }
+}
+
+impl<K: Copy + Eq + Hash> Dictionary<K> {
+    fn index(&mut self, key: K, on_new: impl FnOnce()) -> u32 {
+        if let Some((last, index)) = self.last
+            && last == key
+        {
+            return index;
+        }
+        let next = self.indexes.len() as u32;
+        let index = *self.indexes.entry(key).or_insert_with(|| {
+            on_new();
+            next
+        });
+        self.last = Some((key, index));
+        index
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_agent_ebpf::{
+        event::{role, state, step},
+        limits::PATH_STEPS,
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn record(opened_ns: u64, offsets_ns: &[u64]) -> ConnectionRecord {
+        let states = [
+            state::SYN_SENT,
+            state::ESTABLISHED,
+            state::FIN_WAIT1,
+            state::FIN_WAIT2,
+            state::CLOSE,
+        ];
+        let mut path = [0; PATH_STEPS];
+        for (index, &offset) in offsets_ns.iter().enumerate() {
+            path[index] = step(states[index], offset);
+        }
+        ConnectionRecord {
+            opened_ns,
+            path,
+            path_len: offsets_ns.len() as u8,
+            role: role::ACTIVE,
+            family: AF_INET,
+            comm: *b"curl\0\0\0\0\0\0\0\0\0\0\0\0",
+            local_address: [127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            remote_address: [127, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            flags: flag::FIRST | flag::FINAL,
+            ..ConnectionRecord::ZERO
+        }
+    }
+
+    fn columns(records: &[ConnectionRecord]) -> ConnectionColumns {
+        let mut rows = ConnectionRows::default();
+        for record in records {
+            rows.push(record, Clock::with_offset_ns(1_000));
+        }
+        rows.finish()
+    }
+
+    #[test]
+    fn words_that_repeat_travel_once() {
+        let columns = columns(&[record(1, &[0, 10]), record(2, &[0, 10]), record(3, &[0])]);
+        assert_eq!(columns.processes.len(), 1);
+        assert_eq!(columns.processes[0].comm, "curl");
+        assert_eq!(columns.paths.len(), 2);
+        assert_eq!(columns.path, [0, 0, 1]);
+        assert_eq!(columns.addresses.len(), 2);
+        assert_eq!(
+            (&columns.local_address[..], &columns.remote_address[..]),
+            (&[0, 0, 0][..], &[1, 1, 1][..])
+        );
+        assert_eq!(
+            &columns.addresses[0][..],
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1]
+        );
+    }
+
+    #[test]
+    fn payload_is_counted_without_retransmissions_and_without_the_fin() {
+        let columns = columns(&[ConnectionRecord {
+            bytes_sent: 300,
+            bytes_retransmitted: 100,
+            bytes_received: 51,
+            flags: flag::FIRST | flag::FINAL | flag::FIN_RECEIVED,
+            ..record(1, &[0])
+        }]);
+        assert_eq!((columns.bytes_sent[0], columns.bytes_received[0]), (200, 50));
+    }
+
+    proptest! {
+        #[test]
+        fn times_survive_the_differences(
+            rows in prop::collection::vec((0..1_u64 << 50, prop::collection::vec(0..1_u64 << 50, 1..5)), 1..50)
+        ) {
+            let records: Vec<_> = rows
+                .iter()
+                .map(|(opened, offsets)| {
+                    let mut offsets = offsets.clone();
+                    offsets.sort_unstable();
+                    offsets[0] = 0;
+                    (*opened, offsets)
+                })
+                .collect();
+            let columns = columns(&records.iter().map(|(opened, offsets)| record(*opened, offsets)).collect::<Vec<_>>());
+
+            let mut opened_ns = 0;
+            let mut steps = columns.step_us.iter();
+            for (row, (opened, offsets)) in records.iter().enumerate() {
+                opened_ns += columns.opened_ns_delta[row];
+                prop_assert_eq!(opened_ns as u64, opened + 1_000);
+                let mut offset_us = 0;
+                for offset_ns in &offsets[1..] {
+                    offset_us += steps.next().expect("a step");
+                    prop_assert_eq!(offset_us, offset_ns / 1_000);
+                }
+            }
+            prop_assert_eq!(steps.next(), None);
+        }
+    }
+}

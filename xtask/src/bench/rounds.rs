@@ -1,0 +1,165 @@
+//! What came out of the rounds of a benchmark. Pure.
+
+use std::fmt::{self, Write};
+
+use serde_json::{Value, json};
+
+pub(super) struct Comparison {
+    unit: &'static str,
+    results: Vec<Subject>,
+}
+
+struct Subject {
+    name: &'static str,
+    /// One a round.
+    costs: Vec<f64>,
+    /// Of the last round.
+    note: String,
+}
+
+/// The middle of some numbers, and how far they reach.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Spread {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Comparison {
+    /// The first subject is the one that the others are compared with.
+    pub(super) fn new(unit: &'static str, names: impl Iterator<Item = &'static str>) -> Self {
+        let results = names
+            .map(|name| Subject {
+                name,
+                costs: Vec::new(),
+                note: String::new(),
+            })
+            .collect();
+        Self { unit, results }
+    }
+
+    pub(super) fn add(&mut self, subject: usize, cost: f64, note: String) {
+        let subject = &mut self.results[subject];
+        subject.costs.push(cost);
+        subject.note = note;
+    }
+
+    /// Each subject's costs, and its ratio to the baseline of the same round.
+    fn rows(&self) -> impl Iterator<Item = (&Subject, Spread, Spread)> {
+        let baseline = &self.results[0].costs;
+        self.results.iter().map(move |subject| {
+            let ratios = subject
+                .costs
+                .iter()
+                .zip(baseline)
+                .map(|(cost, base)| cost / base)
+                .collect();
+            (subject, Spread::of(subject.costs.clone()), Spread::of(ratios))
+        })
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        let spread = |spread: Spread| json!({"median": spread.median, "min": spread.min, "max": spread.max});
+        let row = |(subject, cost, ratio): (&Subject, Spread, Spread)| {
+            let rounds = &subject.costs;
+            json!({"name": subject.name, "cost": spread(cost), "ratio": spread(ratio), "rounds": rounds, "note": subject.note})
+        };
+        json!({"unit": self.unit, "baseline": self.results[0].name, "subjects": self.rows().map(row).collect::<Vec<_>>()})
+    }
+
+    pub(super) fn to_markdown(&self) -> String {
+        let mut text = format!(
+            "| subject | {} (min..max) | ratio (min..max) |\n|---|---|---|\n",
+            self.unit
+        );
+        for (subject, cost, ratio) in self.rows() {
+            let name = subject.name;
+            writeln!(text, "| {name} | {cost} | {ratio} |").expect("a string takes everything");
+        }
+        text
+    }
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(out, "{:24}  {:26}  {:24}", "subject", self.unit, "ratio")?;
+        for (subject, cost, ratio) in self.rows() {
+            let (cost, ratio) = (cost.to_string(), ratio.to_string());
+            writeln!(
+                out,
+                "{:24}  {cost:26}  {ratio:24}  {}",
+                subject.name, subject.note
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Spread {
+    fn of(mut numbers: Vec<f64>) -> Self {
+        numbers.sort_by(f64::total_cmp);
+        let middle = numbers.len() / 2;
+        let median = if numbers.len() % 2 == 1 {
+            numbers[middle]
+        } else {
+            f64::midpoint(numbers[middle - 1], numbers[middle])
+        };
+        Self {
+            median,
+            min: numbers[0],
+            max: numbers[numbers.len() - 1],
+        }
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:.2} ({:.2}..{:.2})", self.median, self.min, self.max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_number_of_rounds_lies_between_the_middle_two() {
+        assert_eq!(
+            Spread::of(vec![9.0, 1.0, 2.0, 4.0]),
+            Spread {
+                median: 3.0,
+                min: 1.0,
+                max: 9.0
+            }
+        );
+        assert_eq!(
+            Spread::of(vec![5.0, 1.0, 3.0]),
+            Spread {
+                median: 3.0,
+                min: 1.0,
+                max: 5.0
+            }
+        );
+    }
+
+    #[test]
+    fn a_ratio_is_taken_within_its_round_so_a_slow_round_does_not_count() {
+        let mut comparison = Comparison::new("us", ["nothing", "probe"].into_iter());
+        // The machine is three times as slow in the second round.
+        for (base, cost) in [(20.0, 22.0), (60.0, 66.0), (20.0, 22.0)] {
+            comparison.add(0, base, String::new());
+            comparison.add(1, cost, String::new());
+        }
+        let json = comparison.to_json();
+        assert_eq!(json["baseline"], "nothing");
+        assert_eq!(
+            json["subjects"][1]["ratio"],
+            json!({"median": 1.1, "min": 1.1, "max": 1.1})
+        );
+        assert!(
+            comparison
+                .to_markdown()
+                .ends_with("| probe | 22.00 (22.00..66.00) | 1.10 (1.10..1.10) |\n")
+        );
+    }
+}

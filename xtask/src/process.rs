@@ -1,0 +1,159 @@
+//! Child processes, and what may be asked about this one.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+
+/// How long a child may take to end after SIGTERM, before it is killed.
+const STOP_PATIENCE: Duration = Duration::from_secs(15);
+/// Lines of a child's log that explain why it ended.
+const LOG_LINES: usize = 8;
+
+pub(crate) fn is_root() -> bool {
+    geteuid().is_root()
+}
+
+/// A program on the PATH, or where Debian puts those for administrators.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let administrators = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path)
+        .chain(administrators)
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+}
+
+/// A program that runs beside us, in its own process group (Ctrl-C reaches only us, who then stop the children in
+/// their order), and that the kernel ends when we die without having stopped it.
+pub(crate) struct Service {
+    name: String,
+    child: Child,
+    log: Option<PathBuf>,
+}
+
+/// Where a service runs, and where what it prints goes.
+#[derive(Default)]
+pub(crate) struct Place<'a> {
+    /// The name of a network namespace; ours if none.
+    pub(crate) netns: Option<&'a str>,
+    /// A file for its output; inherited if none.
+    pub(crate) log: Option<PathBuf>,
+}
+
+impl Service {
+    /// Must be called on the main thread: the kernel takes the end of the starting thread for our death.
+    pub(crate) fn start(
+        name: &str,
+        program: &Path,
+        arguments: &[String],
+        place: Place<'_>,
+    ) -> anyhow::Result<Self> {
+        let mut command = match place.netns {
+            None => Command::new("setpriv"),
+            Some(netns) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", netns, "setpriv"]);
+                command
+            }
+        };
+        command
+            .args(["--pdeathsig", "TERM", "--"])
+            .arg(program)
+            .args(arguments);
+        command.stdin(Stdio::null()).process_group(0);
+        if let Some(log) = &place.log {
+            let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+            command.stdout(file.try_clone()?).stderr(file);
+        }
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {name} ({})", program.display()))?;
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log: place.log,
+        })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `ip netns exec` and `setpriv` replace themselves, so this is the program's own.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// CPU time that it has used so far, in user and kernel mode.
+    pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
+        let path = format!("/proc/{}/stat", self.pid());
+        let stat = fs::read_to_string(&path).with_context(|| format!("{} is gone", self.name))?;
+        // The name, in parentheses, may contain anything. Behind it, utime and stime are the 12th and 13th field.
+        let (_, fields) = stat
+            .rsplit_once(") ")
+            .with_context(|| format!("cannot read {path}"))?;
+        let ticks: u64 = fields
+            .split(' ')
+            .skip(11)
+            .take(2)
+            .filter_map(|field| field.parse::<u64>().ok())
+            .sum();
+        Ok(Duration::from_secs_f64(
+            ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
+        ))
+    }
+
+    /// Why it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<String> {
+        let status = self.child.try_wait().ok()??;
+        Some(format!("{} ended ({status}){}", self.name, self.last_words()))
+    }
+
+    /// Asks it to end and waits; a child that does not listen is killed, and that is an error.
+    pub(crate) fn stop(mut self) -> anyhow::Result<ExitStatus> {
+        self.end().with_context(|| format!("cannot stop {}", self.name))
+    }
+
+    fn end(&mut self) -> anyhow::Result<ExitStatus> {
+        if let Some(status) = self.child.try_wait()? {
+            return Ok(status);
+        }
+        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        let asked = Instant::now();
+        while asked.elapsed() < STOP_PATIENCE {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.child.kill()?;
+        self.child.wait()?;
+        anyhow::bail!(
+            "it did not end within {} s of SIGTERM and was killed",
+            STOP_PATIENCE.as_secs()
+        )
+    }
+
+    fn last_words(&self) -> String {
+        let Some(log) = &self.log else {
+            return String::new();
+        };
+        let text = fs::read_to_string(log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
+        format!("; the end of {}:\n{}", log.display(), last.join("\n"))
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // After `stop` there is nothing left to do; otherwise something failed, and that is what gets reported.
+        let _ = self.end();
+    }
+}

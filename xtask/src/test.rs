@@ -1,0 +1,155 @@
+//! `cargo xtask test`: everything that can be checked, in one go.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::Context;
+
+use crate::failure::Failure;
+use crate::setup::{self, Need};
+use crate::{process, span, workspace};
+
+/// Set up, then check format and lints and run every test: unit, property, integration, kernel.
+///
+/// The last line is `N passed, N failed`; format and lints count as one each. The kernel tests make network
+/// namespaces of their own and need root. Ends with 1 if anything failed, or if there was nothing to run.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Run only the tests whose names contain this, and no checks of format and lints
+    name: Option<String>,
+
+    /// Leave out the checks of format and lints
+    #[arg(long)]
+    no_lint: bool,
+}
+
+/// What ran.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let started = Instant::now();
+    setup::provide(&[Need::Build, Need::Up, Need::Test])?;
+    if !process::is_root() {
+        eprintln!("note: not root; the kernel tests will fail");
+    }
+
+    let mut tally = Tally::default();
+    if arguments.name.is_none() && !arguments.no_lint {
+        tally.check(&["fmt", "--all", "--check"])?;
+        tally.check(&[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--quiet",
+            "--",
+            "-D",
+            "warnings",
+        ])?;
+    }
+    tally.test(arguments.name.as_deref())?;
+
+    if tally == Tally::default() {
+        eprintln!(
+            "no test is called {:?}",
+            arguments.name.as_deref().unwrap_or_default()
+        );
+    }
+    eprintln!("took {}", span::show(started.elapsed()));
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    if tally.failed > 0 || tally.passed == 0 {
+        Err(Failure::Reported.into())
+    } else {
+        Ok(())
+    }
+}
+
+impl Tally {
+    fn check(&mut self, arguments: &[&str]) -> anyhow::Result<()> {
+        let status = cargo(arguments).status().context("cannot run cargo")?;
+        if status.success() {
+            self.passed += 1;
+        } else {
+            eprintln!("FAILED: cargo {}", arguments.join(" "));
+            self.failed += 1;
+        }
+        Ok(())
+    }
+
+    /// Runs the tests, shows what they print, and adds up the results of their binaries.
+    fn test(&mut self, name: Option<&str>) -> anyhow::Result<()> {
+        let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
+        let mut child = command
+            .args(name)
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot run cargo")?;
+        let output = child.stdout.take().context("cargo has no output")?;
+        let failed_before = self.failed;
+        for line in BufReader::new(output).lines() {
+            let line = line?;
+            self.add(&line);
+            writeln!(std::io::stdout(), "{line}")?;
+        }
+        if !child.wait()?.success() && self.failed == failed_before {
+            eprintln!(
+                "FAILED: cargo test ended without a result: something does not compile, or a test binary died"
+            );
+            self.failed += 1;
+        }
+        Ok(())
+    }
+
+    /// Counts a line such as `test result: ok. 5 passed; 0 failed; 1 ignored; ...`; other lines say nothing.
+    fn add(&mut self, line: &str) {
+        let Some(counts) = line
+            .strip_prefix("test result: ")
+            .and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for count in counts.1.split("; ") {
+            match count
+                .split_once(' ')
+                .map(|(number, what)| (number.parse::<u64>(), what))
+            {
+                Some((Ok(number), "passed")) => self.passed += number,
+                Some((Ok(number), "failed")) => self.failed += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .args(arguments)
+        .current_dir(workspace::root())
+        .stdin(Stdio::null());
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_several_binaries_add_up_and_other_lines_count_for_nothing() {
+        let mut tally = Tally::default();
+        for line in [
+            "running 3 tests",
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s",
+            "test a_test_that_prints ... test result: 9 passed",
+            "test result: FAILED. 5 passed; 2 failed; 0 ignored; 0 measured; 7 filtered out; finished in 1.20s",
+            "",
+        ] {
+            tally.add(line);
+        }
+        assert_eq!(tally, Tally { passed: 8, failed: 2 });
+    }
+}

@@ -1,0 +1,24 @@
+//! Where things are.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+/// The workspace that this xtask was built from.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lies in the workspace")
+}
+
+/// Cargo's target directory, wherever the user has put it: this program runs from `<target>/<profile>/`.
+pub(crate) fn target_dir() -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe().context("cannot find this program's own path")?;
+    let target = program.parent().and_then(Path::parent).map(Path::to_owned);
+    target.with_context(|| format!("{} is not in a target directory", program.display()))
+}
+
+/// What `up` leaves behind: the data, and the logs of what it ran.
+pub(crate) fn state_dir() -> PathBuf {
+    root().join(".holdfast")
+}
