@@ -347,3 +347,74 @@ fn token(table: &str, parcels: &[Parcel]) -> String {
     };
     format!("{:016x}{:016x}", half(0), half(1))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::decode::tests::decoded;
+
+    /// Runs what needs a semaphore and nothing else.
+    pub(super) fn run(test: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+            .block_on(test);
+    }
+
+    pub(super) fn batch(sequence: u64, rows: usize, day: u32) -> Content {
+        let columns = Connections {
+            rows,
+            day,
+            ..decoded()
+        };
+        Content::Connections {
+            sequence,
+            columns: Box::new(columns),
+        }
+    }
+
+    pub(super) async fn parcel(agent_id: &str, content: Content) -> Parcel {
+        let agent = Agent {
+            id: agent_id.to_owned(),
+            epoch: 7,
+            node: format!("node-{agent_id}"),
+            labels: [("role".to_owned(), "web".to_owned())].into(),
+            version: "0.1.0".to_owned(),
+            boot_id: "b1".to_owned(),
+            kernel: "6.18.0".to_owned(),
+            architecture: "x86_64".to_owned(),
+            observed_netns: "all".to_owned(),
+            missing_features: Vec::new(),
+        };
+        Parcel {
+            agent: Arc::new(agent),
+            content,
+            receipt: None,
+            _room: Arc::new(Semaphore::new(1)).acquire_many_owned(1).await.unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_token_names_the_batches_and_their_order() {
+        run(async {
+            let of = async |parts: &[(&str, u64)]| {
+                let mut parcels = Vec::new();
+                for (agent, sequence) in parts {
+                    parcels.push(parcel(agent, batch(*sequence, 1, 0)).await);
+                }
+                token("t", &parcels)
+            };
+            let token = of(&[("a", 1), ("b", 2)]).await;
+            assert_eq!(token, of(&[("a", 1), ("b", 2)]).await);
+            assert_eq!(token.len(), 32);
+            for other in [
+                &[("b", 2), ("a", 1)][..],
+                &[("a", 1)],
+                &[("a", 1), ("b", 3)],
+                &[("c", 1), ("b", 2)],
+            ] {
+                assert_ne!(token, of(other).await, "{other:?}");
+            }
+        });
+    }
+}

@@ -418,3 +418,91 @@ impl<'a> Texts<'a> {
         place
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::gather::tests::{batch, parcel, run};
+
+    #[test]
+    fn a_path_is_the_names_of_its_states() {
+        let text = |states: &'static [u8], truncated| {
+            let states = Bytes::from_static(states);
+            path_text(&Path { states, truncated })
+        };
+        assert_eq!(text(&[2, 1, 4, 7], false), "SYN_SENT>ESTABLISHED>FIN_WAIT1>CLOSE");
+        assert_eq!(text(&[3, 1, 7], true), "SYN_RECV>ESTABLISHED>...CLOSE");
+        assert_eq!(text(&[2], false), "SYN_SENT");
+    }
+
+    #[test]
+    fn dictionaries_are_merged_and_indices_follow() {
+        let mut texts = Texts::with_capacity(0);
+        let places: Vec<u32> = ["b", "a", "b", "", "a"]
+            .into_iter()
+            .map(|text| texts.place(text.into()))
+            .collect();
+        assert_eq!(places, [0, 1, 0, 2, 1]);
+        assert_eq!(texts.dictionary, ["b", "a", ""]);
+    }
+
+    #[test]
+    fn every_kind_of_parcel_is_a_block_that_its_table_declares() {
+        run(async {
+            let remote = "10.0.0.1:5000".to_owned();
+            let counters = StreamCounters {
+                stream: 1,
+                ..StreamCounters::default()
+            };
+            for (table, rows, content) in [
+                ("connection_records", 3, batch(1, 3, 0)),
+                (
+                    "node_sessions",
+                    1,
+                    Content::Session {
+                        connected_at_ns: 1,
+                        remote,
+                    },
+                ),
+                (
+                    "ledger_samples",
+                    2,
+                    Content::Ledger {
+                        observed_at_ns: 1,
+                        counters: vec![counters; 2],
+                    },
+                ),
+            ] {
+                let parcels = [parcel("a", content).await];
+                let (found, block) = block(&parcels).unwrap();
+                assert_eq!((found, block.rows), (table, rows));
+            }
+        });
+    }
+
+    #[test]
+    fn steps_of_joined_batches_end_where_they_end() {
+        run(async {
+            let parcels = [
+                parcel("a", batch(1, 3, 0)).await,
+                parcel("b", batch(1, 3, 0)).await,
+            ];
+            let delivered = |parcel: &'_ Parcel| match &parcel.content {
+                Content::Connections { columns, .. } => columns.path_ends.clone(),
+                _ => unreachable!("they are batches"),
+            };
+            assert_eq!(delivered(&parcels[0]), [4, 6, 7]);
+            let batches = parcels.iter().map(|parcel| match &parcel.content {
+                Content::Connections { columns, .. } => Delivered {
+                    agent: &parcel.agent,
+                    sequence: 1,
+                    columns,
+                },
+                _ => unreachable!("they are batches"),
+            });
+            assert_eq!(Rows::new(batches.collect()).path_ends(), [4, 6, 7, 11, 13, 14]);
+        });
+    }
+}

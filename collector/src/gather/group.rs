@@ -89,3 +89,85 @@ impl OpenGroup {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use holdfast_proto::v1::StreamCounters;
+
+    use super::*;
+    use crate::gather::tests::{batch, parcel, run};
+
+    const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
+
+    fn limits(gather_rows: usize) -> Limits {
+        Limits {
+            gather_rows,
+            ..Limits::default()
+        }
+    }
+
+    #[test]
+    fn it_is_full_with_its_rows_and_due_with_its_age() {
+        run(async {
+            let mut open = OpenGroup::new(limits(25));
+            let start = Instant::now();
+            assert_eq!((open.is_empty(), open.due_at()), (true, None));
+            open.push(parcel("a", batch(1, 10, 0)).await, start);
+            open.push(parcel("b", batch(1, 10, 0)).await, start + Duration::from_secs(9));
+            assert_eq!(open.due_at(), Some(start + Limits::default().gather_interval));
+            assert!(!open.is_full());
+            open.push(parcel("a", batch(2, 10, 0)).await, start);
+            assert!(open.is_full());
+            let group = open.take();
+            assert_eq!(group.blocks.iter().map(Vec::len).collect::<Vec<_>>(), [3]);
+            assert_eq!(
+                (open.is_empty(), open.is_full(), open.due_at()),
+                (true, false, None)
+            );
+        });
+    }
+
+    #[test]
+    fn a_block_is_of_one_table_and_one_day() {
+        run(async {
+            let mut open = OpenGroup::new(limits(1000));
+            let ledger = |observed_at_ns| Content::Ledger {
+                observed_at_ns,
+                counters: vec![StreamCounters::default()],
+            };
+            for content in [
+                batch(1, 1, 0),
+                ledger(DAY_NS - 1),
+                batch(2, 1, 1),
+                ledger(DAY_NS),
+                batch(3, 1, 0),
+                ledger(DAY_NS + 1),
+            ] {
+                open.push(parcel("a", content).await, Instant::now());
+            }
+            let sequences = |parcels: &Vec<Parcel>| -> Vec<u64> {
+                let sequence = |parcel: &Parcel| match &parcel.content {
+                    Content::Connections { sequence, .. } => *sequence,
+                    _ => 0,
+                };
+                parcels.iter().map(sequence).collect()
+            };
+            let blocks: Vec<_> = open.take().blocks.iter().map(sequences).collect();
+            assert_eq!(blocks, [vec![1, 3], vec![0], vec![2], vec![0, 0]]);
+        });
+    }
+
+    #[test]
+    fn days_are_bounded() {
+        run(async {
+            let mut open = OpenGroup::new(limits(1000));
+            for day in 0..MOST_BLOCKS as u32 {
+                assert!(!open.is_full());
+                open.push(parcel("a", batch(1, 1, day)).await, Instant::now());
+            }
+            assert!(open.is_full());
+        });
+    }
+}

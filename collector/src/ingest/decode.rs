@@ -578,4 +578,4 @@ pub fn status(status: Status, now_ns: i64) -> Result<(i64, Vec<StreamCounters>),
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

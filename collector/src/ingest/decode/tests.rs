@@ -70,6 +70,11 @@ fn columns() -> ConnectionColumns {
     }
 }
 
+/// The columns above, decoded.
+pub(crate) fn decoded() -> Connections {
+    connections(batch(columns()), NOW_NS).unwrap()
+}
+
 fn batch(columns: ConnectionColumns) -> Batch {
     Batch {
         stream: Stream::Connections.into(),
