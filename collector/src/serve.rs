@@ -23,12 +23,16 @@ use crate::port;
 use crate::query::Questions;
 use crate::store::embedded::Embedded;
 use crate::store::schema::TABLES;
+use crate::store::server;
 use crate::store::{Store, StoreError, library, migrations, questions, schema};
 
 use crate::web;
 
 /// The database in the embedded store.
 const DATABASE: &str = "holdfast";
+
+/// The server's password, for those who keep it out of the URL.
+pub const PASSWORD_VARIABLE: &str = "HOLDFAST_STORE_PASSWORD";
 
 const DAY_S: u64 = 24 * 3600;
 
@@ -75,7 +79,12 @@ async fn open(location: &StoreLocation) -> anyhow::Result<Arc<dyn Store>> {
             let opening = move || anyhow::Ok(Embedded::open(&folder, &library::locate()?, DATABASE)?);
             Ok(Arc::new(tokio::task::spawn_blocking(opening).await??))
         }
-        StoreLocation::Server(_) => anyhow::bail!("this build knows only the embedded store"),
+        StoreLocation::Server(url) => {
+            let password = std::env::var(PASSWORD_VARIABLE).ok();
+            let server = server::Server::new(url, password.as_deref())?;
+            server.prepare().await?;
+            Ok(Arc::new(server))
+        }
     }
 }
 

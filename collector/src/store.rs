@@ -15,6 +15,7 @@ pub mod native;
 pub mod questions;
 mod read_only;
 pub mod schema;
+pub mod server;
 pub mod statement;
 
 use std::pin::Pin;

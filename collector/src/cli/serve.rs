@@ -20,6 +20,7 @@ Examples:
   holdfast serve --store embedded:/srv/holdfast --retention 90d
   HOLDFAST_STORE=http://holdfast:secret@clickhouse:8123/holdfast holdfast serve --listen 0.0.0.0:7443
 
+HOLDFAST_STORE_PASSWORD is the password of a ClickHouse server, if it shall not be in the URL.
 RUST_LOG sets what is logged (default: info).")]
 pub(super) struct Args {
     #[command(flatten)]

@@ -41,6 +41,10 @@ const READ_ONLY_MAX_SECONDS: u64 = 300;
 /// A person's query that takes more memory is stopped.
 const READ_ONLY_MAX_BYTES: u64 = 2 << 30;
 
+/// What the library has on by default and a server has not: bare expressions as statements, and functions that read
+/// the process's own binary and memory map.
+const AS_ON_A_SERVER: [&str; 2] = ["--implicit_select=0", "--allow_introspection_functions=0"];
+
 /// Parts of an answer that wait for a slow reader; at about 64 KiB to 1 MiB each.
 const CHUNKS_IN_FLIGHT: usize = 4;
 
@@ -134,7 +138,12 @@ impl Embedded {
         let lock = FolderLock::take(dir)?;
         let path = format!("--path={}", engine_dir(dir).display());
         let connect = |label: String, settings: &[String]| {
-            let arguments = [&[path.clone(), format!("--log_comment={label}")], settings].concat();
+            let arguments = [path.clone(), format!("--log_comment={label}")];
+            let arguments: Vec<String> = arguments
+                .into_iter()
+                .chain(AS_ON_A_SERVER.map(String::from))
+                .chain(settings.iter().cloned())
+                .collect();
             let connection = chdb
                 .connect(&arguments)
                 .ok_or_else(|| OpenError::Refused { dir: dir.to_owned() })?;
@@ -166,8 +175,6 @@ impl Embedded {
                 READ_ONLY_CONNECTIONS,
                 &[
                     "--readonly=1".into(),
-                    // On by default in the library; they read the process's own binary and memory map.
-                    "--allow_introspection_functions=0".into(),
                     format!("--max_execution_time={READ_ONLY_MAX_SECONDS}"),
                     format!("--max_memory_usage={READ_ONLY_MAX_BYTES}"),
                 ],

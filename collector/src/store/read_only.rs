@@ -78,6 +78,8 @@ pub(super) fn check(sql: &str, tree: &str) -> Result<(), String> {
                     "the function {name} is not allowed: it can reach beyond the database"
                 ));
             }
+            // Next to the SELECT itself stands only the name of a file (a format is an identifier).
+            "Literal" if line.starts_with(" Literal") => return Err("INTO OUTFILE is not allowed".into()),
             "ColumnsApplyTransformer" => return Err("APPLY is not allowed: write the functions out".into()),
             "Set" => return Err("settings cannot be changed here".into()),
             _ => {}
@@ -136,6 +138,15 @@ mod tests {
         }
         assert_eq!(check("SHOW TABLES", "ShowTables"), Ok(()));
         assert!(check("SHOW TABLES WHERE file('x') = ''", "ShowTables").is_err());
+    }
+
+    #[test]
+    fn an_answer_does_not_go_into_a_file() {
+        let tree = |child: &str| {
+            format!("SelectWithUnionQuery (children 2)\n ExpressionList\n   Literal UInt64_1\n {child}")
+        };
+        assert_eq!(check("", &tree("Identifier JSON")), Ok(()));
+        assert!(check("", &tree("Literal 'x'")).is_err());
     }
 
     #[test]
