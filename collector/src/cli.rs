@@ -74,6 +74,11 @@ fn colours(output: &impl io::IsTerminal) -> bool {
     output.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
+/// Prints a line for people, on stderr. When nobody reads there, nobody is told.
+fn tell(line: &str) {
+    let _ = io::Write::write_all(&mut io::stderr(), format!("{line}\n").as_bytes());
+}
+
 /// Parses the command line, runs the command, and says how it went.
 pub fn run() -> ExitCode {
     let outcome = match CommandLine::parse().command {
@@ -88,7 +93,7 @@ pub fn run() -> ExitCode {
         Err(Failure::Usage(error)) => (2, error),
         Err(Failure::Undone(error)) => (4, error),
     };
-    eprintln!("holdfast: {error:#}");
+    tell(&format!("holdfast: {error:#}"));
     ExitCode::from(code)
 }
 

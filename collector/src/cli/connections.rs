@@ -95,7 +95,10 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         )));
     }
     if args.limit > 0 && view.shown == args.limit && !args.follow {
-        eprintln!("these are the newest {}; --limit 0 lists all", args.limit);
+        super::tell(&format!(
+            "these are the newest {}; --limit 0 lists all",
+            args.limit
+        ));
     }
     Ok(())
 }
@@ -250,9 +253,9 @@ impl View {
         if self.live_totals {
             writeln!(io::stdout())?;
         } else if self.final_totals {
-            eprintln!("{}", self.totals());
+            super::tell(&self.totals());
         } else if self.shown == 0 && !self.json {
-            eprintln!("no connections");
+            super::tell("no connections");
         }
         Ok(())
     }

@@ -52,10 +52,10 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             stdout.write_all(table.line(row).as_bytes())?;
         }
         if rows.is_empty() {
-            eprintln!(
+            super::tell(&format!(
                 "no node has delivered yet; run holdfast-agent run --collector {} on one",
                 reach.collector
-            );
+            ));
         }
     }
     stdout.flush()?;

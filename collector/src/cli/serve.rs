@@ -34,6 +34,8 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         .with_ansi(super::colours(&io::stderr()))
         .with_writer(io::stderr)
         .with_target(false)
+        // Its own complaints go to stderr, and end the process when nobody reads there any more.
+        .log_internal_errors(false)
         .init();
     let runtime = tokio::runtime::Runtime::new()
         .context("cannot start")

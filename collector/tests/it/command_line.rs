@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Output, Stdio};
 
+use crate::clickhouse_http;
 use crate::harness::{Collector, database, folder};
 use crate::synthetic::{Agent, batch};
 
@@ -364,11 +365,7 @@ async fn serve_runs_stops_at_a_signal_and_keeps_its_folder_to_itself() {
     let ready = log
         .find(|line| line.contains("ready"))
         .expect("it says that it is ready");
-    let url = ready
-        .split(' ')
-        .find_map(|word| word.strip_prefix("collector="))
-        .unwrap()
-        .to_owned();
+    let url = collector_of(&ready);
 
     let answer = output(holdfast(&[
         "sql",
@@ -393,6 +390,73 @@ async fn serve_runs_stops_at_a_signal_and_keeps_its_folder_to_itself() {
 
     signal(&serving, "TERM");
     assert!(serving.wait().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_keeps_its_rows_on_a_server_whose_password_is_in_the_environment() {
+    let address = clickhouse_http::serve().await;
+    let store = format!("http://{}@{address}/from_serve", clickhouse_http::USER);
+    let arguments = [
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--web",
+        "127.0.0.1:0",
+        "--store",
+        &store,
+    ];
+    let mut command = holdfast(&arguments);
+    command
+        .env("HOLDFAST_STORE_PASSWORD", clickhouse_http::PASSWORD)
+        .stderr(Stdio::piped());
+    let (mut serving, ready) = tokio::task::spawn_blocking(move || {
+        let mut serving = command.spawn().unwrap();
+        let mut log = BufReader::new(serving.stderr.take().unwrap())
+            .lines()
+            .map(Result::unwrap);
+        let ready = log
+            .find(|line| line.contains("ready"))
+            .expect("it says that it is ready");
+        (serving, ready)
+    })
+    .await
+    .unwrap();
+    let url = collector_of(&ready);
+    let answer = output(holdfast(&[
+        "sql",
+        "--json",
+        "SELECT currentDatabase() AS d",
+        "--collector",
+        &url,
+    ]))
+    .await;
+    assert_eq!(
+        (stdout(&answer), stderr(&answer)),
+        ("{\"d\":\"from_serve\"}\n".to_owned(), String::new())
+    );
+    signal(&serving, "TERM");
+    assert!(
+        tokio::task::spawn_blocking(move || serving.wait().unwrap().success())
+            .await
+            .unwrap()
+    );
+
+    let refused = output(holdfast(&arguments)).await;
+    assert_eq!(refused.status.code(), Some(4), "{}", stderr(&refused));
+    assert!(
+        !stderr(&refused).contains(clickhouse_http::PASSWORD),
+        "{}",
+        stderr(&refused)
+    );
+}
+
+/// The address in the line that says that a collector is ready.
+fn collector_of(ready: &str) -> String {
+    ready
+        .split(' ')
+        .find_map(|word| word.strip_prefix("collector="))
+        .unwrap()
+        .to_owned()
 }
 
 #[tokio::test]
