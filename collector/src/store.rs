@@ -4,11 +4,25 @@
 //! On the data path this is the last step: `ingest` builds a [`Block`], `insert` makes it durable, and only then is
 //! anything acknowledged.
 
+pub mod chdb;
+pub mod condition;
+pub mod embedded;
+mod error;
+pub mod library;
+mod lock;
+pub mod migrations;
+pub mod native;
+pub mod questions;
+mod read_only;
+pub mod schema;
+pub mod server;
+pub mod statement;
+
 use std::pin::Pin;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{Stream, TryStreamExt};
 
 /// Rows for one table, encoded once, as one block of ClickHouse's Native format.
 #[derive(Clone, Debug)]
@@ -44,6 +58,28 @@ pub struct Query {
 
 /// A formatted answer, in parts. Dropping it cancels the query.
 pub type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, StoreError>> + Send>>;
+
+/// The whole of a short answer to a statement of Holdfast's own, tab-separated.
+async fn answer(store: &dyn Store, sql: &str) -> Result<String, StoreError> {
+    let format = "TabSeparated".into();
+    answer_to(
+        store,
+        Query {
+            sql: sql.into(),
+            params: vec![],
+            format,
+            access: Access::Internal,
+        },
+    )
+    .await
+}
+
+/// The whole of a short answer.
+async fn answer_to(store: &dyn Store, query: Query) -> Result<String, StoreError> {
+    let parts: Vec<Bytes> = store.query(query).await?.try_collect().await?;
+    String::from_utf8(parts.concat())
+        .map_err(|error| StoreError::rejected(format!("the store's answer is not UTF-8: {error}")))
+}
 
 /// What can go wrong in a store. Callers branch on it: `Unavailable` is worth another try, the rest is not.
 #[derive(Debug, thiserror::Error)]

@@ -8,13 +8,11 @@ pub(crate) mod churn;
 mod probe_cost;
 mod rounds;
 
-use std::time::Instant;
-
 use anyhow::ensure;
 use clap::ValueEnum;
 
+use crate::process;
 use crate::setup::{self, Need};
-use crate::{process, span};
 use rounds::Comparison;
 
 /// Measure, against a baseline in the same run.
@@ -63,7 +61,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         "benchmarks load BPF programs and make network namespaces: run this as root"
     );
     setup::provide(&[Need::Build, Need::Up, Need::Bench])?;
-    let started = Instant::now();
     let comparison = match arguments.name {
         Benchmark::ProbeCost => probe_cost::compare(arguments.rounds)?,
     };
@@ -71,11 +68,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         println!("{}", comparison.to_json());
     } else {
         print!("{comparison}");
-        println!(
-            "\n{} rounds in {}; for docs/BENCHMARKS.md:\n",
-            arguments.rounds,
-            span::show(started.elapsed())
-        );
+        println!("\nfor docs/BENCHMARKS.md, {} rounds:\n", arguments.rounds);
         print!("{}", comparison.to_markdown());
     }
     Ok(())

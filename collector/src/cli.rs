@@ -1,0 +1,110 @@
+//! The command line of `holdfast`: `serve` is the collector, every other command asks one.
+//!
+//! A failure is one line on stderr and an exit code: 2 for a wrong call or wrong settings, 4 for what could not be
+//! done.
+
+mod client;
+mod completions;
+mod connections;
+mod nodes;
+mod serve;
+mod sql;
+mod table;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Sees every TCP connection of every node, and keeps testing what should hold.
+#[derive(Debug, Parser)]
+#[command(name = "holdfast", version, propagate_version = true, after_help = EXAMPLES)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  holdfast serve                                   run a collector; agents dial 127.0.0.1:7443
+  holdfast nodes                                   who delivers
+  holdfast connections --follow                    connections as they are stored
+  holdfast connections --where 'outcome = \"refused\"' --last 5m
+  holdfast sql 'SELECT comm, count() FROM connections GROUP BY comm'
+
+Exit codes: 0 done, 2 a wrong call or wrong settings, 4 it could not be done.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the collector: take in what agents deliver, store it, and answer questions
+    Serve(serve::Args),
+    /// List the nodes that deliver, or did
+    Nodes(nodes::Args),
+    /// List finished connections, or follow them as they are stored
+    Connections(connections::Args),
+    /// Run one read-only SQL statement
+    Sql(sql::Args),
+    /// Print a completion script for a shell
+    Completions(completions::Args),
+}
+
+/// Why a command failed: what the exit code says, and what a person reads.
+#[derive(Debug)]
+enum Failure {
+    /// The call, or the settings, are at fault.
+    Usage(anyhow::Error),
+    /// It could not be done.
+    Undone(anyhow::Error),
+    /// Whoever read our output has seen enough. That is no failure to anyone.
+    NobodyReads,
+}
+
+impl From<io::Error> for Failure {
+    /// Of writing to stdout, which is where the commands' I/O goes.
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::NobodyReads,
+            _ => Self::Undone(anyhow::Error::new(error).context("cannot write the output")),
+        }
+    }
+}
+
+/// Whether what is written there may have colours (https://no-color.org).
+fn colours(output: &impl io::IsTerminal) -> bool {
+    output.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Prints a line for people, on stderr. When nobody reads there, nobody is told.
+fn tell(line: &str) {
+    let _ = io::Write::write_all(&mut io::stderr(), format!("{line}\n").as_bytes());
+}
+
+/// Parses the command line, runs the command, and says how it went.
+pub fn run() -> ExitCode {
+    let outcome = match CommandLine::parse().command {
+        Command::Serve(args) => serve::run(args),
+        Command::Nodes(args) => client::block_on(nodes::run(args)),
+        Command::Connections(args) => client::block_on(connections::run(args)),
+        Command::Sql(args) => client::block_on(sql::run(args)),
+        Command::Completions(args) => completions::run(&args),
+    };
+    let (code, error) = match outcome {
+        Ok(()) | Err(Failure::NobodyReads) => return ExitCode::SUCCESS,
+        Err(Failure::Usage(error)) => (2, error),
+        Err(Failure::Undone(error)) => (4, error),
+    };
+    tell(&format!("holdfast: {error:#}"));
+    ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+}

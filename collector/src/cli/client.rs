@@ -1,0 +1,132 @@
+//! How the commands reach a collector, and what they make of its answers.
+
+use std::error::Error as _;
+use std::io;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use holdfast_proto::v1::Chunk;
+use holdfast_proto::v1::query_client::QueryClient;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status, Streaming};
+
+use super::Failure;
+
+/// A collector that does not answer within this is taken for away.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Collectors cut their answers at a megabyte.
+const MAX_CHUNK_BYTES: usize = 16 << 20;
+
+/// Which collector to ask, and in which form to answer.
+#[derive(Debug, clap::Args)]
+pub(super) struct Reach {
+    /// The collector to ask
+    #[arg(
+        long,
+        env = "HOLDFAST_COLLECTOR",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:7443"
+    )]
+    pub(super) collector: String,
+
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Runs a command on one thread: it waits for the collector and for little else.
+pub(super) fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime
+        .map_err(|error| Failure::Undone(anyhow!(error).context("cannot start")))?
+        .block_on(command)
+}
+
+impl Reach {
+    pub(super) async fn connect(&self) -> Result<QueryClient<Channel>, Failure> {
+        let url = &self.collector;
+        let endpoint = Endpoint::from_shared(url.clone())
+            .ok()
+            .filter(|endpoint| endpoint.uri().scheme_str() == Some("http"))
+            .ok_or_else(|| {
+                Failure::Usage(anyhow!(
+                    "`{url}` is no address of a collector; write http://HOST:7443"
+                ))
+            })?;
+        let channel = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .connect()
+            .await;
+        let channel = channel.map_err(|error| {
+            let cause = cause(&error);
+            Failure::Undone(anyhow!(
+                "cannot reach the collector at {url}: {cause}; is \"holdfast serve\" running there?"
+            ))
+        })?;
+        Ok(QueryClient::new(channel).max_decoding_message_size(MAX_CHUNK_BYTES))
+    }
+
+    /// What a status of the collector means to the one who asked.
+    pub(super) fn failure(&self, status: &Status) -> Failure {
+        let message = status.message();
+        match status.code() {
+            Code::InvalidArgument => Failure::Usage(anyhow!("{message}")),
+            Code::Unimplemented => Failure::Undone(anyhow!(
+                "what answers at {} does not know this call: it is another version of the collector, or no collector",
+                self.collector
+            )),
+            _ if status.source().is_some() => Failure::Undone(anyhow!(
+                "lost the collector at {}: {}",
+                self.collector,
+                cause(status)
+            )),
+            _ => Failure::Undone(anyhow!("{message}")),
+        }
+    }
+}
+
+/// The innermost cause, in words: what the system said when the system said something.
+fn cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    match innermost.downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(io::ErrorKind::ConnectionRefused) => "connection refused".to_owned(),
+        _ => innermost.to_string(),
+    }
+}
+
+/// The lines of an answer, whatever chunks it comes in.
+pub(super) struct Lines {
+    chunks: Streaming<Chunk>,
+    /// What came and has no newline yet.
+    partial: Vec<u8>,
+}
+
+impl Lines {
+    pub(super) fn new(chunks: Streaming<Chunk>) -> Self {
+        Self {
+            chunks,
+            partial: Vec::new(),
+        }
+    }
+
+    /// The next whole lines, as many as came at once, with their newlines. `None` at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<String>, Status> {
+        loop {
+            let Some(chunk) = self.chunks.message().await? else {
+                let rest = std::mem::take(&mut self.partial);
+                return Ok((!rest.is_empty()).then(|| String::from_utf8_lossy(&rest).into_owned()));
+            };
+            self.partial.extend_from_slice(&chunk.data);
+            if let Some(newline) = self.partial.iter().rposition(|byte| *byte == b'\n') {
+                let rest = self.partial.split_off(newline + 1);
+                let lines = std::mem::replace(&mut self.partial, rest);
+                return Ok(Some(String::from_utf8_lossy(&lines).into_owned()));
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! `holdfast sql`.
+
+use std::io::{self, Read, Write};
+
+use anyhow::{Context, anyhow};
+use holdfast_proto::v1::SqlRequest;
+
+use super::Failure;
+use super::client::Reach;
+
+/// Run one read-only SQL statement.
+///
+/// It reads the tables `connections`, `attempts`, `nodes` and so on (SHOW TABLES lists them; DESCRIBE TABLE says
+/// what their columns mean), and can change nothing. Ctrl-C cancels it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  holdfast sql 'DESCRIBE TABLE connections'
+  holdfast sql 'SELECT remote_port, count(), quantile(0.99)(connect_us) FROM connections
+                WHERE opened_at > now() - INTERVAL 1 HOUR GROUP BY remote_port ORDER BY 2 DESC LIMIT 10'
+  holdfast sql --format CSVWithNames - < report.sql > report.csv")]
+pub(super) struct Args {
+    /// The statement, or `-` to read it from stdin
+    #[arg(value_name = "SQL")]
+    sql: String,
+
+    /// One of ClickHouse's output formats, such as CSVWithNames, Vertical or JSON [default: a table]
+    #[arg(long, value_name = "FORMAT", conflicts_with = "json")]
+    format: Option<String>,
+
+    #[command(flatten)]
+    reach: Reach,
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    let Args { sql, format, reach } = args;
+    let request = SqlRequest {
+        sql: statement(sql)?,
+        format: format.unwrap_or_else(|| default_format(&reach)),
+    };
+    let mut client = reach.connect().await?;
+    let answer = async {
+        let mut chunks = client
+            .sql(request)
+            .await
+            .map_err(|status| reach.failure(&status))?
+            .into_inner();
+        let mut stdout = io::stdout().lock();
+        while let Some(chunk) = chunks.message().await.map_err(|status| reach.failure(&status))? {
+            stdout.write_all(&chunk.data)?;
+        }
+        stdout.flush()?;
+        Ok(())
+    };
+    // Leaving drops the call, and that cancels the query.
+    tokio::select! {
+        outcome = answer => outcome,
+        _ = tokio::signal::ctrl_c() => Err(Failure::Undone(anyhow!("cancelled"))),
+    }
+}
+
+fn statement(sql: String) -> Result<String, Failure> {
+    if sql != "-" {
+        return Ok(sql);
+    }
+    let mut text = String::new();
+    let read = io::stdin()
+        .lock()
+        .read_to_string(&mut text)
+        .context("cannot read the statement from stdin");
+    read.map_err(Failure::Undone)?;
+    Ok(text)
+}
+
+fn default_format(reach: &Reach) -> String {
+    let format = match (reach.json, super::colours(&io::stdout())) {
+        (true, _) => "JSONEachRow",
+        (false, true) => "PrettyCompactMonoBlock",
+        (false, false) => "PrettyCompactNoEscapesMonoBlock",
+    };
+    format.to_owned()
+}

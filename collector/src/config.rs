@@ -1,0 +1,533 @@
+//! What `holdfast serve` runs with. A setting comes from its flag, else its environment variable, else the file that
+//! `--config` names, else its default; every source takes the same text for the same setting, and no file is needed.
+
+use std::fmt;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use toml::de::{DeTable, DeValue};
+
+/// Where the agents and the CLI dial.
+const LISTEN: &str = "127.0.0.1:7443";
+
+/// Where `/metrics` and `/healthz` answer.
+const WEB: &str = "127.0.0.1:7070";
+
+/// How long rows are kept.
+const RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// A partition is a day: nothing shorter can be kept.
+const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 3600);
+
+/// Where the embedded store keeps its rows when the process may write there.
+const SYSTEM_FOLDER: &str = "/var/lib/holdfast";
+
+/// The settings of `holdfast serve` as given on the command line or in the environment.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Settings {
+    /// File with settings (TOML); its keys are the flags' names with `_` for `-`
+    #[arg(long, env = "HOLDFAST_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Address that agents and the CLI dial [default: 127.0.0.1:7443]
+    #[arg(long, env = "HOLDFAST_LISTEN", value_name = "ADDRESS")]
+    pub listen: Option<SocketAddr>,
+
+    /// Address of /metrics and /healthz [default: 127.0.0.1:7070]
+    #[arg(long, env = "HOLDFAST_WEB", value_name = "ADDRESS")]
+    pub web: Option<SocketAddr>,
+
+    /// Where rows are kept: embedded:DIR, or http://USER:PASSWORD@HOST:8123/DATABASE for a ClickHouse server
+    /// [default: embedded:/var/lib/holdfast, or embedded:~/.local/share/holdfast where that cannot be written]
+    #[arg(long, env = "HOLDFAST_STORE", value_name = "STORE", hide_env_values = true)]
+    pub store: Option<StoreLocation>,
+
+    /// How long rows are kept, at least 1d [default: 30d]
+    #[arg(long, env = "HOLDFAST_RETENTION", value_name = "TIME")]
+    pub retention: Option<Span>,
+
+    /// Largest message that an agent may send, in bytes [default: 4194304]
+    #[arg(long, env = "HOLDFAST_MAX_BATCH_BYTES", value_name = "BYTES")]
+    pub max_batch_bytes: Option<usize>,
+
+    /// Rows that are gathered from all agents into one insert [default: 100000]
+    #[arg(long, env = "HOLDFAST_GATHER_ROWS", value_name = "ROWS")]
+    pub gather_rows: Option<usize>,
+
+    /// Longest wait of a row for its insert [default: 500ms]
+    #[arg(long, env = "HOLDFAST_GATHER_INTERVAL", value_name = "TIME")]
+    pub gather_interval: Option<Span>,
+
+    /// Memory for batches that are not stored yet, in bytes; past it agents wait [default: 268435456]
+    #[arg(long, env = "HOLDFAST_GATHER_BYTES", value_name = "BYTES")]
+    pub gather_bytes: Option<usize>,
+}
+
+/// What `holdfast serve` runs with, complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub web: SocketAddr,
+    pub store: StoreLocation,
+    pub retention: Duration,
+    pub limits: Limits,
+}
+
+/// What bounds the ingest path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Of one message of an agent, as it travels.
+    pub max_batch_bytes: usize,
+    /// A block is inserted once it has so many rows. A batch is never split, so it may have up to one batch more.
+    pub gather_rows: usize,
+    /// A block is inserted once its oldest batch has waited so long.
+    pub gather_interval: Duration,
+    /// Of all batches that were read and are not stored, as they lie in memory. An agent whose next batch finds no
+    /// room is not read until there is.
+    pub gather_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_batch_bytes: 4 << 20,
+            // Where the engine's cost per row stops falling, and a part is still a few megabytes.
+            gather_rows: 100_000,
+            // Half of the second that a row has from the kernel to the store.
+            gather_interval: Duration::from_millis(500),
+            // Two blocks of the largest size in flight, at 250 bytes a row, five times over.
+            gather_bytes: 256 << 20,
+        }
+    }
+}
+
+/// A store, as people name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreLocation {
+    /// ClickHouse as a library, with its data in this folder.
+    Embedded(PathBuf),
+    /// A ClickHouse server by its HTTP interface.
+    Server(String),
+}
+
+impl FromStr for StoreLocation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("embedded", "")) => Err("`embedded:` names no folder; write embedded:DIR".to_owned()),
+            Some(("embedded", folder)) => Ok(Self::Embedded(PathBuf::from(folder))),
+            Some(("http", _)) => Ok(Self::Server(text.to_owned())),
+            _ => Err(format!(
+                "unknown store `{}`; write embedded:DIR, or http://USER@HOST:8123/DATABASE",
+                without_password(text)
+            )),
+        }
+    }
+}
+
+impl fmt::Display for StoreLocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded(folder) => write!(f, "embedded:{}", folder.display()),
+            Self::Server(url) => f.write_str(&without_password(url)),
+        }
+    }
+}
+
+/// The text with what stands between `:` and `@` in a URL's authority left out: it goes to logs and terminals.
+fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
+    let authority_end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(authority_end);
+    match authority.rsplit_once('@') {
+        Some((user, host)) => {
+            let user = user.split(':').next().unwrap_or_default();
+            format!("{scheme}://{user}@{host}{path}")
+        }
+        None => url.to_owned(),
+    }
+}
+
+/// A length of time as people write it: `500ms`, `5m`, `30d`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        humantime::parse_duration(text)
+            .map(Self)
+            .map_err(|_| format!("`{text}` is no length of time; write it like 500ms, 5m or 30d"))
+    }
+}
+
+/// What is wrong with the settings; every message is one line that names the place.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    #[error("cannot read the settings in {}: {cause}", path.display())]
+    Unreadable { path: PathBuf, cause: String },
+    #[error("{}:{line}:{column}: {message}", path.display())]
+    File {
+        path: PathBuf,
+        line: usize,
+        column: usize,
+        message: String,
+    },
+    #[error("{setting} is {value}, which is {fault}")]
+    Value {
+        setting: &'static str,
+        value: String,
+        fault: &'static str,
+    },
+    #[error(
+        "there is no folder for the rows: {SYSTEM_FOLDER} cannot be written, and neither XDG_DATA_HOME nor HOME is set; name one with --store embedded:DIR"
+    )]
+    NoFolder,
+}
+
+impl Config {
+    /// Completes what the command line and the environment gave with the file and the defaults.
+    pub fn load(settings: Settings) -> Result<Self, ConfigError> {
+        let file = match &settings.config {
+            Some(path) => {
+                let text = fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
+                    path: path.clone(),
+                    cause: error.to_string(),
+                })?;
+                Settings::from_toml(path, &text)?
+            }
+            None => Settings::default(),
+        };
+        settings.or(file).complete(default_store)
+    }
+}
+
+impl Settings {
+    /// What is set here, and for the rest what is set there.
+    fn or(self, other: Self) -> Self {
+        Self {
+            config: self.config.or(other.config),
+            listen: self.listen.or(other.listen),
+            web: self.web.or(other.web),
+            store: self.store.or(other.store),
+            retention: self.retention.or(other.retention),
+            max_batch_bytes: self.max_batch_bytes.or(other.max_batch_bytes),
+            gather_rows: self.gather_rows.or(other.gather_rows),
+            gather_interval: self.gather_interval.or(other.gather_interval),
+            gather_bytes: self.gather_bytes.or(other.gather_bytes),
+        }
+    }
+
+    fn complete(
+        self,
+        store: impl FnOnce() -> Result<StoreLocation, ConfigError>,
+    ) -> Result<Config, ConfigError> {
+        let default = Limits::default();
+        let limits = Limits {
+            max_batch_bytes: self.max_batch_bytes.unwrap_or(default.max_batch_bytes),
+            gather_rows: self.gather_rows.unwrap_or(default.gather_rows),
+            gather_interval: self
+                .gather_interval
+                .map_or(default.gather_interval, |span| span.0),
+            gather_bytes: self.gather_bytes.unwrap_or(default.gather_bytes),
+        };
+        let retention = self.retention.map_or(RETENTION, |span| span.0);
+        let fault = |setting, value: &dyn fmt::Display, fault| {
+            Err(ConfigError::Value {
+                setting,
+                value: value.to_string(),
+                fault,
+            })
+        };
+        if retention < SHORTEST_RETENTION {
+            let retention = humantime::format_duration(retention);
+            return fault(
+                "retention",
+                &retention,
+                "shorter than a day; rows are dropped by whole days",
+            );
+        }
+        if !(16 << 10..=64 << 20).contains(&limits.max_batch_bytes) {
+            return fault(
+                "max_batch_bytes",
+                &limits.max_batch_bytes,
+                "not between 16384 and 67108864",
+            );
+        }
+        if !(1..=1_000_000).contains(&limits.gather_rows) {
+            return fault("gather_rows", &limits.gather_rows, "not between 1 and 1000000");
+        }
+        if !(Duration::from_millis(1)..=Duration::from_secs(60)).contains(&limits.gather_interval) {
+            let interval = humantime::format_duration(limits.gather_interval);
+            return fault("gather_interval", &interval, "not between 1ms and 60s");
+        }
+        if limits.gather_bytes < 16 * limits.max_batch_bytes || limits.gather_bytes > u32::MAX as usize {
+            let fault_text = "not between 16 times max_batch_bytes and 4 GiB";
+            return fault("gather_bytes", &limits.gather_bytes, fault_text);
+        }
+        Ok(Config {
+            listen: self
+                .listen
+                .unwrap_or_else(|| LISTEN.parse().expect("the default is an address")),
+            web: self
+                .web
+                .unwrap_or_else(|| WEB.parse().expect("the default is an address")),
+            store: self.store.map_or_else(store, Ok)?,
+            retention,
+            limits,
+        })
+    }
+
+    /// Reads a file of settings. Its keys are the flags' names with `_` for `-`; values are what a flag takes.
+    fn from_toml(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let fault = |at: usize, message: String| {
+            let (line, column) = line_and_column(text, at);
+            ConfigError::File {
+                path: path.to_owned(),
+                line,
+                column,
+                message,
+            }
+        };
+        let table = DeTable::parse(text).map_err(|error| {
+            fault(
+                error.span().map_or(0, |span| span.start),
+                one_line(error.message()),
+            )
+        })?;
+        let mut settings = Self::default();
+        for (key, value) in table.get_ref() {
+            let name = key.get_ref().as_ref();
+            let written = match value.get_ref() {
+                DeValue::String(text) => text.to_string(),
+                DeValue::Integer(number) => number.to_string().replace('_', ""),
+                _ => {
+                    return Err(fault(
+                        value.span().start,
+                        format!("`{name}` takes a string or a whole number"),
+                    ));
+                }
+            };
+            settings.set(name, &written).map_err(|error| match error {
+                SettingError::Unknown => fault(key.span().start, unknown_key(name)),
+                SettingError::Value(message) => fault(value.span().start, format!("{name}: {message}")),
+            })?;
+        }
+        Ok(settings)
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), SettingError> {
+        fn parsed<T: FromStr<Err: fmt::Display>>(value: &str) -> Result<Option<T>, SettingError> {
+            let value = value
+                .parse()
+                .map_err(|error: T::Err| SettingError::Value(error.to_string()))?;
+            Ok(Some(value))
+        }
+        match key {
+            "listen" => self.listen = parsed(value)?,
+            "web" => self.web = parsed(value)?,
+            "store" => self.store = parsed(value)?,
+            "retention" => self.retention = parsed(value)?,
+            "max_batch_bytes" => self.max_batch_bytes = parsed(value)?,
+            "gather_rows" => self.gather_rows = parsed(value)?,
+            "gather_interval" => self.gather_interval = parsed(value)?,
+            "gather_bytes" => self.gather_bytes = parsed(value)?,
+            _ => return Err(SettingError::Unknown),
+        }
+        Ok(())
+    }
+}
+
+enum SettingError {
+    Unknown,
+    Value(String),
+}
+
+/// The keys of a file of settings.
+const KEYS: [&str; 8] = [
+    "listen",
+    "web",
+    "store",
+    "retention",
+    "max_batch_bytes",
+    "gather_rows",
+    "gather_interval",
+    "gather_bytes",
+];
+
+fn unknown_key(name: &str) -> String {
+    /// Jaro-Winkler similarity from which two words are taken for the same, misspelled; clap's own.
+    const SIMILAR: f64 = 0.7;
+    let similarity = |key: &&str| strsim::jaro_winkler(name, key);
+    match KEYS.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b))) {
+        Some(key) if similarity(key) >= SIMILAR => format!("unknown key `{name}`; did you mean `{key}`?"),
+        _ => format!("unknown key `{name}`; the keys are {}", KEYS.join(", ")),
+    }
+}
+
+/// Both counted from 1, the column in characters.
+fn line_and_column(text: &str, at: usize) -> (usize, usize) {
+    let before = text.get(..at).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    (
+        before.matches('\n').count() + 1,
+        before[line_start..].chars().count() + 1,
+    )
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The embedded store, in the system's folder when it can be written, else in the user's.
+fn default_store() -> Result<StoreLocation, ConfigError> {
+    let system = PathBuf::from(SYSTEM_FOLDER);
+    if fs::create_dir_all(&system).is_ok() && is_writable(&system) {
+        return Ok(StoreLocation::Embedded(system));
+    }
+    let set = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let user = set("XDG_DATA_HOME").or_else(|| set("HOME").map(|home| home.join(".local/share")));
+    let folder = user.ok_or(ConfigError::NoFolder)?.join("holdfast");
+    Ok(StoreLocation::Embedded(folder))
+}
+
+fn is_writable(folder: &Path) -> bool {
+    let probe = folder.join(format!(".writable-{}", std::process::id()));
+    let written = fs::write(&probe, []).is_ok();
+    written && fs::remove_file(&probe).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: &str) {
+        let error = Settings::from_toml(Path::new("h.toml"), text).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    }
+
+    fn somewhere() -> Result<StoreLocation, ConfigError> {
+        Ok(StoreLocation::Embedded("/data".into()))
+    }
+
+    #[test]
+    fn a_misspelled_key_is_named_with_its_place_and_the_right_word() {
+        check(
+            "\nlisen = \"[::]:1\"",
+            "h.toml:2:1: unknown key `lisen`; did you mean `listen`?",
+        );
+        check(
+            "web = \"[::]:1\"\n  gather_row = 1",
+            "h.toml:2:3: unknown key `gather_row`; did you mean `gather_rows`?",
+        );
+    }
+
+    #[test]
+    fn a_key_like_no_other_lists_the_keys() {
+        let error = Settings::from_toml(Path::new("h.toml"), "zzz = 1")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("h.toml:1:1: unknown key `zzz`; the keys are listen, web, store"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn every_listed_key_can_be_set() {
+        for key in KEYS {
+            let outcome = Settings::default().set(key, "\0");
+            assert!(
+                matches!(outcome, Err(SettingError::Value(_))) || key == "store",
+                "{key}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_its_place() {
+        check(
+            "store = \"s3://x\"",
+            "h.toml:1:9: store: unknown store `s3://x`; write embedded:DIR, or http://USER@HOST:8123/DATABASE",
+        );
+        check("web = [1]", "h.toml:1:7: `web` takes a string or a whole number");
+        check(
+            "retention = \"a while\"",
+            "h.toml:1:13: retention: `a while` is no length of time; write it like 500ms, 5m or 30d",
+        );
+    }
+
+    #[test]
+    fn broken_toml_is_named_with_its_place() {
+        let error = Settings::from_toml(Path::new("h.toml"), "gather_rows = 1\nlisten").unwrap_err();
+        assert_eq!(error.to_string(), "h.toml:2:7: key with no value, expected `=`");
+    }
+
+    #[test]
+    fn a_flag_beats_the_file_and_the_file_beats_the_default() {
+        let file = Settings::from_toml(
+            Path::new("h.toml"),
+            "listen = \"127.0.0.1:1\"\nweb = \"127.0.0.1:2\"\ngather_rows = 5\nretention = \"2d\"",
+        );
+        let flags = Settings {
+            web: Some("127.0.0.1:3".parse().unwrap()),
+            ..Settings::default()
+        };
+        let config = flags.or(file.unwrap()).complete(somewhere).unwrap();
+        assert_eq!(config.listen, "127.0.0.1:1".parse().unwrap());
+        assert_eq!(config.web, "127.0.0.1:3".parse().unwrap());
+        assert_eq!(config.limits.gather_rows, 5);
+        assert_eq!(config.retention, Duration::from_secs(2 * 86_400));
+        assert_eq!(config.limits.gather_interval, Duration::from_millis(500));
+    }
+
+    #[test]
+    fn nothing_set_gives_the_defaults() {
+        let config = Settings::default().complete(somewhere).unwrap();
+        assert_eq!(config.listen.to_string(), LISTEN);
+        assert_eq!(config.web.to_string(), WEB);
+        assert_eq!(config.retention, RETENTION);
+        assert_eq!(config.limits, Limits::default());
+    }
+
+    #[test]
+    fn a_value_out_of_its_range_is_refused() {
+        let settings = Settings {
+            gather_rows: Some(0),
+            ..Settings::default()
+        };
+        let error = settings.complete(somewhere).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "gather_rows is 0, which is not between 1 and 1000000"
+        );
+        let settings = Settings {
+            retention: Some("1h".parse().unwrap()),
+            ..Settings::default()
+        };
+        let error = settings.complete(somewhere).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "retention is 1h, which is shorter than a day; rows are dropped by whole days"
+        );
+    }
+
+    #[test]
+    fn a_password_is_not_shown() {
+        let store: StoreLocation = "http://ada:secret@db:8123/holdfast".parse().unwrap();
+        assert_eq!(store.to_string(), "http://ada@db:8123/holdfast");
+        let error = "ftp://ada:secret@db/x".parse::<StoreLocation>().unwrap_err();
+        assert!(!error.contains("secret"), "{error}");
+    }
+}

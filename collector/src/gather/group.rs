@@ -1,0 +1,173 @@
+//! The group that is being gathered: one block for each table and day. Pure: the time is an argument.
+
+use std::time::Instant;
+
+use super::{Content, Parcel};
+use crate::config::Limits;
+use crate::ingest::decode::day;
+
+/// Blocks of one group. More days than this at once have only nodes whose clocks are wrong, or spools of a long
+/// outage; their groups are smaller.
+const MOST_BLOCKS: usize = 8;
+
+/// What a block is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Key {
+    Connections { day: u32 },
+    Ledger { day: u32 },
+    Sessions { day: u32 },
+}
+
+impl Key {
+    fn of(content: &Content) -> Self {
+        match content {
+            Content::Connections { columns, .. } => Self::Connections { day: columns.day },
+            Content::Ledger { observed_at_ns, .. } => Self::Ledger {
+                day: day(*observed_at_ns),
+            },
+            Content::Session { connected_at_ns, .. } => Self::Sessions {
+                day: day(*connected_at_ns),
+            },
+        }
+    }
+}
+
+/// The parcels of blocks that are inserted together, in the order in which their first parcels arrived.
+pub(super) struct Group {
+    pub(super) blocks: Vec<Vec<Parcel>>,
+}
+
+/// A group that still takes parcels.
+pub(super) struct OpenGroup {
+    limits: Limits,
+    blocks: Vec<(Key, Vec<Parcel>)>,
+    rows: usize,
+    /// When the first parcel arrived; `None` while there is none.
+    since: Option<Instant>,
+}
+
+impl OpenGroup {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            blocks: Vec::new(),
+            rows: 0,
+            since: None,
+        }
+    }
+
+    pub(super) fn push(&mut self, parcel: Parcel, now: Instant) {
+        let key = Key::of(&parcel.content);
+        self.rows += parcel.content.rows();
+        self.since.get_or_insert(now);
+        match self.blocks.iter_mut().find(|(found, _)| *found == key) {
+            Some((_, parcels)) => parcels.push(parcel),
+            None => self.blocks.push((key, vec![parcel])),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    /// It waits for nothing more.
+    pub(super) fn is_full(&self) -> bool {
+        self.rows >= self.limits.gather_rows || self.blocks.len() >= MOST_BLOCKS
+    }
+
+    /// When it is inserted even if it is not full; `None` while it is empty.
+    pub(super) fn due_at(&self) -> Option<Instant> {
+        self.since.map(|since| since + self.limits.gather_interval)
+    }
+
+    /// What was gathered; the next group begins empty.
+    pub(super) fn take(&mut self) -> Group {
+        self.rows = 0;
+        self.since = None;
+        Group {
+            blocks: self.blocks.drain(..).map(|(_, parcels)| parcels).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use holdfast_proto::v1::StreamCounters;
+
+    use super::*;
+    use crate::gather::tests::{batch, parcel, run};
+
+    const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
+
+    fn limits(gather_rows: usize) -> Limits {
+        Limits {
+            gather_rows,
+            ..Limits::default()
+        }
+    }
+
+    #[test]
+    fn it_is_full_with_its_rows_and_due_with_its_age() {
+        run(async {
+            let mut open = OpenGroup::new(limits(25));
+            let start = Instant::now();
+            assert_eq!((open.is_empty(), open.due_at()), (true, None));
+            open.push(parcel("a", batch(1, 10, 0)).await, start);
+            open.push(parcel("b", batch(1, 10, 0)).await, start + Duration::from_secs(9));
+            assert_eq!(open.due_at(), Some(start + Limits::default().gather_interval));
+            assert!(!open.is_full());
+            open.push(parcel("a", batch(2, 10, 0)).await, start);
+            assert!(open.is_full());
+            let group = open.take();
+            assert_eq!(group.blocks.iter().map(Vec::len).collect::<Vec<_>>(), [3]);
+            assert_eq!(
+                (open.is_empty(), open.is_full(), open.due_at()),
+                (true, false, None)
+            );
+        });
+    }
+
+    #[test]
+    fn a_block_is_of_one_table_and_one_day() {
+        run(async {
+            let mut open = OpenGroup::new(limits(1000));
+            let ledger = |observed_at_ns| Content::Ledger {
+                observed_at_ns,
+                counters: vec![StreamCounters::default()],
+            };
+            for content in [
+                batch(1, 1, 0),
+                ledger(DAY_NS - 1),
+                batch(2, 1, 1),
+                ledger(DAY_NS),
+                batch(3, 1, 0),
+                ledger(DAY_NS + 1),
+            ] {
+                open.push(parcel("a", content).await, Instant::now());
+            }
+            let sequences = |parcels: &Vec<Parcel>| -> Vec<u64> {
+                let sequence = |parcel: &Parcel| match &parcel.content {
+                    Content::Connections { sequence, .. } => *sequence,
+                    _ => 0,
+                };
+                parcels.iter().map(sequence).collect()
+            };
+            let blocks: Vec<_> = open.take().blocks.iter().map(sequences).collect();
+            assert_eq!(blocks, [vec![1, 3], vec![0], vec![2], vec![0, 0]]);
+        });
+    }
+
+    #[test]
+    fn days_are_bounded() {
+        run(async {
+            let mut open = OpenGroup::new(limits(1000));
+            for day in 0..MOST_BLOCKS as u32 {
+                assert!(!open.is_full());
+                open.push(parcel("a", batch(1, 1, day)).await, Instant::now());
+            }
+            assert!(open.is_full());
+        });
+    }
+}

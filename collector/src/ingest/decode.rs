@@ -1,0 +1,581 @@
+//! From a batch as it travelled to columns as they are stored: every check that a batch must pass, and what the
+//! collector derives from a path's steps. Pure: no I/O, the time is an argument.
+//!
+//! Columns are worked on whole. Where a column is stored as it travels, its vector is kept, not copied; rows as such
+//! never exist.
+
+use bytes::Bytes;
+use holdfast_proto::v1::{
+    Attribution, Batch, CloseReason, ConnectionColumns, Outcome, Path, Process, Role, Status, Stream,
+    StreamCounters, batch::Columns,
+};
+use holdfast_proto::{FLAG_FINAL, FLAG_FIRST};
+
+/// Rows of one batch. An agent seals at a few thousand; this bounds what one message can make the collector hold.
+pub const MAX_ROWS: u32 = 1 << 17;
+
+/// Steps of one path. Linux takes seven at most and a record holds eight.
+const MAX_STEPS: usize = 16;
+
+/// The largest number of a TCP state (TCP_NEW_SYN_RECV, include/net/tcp_states.h).
+const MAX_STATE: u8 = 12;
+
+const STATE_ESTABLISHED: u8 = 1;
+const STATE_CLOSE: u8 = 7;
+
+/// Microseconds between two steps: 8.9 years. 15 of them, in nanoseconds, still fit a time of this century.
+const MAX_STEP_US: u64 = 1 << 48;
+
+/// The kernel's command names have 15 bytes; other sources of names may be a little longer.
+const MAX_COMM_BYTES: usize = 64;
+
+const MAX_SERVICE_BYTES: usize = 256;
+
+/// Counters in one status: two streams in every namespace of a crowded node.
+const MAX_COUNTERS: usize = 4096;
+
+/// 2000-01-01. A node without a clock of its own may still be near 1970, but then it has nothing to say about time.
+const EARLIEST_NS: i64 = 946_684_800 * 1_000_000_000;
+
+/// How far a node's clock may be ahead of ours: a day, so that no partition is made far in the future.
+const AHEAD_NS: i64 = DAY_NS;
+
+const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
+
+/// What is wrong with a message. The text goes back to the agent and to the log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    #[error("stream {0} is unknown to this collector")]
+    Stream(i32),
+    #[error("sequence 0 (the first is 1)")]
+    Sequence,
+    #[error("no columns of its stream")]
+    Columns,
+    #[error("{0} rows (a batch has 1 to {MAX_ROWS})")]
+    Rows(u32),
+    #[error("{column} has {found} entries, not {expected}")]
+    Length {
+        column: &'static str,
+        found: u64,
+        expected: u64,
+    },
+    #[error("{column} of row {row} is {value} ({allowed})")]
+    Value {
+        column: &'static str,
+        row: usize,
+        value: u64,
+        allowed: &'static str,
+    },
+    #[error("{column} of row {row} is {index}, and the dictionary has {entries} entries")]
+    Index {
+        column: &'static str,
+        row: usize,
+        index: u32,
+        entries: usize,
+    },
+    #[error("entry {index} of {dictionary} {fault}")]
+    Entry {
+        dictionary: &'static str,
+        index: usize,
+        fault: &'static str,
+    },
+    #[error("the time of row {row} is {fault}")]
+    Time { row: usize, fault: &'static str },
+    #[error("rows of more than one day (UTC)")]
+    Days,
+    #[error("status with {0}")]
+    Status(&'static str),
+}
+
+impl Malformed {
+    /// Every kind, as it is counted.
+    pub const KINDS: [&str; 8] = [
+        "stream",
+        "sequence",
+        "columns",
+        "value",
+        "dictionary",
+        "time",
+        "days",
+        "status",
+    ];
+
+    /// The kind of fault, as it is counted: one of [`Self::KINDS`].
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Stream(_) => "stream",
+            Self::Sequence => "sequence",
+            Self::Columns | Self::Rows(_) | Self::Length { .. } => "columns",
+            Self::Value { .. } => "value",
+            Self::Index { .. } | Self::Entry { .. } => "dictionary",
+            Self::Time { .. } => "time",
+            Self::Days => "days",
+            Self::Status(_) => "status",
+        }
+    }
+}
+
+/// The connection ends of one batch, checked. All vectors but the dictionaries have one entry a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connections {
+    pub rows: usize,
+    /// The day of every row's `recorded_at`, counted from the epoch.
+    pub day: u32,
+    pub opened_at_ns: Vec<i64>,
+    /// When the handshake ended, well or badly; zero while it has not.
+    pub decided_at_ns: Vec<i64>,
+    /// Zero for what is still open.
+    pub closed_at_ns: Vec<i64>,
+    /// `closed_at` of a final record; else `decided_at`; else the time of the last step.
+    pub recorded_at_ns: Vec<i64>,
+    /// From opening to `decided_at`; zero while it has not been decided.
+    pub connect_us: Vec<u64>,
+    /// From opening to CLOSE; zero for what is still open.
+    pub duration_us: Vec<u64>,
+    pub cookie: Vec<u64>,
+    pub process: Vec<u32>,
+    pub path: Vec<u32>,
+    /// When each step of each row's path was taken, in microseconds since the opening, row after row. The first
+    /// step of a row is the opening.
+    pub path_us: Vec<u64>,
+    /// Where each row's steps end in `path_us`.
+    pub path_ends: Vec<u64>,
+    pub local_address: Vec<u32>,
+    pub remote_address: Vec<u32>,
+    pub local_port: Vec<u32>,
+    pub remote_port: Vec<u32>,
+    pub bytes_sent: Vec<u64>,
+    pub bytes_received: Vec<u64>,
+    pub segments_sent: Vec<u32>,
+    pub segments_received: Vec<u32>,
+    pub retransmits: Vec<u32>,
+    pub syn_retransmits: Bytes,
+    pub srtt_us: Vec<u32>,
+    pub error: Bytes,
+    pub role: Bytes,
+    pub outcome: Bytes,
+    pub close_reason: Bytes,
+    pub attribution: Bytes,
+    pub flags: Bytes,
+    pub processes: Vec<Process>,
+    pub paths: Vec<Path>,
+    pub addresses: Vec<[u8; 16]>,
+}
+
+impl Connections {
+    /// Memory that the columns occupy, give or take the allocator's part.
+    pub fn heap_bytes(&self) -> usize {
+        // Ten columns of 8 bytes, nine of 4, seven of one.
+        const ROW_BYTES: usize = 10 * 8 + 9 * 4 + 7;
+        let text: usize = self
+            .processes
+            .iter()
+            .map(|process| process.comm.len() + process.service.len())
+            .sum();
+        self.rows * ROW_BYTES
+            + self.path_us.len() * 8
+            + self.processes.len() * size_of::<Process>()
+            + self.paths.len() * (size_of::<Path>() + MAX_STEPS)
+            + self.addresses.len() * 16
+            + text
+    }
+}
+
+/// Checks a batch and derives what is stored. `now_ns` is the collector's time.
+pub fn connections(batch: Batch, now_ns: i64) -> Result<Connections, Malformed> {
+    if batch.stream != Stream::Connections as i32 {
+        return Err(Malformed::Stream(batch.stream));
+    }
+    if batch.sequence == 0 {
+        return Err(Malformed::Sequence);
+    }
+    let Some(Columns::Connections(columns)) = batch.columns else {
+        return Err(Malformed::Columns);
+    };
+    if batch.rows == 0 || batch.rows > MAX_ROWS {
+        return Err(Malformed::Rows(batch.rows));
+    }
+    let rows = batch.rows as usize;
+    check_lengths(&columns, rows)?;
+    check_processes(&columns.processes, rows)?;
+    let shapes = path_shapes(&columns.paths, rows)?;
+    let addresses = addresses(&columns.addresses, rows)?;
+    check_index("process", &columns.process, columns.processes.len())?;
+    check_index("path", &columns.path, shapes.len())?;
+    check_index("local_address", &columns.local_address, addresses.len())?;
+    check_index("remote_address", &columns.remote_address, addresses.len())?;
+    check_ports("local_port", &columns.local_port)?;
+    check_ports("remote_port", &columns.remote_port)?;
+    check_bytes("role", &columns.role, "one of Role", |value| {
+        value != 0 && Role::try_from(i32::from(value)).is_ok()
+    })?;
+    check_bytes("outcome", &columns.outcome, "one of Outcome", |value| {
+        value != 0 && Outcome::try_from(i32::from(value)).is_ok()
+    })?;
+    check_bytes(
+        "close_reason",
+        &columns.close_reason,
+        "one of CloseReason",
+        |value| CloseReason::try_from(i32::from(value)).is_ok(),
+    )?;
+    check_bytes(
+        "attribution",
+        &columns.attribution,
+        "one of Attribution",
+        |value| Attribution::try_from(i32::from(value)).is_ok(),
+    )?;
+    check_bytes("flags", &columns.flags, "first, final or both", |value| {
+        value != 0 && value & !(FLAG_FIRST | FLAG_FINAL) == 0
+    })?;
+    let times = derive_times(&columns, &shapes, now_ns)?;
+    Ok(Connections {
+        rows,
+        day: times.day,
+        opened_at_ns: times.opened_at_ns,
+        decided_at_ns: times.decided_at_ns,
+        closed_at_ns: times.closed_at_ns,
+        recorded_at_ns: times.recorded_at_ns,
+        connect_us: times.connect_us,
+        duration_us: times.duration_us,
+        cookie: running_sums(&columns.cookie_delta),
+        process: columns.process,
+        path: columns.path,
+        path_us: times.path_us,
+        path_ends: times.path_ends,
+        local_address: columns.local_address,
+        remote_address: columns.remote_address,
+        local_port: columns.local_port,
+        remote_port: columns.remote_port,
+        bytes_sent: columns.bytes_sent,
+        bytes_received: columns.bytes_received,
+        segments_sent: columns.segments_sent,
+        segments_received: columns.segments_received,
+        retransmits: columns.retransmits,
+        syn_retransmits: columns.syn_retransmits,
+        srtt_us: columns.srtt_us,
+        error: columns.error,
+        role: columns.role,
+        outcome: columns.outcome,
+        close_reason: columns.close_reason,
+        attribution: columns.attribution,
+        flags: columns.flags,
+        processes: columns.processes,
+        paths: columns.paths,
+        addresses,
+    })
+}
+
+fn check_lengths(columns: &ConnectionColumns, rows: usize) -> Result<(), Malformed> {
+    let lengths = [
+        ("opened_ns_delta", columns.opened_ns_delta.len()),
+        ("cookie_delta", columns.cookie_delta.len()),
+        ("process", columns.process.len()),
+        ("path", columns.path.len()),
+        ("local_address", columns.local_address.len()),
+        ("remote_address", columns.remote_address.len()),
+        ("local_port", columns.local_port.len()),
+        ("remote_port", columns.remote_port.len()),
+        ("bytes_sent", columns.bytes_sent.len()),
+        ("bytes_received", columns.bytes_received.len()),
+        ("segments_sent", columns.segments_sent.len()),
+        ("segments_received", columns.segments_received.len()),
+        ("retransmits", columns.retransmits.len()),
+        ("syn_retransmits", columns.syn_retransmits.len()),
+        ("srtt_us", columns.srtt_us.len()),
+        ("error", columns.error.len()),
+        ("role", columns.role.len()),
+        ("outcome", columns.outcome.len()),
+        ("close_reason", columns.close_reason.len()),
+        ("attribution", columns.attribution.len()),
+        ("flags", columns.flags.len()),
+    ];
+    match lengths.into_iter().find(|(_, found)| *found != rows) {
+        Some((column, found)) => Err(length(column, found, rows)),
+        None => Ok(()),
+    }
+}
+
+fn length(column: &'static str, found: usize, expected: usize) -> Malformed {
+    Malformed::Length {
+        column,
+        found: found as u64,
+        expected: expected as u64,
+    }
+}
+
+/// A dictionary is in order of first use: it cannot have more entries than the rows have places for.
+fn check_entries(dictionary: &'static str, entries: usize, places: usize) -> Result<(), Malformed> {
+    if entries > places {
+        return Err(Malformed::Entry {
+            dictionary,
+            index: places,
+            fault: "is used by no row",
+        });
+    }
+    Ok(())
+}
+
+fn check_processes(processes: &[Process], rows: usize) -> Result<(), Malformed> {
+    check_entries("processes", processes.len(), rows)?;
+    for (index, process) in processes.iter().enumerate() {
+        let fault = |fault| {
+            Err(Malformed::Entry {
+                dictionary: "processes",
+                index,
+                fault,
+            })
+        };
+        if process.comm.len() > MAX_COMM_BYTES {
+            return fault("has a comm of more than 64 bytes");
+        }
+        if process.service.len() > MAX_SERVICE_BYTES {
+            return fault("has a service of more than 256 bytes");
+        }
+    }
+    Ok(())
+}
+
+/// What the steps of a path mean for the times of its rows.
+struct PathShape {
+    /// Steps after the first, which is at the opening.
+    offsets: usize,
+    /// The step at which the handshake ended: ESTABLISHED or CLOSE, whichever came first.
+    decided: Option<usize>,
+    /// The last step is CLOSE.
+    closes: bool,
+}
+
+fn path_shapes(paths: &[Path], rows: usize) -> Result<Vec<PathShape>, Malformed> {
+    check_entries("paths", paths.len(), rows)?;
+    let shape = |(index, path): (usize, &Path)| {
+        let fault = |fault| Malformed::Entry {
+            dictionary: "paths",
+            index,
+            fault,
+        };
+        let states = &path.states;
+        let last = *states.last().ok_or_else(|| fault("has no steps"))?;
+        if states.len() > MAX_STEPS {
+            return Err(fault("has more than 16 steps"));
+        }
+        if states.iter().any(|state| *state == 0 || *state > MAX_STATE) {
+            return Err(fault("has a state that TCP does not have"));
+        }
+        Ok(PathShape {
+            offsets: states.len() - 1,
+            decided: states
+                .iter()
+                .position(|state| [STATE_ESTABLISHED, STATE_CLOSE].contains(state)),
+            closes: last == STATE_CLOSE,
+        })
+    };
+    paths.iter().enumerate().map(shape).collect()
+}
+
+fn addresses(entries: &[Bytes], rows: usize) -> Result<Vec<[u8; 16]>, Malformed> {
+    const DICTIONARY: &str = "addresses";
+    check_entries(DICTIONARY, entries.len(), 2 * rows)?;
+    let address = |(index, entry): (usize, &Bytes)| {
+        let fault = "is not 16 bytes long";
+        entry.as_ref().try_into().map_err(|_| Malformed::Entry {
+            dictionary: DICTIONARY,
+            index,
+            fault,
+        })
+    };
+    entries.iter().enumerate().map(address).collect()
+}
+
+fn check_index(column: &'static str, indexes: &[u32], entries: usize) -> Result<(), Malformed> {
+    match indexes.iter().position(|index| *index as usize >= entries) {
+        Some(row) => Err(Malformed::Index {
+            column,
+            row,
+            index: indexes[row],
+            entries,
+        }),
+        None => Ok(()),
+    }
+}
+
+fn check_ports(column: &'static str, ports: &[u32]) -> Result<(), Malformed> {
+    match ports.iter().position(|port| *port > u32::from(u16::MAX)) {
+        Some(row) => Err(Malformed::Value {
+            column,
+            row,
+            value: ports[row].into(),
+            allowed: "a port is at most 65535",
+        }),
+        None => Ok(()),
+    }
+}
+
+fn check_bytes(
+    column: &'static str,
+    values: &[u8],
+    allowed: &'static str,
+    is_allowed: impl Fn(u8) -> bool,
+) -> Result<(), Malformed> {
+    // 256 values, thousands of rows: ask once for each value.
+    let allowed_values: [bool; 256] = std::array::from_fn(|value| is_allowed(value as u8));
+    match values
+        .iter()
+        .position(|value| !allowed_values[usize::from(*value)])
+    {
+        Some(row) => Err(Malformed::Value {
+            column,
+            row,
+            value: values[row].into(),
+            allowed,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// The column whose differences these are. It wraps: a cookie is any 64 bits.
+fn running_sums(deltas: &[i64]) -> Vec<u64> {
+    let mut sum = 0_u64;
+    let next = |delta: &i64| {
+        sum = sum.wrapping_add_signed(*delta);
+        sum
+    };
+    deltas.iter().map(next).collect()
+}
+
+struct Times {
+    day: u32,
+    opened_at_ns: Vec<i64>,
+    decided_at_ns: Vec<i64>,
+    closed_at_ns: Vec<i64>,
+    recorded_at_ns: Vec<i64>,
+    connect_us: Vec<u64>,
+    duration_us: Vec<u64>,
+    path_us: Vec<u64>,
+    path_ends: Vec<u64>,
+}
+
+/// Derives every time of every row from its opening and the steps of its path, in one pass.
+fn derive_times(columns: &ConnectionColumns, shapes: &[PathShape], now_ns: i64) -> Result<Times, Malformed> {
+    let steps: usize = columns
+        .path
+        .iter()
+        .map(|path| shapes[*path as usize].offsets)
+        .sum();
+    if columns.step_us.len() != steps {
+        return Err(length("step_us", columns.step_us.len(), steps));
+    }
+    let rows = columns.path.len();
+    let latest_ns = now_ns.saturating_add(AHEAD_NS);
+    let mut times = Times {
+        day: 0,
+        opened_at_ns: Vec::with_capacity(rows),
+        decided_at_ns: Vec::with_capacity(rows),
+        closed_at_ns: Vec::with_capacity(rows),
+        recorded_at_ns: Vec::with_capacity(rows),
+        connect_us: Vec::with_capacity(rows),
+        duration_us: Vec::with_capacity(rows),
+        path_us: Vec::with_capacity(steps + rows),
+        path_ends: Vec::with_capacity(rows),
+    };
+    let mut opened_ns = 0_i64;
+    let mut remaining = columns.step_us.as_slice();
+    for (row, path) in columns.path.iter().enumerate() {
+        let time_fault = |fault| Malformed::Time { row, fault };
+        opened_ns = opened_ns
+            .checked_add(columns.opened_ns_delta[row])
+            .filter(|opened_ns| *opened_ns >= EARLIEST_NS)
+            .ok_or_else(|| time_fault("before the year 2000; is the node's clock set?"))?;
+        if opened_ns > latest_ns {
+            return Err(time_fault(
+                "more than a day ahead of the collector; is the node's clock right?",
+            ));
+        }
+        let shape = &shapes[*path as usize];
+        let (own, rest) = remaining.split_at(shape.offsets);
+        remaining = rest;
+        let first_step = times.path_us.len();
+        let mut last_us = 0;
+        times.path_us.push(last_us);
+        for step_us in own {
+            if *step_us > MAX_STEP_US {
+                let allowed = "at most 8.9 years";
+                return Err(Malformed::Value {
+                    column: "step_us",
+                    row,
+                    value: *step_us,
+                    allowed,
+                });
+            }
+            last_us += step_us;
+            times.path_us.push(last_us);
+        }
+        times.path_ends.push(times.path_us.len() as u64);
+        let connect_us = shape.decided.map_or(0, |step| times.path_us[first_step + step]);
+        let at = |offset_us: u64| opened_ns + (offset_us * 1000) as i64;
+        let decided_at_ns = if shape.decided.is_some() {
+            at(connect_us)
+        } else {
+            0
+        };
+        let is_final = columns.flags[row] & FLAG_FINAL != 0;
+        if is_final && !shape.closes {
+            let allowed = "a final record's path ends with CLOSE";
+            return Err(Malformed::Value {
+                column: "path",
+                row,
+                value: (*path).into(),
+                allowed,
+            });
+        }
+        let recorded_at_ns = match (is_final, shape.decided) {
+            (true, _) | (false, None) => at(last_us),
+            (false, Some(_)) => decided_at_ns,
+        };
+        if recorded_at_ns > latest_ns {
+            return Err(time_fault(
+                "more than a day ahead of the collector; is the node's clock right?",
+            ));
+        }
+        let day = day(recorded_at_ns);
+        if row == 0 {
+            times.day = day;
+        } else if times.day != day {
+            return Err(Malformed::Days);
+        }
+        times.opened_at_ns.push(opened_ns);
+        times.decided_at_ns.push(decided_at_ns);
+        times.closed_at_ns.push(if is_final { recorded_at_ns } else { 0 });
+        times.recorded_at_ns.push(recorded_at_ns);
+        times.connect_us.push(connect_us);
+        times.duration_us.push(if is_final { last_us } else { 0 });
+    }
+    Ok(times)
+}
+
+/// The day of a time, counted from the epoch: the partition that a row with this time is in.
+pub fn day(time_ns: i64) -> u32 {
+    u32::try_from(time_ns.div_euclid(DAY_NS)).unwrap_or_default()
+}
+
+/// Checks a status message: what the agent counted, for each stream and namespace.
+pub fn status(status: Status, now_ns: i64) -> Result<(i64, Vec<StreamCounters>), Malformed> {
+    let observed_at_ns = i64::try_from(status.observed_at_ns)
+        .ok()
+        .filter(|time| (EARLIEST_NS..=now_ns.saturating_add(AHEAD_NS)).contains(time))
+        .ok_or(Malformed::Status(
+            "a time before 2000 or more than a day ahead of the collector",
+        ))?;
+    if status.streams.len() > MAX_COUNTERS {
+        return Err(Malformed::Status("more than 4096 counters"));
+    }
+    for counters in &status.streams {
+        match Stream::try_from(counters.stream) {
+            Ok(Stream::Connections) => {}
+            Ok(Stream::Unspecified) | Err(_) => return Err(Malformed::Stream(counters.stream)),
+        }
+    }
+    Ok((observed_at_ns, status.streams))
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,473 @@
+use holdfast_proto::v1::batch::Columns;
+use proptest::prelude::*;
+
+use super::*;
+
+const SECOND_NS: i64 = 1_000_000_000;
+
+/// 2026-03-01 12:00 UTC.
+const NOON_NS: i64 = 1_772_366_400 * SECOND_NS;
+
+const NOW_NS: i64 = NOON_NS + 3600 * SECOND_NS;
+
+/// Three ends: one that was opened, used and closed; one that was refused; one that is still trying.
+fn columns() -> ConnectionColumns {
+    ConnectionColumns {
+        opened_ns_delta: vec![NOON_NS, 1000, -500],
+        cookie_delta: vec![-1, 2, 40],
+        process: vec![0, 0, 1],
+        path: vec![0, 1, 2],
+        step_us: vec![250, 1_000_000, 50, 300],
+        local_address: vec![0, 0, 1],
+        remote_address: vec![1, 1, 0],
+        local_port: vec![40_000, 40_001, 40_002],
+        remote_port: vec![5432, 5433, 65_535],
+        bytes_sent: vec![10, 0, u64::MAX],
+        bytes_received: vec![20, 0, 0],
+        segments_sent: vec![3, 1, 2],
+        segments_received: vec![4, 1, 0],
+        retransmits: vec![0, 0, 1],
+        syn_retransmits: Bytes::from_static(&[0, 0, 1]),
+        srtt_us: vec![220, 0, 0],
+        error: Bytes::from_static(&[0, 111, 0]),
+        role: Bytes::from_static(&[1, 1, 1]),
+        outcome: Bytes::from_static(&[1, 2, 7]),
+        close_reason: Bytes::from_static(&[1, 0, 0]),
+        attribution: Bytes::from_static(&[1, 1, 0]),
+        flags: Bytes::from_static(&[FLAG_FIRST | FLAG_FINAL, FLAG_FIRST | FLAG_FINAL, FLAG_FIRST]),
+        processes: vec![
+            Process {
+                pid: 10,
+                comm: "client".to_owned(),
+                cgroup_id: 5,
+                netns: 7,
+                service: String::new(),
+            },
+            Process {
+                pid: 11,
+                comm: "other".to_owned(),
+                cgroup_id: 6,
+                netns: 7,
+                service: "db".to_owned(),
+            },
+        ],
+        paths: vec![
+            // SYN_SENT, ESTABLISHED, FIN_WAIT1, CLOSE; SYN_SENT, CLOSE; SYN_SENT.
+            Path {
+                states: Bytes::from_static(&[2, 1, 4, 7]),
+                truncated: false,
+            },
+            Path {
+                states: Bytes::from_static(&[2, 7]),
+                truncated: false,
+            },
+            Path {
+                states: Bytes::from_static(&[2]),
+                truncated: false,
+            },
+        ],
+        addresses: vec![Bytes::from_static(&[1; 16]), Bytes::from_static(&[2; 16])],
+    }
+}
+
+/// The columns above, decoded.
+pub(crate) fn decoded() -> Connections {
+    connections(batch(columns()), NOW_NS).unwrap()
+}
+
+fn batch(columns: ConnectionColumns) -> Batch {
+    Batch {
+        stream: Stream::Connections.into(),
+        sequence: 1,
+        rows: 3,
+        columns: Some(Columns::Connections(columns)),
+    }
+}
+
+/// The fault of the batch above once `change` was made to it.
+fn fault(change: impl FnOnce(&mut ConnectionColumns)) -> String {
+    let mut columns = columns();
+    change(&mut columns);
+    connections(batch(columns), NOW_NS).unwrap_err().to_string()
+}
+
+#[test]
+fn times_are_derived_from_the_path() {
+    let decoded = connections(batch(columns()), NOW_NS).unwrap();
+    let (first, second, third) = (NOON_NS, NOON_NS + 1000, NOON_NS + 500);
+    assert_eq!(decoded.opened_at_ns, [first, second, third]);
+    // Opened after 250 us, closed 1 s and 50 us later; refused after 300 us; not decided.
+    assert_eq!(decoded.connect_us, [250, 300, 0]);
+    assert_eq!(decoded.duration_us, [1_000_300, 300, 0]);
+    assert_eq!(decoded.decided_at_ns, [first + 250_000, second + 300_000, 0]);
+    assert_eq!(decoded.closed_at_ns, [first + 1_000_300_000, second + 300_000, 0]);
+    assert_eq!(
+        decoded.recorded_at_ns,
+        [first + 1_000_300_000, second + 300_000, third]
+    );
+    assert_eq!(decoded.path_us, [0, 250, 1_000_250, 1_000_300, 0, 300, 0]);
+    assert_eq!(decoded.path_ends, [4, 6, 7]);
+    assert_eq!(decoded.day, 20_513);
+}
+
+#[test]
+fn a_first_record_is_recorded_when_its_handshake_ended() {
+    let mut columns = columns();
+    columns.flags = Bytes::from_static(&[FLAG_FIRST, FLAG_FIRST, FLAG_FIRST]);
+    columns.path = vec![0, 0, 0];
+    columns.paths = vec![Path {
+        states: Bytes::from_static(&[3, 1, 8]),
+        truncated: false,
+    }];
+    columns.step_us = vec![10, 90, 20, 80, 30, 70];
+    let decoded = connections(batch(columns), NOW_NS).unwrap();
+    assert_eq!(decoded.connect_us, [10, 20, 30]);
+    assert_eq!(decoded.recorded_at_ns, decoded.decided_at_ns);
+    assert_eq!(decoded.closed_at_ns, [0, 0, 0]);
+    assert_eq!(decoded.duration_us, [0, 0, 0]);
+}
+
+#[test]
+fn a_cookie_is_any_64_bits() {
+    let decoded = connections(batch(columns()), NOW_NS).unwrap();
+    assert_eq!(decoded.cookie, [u64::MAX, 1, 41]);
+}
+
+#[test]
+fn columns_that_need_no_work_are_kept_as_they_came() {
+    let decoded = connections(batch(columns()), NOW_NS).unwrap();
+    assert_eq!(decoded.bytes_sent, [10, 0, u64::MAX]);
+    assert_eq!(decoded.remote_port, [5432, 5433, 65_535]);
+    assert_eq!(&decoded.error[..], [0, 111, 0]);
+    assert_eq!(decoded.addresses, [[1; 16], [2; 16]]);
+    assert_eq!(decoded.processes[1].service, "db");
+}
+
+#[test]
+fn a_batch_of_another_stream_or_without_a_place_is_refused() {
+    let refused = |change: fn(&mut Batch)| {
+        let mut batch = batch(columns());
+        change(&mut batch);
+        connections(batch, NOW_NS).unwrap_err().to_string()
+    };
+    assert_eq!(
+        refused(|batch| batch.stream = 9),
+        "stream 9 is unknown to this collector"
+    );
+    assert_eq!(refused(|batch| batch.sequence = 0), "sequence 0 (the first is 1)");
+    assert_eq!(refused(|batch| batch.columns = None), "no columns of its stream");
+    assert_eq!(
+        refused(|batch| batch.rows = 0),
+        "0 rows (a batch has 1 to 131072)"
+    );
+    assert_eq!(
+        refused(|batch| batch.rows = u32::MAX),
+        "4294967295 rows (a batch has 1 to 131072)"
+    );
+    assert_eq!(
+        refused(|batch| batch.rows = 4),
+        "opened_ns_delta has 3 entries, not 4"
+    );
+}
+
+#[test]
+fn every_column_must_have_an_entry_a_row() {
+    assert_eq!(
+        fault(|columns| columns.cookie_delta.truncate(2)),
+        "cookie_delta has 2 entries, not 3"
+    );
+    assert_eq!(
+        fault(|columns| columns.srtt_us.push(1)),
+        "srtt_us has 4 entries, not 3"
+    );
+    assert_eq!(
+        fault(|columns| columns.error = Bytes::new()),
+        "error has 0 entries, not 3"
+    );
+    assert_eq!(
+        fault(|columns| columns.flags.truncate(1)),
+        "flags has 1 entries, not 3"
+    );
+}
+
+#[test]
+fn steps_must_be_as_many_as_the_paths_say() {
+    assert_eq!(
+        fault(|columns| columns.step_us.truncate(3)),
+        "step_us has 3 entries, not 4"
+    );
+    assert_eq!(
+        fault(|columns| columns.step_us.push(1)),
+        "step_us has 5 entries, not 4"
+    );
+    assert_eq!(
+        fault(|columns| columns.step_us[3] = u64::MAX),
+        "step_us of row 1 is 18446744073709551615 (at most 8.9 years)"
+    );
+}
+
+#[test]
+fn an_index_must_be_in_its_dictionary() {
+    assert_eq!(
+        fault(|columns| columns.process[2] = 2),
+        "process of row 2 is 2, and the dictionary has 2 entries"
+    );
+    assert_eq!(
+        fault(|columns| columns.path[0] = 3),
+        "path of row 0 is 3, and the dictionary has 3 entries"
+    );
+    assert_eq!(
+        fault(|columns| columns.remote_address[1] = u32::MAX),
+        "remote_address of row 1 is 4294967295, and the dictionary has 2 entries"
+    );
+}
+
+#[test]
+fn a_number_must_be_one_that_its_column_knows() {
+    let bytes = Bytes::from_static;
+    assert_eq!(
+        fault(|columns| columns.role = bytes(&[1, 0, 1])),
+        "role of row 1 is 0 (one of Role)"
+    );
+    assert_eq!(
+        fault(|columns| columns.outcome = bytes(&[1, 1, 9])),
+        "outcome of row 2 is 9 (one of Outcome)"
+    );
+    assert_eq!(
+        fault(|columns| columns.close_reason = bytes(&[7, 0, 0])),
+        "close_reason of row 0 is 7 (one of CloseReason)"
+    );
+    assert_eq!(
+        fault(|columns| columns.attribution = bytes(&[0, 255, 0])),
+        "attribution of row 1 is 255 (one of Attribution)"
+    );
+    assert_eq!(
+        fault(|columns| columns.flags = bytes(&[0, 1, 1])),
+        "flags of row 0 is 0 (first, final or both)"
+    );
+    assert_eq!(
+        fault(|columns| columns.flags = bytes(&[1, 5, 1])),
+        "flags of row 1 is 5 (first, final or both)"
+    );
+    assert_eq!(
+        fault(|columns| columns.local_port[1] = 65_536),
+        "local_port of row 1 is 65536 (a port is at most 65535)"
+    );
+}
+
+#[test]
+fn a_dictionary_has_only_fitting_entries_and_no_more_than_rows_can_use() {
+    assert_eq!(
+        fault(|columns| columns.addresses[1] = Bytes::from_static(&[1, 2, 3, 4])),
+        "entry 1 of addresses is not 16 bytes long"
+    );
+    assert_eq!(
+        fault(|columns| columns.paths[1].states = Bytes::new()),
+        "entry 1 of paths has no steps"
+    );
+    assert_eq!(
+        fault(|columns| columns.paths[0].states = Bytes::from_static(&[2; 17])),
+        "entry 0 of paths has more than 16 steps"
+    );
+    assert_eq!(
+        fault(|columns| columns.paths[2].states = Bytes::from_static(&[13])),
+        "entry 2 of paths has a state that TCP does not have"
+    );
+    assert_eq!(
+        fault(|columns| columns.processes[0].comm = "c".repeat(65)),
+        "entry 0 of processes has a comm of more than 64 bytes"
+    );
+    assert_eq!(
+        fault(|columns| columns.processes.extend(vec![Process::default(); 2])),
+        "entry 3 of processes is used by no row"
+    );
+}
+
+#[test]
+fn times_must_be_sane() {
+    let day_s = 24 * 3600;
+    assert_eq!(
+        fault(|columns| columns.opened_ns_delta[0] = 1),
+        "the time of row 0 is before the year 2000; is the node's clock set?"
+    );
+    assert_eq!(
+        fault(|columns| columns.opened_ns_delta[1] = i64::MAX),
+        "the time of row 1 is before the year 2000; is the node's clock set?"
+    );
+    assert_eq!(
+        fault(|columns| columns.opened_ns_delta[1] = 2 * day_s * SECOND_NS),
+        "the time of row 1 is more than a day ahead of the collector; is the node's clock right?"
+    );
+    assert_eq!(
+        fault(|columns| columns.step_us[1] = 3 * day_s as u64 * 1_000_000),
+        "the time of row 0 is more than a day ahead of the collector; is the node's clock right?"
+    );
+}
+
+#[test]
+fn a_batch_is_of_one_day() {
+    assert_eq!(
+        fault(|columns| columns.opened_ns_delta[0] -= 12 * 3600 * SECOND_NS + 1000),
+        "rows of more than one day (UTC)"
+    );
+}
+
+#[test]
+fn a_final_record_ends_with_close() {
+    assert_eq!(
+        fault(|columns| columns.flags = Bytes::from_static(&[3, 3, 3])),
+        "path of row 2 is 2 (a final record's path ends with CLOSE)"
+    );
+}
+
+#[test]
+fn a_status_is_bounded_and_of_known_streams() {
+    let counters = StreamCounters {
+        stream: Stream::Connections.into(),
+        opened: 5,
+        ..StreamCounters::default()
+    };
+    let good = Status {
+        observed_at_ns: NOON_NS as u64,
+        streams: vec![counters],
+    };
+    assert_eq!(status(good.clone(), NOW_NS), Ok((NOON_NS, vec![counters])));
+    let many = Status {
+        streams: vec![counters; MAX_COUNTERS + 1],
+        ..good.clone()
+    };
+    assert_eq!(
+        status(many, NOW_NS),
+        Err(Malformed::Status("more than 4096 counters"))
+    );
+    let unknown = Status {
+        streams: vec![StreamCounters {
+            stream: 3,
+            ..counters
+        }],
+        ..good
+    };
+    assert_eq!(status(unknown, NOW_NS), Err(Malformed::Stream(3)));
+    let early = Status {
+        observed_at_ns: 0,
+        streams: Vec::new(),
+    };
+    assert_eq!(status(early, NOW_NS).unwrap_err().kind(), "status");
+}
+
+proptest! {
+    /// Any shape, with numbers that often fit and often do not.
+    #[test]
+    fn no_batch_makes_it_panic(
+        rows in 0_u32..5,
+        numbers in prop::collection::vec(prop_oneof![0_u64..4, any::<u64>()], 60),
+        lengths in prop::collection::vec(0_usize..5, 24),
+        bytes in prop::collection::vec(prop_oneof![0_u8..9, any::<u8>()], 60),
+        anchor in prop_oneof![Just(NOON_NS), any::<i64>()],
+    ) {
+        let mut numbers = numbers.into_iter().cycle();
+        let mut lengths = lengths.into_iter().cycle();
+        // Mostly the right length, so that the checks behind that of the length are reached.
+        let mut length = || match lengths.next().unwrap() { 0 => 2, _ => rows as usize };
+        let mut longs = |length: usize| numbers.by_ref().take(length).collect::<Vec<u64>>();
+        let texts = |length: usize, from: usize| Bytes::copy_from_slice(&bytes[from..from + length]);
+        let shorts = |longs: Vec<u64>| longs.into_iter().map(|long| long as u32).collect::<Vec<u32>>();
+        let mut opened: Vec<i64> = longs(length()).into_iter().map(u64::cast_signed).collect();
+        if let Some(first) = opened.first_mut() {
+            *first = anchor;
+        }
+        let columns = ConnectionColumns {
+            opened_ns_delta: opened,
+            cookie_delta: longs(length()).into_iter().map(u64::cast_signed).collect(),
+            process: shorts(longs(length())),
+            path: shorts(longs(length())),
+            step_us: longs(length()),
+            local_address: shorts(longs(length())),
+            remote_address: shorts(longs(length())),
+            local_port: shorts(longs(length())),
+            remote_port: shorts(longs(length())),
+            bytes_sent: longs(length()),
+            bytes_received: longs(length()),
+            segments_sent: shorts(longs(length())),
+            segments_received: shorts(longs(length())),
+            retransmits: shorts(longs(length())),
+            syn_retransmits: texts(length(), 0),
+            srtt_us: shorts(longs(length())),
+            error: texts(length(), 5),
+            role: texts(length(), 10),
+            outcome: texts(length(), 15),
+            close_reason: texts(length(), 20),
+            attribution: texts(length(), 25),
+            flags: texts(length(), 30),
+            processes: vec![Process::default(); length()],
+            paths: (0..length()).map(|at| Path { states: texts(at + 1, 35 + at), truncated: false }).collect(),
+            addresses: vec![Bytes::from_static(&[0; 16]); length()],
+        };
+        let batch = Batch {
+            stream: Stream::Connections.into(),
+            sequence: 1,
+            rows,
+            columns: Some(Columns::Connections(columns)),
+        };
+        match connections(batch, NOW_NS) {
+            Ok(decoded) => prop_assert_eq!(decoded.recorded_at_ns.len(), rows as usize),
+            Err(malformed) => prop_assert!(Malformed::KINDS.contains(&malformed.kind())),
+        }
+    }
+
+    /// What a batch says about its path comes back, for paths of every length.
+    #[test]
+    fn offsets_are_sums_of_steps(
+        middles in prop::collection::vec(prop::collection::vec((4_u8..=6, 0..1_000_000_u64), 0..10), 1..20),
+    ) {
+        let rows = middles.len();
+        let mut columns = ConnectionColumns {
+            opened_ns_delta: vec![0; rows],
+            cookie_delta: vec![0; rows],
+            process: vec![0; rows],
+            local_address: vec![0; rows],
+            remote_address: vec![0; rows],
+            local_port: vec![1; rows],
+            remote_port: vec![1; rows],
+            bytes_sent: vec![0; rows],
+            bytes_received: vec![0; rows],
+            segments_sent: vec![0; rows],
+            segments_received: vec![0; rows],
+            retransmits: vec![0; rows],
+            syn_retransmits: vec![0; rows].into(),
+            srtt_us: vec![0; rows],
+            error: vec![0; rows].into(),
+            role: vec![2; rows].into(),
+            outcome: vec![1; rows].into(),
+            close_reason: vec![1; rows].into(),
+            attribution: vec![2; rows].into(),
+            flags: vec![FLAG_FIRST | FLAG_FINAL; rows].into(),
+            processes: vec![Process::default()],
+            addresses: vec![Bytes::from_static(&[0; 16])],
+            ..ConnectionColumns::default()
+        };
+        columns.opened_ns_delta[0] = NOON_NS;
+        for (row, middle) in middles.iter().enumerate() {
+            // SYN_RECV, ESTABLISHED after 7 us, whatever comes, CLOSE after 9 us.
+            let states = [3, 1].into_iter().chain(middle.iter().map(|(state, _)| *state)).chain([7]);
+            columns.paths.push(Path { states: states.collect(), truncated: false });
+            columns.path.push(row as u32);
+            columns.step_us.push(7);
+            columns.step_us.extend(middle.iter().map(|(_, us)| us));
+            columns.step_us.push(9);
+        }
+        let batch = Batch {
+            stream: Stream::Connections.into(),
+            sequence: 1,
+            rows: rows as u32,
+            columns: Some(Columns::Connections(columns)),
+        };
+        let decoded = connections(batch, NOW_NS).unwrap();
+        let durations: Vec<u64> =
+            middles.iter().map(|middle| 16 + middle.iter().map(|(_, us)| us).sum::<u64>()).collect();
+        prop_assert_eq!(&decoded.duration_us, &durations);
+        prop_assert!(decoded.connect_us.iter().all(|connect_us| *connect_us == 7));
+        let closed: Vec<i64> = durations.iter().map(|us| NOON_NS + *us as i64 * 1000).collect();
+        prop_assert_eq!(&decoded.closed_at_ns, &closed);
+    }
+}

@@ -1,0 +1,149 @@
+//! How a database comes to have the tables of [`super::schema`]: numbered steps, forward only. A database remembers
+//! those it has taken; each statement of a step can run again, so a crash in the middle of one is harmless.
+
+use super::{
+    Store, StoreError, answer,
+    native::{BlockBuilder, BlockError, Column, Kind, Table, names},
+};
+
+/// A step. Never changed once it was released: the next change is the next step.
+struct Migration {
+    version: u32,
+    name: &'static str,
+    sql: &'static str,
+}
+
+const MIGRATIONS: &[Migration] = &[Migration {
+    version: 1,
+    name: "connections",
+    sql: include_str!("migrations/0001_connections.sql"),
+}];
+
+/// The newest step that this binary knows.
+pub const NEWEST: u32 = MIGRATIONS[MIGRATIONS.len() - 1].version;
+
+const COLUMNS: [Column; 3] = [
+    Column {
+        name: "version",
+        kind: Kind::UInt32,
+    },
+    Column {
+        name: "name",
+        kind: Kind::String,
+    },
+    Column {
+        name: "applied_at",
+        kind: Kind::DateTime64,
+    },
+];
+static SCHEMA_MIGRATIONS: Table = Table {
+    name: "schema_migrations",
+    columns: &COLUMNS,
+    column_names: &names(&COLUMNS),
+};
+
+const CREATE_SCHEMA_MIGRATIONS: &str = "
+    CREATE TABLE IF NOT EXISTS schema_migrations
+    (
+        version UInt32 COMMENT 'The number of the step',
+        name String COMMENT 'What it brought',
+        applied_at DateTime64(9, 'UTC') COMMENT 'When it was taken, UTC'
+    )
+    ENGINE = MergeTree
+    ORDER BY version
+    SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_deduplication_window = 1000
+    COMMENT 'The steps of the schema that this database has taken'";
+
+/// Why a database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrationError {
+    #[error("the database has schema {found}, this collector knows {NEWEST} at most: upgrade the collector")]
+    Newer { found: u32 },
+    #[error("migration {version} ({name}) failed, what it did so far is harmless and it can be tried again")]
+    Failed {
+        version: u32,
+        name: &'static str,
+        source: StoreError,
+    },
+    #[error("the schema of the database cannot be read")]
+    Unreadable { source: StoreError },
+    #[error(transparent)]
+    Block(#[from] BlockError),
+}
+
+/// Takes the steps that the database has not taken yet. `now_ns`: nanoseconds since the Unix epoch.
+pub async fn apply(store: &dyn Store, now_ns: i64) -> Result<(), MigrationError> {
+    let unreadable = |source| MigrationError::Unreadable { source };
+    store
+        .execute(CREATE_SCHEMA_MIGRATIONS)
+        .await
+        .map_err(unreadable)?;
+    let found = answer(store, "SELECT max(version) FROM schema_migrations")
+        .await
+        .map_err(unreadable)?;
+    let found = found.trim().parse().map_err(|_| {
+        unreadable(StoreError::rejected(format!(
+            "{:?} is not the number of a schema",
+            found.trim()
+        )))
+    })?;
+    if found > NEWEST {
+        return Err(MigrationError::Newer { found });
+    }
+    for migration in MIGRATIONS.iter().filter(|migration| migration.version > found) {
+        let (version, name) = (migration.version, migration.name);
+        let failed = |source| MigrationError::Failed {
+            version,
+            name,
+            source,
+        };
+        for statement in statements(migration.sql) {
+            store.execute(statement).await.map_err(failed)?;
+        }
+        let mut block = BlockBuilder::new(&SCHEMA_MIGRATIONS, 1)?;
+        block.u32s("version", &[version])?;
+        block.strings("name", &[name])?;
+        block.datetimes("applied_at", &[now_ns])?;
+        let token = format!("schema-migration-{version}");
+        store
+            .insert(SCHEMA_MIGRATIONS.name, &token, block.finish()?)
+            .await
+            .map_err(failed)?;
+        tracing::info!(version, name, "took a step of the schema");
+    }
+    Ok(())
+}
+
+/// The statements of a step: each ends with a semicolon at the end of a line.
+fn statements(sql: &str) -> impl Iterator<Item = &str> {
+    sql.split(";\n")
+        .map(str::trim)
+        .filter(|statement| !statement.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_numbered_without_holes() {
+        for (index, migration) in MIGRATIONS.iter().enumerate() {
+            assert_eq!(migration.version as usize, index + 1, "{}", migration.name);
+        }
+    }
+
+    #[test]
+    fn every_statement_can_run_again() {
+        for migration in MIGRATIONS {
+            for statement in statements(migration.sql) {
+                let text: Vec<_> = statement.lines().filter(|line| !line.starts_with("--")).collect();
+                let text = text.join("\n");
+                let again = ["CREATE TABLE IF NOT EXISTS ", "CREATE OR REPLACE VIEW "];
+                assert!(
+                    again.iter().any(|start| text.trim_start().starts_with(start)),
+                    "{text}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! A ClickHouse server over HTTP: the store at scale, and wherever libchdb does not exist.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use clickhouse::{Client, error::Error, query::BytesCursor};
+use futures_util::Stream;
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+use super::{Access, Block, Chunks, Query, Store, StoreError, answer_to, read_only, statement};
+
+/// The database of a URL that names none.
+const DEFAULT_DATABASE: &str = "holdfast";
+
+/// A person's query that takes longer is stopped.
+const READ_ONLY_MAX_SECONDS: u64 = 300;
+/// A person's query that takes more memory is stopped.
+const READ_ONLY_MAX_BYTES: u64 = 2 << 30;
+
+/// A server that takes a block no further for so long is not there any more.
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// A block that is not durable after so long has an unknown outcome.
+const INSERT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How often, and after which pauses, a query that is to end is told so: it may be on its way still.
+const KILL_ATTEMPTS: u32 = 20;
+const KILL_EVERY: Duration = Duration::from_millis(50);
+
+/// Why a URL is no server.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerUrlError {
+    #[error("{url:?} is no URL of a ClickHouse server, such as http://user@host:8123/holdfast: {reason}")]
+    Malformed { url: String, reason: String },
+    #[error("{url:?}: only http:// is built in, put a TLS proxy before a server that needs https://")]
+    Scheme { url: String },
+}
+
+/// A database on a server.
+#[derive(Clone)]
+pub struct Server {
+    /// Without credentials, for messages.
+    url: Arc<str>,
+    database: Arc<str>,
+    client: Client,
+    queries: Arc<QueryIds>,
+}
+
+/// Names queries on the server: unique over processes and their restarts.
+struct QueryIds {
+    prefix: String,
+    next: AtomicU64,
+}
+
+impl Server {
+    /// A server by its URL: `http://user:password@host:port/database`. `password` is for those who keep it out of
+    /// the URL, and wins. Nothing is sent yet.
+    pub fn new(url: &str, password: Option<&str>) -> Result<Self, ServerUrlError> {
+        // A password must not end in a message.
+        let shown = || match url.rsplit_once('@') {
+            Some((_, host)) => format!("...@{host}"),
+            None => url.to_owned(),
+        };
+        let malformed = |reason: String| ServerUrlError::Malformed { url: shown(), reason };
+        let parsed = Url::parse(url).map_err(|error| malformed(error.to_string()))?;
+        if parsed.scheme() != "http" {
+            return Err(ServerUrlError::Scheme { url: shown() });
+        }
+        if parsed.query().is_some() || parsed.fragment().is_some() {
+            return Err(malformed("settings cannot be given here".into()));
+        }
+        let decode = |text: &str| {
+            let decoded = percent_decode_str(text).decode_utf8();
+            decoded
+                .map(String::from)
+                .map_err(|error| malformed(error.to_string()))
+        };
+        let database = match decode(parsed.path().trim_matches('/'))? {
+            path if path.is_empty() => DEFAULT_DATABASE.to_owned(),
+            path => path,
+        };
+        statement::name(&database).map_err(|error| malformed(format!("database {error}")))?;
+        let mut base = parsed.clone();
+        base.set_path("/");
+        // Of a URL with a host, which every http:// URL has, these cannot fail.
+        let _ = (base.set_username(""), base.set_password(None));
+
+        let mut client = Client::default().with_url(base.as_str());
+        if !parsed.username().is_empty() {
+            client = client.with_user(decode(parsed.username())?);
+        }
+        if let Some(password) = password {
+            client = client.with_password(password);
+        } else if let Some(password) = parsed.password() {
+            client = client.with_password(decode(password)?);
+        }
+        let started_ns = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_nanos());
+        let queries = QueryIds {
+            prefix: format!("holdfast-{}-{started_ns:x}", std::process::id()),
+            next: AtomicU64::new(0),
+        };
+        Ok(Self {
+            url: base.as_str().into(),
+            database: database.into(),
+            client,
+            queries: Arc::new(queries),
+        })
+    }
+
+    /// Makes the database if it is not there, which also tells whether the server is.
+    pub async fn prepare(&self) -> Result<(), StoreError> {
+        // Without a database: a request that names one which does not exist fails.
+        let sql = format!("CREATE DATABASE IF NOT EXISTS {}", self.database);
+        self.client
+            .query_raw(&sql)
+            .execute()
+            .await
+            .map_err(|error| self.error(&error))
+    }
+
+    /// Another database of the same server.
+    pub fn database(&self, name: &str) -> Result<Self, StoreError> {
+        Ok(Self {
+            database: statement::name(name)?.into(),
+            ..self.clone()
+        })
+    }
+
+    fn client(&self, access: Access) -> Client {
+        let client = self.client.clone().with_database(&*self.database);
+        match access {
+            Access::Internal => client,
+            // All settings of a request are checked against the user's own before any applies, so `readonly` does
+            // not hinder the others here, and does hinder those of the statement.
+            Access::ReadOnly => client
+                .with_setting("readonly", "1")
+                .with_setting("max_execution_time", READ_ONLY_MAX_SECONDS.to_string())
+                .with_setting("max_memory_usage", READ_ONLY_MAX_BYTES.to_string()),
+        }
+    }
+
+    /// Starts a query without judging it. The server has answered when this returns.
+    async fn start(&self, query: &Query) -> Result<Answer, StoreError> {
+        let id = self.queries.next();
+        let mut request = self
+            .client(query.access)
+            .query_raw(&query.sql)
+            .with_setting("query_id", id.clone());
+        for (name, value) in &query.params {
+            request = request.with_setting(format!("param_{name}"), value);
+        }
+        let cursor = request
+            .fetch_bytes(&query.format)
+            .map_err(|error| self.error(&error))?;
+        let mut answer = Answer {
+            server: self.clone(),
+            id,
+            cursor,
+            first: None,
+            ended: false,
+        };
+        // A statement that fails at once is an error of the call, not of its answer.
+        answer.first = answer.next().await?;
+        Ok(answer)
+    }
+
+    /// Refuses everything but one statement that only reads the database.
+    async fn check_reads(&self, sql: &str) -> Result<(), StoreError> {
+        let ask = |text: String, params| Query {
+            sql: text,
+            params,
+            format: "TSVRaw".into(),
+            access: Access::ReadOnly,
+        };
+        // Fails unless the text is exactly one statement. It is a value here, so that no part of it can run.
+        let params = vec![("sql".to_owned(), statement::text_value(sql))];
+        self.whole(ask("SELECT formatQuery({sql:String})".into(), params))
+            .await?;
+        let tree = self.whole(ask(format!("EXPLAIN AST {sql}"), vec![])).await?;
+        read_only::check(sql, &tree).map_err(StoreError::rejected)
+    }
+
+    async fn whole(&self, query: Query) -> Result<String, StoreError> {
+        let mut answer = self.start(&query).await?;
+        let mut whole = Vec::new();
+        while let Some(part) = answer.next().await? {
+            whole.extend_from_slice(&part);
+        }
+        Ok(String::from_utf8_lossy(&whole).into_owned())
+    }
+
+    fn error(&self, error: &Error) -> StoreError {
+        let unavailable = |reason: &dyn fmt::Display| {
+            StoreError::unavailable(format!(
+                "the ClickHouse server at {} does not answer: {reason}",
+                self.url
+            ))
+        };
+        match error {
+            Error::BadResponse(text) if text.contains("Code: ") => StoreError::from_clickhouse(text),
+            // The status alone: of a proxy, or of something that is no ClickHouse.
+            Error::BadResponse(status) if status.starts_with('4') => {
+                StoreError::rejected(format!("{} is no ClickHouse server, it says {status}", self.url))
+            }
+            Error::BadResponse(text) => unavailable(text),
+            Error::Network(source) => unavailable(&causes(source.as_ref())),
+            Error::TimedOut => unavailable(&"it took too long"),
+            other => StoreError::rejected(other.to_string()),
+        }
+    }
+}
+
+/// An error with what caused it: hyper's own text is only its outermost layer.
+fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let layers = std::iter::successors(Some(error), |error| error.source());
+    layers.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+impl QueryIds {
+    fn next(&self) -> String {
+        format!("{}-{}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+#[async_trait]
+impl Store for Server {
+    async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError> {
+        let sql = format!(
+            "{} FORMAT Native",
+            statement::insert(table, token, block.columns)?
+        );
+        let mut insert = self
+            .client(Access::Internal)
+            .insert_formatted_with(sql)
+            .with_timeouts(Some(SEND_TIMEOUT), Some(INSERT_TIMEOUT))
+            // The answer comes when the rows are durable, not when they are queued.
+            .with_setting("async_insert", "0")
+            .with_setting("wait_end_of_query", "1")
+            .with_setting("query_id", self.queries.next());
+        insert
+            .send(block.native)
+            .await
+            .map_err(|error| self.error(&error))?;
+        insert.end().await.map_err(|error| self.error(&error))
+    }
+
+    async fn query(&self, query: Query) -> Result<Chunks, StoreError> {
+        if query.access == Access::ReadOnly {
+            self.check_reads(&query.sql).await?;
+        }
+        Ok(Box::pin(self.start(&query).await?))
+    }
+
+    async fn execute(&self, sql: &str) -> Result<(), StoreError> {
+        let request = self
+            .client(Access::Internal)
+            .query_raw(sql)
+            .with_setting("wait_end_of_query", "1");
+        request.execute().await.map_err(|error| self.error(&error))
+    }
+}
+
+/// An answer. Dropped before its end, it ends the query on the server.
+struct Answer {
+    server: Server,
+    id: String,
+    cursor: BytesCursor,
+    first: Option<Bytes>,
+    ended: bool,
+}
+
+impl Answer {
+    async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
+        std::future::poll_fn(|context| self.poll(context))
+            .await
+            .transpose()
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, StoreError>>> {
+        if let Some(part) = self.first.take() {
+            return Poll::Ready(Some(Ok(part)));
+        }
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let part = ready!(self.cursor.poll_next(context));
+        // After an error there is nothing to end either.
+        self.ended = !matches!(part, Ok(Some(_)));
+        Poll::Ready(part.map_err(|error| self.server.error(&error)).transpose())
+    }
+}
+
+impl Stream for Answer {
+    type Item = Result<Bytes, StoreError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll(context)
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // Without a runtime the process is ending, and its connections with it.
+        if let (false, Ok(runtime)) = (self.ended, tokio::runtime::Handle::try_current()) {
+            runtime.spawn(kill(self.server.clone(), std::mem::take(&mut self.id)));
+        }
+    }
+}
+
+/// Ends a query, as soon as the server knows of it.
+async fn kill(server: Server, id: String) {
+    let query = Query {
+        sql: "KILL QUERY WHERE query_id = {id:String} ASYNC".into(),
+        params: vec![("id".into(), id)],
+        format: "TabSeparated".into(),
+        access: Access::Internal,
+    };
+    for _ in 0..KILL_ATTEMPTS {
+        match answer_to(&server, query.clone()).await {
+            Ok(killed) if !killed.is_empty() => return,
+            Ok(_) => tokio::time::sleep(KILL_EVERY).await,
+            Err(error) => return tracing::debug!("a query could not be ended: {error}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(url: &str, expected: &str) {
+        let server = Server::new(url, None).unwrap();
+        assert_eq!(format!("{} {}", server.url, server.database), expected);
+    }
+
+    fn check_error(url: &str, expected: &str) {
+        assert_eq!(Server::new(url, None).err().unwrap().to_string(), expected);
+    }
+
+    #[test]
+    fn a_url_names_the_server_and_the_database() {
+        check("http://localhost:8123", "http://localhost:8123/ holdfast");
+        check(
+            "http://me:secret@ch.internal:8123/prod/",
+            "http://ch.internal:8123/ prod",
+        );
+    }
+
+    #[test]
+    fn a_url_that_is_none_is_an_error_without_its_password() {
+        check_error(
+            "https://me:secret@host/x",
+            "\"...@host/x\": only http:// is built in, put a TLS proxy before a server that needs https://",
+        );
+        check_error(
+            "http://me:secret@host/a-b",
+            "\"...@host/a-b\" is no URL of a ClickHouse server, such as http://user@host:8123/holdfast: database \"a-b\" \
+             cannot be a name: use letters, digits and _",
+        );
+        check_error(
+            "http://me:secret@host:99999/",
+            "\"...@host:99999/\" is no URL of a ClickHouse server, such as http://user@host:8123/holdfast: invalid port \
+             number",
+        );
+        check_error(
+            "http://host/?readonly=0",
+            "\"http://host/?readonly=0\" is no URL of a ClickHouse server, such as http://user@host:8123/holdfast: \
+             settings cannot be given here",
+        );
+    }
+}

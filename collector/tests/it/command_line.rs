@@ -1,0 +1,475 @@
+//! `holdfast` as a process: what it prints where, and its exit codes.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Output, Stdio};
+
+use crate::clickhouse_http;
+use crate::harness::{Collector, database, folder};
+use crate::synthetic::{Agent, batch};
+
+/// Nobody listens at this port: binding it needs a privilege that nobody uses for it.
+const NOBODY: &str = "http://127.0.0.1:1";
+
+fn holdfast(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+    command
+        .args(arguments)
+        .env_remove("HOLDFAST_COLLECTOR")
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null());
+    command
+}
+
+/// Runs it off the runtime's threads: the collector that it asks is on them.
+async fn output(mut command: Command) -> Output {
+    tokio::task::spawn_blocking(move || command.output().unwrap())
+        .await
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// It fails with this code and one line.
+async fn check(arguments: &[&str], code: i32, expected: &str) {
+    let output = output(holdfast(arguments)).await;
+    assert_eq!(
+        stderr(&output),
+        format!("holdfast: {expected}\n"),
+        "{arguments:?}"
+    );
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+    assert_eq!(stdout(&output), "", "{arguments:?}");
+}
+
+#[tokio::test]
+async fn a_collector_that_is_not_there_is_named() {
+    let expected = format!(
+        "cannot reach the collector at {NOBODY}: connection refused; is \"holdfast serve\" running there?"
+    );
+    for command in [&["nodes"][..], &["connections"], &["sql", "SELECT 1"]] {
+        check(&[command, &["--collector", NOBODY]].concat(), 4, &expected).await;
+    }
+}
+
+#[tokio::test]
+async fn the_collector_can_be_named_in_the_environment() {
+    let mut command = holdfast(&["nodes"]);
+    command.env("HOLDFAST_COLLECTOR", "http://127.0.0.1:2");
+    let output = output(command).await;
+    assert!(
+        stderr(&output).contains("http://127.0.0.1:2: connection refused"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[tokio::test]
+async fn an_address_that_is_none_is_a_usage_error() {
+    check(
+        &["nodes", "--collector", "db:7443"],
+        2,
+        "`db:7443` is no address of a collector; write http://HOST:7443",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn unknown_flags_and_stores_and_keys_are_usage_errors() {
+    let config = folder("bad-config").join("holdfast.toml");
+    std::fs::write(&config, "# a comment\nlisten_at = \"127.0.0.1:1\"\n").unwrap();
+    let config = config.to_str().unwrap();
+    for (arguments, expected) in [
+        (&["nodes", "--jsn"][..], "unexpected argument '--jsn' found"),
+        (
+            &["serve", "--store", "redis://x"],
+            "unknown store `redis://x`; write embedded:DIR, or http://USER@HOST:8123/DATABASE",
+        ),
+        (
+            &["serve", "--retention", "soon"],
+            "`soon` is no length of time; write it like 500ms, 5m or 30d",
+        ),
+        (
+            &["serve", "--config", config],
+            ":2:1: unknown key `listen_at`; did you mean `listen`?",
+        ),
+        (
+            &["serve", "--config", "/nowhere/holdfast.toml"],
+            "cannot read the settings in /nowhere/holdfast.toml: ",
+        ),
+    ] {
+        let output = output(holdfast(arguments)).await;
+        assert!(
+            stderr(&output).contains(expected),
+            "{arguments:?}: {}",
+            stderr(&output)
+        );
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named_with_its_owner() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = output(holdfast(&[
+        "serve",
+        "--listen",
+        &address,
+        "--store",
+        "embedded:/nowhere",
+    ]))
+    .await;
+    let line = stderr(&output);
+    assert_eq!(output.status.code(), Some(4), "{line}");
+    let expected = format!("[{}]; choose another with --listen\n", std::process::id());
+    assert!(
+        line.starts_with(&format!("holdfast: cannot listen at {address}: port "))
+            && line.ends_with(&expected),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn a_missing_engine_is_named() {
+    let folder = folder("no-engine");
+    let mut command = holdfast(&["serve", "--listen", "127.0.0.1:0", "--web", "127.0.0.1:0"]);
+    command
+        .arg("--store")
+        .arg(format!("embedded:{}", folder.display()))
+        .env("HOLDFAST_LIBCHDB", "/nowhere/libchdb.so");
+    let output = output(command).await;
+    let last = stderr(&output).lines().last().unwrap().to_owned();
+    assert!(
+        last.starts_with("holdfast: cannot open the store embedded:") && last.contains("/nowhere/libchdb.so"),
+        "{last}"
+    );
+    assert_eq!(output.status.code(), Some(4), "{last}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_prints_a_table_or_what_it_is_asked_for() {
+    let collector = Collector::start(database().await).await;
+    let url = collector.url();
+    let printed = async |arguments: &[&str]| {
+        let output = output(holdfast(&[&["sql", "--collector", &url], arguments].concat())).await;
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output)
+    };
+    let table = printed(&["SELECT 1 AS a, 'x' AS b"]).await;
+    assert!(
+        table.contains("┌─a─┬─b─┐") && !table.contains('\u{1b}'),
+        "{table}"
+    );
+    assert_eq!(printed(&["--json", "SELECT 1 AS a"]).await, "{\"a\":1}\n");
+    assert_eq!(
+        printed(&["--format", "CSVWithNames", "SELECT 1 AS a, 'x' AS b"]).await,
+        "\"a\",\"b\"\n1,\"x\"\n"
+    );
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_is_read_from_stdin() {
+    let collector = Collector::start(database().await).await;
+    let mut command = holdfast(&["sql", "--json", "-", "--collector", &collector.url()]);
+    let output = tokio::task::spawn_blocking(move || {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(b"SELECT\n 2 AS a").unwrap();
+        child.wait_with_output().unwrap()
+    });
+    assert_eq!(stdout(&output.await.unwrap()), "{\"a\":2}\n");
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn invalid_sql_is_one_line_and_a_usage_error() {
+    let collector = Collector::start(database().await).await;
+    let output = output(holdfast(&[
+        "sql",
+        "SELECT FROM WHERE",
+        "--collector",
+        &collector.url(),
+    ]))
+    .await;
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
+    assert!(stderr(&output).contains("position"), "{}", stderr(&output));
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_a_table_or_json_lines() {
+    let collector = Collector::start(database().await).await;
+    let mut agent = Agent::connect(collector.address, "a1").await;
+    agent.deliver(batch(1, 30)).await;
+    agent.settled(1).await;
+    let url = collector.url();
+    let table = output(holdfast(&[
+        "connections",
+        "--where",
+        "outcome = \"refused\"",
+        "--collector",
+        &url,
+    ]))
+    .await;
+    assert!(table.status.success(), "{}", stderr(&table));
+    let lines: Vec<String> = stdout(&table).lines().map(str::to_owned).collect();
+    assert_eq!(lines.len(), 4, "{lines:#?}");
+    assert!(lines[0].starts_with("TIME (UTC)"), "{lines:#?}");
+    assert!(
+        lines[1].contains("->  10.0.0.1:32777  ") && lines[1].contains("  refused  "),
+        "{lines:#?}"
+    );
+    let outcome_column = lines[0].find("OUTCOME").unwrap();
+    assert!(
+        lines[1..]
+            .iter()
+            .all(|line| line[outcome_column..].starts_with("refused")),
+        "{lines:#?}"
+    );
+
+    let json = output(holdfast(&[
+        "connections",
+        "--json",
+        "--limit",
+        "5",
+        "--collector",
+        &url,
+    ]))
+    .await;
+    let lines = stdout(&json);
+    assert_eq!(lines.lines().count(), 5);
+    for line in lines.lines() {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(row["node"], "node-a1");
+    }
+
+    let bad = output(holdfast(&[
+        "connections",
+        "--where",
+        "remote_prt = 1",
+        "--collector",
+        &url,
+    ]))
+    .await;
+    assert_eq!(bad.status.code(), Some(2), "{}", stderr(&bad));
+    assert!(stderr(&bad).contains("remote_prt"), "{}", stderr(&bad));
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_has_seen_enough_ends_it_quietly() {
+    let collector = Collector::start(database().await).await;
+    let mut command = holdfast(&[
+        "sql",
+        "SELECT * FROM system.numbers",
+        "--format",
+        "TSV",
+        "--collector",
+        &collector.url(),
+    ]);
+    let output = tokio::task::spawn_blocking(move || {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut first = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut first)
+            .unwrap();
+        assert_eq!(first, "0\n");
+        child.wait_with_output().unwrap()
+    });
+    let output = output.await.unwrap();
+    assert_eq!(stderr(&output), "");
+    assert!(output.status.success());
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn following_ends_with_totals_at_an_interrupt() {
+    let collector = Collector::start(database().await).await;
+    let mut agent = Agent::connect(collector.address, "a1").await;
+    let mut child = holdfast(&[
+        "connections",
+        "--follow",
+        "--json",
+        "--collector",
+        &collector.url(),
+    ])
+    .stdout(Stdio::piped())
+    .stderr(Stdio::piped())
+    .spawn()
+    .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    // It may not have asked yet when the first batches are stored: go on until it sees one.
+    let seen = tokio::task::spawn_blocking(move || {
+        let seen = lines.next().unwrap().unwrap();
+        (seen, lines)
+    });
+    let mut sequence = 0;
+    while !seen.is_finished() {
+        sequence += 1;
+        agent.deliver(batch(sequence, 1)).await;
+        agent.settled(1).await;
+    }
+    let (first, _open) = seen.await.unwrap();
+    assert!(first.contains("\"outcome\":\"established\""), "{first}");
+    signal(&child, "INT");
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap())
+        .await
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let totals = stderr(&output);
+    assert!(
+        totals.contains(" established") && totals.contains("connection"),
+        "{totals}"
+    );
+    collector.stop().await.unwrap();
+}
+
+fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill")
+        .args([&format!("-{name}"), &child.id().to_string()])
+        .status();
+    assert!(status.unwrap().success());
+}
+
+#[tokio::test]
+async fn serve_runs_stops_at_a_signal_and_keeps_its_folder_to_itself() {
+    let store = format!("embedded:{}", folder("serve").display());
+    let arguments = [
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--web",
+        "127.0.0.1:0",
+        "--store",
+        &store,
+    ];
+    let mut serving = holdfast(&arguments).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(serving.stderr.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    let ready = log
+        .find(|line| line.contains("ready"))
+        .expect("it says that it is ready");
+    let url = collector_of(&ready);
+
+    let answer = output(holdfast(&[
+        "sql",
+        "--json",
+        "SELECT count() AS n FROM connections",
+        "--collector",
+        &url,
+    ]))
+    .await;
+    assert_eq!(
+        (stdout(&answer), stderr(&answer)),
+        ("{\"n\":0}\n".to_owned(), String::new())
+    );
+
+    let second = output(holdfast(&arguments)).await;
+    assert_eq!(second.status.code(), Some(4));
+    let last = stderr(&second).lines().last().unwrap().to_owned();
+    assert!(
+        last.starts_with("holdfast: cannot open the store embedded:"),
+        "{last}"
+    );
+
+    signal(&serving, "TERM");
+    assert!(serving.wait().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_keeps_its_rows_on_a_server_whose_password_is_in_the_environment() {
+    let address = clickhouse_http::serve().await;
+    let store = format!("http://{}@{address}/from_serve", clickhouse_http::USER);
+    let arguments = [
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--web",
+        "127.0.0.1:0",
+        "--store",
+        &store,
+    ];
+    let mut command = holdfast(&arguments);
+    command
+        .env("HOLDFAST_STORE_PASSWORD", clickhouse_http::PASSWORD)
+        .stderr(Stdio::piped());
+    let (mut serving, ready) = tokio::task::spawn_blocking(move || {
+        let mut serving = command.spawn().unwrap();
+        let mut log = BufReader::new(serving.stderr.take().unwrap())
+            .lines()
+            .map(Result::unwrap);
+        let ready = log
+            .find(|line| line.contains("ready"))
+            .expect("it says that it is ready");
+        (serving, ready)
+    })
+    .await
+    .unwrap();
+    let url = collector_of(&ready);
+    let answer = output(holdfast(&[
+        "sql",
+        "--json",
+        "SELECT currentDatabase() AS d",
+        "--collector",
+        &url,
+    ]))
+    .await;
+    assert_eq!(
+        (stdout(&answer), stderr(&answer)),
+        ("{\"d\":\"from_serve\"}\n".to_owned(), String::new())
+    );
+    signal(&serving, "TERM");
+    assert!(
+        tokio::task::spawn_blocking(move || serving.wait().unwrap().success())
+            .await
+            .unwrap()
+    );
+
+    let refused = output(holdfast(&arguments)).await;
+    assert_eq!(refused.status.code(), Some(4), "{}", stderr(&refused));
+    assert!(
+        !stderr(&refused).contains(clickhouse_http::PASSWORD),
+        "{}",
+        stderr(&refused)
+    );
+}
+
+/// The address in the line that says that a collector is ready.
+fn collector_of(ready: &str) -> String {
+    ready
+        .split(' ')
+        .find_map(|word| word.strip_prefix("collector="))
+        .unwrap()
+        .to_owned()
+}
+
+#[tokio::test]
+async fn completions_are_for_the_shell_that_was_named() {
+    for (shell, expected) in [
+        ("bash", "complete -F"),
+        ("zsh", "#compdef holdfast"),
+        ("fish", "complete -c holdfast"),
+    ] {
+        let output = output(holdfast(&["completions", shell])).await;
+        assert!(
+            output.status.success() && stdout(&output).contains(expected),
+            "{shell}"
+        );
+    }
+}

@@ -1,0 +1,383 @@
+//! The embedded store: what a person's SQL may do, how queries end, whose folder it is.
+
+use std::{
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use futures_util::StreamExt;
+use holdfast_collector::store::{
+    Access, Store, StoreError,
+    embedded::{Embedded, OpenError},
+    library,
+};
+
+use crate::store_engine::{answer, ask, data_folder, database, query};
+
+/// Runs a statement as a person would, and gives the error, which there must be.
+async fn refusal(store: &Embedded, sql: &str) -> String {
+    match answer(store, query(sql, Access::ReadOnly)).await {
+        Ok(rows) => panic!("{sql} was allowed and gave {rows:?}"),
+        Err(StoreError::Rejected { message, .. }) => message,
+        Err(error) => panic!("{sql}: {error:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_person_may_read() {
+    let store = database();
+    store
+        .execute("CREATE TABLE t (a UInt64) ENGINE = MergeTree ORDER BY a")
+        .await
+        .unwrap();
+    store
+        .execute("INSERT INTO t SELECT number FROM numbers(3)")
+        .await
+        .unwrap();
+    for (sql, expected) in [
+        ("SELECT sum(a) FROM t", "3\n"),
+        ("select max(a) from t;", "2\n"),
+        ("SELECT 1 -- a; comment", "1\n"),
+        ("/* a; comment */ SELECT ';'", ";\n"),
+        ("WITH x AS (SELECT a FROM t) SELECT count() FROM x", "3\n"),
+        ("(SELECT 1) UNION ALL (SELECT 1)", "1\n1\n"),
+        (
+            "SELECT arrayMap(x -> x + 1, [1, 2]), quantile(0.5)(a) OVER () FROM t LIMIT 1",
+            "[2,3]\t1\n",
+        ),
+        ("SELECT count() FROM numbers(5)", "5\n"),
+        ("SHOW TABLES", "t\n"),
+        ("DESCRIBE t", "a\tUInt64\t\t\t\t\t\n"),
+        ("SELECT a FROM t WHERE a = 1 FORMAT CSV", "1\n"),
+        ("SELECT value FROM system.settings WHERE name = 'readonly'", "1\n"),
+    ] {
+        assert_eq!(
+            answer(&store, query(sql, Access::ReadOnly)).await.unwrap(),
+            expected,
+            "{sql}"
+        );
+    }
+    assert!(
+        answer(&store, query("EXPLAIN SELECT a FROM t", Access::ReadOnly))
+            .await
+            .unwrap()
+            .contains("ReadFromMergeTree")
+    );
+}
+
+#[tokio::test]
+async fn a_person_may_not_write() {
+    let store = database();
+    store
+        .execute("CREATE TABLE t (a UInt64) ENGINE = MergeTree ORDER BY a")
+        .await
+        .unwrap();
+    for sql in [
+        "INSERT INTO t VALUES (1)",
+        "INSERT INTO t SELECT 1",
+        "CREATE TABLE u (a Int8) ENGINE = Memory",
+        "CREATE TEMPORARY TABLE u (a Int8)",
+        "CREATE VIEW v AS SELECT 1",
+        "CREATE FUNCTION f AS x -> x",
+        "CREATE DATABASE d",
+        "DROP TABLE t",
+        "TRUNCATE TABLE t",
+        "ALTER TABLE t DELETE WHERE 1",
+        "DELETE FROM t WHERE 1",
+        "OPTIMIZE TABLE t",
+        "RENAME TABLE t TO u",
+        "ATTACH TABLE t",
+        "DETACH TABLE t",
+        "SYSTEM STOP MERGES",
+        "SYSTEM SHUTDOWN",
+        "KILL QUERY WHERE 1",
+        "USE default",
+        "GRANT SELECT ON *.* TO x",
+        "BACKUP TABLE t TO File('x')",
+        "RESTORE TABLE t FROM File('x')",
+        "BEGIN TRANSACTION",
+        "EXISTS TABLE \"/etc/hostname\"",
+    ] {
+        let message = refusal(&store, sql).await;
+        assert!(message.contains("only statements that read"), "{sql}: {message}");
+    }
+    assert_eq!(ask(&store, "SELECT count() FROM t").await, "0\n");
+    assert_eq!(
+        ask(
+            &store,
+            "SELECT name FROM system.tables WHERE database = currentDatabase()"
+        )
+        .await,
+        "t\n"
+    );
+}
+
+#[tokio::test]
+async fn a_person_may_not_change_settings() {
+    let store = database();
+    assert!(
+        refusal(&store, "SET max_execution_time = 0")
+            .await
+            .contains("only statements that read")
+    );
+    for sql in [
+        "SELECT 1 SETTINGS readonly = 0",
+        "SELECT 1 SETTINGS max_execution_time = 0",
+        "SELECT * FROM (SELECT 1 SETTINGS max_memory_usage = 0)",
+    ] {
+        let message = refusal(&store, sql).await;
+        let refused = ["in readonly mode", "settings cannot be changed"]
+            .iter()
+            .any(|words| message.contains(words));
+        assert!(refused, "{sql}: {message}");
+    }
+}
+
+#[tokio::test]
+async fn a_person_may_not_reach_beyond_the_database() {
+    let store = database();
+    let outside = tempfile::tempdir().unwrap();
+    let (file, out) = (outside.path().join("secret.csv"), outside.path().join("out"));
+    std::fs::write(&file, "4711\n").unwrap();
+    let (file, out) = (file.display(), out.display());
+    for sql in [
+        format!("SELECT file('{file}')"),
+        format!("SELECT FILE('{file}')"),
+        format!("SELECT `file`('{file}')"),
+        format!("SELECT arrayMap(file, ['{file}'])"),
+        format!("SELECT * APPLY (file) FROM (SELECT '{file}' AS x)"),
+        format!("SELECT * APPLY (x -> file(x)) FROM (SELECT '{file}' AS x)"),
+        format!("SELECT * REPLACE (file('{file}') AS x) FROM (SELECT 1 AS x)"),
+        format!("WITH (SELECT file('{file}')) AS x SELECT x"),
+        format!("SELECT 1 ORDER BY file('{file}')"),
+        format!(
+            "SELECT number FROM numbers(2) ORDER BY number WITH FILL INTERPOLATE (number AS file('{file}'))"
+        ),
+        format!("SELECT count() FROM numbers(2) GROUP BY file('{file}')"),
+        format!("SELECT sum(1) OVER (PARTITION BY file('{file}'))"),
+        format!("SELECT sum(1) OVER w WINDOW w AS (PARTITION BY file('{file}'))"),
+        format!("SELECT 1 LIMIT 1 BY file('{file}')"),
+        format!("SELECT 1 FROM numbers(1) ARRAY JOIN [file('{file}')] AS x"),
+        format!("EXPLAIN SELECT file('{file}')"),
+        format!("SHOW TABLES WHERE name = file('{file}')"),
+        format!("SHOW COLUMNS FROM tables FROM system WHERE field = file('{file}')"),
+        format!("SELECT * FROM file('{file}')"),
+        format!("SELECT * FROM file('{file}', 'CSV', 'a UInt64')"),
+        format!("DESCRIBE file('{file}')"),
+        format!("SELECT * FROM \"{file}\""),
+        format!("SELECT * FROM default.\"{file}\""),
+        format!("DESCRIBE default.\"{file}\""),
+        format!("SHOW CREATE TABLE default.\"{file}\""),
+        format!("SELECT 1 INTO OUTFILE '{out}'"),
+        format!("SELECT * FROM filesystem('{}')", outside.path().display()),
+        format!("SELECT * FROM sqlite('{file}', 't')"),
+        format!(
+            "SELECT * FROM format(JSONEachRow, 'a Int8, b String DEFAULT file(''{file}'')', '{{\"a\":1}}')"
+        ),
+        format!("SELECT * FROM values('a Int8, b String DEFAULT file(''{file}'')', (1))"),
+        "SELECT * FROM url('http://127.0.0.1:1/', 'CSV', 'a String')".into(),
+        "SELECT * FROM url('http://127.0.0.1:1/')".into(),
+        "SELECT * FROM s3('http://127.0.0.1:1/a.csv')".into(),
+        "SELECT * FROM remote('127.0.0.1:1', 'system', 'one')".into(),
+        "SELECT * FROM mysql('127.0.0.1:1', 'a', 'b', 'c', 'd')".into(),
+        "SELECT * FROM postgresql('127.0.0.1:1', 'a', 'b', 'c', 'd')".into(),
+        "SELECT * FROM iceberg('http://127.0.0.1:1/x')".into(),
+        "SELECT * FROM executable('cat', 'TSV', 'a String')".into(),
+        "SELECT 1 WHERE 1 IN (SELECT * FROM url('http://127.0.0.1:1/'))".into(),
+        "SELECT * FROM (SELECT 1) AS a JOIN url('http://127.0.0.1:1/') AS b ON 1".into(),
+        "SELECT * FROM viewExplain('EXPLAIN', '', (SELECT 1))".into(),
+        "SELECT * FROM eval('SELECT 1')".into(),
+        "SELECT catboostEvaluate('/etc/hostname', 1)".into(),
+        "SELECT aiGenerate('x', 'y')".into(),
+    ] {
+        let message = refusal(&store, &sql).await;
+        assert!(!message.contains("4711"), "{sql}: {message}");
+        // Most are refused by us; what is a name of a file, by the engine.
+        let refused = [
+            "is not allowed",
+            "are not allowed",
+            "only statements that read",
+            "readonly mode",
+            "READONLY",
+            "UNKNOWN",
+        ];
+        assert!(
+            refused.iter().any(|words| message.contains(words)),
+            "{sql}: {message}"
+        );
+    }
+    assert!(!outside.path().join("out").exists());
+}
+
+#[tokio::test]
+async fn a_person_may_run_one_statement_at_a_time() {
+    let store = database();
+    for sql in [
+        "SELECT 1; SELECT 2",
+        "SELECT 1; DROP TABLE t",
+        "SELECT 1;; SELECT 2",
+    ] {
+        let message = refusal(&store, sql).await;
+        assert!(
+            message.contains("one statement at a time") || message.contains("yntax error"),
+            "{sql}: {message}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn text_that_does_not_parse_never_runs_in_part() {
+    let store = database();
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(secret.path(), "4711").unwrap();
+    for sql in ["", ";", "SELEC 1", "SELECT (", "SELECT 'a", "hello\nworld\t\\"] {
+        assert!(!refusal(&store, sql).await.is_empty(), "{sql}");
+    }
+    let leak = format!("SELECT toDate(file('{}')); SELECT (", secret.path().display());
+    let message = refusal(&store, &leak).await;
+    assert!(
+        message.contains("yntax error") && !message.contains("4711"),
+        "{message}"
+    );
+}
+
+#[tokio::test]
+async fn an_error_keeps_the_code_of_the_engine_and_is_one_line() {
+    let store = database();
+    match answer(&store, query("SELECT nope\nFROM nowhere", Access::ReadOnly)).await {
+        Err(StoreError::Rejected { code: 60, message }) => {
+            assert!(
+                message.contains("nowhere") && !message.contains('\n') && !message.contains("version"),
+                "{message}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Waits until no other query of the process contains `text`.
+async fn until_gone(store: &Embedded, text: &str) -> Duration {
+    let start = Instant::now();
+    let sql = format!(
+        "SELECT count() FROM system.processes WHERE query LIKE '%{text}%' AND query NOT LIKE '%system.processes%'"
+    );
+    while ask(store, &sql).await != "0\n" {
+        assert!(start.elapsed() < Duration::from_secs(20), "the query still runs");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    start.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_that_nobody_waits_for_ends_before_its_first_row() {
+    let store = database();
+    // Years of work without a row.
+    let sql = "SELECT count() FROM numbers(1000000000) AS never_done CROSS JOIN numbers(1000000000) AS b";
+    let waiting = tokio::time::timeout(
+        Duration::from_millis(300),
+        store.query(query(sql, Access::ReadOnly)),
+    );
+    assert!(waiting.await.is_err(), "the query should still be running");
+    let took = until_gone(&store, "never_done").await;
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_is_cancelled_even_before_it_has_started() {
+    let store = database();
+    for _ in 0..20 {
+        let sql =
+            "SELECT count() FROM numbers(1000000000) AS hardly_begun CROSS JOIN numbers(1000000000) AS b";
+        let waiting = tokio::time::timeout(
+            Duration::from_micros(200),
+            store.query(query(sql, Access::ReadOnly)),
+        );
+        assert!(waiting.await.is_err(), "the query should still be running");
+    }
+    // All four connections are free again, or this one would wait for years.
+    assert_eq!(
+        answer(&store, query("SELECT 1", Access::ReadOnly)).await.unwrap(),
+        "1\n"
+    );
+    until_gone(&store, "hardly_begun").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endless_answer_is_held_back_and_ends_when_it_is_dropped() {
+    let store = database();
+    let mut parts = store
+        .query(query(
+            "SELECT number AS endless FROM system.numbers",
+            Access::ReadOnly,
+        ))
+        .await
+        .unwrap();
+    for _ in 0..3 {
+        parts.next().await.unwrap().unwrap();
+    }
+    drop(parts);
+    let took = until_gone(&store, "endless").await;
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_in_the_middle_of_an_answer_ends_it() {
+    let store = database();
+    let sql = "SELECT throwIf(number = 5000000, 'half way') FROM numbers(10000000)";
+    let mut parts = store.query(query(sql, Access::ReadOnly)).await.unwrap();
+    let error = loop {
+        match parts.next().await {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => break error,
+            None => panic!("the answer ended without its error"),
+        }
+    };
+    assert!(error.to_string().contains("half way"), "{error}");
+    assert!(parts.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_query_of_a_person_has_a_bound_on_its_memory() {
+    let store = database();
+    let sql = "SELECT length(groupArray(number)) FROM numbers(1000000000)";
+    match answer(&store, query(sql, Access::ReadOnly)).await {
+        Err(StoreError::Unavailable { message }) => assert!(message.contains("emory limit"), "{message}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_folder_in_use_by_another_process_is_an_error_that_names_the_process() {
+    drop(database());
+    let program = std::env::current_exe().unwrap();
+    let output = Command::new(program)
+        .args([
+            "--exact",
+            "store_embedded::opens_the_folder_of_another_process",
+            "--nocapture",
+            "--ignored",
+        ])
+        .env("HOLDFAST_TEST_FOLDER", data_folder())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    let expected = format!(
+        "{} is in use by process {}",
+        data_folder().display(),
+        std::process::id()
+    );
+    assert!(text.contains(&expected), "{text}");
+}
+
+#[test]
+#[ignore = "run by the test above, in a process of its own"]
+fn opens_the_folder_of_another_process() {
+    let folder = std::env::var("HOLDFAST_TEST_FOLDER").unwrap();
+    match Embedded::open(Path::new(&folder), &library::locate().unwrap(), "test") {
+        Err(error @ OpenError::Lock(_)) => println!("{error}"),
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("the folder was opened twice"),
+    }
+}

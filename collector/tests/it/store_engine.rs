@@ -1,0 +1,69 @@
+//! The one engine of this test process: libchdb has one data folder in a process, so each test gets a database.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use holdfast_collector::store::{Access, Query, Store, StoreError, embedded::Embedded, library};
+
+/// A fresh database of the engine of this process.
+pub(crate) fn database() -> Embedded {
+    static DATABASES: AtomicU32 = AtomicU32::new(0);
+    let number = DATABASES.fetch_add(1, Ordering::Relaxed);
+    engine().database(&format!("test_{number}")).unwrap()
+}
+
+/// The folder that the engine of this process works in.
+pub(crate) fn data_folder() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("engine-{}", std::process::id()))
+}
+
+fn engine() -> &'static Embedded {
+    static ENGINE: OnceLock<Embedded> = OnceLock::new();
+    ENGINE.get_or_init(|| {
+        remove_leftovers();
+        let library = library::locate().unwrap();
+        Embedded::open(&data_folder(), &library, "test").unwrap()
+    })
+}
+
+/// The engine lives as long as the process, so its folder is removed by a later one.
+fn remove_leftovers() {
+    for entry in std::fs::read_dir(env!("CARGO_TARGET_TMPDIR"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix("engine-"));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+pub(crate) fn query(sql: &str, access: Access) -> Query {
+    Query {
+        sql: sql.into(),
+        params: vec![],
+        format: "TSV".into(),
+        access,
+    }
+}
+
+/// The whole answer, as text.
+pub(crate) async fn answer(store: &dyn Store, query: Query) -> Result<String, StoreError> {
+    let parts: Vec<Bytes> = store.query(query).await?.try_collect().await?;
+    Ok(String::from_utf8(parts.concat()).unwrap())
+}
+
+/// The whole answer to a query of Holdfast's own, which must succeed.
+pub(crate) async fn ask(store: &dyn Store, sql: &str) -> String {
+    answer(store, query(sql, Access::Internal)).await.unwrap()
+}

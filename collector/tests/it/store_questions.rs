@@ -1,0 +1,343 @@
+//! The prepared questions, asked of real rows.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use futures_util::TryStreamExt;
+use holdfast_collector::{
+    filter::Filter,
+    store::{
+        Access, Store,
+        condition::filterable,
+        embedded::Embedded,
+        migrations,
+        questions::{self, Follower},
+        schema,
+    },
+};
+use serde_json::Value as Json;
+
+use crate::{
+    store_engine::{answer, ask, database, query},
+    store_rows::{NOON_NS, Row, SECOND_NS, Value, end, insert_ends, insert_samples, insert_sessions, with},
+};
+
+async fn migrated() -> Embedded {
+    let store = database();
+    migrations::apply(&store, NOON_NS).await.unwrap();
+    // The rows of tests are from a fixed day, which the default would remove.
+    for table in schema::TABLES {
+        schema::retain(&store, table, 3_650).await.unwrap();
+    }
+    store
+}
+
+fn filter(text: &str) -> Filter {
+    Filter::parse(text, &filterable(schema::connections())).unwrap()
+}
+
+fn rows(text: &str) -> Vec<Json> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+async fn comms(store: &dyn Store, condition: &str) -> String {
+    let question = questions::connections(Some(&filter(condition)), 0, 0);
+    let found = rows(&answer(store, question).await.unwrap());
+    found
+        .iter()
+        .map(|row| row["comm"].as_str().unwrap())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[tokio::test]
+async fn filters_find_what_they_say() {
+    let store = migrated().await;
+    let row = |second: i64, comm: &str, values: [(&'static str, Value); 4]| {
+        let row = with(end("a", 1, NOON_NS + second * SECOND_NS), [("comm", comm.into())]);
+        with(row, values)
+    };
+    let values = |port: u64, ip: &'static str, outcome: &'static str, us: u64| {
+        [
+            ("remote_port", port.into()),
+            ("remote_ip", Value::Ip(ip)),
+            ("outcome", Value::Word(outcome)),
+            ("connect_us", us.into()),
+        ]
+    };
+    insert_ends(
+        &store,
+        "1",
+        &[
+            row(1, "nginx", values(80, "10.0.0.1", "established", 100)),
+            row(2, "it's", values(5432, "10.255.0.1", "refused", 20_000)),
+            row(3, "back\\slash", values(443, "11.0.0.1", "timed_out", 30_000_000)),
+            row(4, "six", values(443, "fe80::1", "established", 5)),
+        ],
+    )
+    .await;
+    for (condition, expected) in [
+        ("remote_port = 5432", "it's"),
+        (
+            "remote_port in (80, 443) and not remote_port = 80",
+            "back\\slash six",
+        ),
+        ("comm = 'it''s'", "it's"),
+        ("comm = \"back\\slash\"", "back\\slash"),
+        ("comm like '%i%'", "nginx it's six"),
+        ("comm not like '%i%'", "back\\slash"),
+        ("outcome = refused", "it's"),
+        ("outcome in (refused, timed_out)", "it's back\\slash"),
+        ("outcome != established", "it's back\\slash"),
+        ("remote_ip = 10.0.0.1", "nginx"),
+        ("remote_ip in 10.0.0.0/8", "nginx it's"),
+        ("remote_ip not in (10.0.0.0/8, fe80::/10)", "back\\slash"),
+        ("remote_ip in ::ffff:0:0/96", "nginx it's back\\slash"),
+        ("connect_us >= 20ms", "it's back\\slash"),
+        ("connect_us < 0.1ms or connect_us = 30s", "back\\slash six"),
+        ("closed_at <= '2026-01-01 12:00:02'", "nginx it's"),
+        (
+            "closed_at > '2026-01-01T12:00:02Z' and role = active",
+            "back\\slash six",
+        ),
+        (
+            "agent_epoch = 7 and sequence = 1 and cookie = 0 and node = 'a'",
+            "nginx it's back\\slash six",
+        ),
+    ] {
+        assert_eq!(comms(&store, condition).await, expected, "{condition}");
+    }
+}
+
+#[tokio::test]
+async fn every_column_that_can_be_filtered_by_can_be_compared() {
+    let store = migrated().await;
+    for column in filterable(schema::connections()) {
+        use holdfast_collector::filter::Kind;
+        let value = match column.kind {
+            Kind::Number { .. } => "0",
+            Kind::Text => "''",
+            Kind::Word(words) => words[0].0,
+            Kind::Address => "::",
+            Kind::Time => "'1970-01-01'",
+        };
+        for text in [
+            format!("{} = {value}", column.name),
+            format!("{} not in ({value}, {value})", column.name),
+        ] {
+            assert_eq!(comms(&store, &text).await, "", "{text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_newest_connections_come_oldest_first() {
+    let store = migrated().await;
+    let ends: Vec<Row> = (0..10_u64)
+        .map(|n| {
+            with(
+                end("a", 1, NOON_NS + n.cast_signed() * SECOND_NS),
+                [("cookie", n.into())],
+            )
+        })
+        .collect();
+    insert_ends(&store, "1", &ends).await;
+    let cookies = async |since_ns, limit| {
+        let found = rows(
+            &answer(&store, questions::connections(None, since_ns, limit))
+                .await
+                .unwrap(),
+        );
+        found
+            .iter()
+            .map(|row| row["cookie"].as_u64().unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(cookies(0, 3).await, [7, 8, 9]);
+    assert_eq!(cookies(NOON_NS + 8 * SECOND_NS, 0).await, [8, 9]);
+    assert_eq!(cookies(0, 0).await, (0..10).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_connection_that_is_open_is_an_attempt_and_not_a_connection() {
+    let store = migrated().await;
+    insert_ends(
+        &store,
+        "1",
+        &[
+            with(
+                end("a", 1, NOON_NS),
+                [("is_final", 0.into()), ("outcome", Value::Word("established"))],
+            ),
+            with(
+                end("a", 1, NOON_NS),
+                [("is_first", 0.into()), ("outcome", Value::Word("established"))],
+            ),
+            with(end("a", 1, NOON_NS), [("outcome", Value::Word("refused"))]),
+        ],
+    )
+    .await;
+    let counts = "SELECT (SELECT count() FROM attempts), (SELECT count() FROM connections)";
+    assert_eq!(ask(&store, counts).await, "2\t2\n");
+    let outcomes = rows(&answer(&store, questions::outcomes(0)).await.unwrap());
+    assert_eq!(
+        outcomes,
+        [
+            serde_json::json!({"role": "active", "outcome": "established", "attempts": 1}),
+            serde_json::json!({"role": "active", "outcome": "refused", "attempts": 1}),
+        ]
+    );
+}
+
+/// The cookies of the rows of one poll, oldest first.
+async fn poll(follower: &mut Follower, store: &dyn Store) -> Vec<u64> {
+    let Some(parts) = follower.poll(store).await.unwrap() else {
+        return vec![];
+    };
+    let parts: Vec<_> = parts.try_collect().await.unwrap();
+    let text = String::from_utf8(parts.concat()).unwrap();
+    rows(&text)
+        .iter()
+        .map(|row| row["cookie"].as_u64().unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn following_shows_each_row_once_in_whatever_order_batches_arrive() {
+    let store = migrated().await;
+    let batch = async |agent: &str, sequence: u64, seconds: i64, cookies: &[u64]| {
+        let at = NOON_NS + seconds * SECOND_NS;
+        let ends: Vec<Row> = cookies
+            .iter()
+            .map(|&cookie| with(end(agent, sequence, at), [("cookie", cookie.into())]))
+            .collect();
+        insert_ends(&store, &format!("{}-{sequence}", agent.len()), &ends).await;
+    };
+    batch("it's \\ a", 1, -600, &[1]).await;
+    batch("it's \\ a", 2, -1, &[2]).await;
+    let mut last_minute = Follower::new(None, NOON_NS, 60 * SECOND_NS, 0);
+    let mut only_new = Follower::new(Some(&filter("cookie != 4")), NOON_NS, 0, 0);
+    assert_eq!(poll(&mut last_minute, &store).await, [2]);
+    assert_eq!(poll(&mut only_new, &store).await, [0; 0]);
+
+    // Out of order within an agent, another agent, an older time, two rows in one batch.
+    batch("it's \\ a", 5, 2, &[5]).await;
+    batch("b", 9, 1, &[9]).await;
+    assert_eq!(poll(&mut last_minute, &store).await, [9, 5]);
+    assert_eq!(poll(&mut only_new, &store).await, [9, 5]);
+    assert_eq!(poll(&mut last_minute, &store).await, [0; 0]);
+
+    batch("it's \\ a", 3, -1200, &[3, 33]).await;
+    batch("it's \\ a", 4, 3, &[4]).await;
+    batch("b", 1, 0, &[10]).await;
+    let mut shown = poll(&mut last_minute, &store).await;
+    shown.sort_unstable();
+    assert_eq!(shown, [3, 4, 10, 33]);
+    let mut shown = poll(&mut only_new, &store).await;
+    shown.sort_unstable();
+    assert_eq!(shown, [3, 10, 33]);
+    assert_eq!(poll(&mut only_new, &store).await, [0; 0]);
+}
+
+fn now_ns() -> i64 {
+    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap()
+}
+
+#[tokio::test]
+async fn a_node_is_up_while_its_agent_is_heard_of() {
+    let store = migrated().await;
+    let at = |ns: i64| Value::Number(ns.cast_unsigned());
+    let now = now_ns();
+    let session = |node: &str, epoch: u64, ns: i64| {
+        vec![
+            ("node", node.into()),
+            ("agent_id", node.into()),
+            ("agent_epoch", epoch.into()),
+            ("connected_at", at(ns)),
+        ]
+    };
+    let sample = |node: &str, epoch: u64, ns: i64| {
+        vec![
+            ("node", node.into()),
+            ("agent_id", node.into()),
+            ("agent_epoch", epoch.into()),
+            ("observed_at", at(ns)),
+        ]
+    };
+    insert_sessions(
+        &store,
+        "1",
+        &[
+            session("reports", 1, now - 7_200 * SECOND_NS),
+            session("reports", 2, now - 3_600 * SECOND_NS),
+            session("new", 1, now),
+            session("silent", 1, now - 3_600 * SECOND_NS),
+        ],
+    )
+    .await;
+    insert_samples(
+        &store,
+        "1",
+        &[
+            sample("reports", 1, now - 4_000 * SECOND_NS),
+            sample("reports", 2, now),
+            sample("silent", 1, now - 60 * SECOND_NS),
+        ],
+    )
+    .await;
+    let nodes = rows(&answer(&store, questions::nodes()).await.unwrap());
+    let nodes: Vec<_> = nodes
+        .iter()
+        .map(|node| {
+            (
+                node["node"].as_str().unwrap(),
+                node["up"].as_bool().unwrap(),
+                node["agent_epoch"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        nodes,
+        [("new", true, 1), ("reports", true, 2), ("silent", false, 1)]
+    );
+}
+
+#[tokio::test]
+async fn the_ledger_has_the_latest_counters_beside_the_rows_that_are_stored() {
+    let store = migrated().await;
+    let sample = |netns: u64, second: i64, acknowledged: u64| -> Row {
+        vec![
+            ("node", "a".into()),
+            ("agent_id", "a".into()),
+            ("agent_epoch", 7.into()),
+            ("netns", netns.into()),
+            (
+                "observed_at",
+                Value::Number((NOON_NS + second * SECOND_NS).cast_unsigned()),
+            ),
+            ("acknowledged", acknowledged.into()),
+        ]
+    };
+    insert_samples(
+        &store,
+        "1",
+        &[
+            sample(1, 0, 0),
+            sample(1, 1, 2),
+            sample(2, 1, 1),
+            sample(0, 1, 3),
+            sample(3, 1, 0),
+        ],
+    )
+    .await;
+    let ends: Vec<Row> = [1_u64, 1, 2]
+        .map(|netns| with(end("a", 1, NOON_NS), [("netns", netns.into())]))
+        .into();
+    insert_ends(&store, "1", &ends).await;
+    let ledger = "SELECT netns, acknowledged, rows_stored FROM ledger ORDER BY netns";
+    assert_eq!(
+        answer(&store, query(ledger, Access::ReadOnly)).await.unwrap(),
+        "0\t3\t3\n1\t2\t2\n2\t1\t1\n3\t0\t0\n"
+    );
+}
