@@ -339,7 +339,7 @@ fn stream(
 /// Refuses everything but one statement that only reads the database, and says whether it is a SELECT: the engine
 /// streams no others.
 fn is_select(connection: &mut Connection, sql: &str) -> Result<bool, StoreError> {
-    match connection.is_one_reading_statement(sql)? {
+    match connection.classify(sql)? {
         Classified::Reads => {}
         Classified::DoesMore => {
             return Err(StoreError::rejected(
