@@ -322,9 +322,8 @@ impl Connection {
         })
     }
 
-    /// Whether `sql` is exactly one statement that only reads, by the engine's own parser. It does not see what
-    /// functions do. Text that does not parse counts as reading: running it gives the better error.
-    pub fn is_one_reading_statement(&mut self, sql: &str) -> Result<Classified, EngineError> {
+    /// What `sql` is, by the engine's own parser, without running any of it. The parser does not see what functions do.
+    pub fn classify(&mut self, sql: &str) -> Result<Classified, EngineError> {
         let mut analysis = RawAnalysis {
             struct_size: u32::try_from(size_of::<RawAnalysis>()).unwrap_or(u32::MAX),
             statement_count: 0,

@@ -41,6 +41,16 @@ const READ_ONLY_MAX_SECONDS: u64 = 300;
 /// A person's query that takes more memory is stopped.
 const READ_ONLY_MAX_BYTES: u64 = 2 << 30;
 
+/// The engine's configuration. There has to be one: without it the engine reads a `config.xml` that happens to lie in
+/// the working directory. The defaults are for a machine that does nothing else: nine tenths of its memory, and 5 GiB
+/// for marks.
+const ENGINE_CONFIG: &str = "\
+<clickhouse>
+    <max_server_memory_usage_to_ram_ratio>0.5</max_server_memory_usage_to_ram_ratio>
+    <mark_cache_size>268435456</mark_cache_size>
+</clickhouse>
+";
+
 /// What the library has on by default and a server has not: bare expressions as statements, and functions that read
 /// the process's own binary and memory map.
 const AS_ON_A_SERVER: [&str; 2] = ["--implicit_select=0", "--allow_introspection_functions=0"];
@@ -59,13 +69,15 @@ pub enum OpenError {
     #[error(transparent)]
     Lock(#[from] LockError),
     #[error(
-        "the engine refused the data folder {}: it is damaged, full, read-only, in use, or this process has another \
-         one open; the log of the engine is in its subfolder",
+        "the engine cannot open the data folder {} (its own words are above): it is damaged, its disk is full or \
+         read-only, or this process has another one open",
         dir.display()
     )]
     Refused { dir: PathBuf },
     #[error("the data folder {} cannot be prepared", dir.display())]
     Prepare { dir: PathBuf, source: StoreError },
+    #[error("cannot write {}", path.display())]
+    Config { path: PathBuf, source: std::io::Error },
 }
 
 /// A database of the engine in this process.
@@ -136,9 +148,15 @@ impl Embedded {
     pub fn open(dir: &Path, library: &Path, database: &str) -> Result<Self, OpenError> {
         let chdb = Chdb::load(library)?;
         let lock = FolderLock::take(dir)?;
+        let config = dir.join("engine.xml");
+        std::fs::write(&config, ENGINE_CONFIG).map_err(|source| OpenError::Config {
+            path: config.clone(),
+            source,
+        })?;
+        let config = format!("--config-file={}", config.display());
         let path = format!("--path={}", engine_dir(dir).display());
         let connect = |label: String, settings: &[String]| {
-            let arguments = [path.clone(), format!("--log_comment={label}")];
+            let arguments = [config.clone(), path.clone(), format!("--log_comment={label}")];
             let arguments: Vec<String> = arguments
                 .into_iter()
                 .chain(AS_ON_A_SERVER.map(String::from))
@@ -321,7 +339,7 @@ fn stream(
 /// Refuses everything but one statement that only reads the database, and says whether it is a SELECT: the engine
 /// streams no others.
 fn is_select(connection: &mut Connection, sql: &str) -> Result<bool, StoreError> {
-    match connection.is_one_reading_statement(sql)? {
+    match connection.classify(sql)? {
         Classified::Reads => {}
         Classified::DoesMore => {
             return Err(StoreError::rejected(

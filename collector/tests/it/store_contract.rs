@@ -7,9 +7,12 @@ use std::{
 };
 
 use futures_util::StreamExt;
+use holdfast_collector::filter::Filter;
+use holdfast_collector::store::condition::filterable;
 use holdfast_collector::store::{
     Access, Block, Query, Store, StoreError, migrations,
     native::{BlockBuilder, Column, Kind, Table, names},
+    questions::{self, Follower},
     schema,
     server::Server,
 };
@@ -62,6 +65,7 @@ contract! {
     an_error_in_the_middle_of_an_answer_is_not_its_end
     a_query_that_nobody_waits_for_ends
     migrations_and_retention_work
+    prepared_questions_can_be_asked
     inserts_and_queries_run_at_once
 }
 
@@ -425,6 +429,41 @@ async fn migrations_and_retention_work(store: Shared) {
         found.await.unwrap(),
         "a\t2026-01-01 12:00:00.000000000\nb\t2026-01-01 12:00:01.000000000\n"
     );
+}
+
+async fn prepared_questions_can_be_asked(store: Shared) {
+    migrations::apply(&*store, NOON_NS).await.unwrap();
+    for table in schema::TABLES {
+        schema::retain(&*store, table, 3_650).await.unwrap();
+    }
+    let mut follower = Follower::new(None, NOON_NS, 0, 0);
+    assert!(follower.poll(&*store).await.unwrap().is_none());
+    insert_ends(&*store, "1", &[end("it's \\ a", 1, NOON_NS)]).await;
+    let rows: Vec<_> = follower.poll(&*store).await.unwrap().unwrap().collect().await;
+    assert!(
+        matches!(&rows[..], [Ok(row)] if row.starts_with(b"{\"node\":\"it's \\\\ a\"")),
+        "{rows:?}"
+    );
+    assert!(follower.poll(&*store).await.unwrap().is_none());
+
+    let columns = filterable(schema::connections());
+    for (filter, found) in [
+        ("node = 'it''s \\ a' and remote_ip in ::/0", 1),
+        ("node like '%\\\\%'", 1),
+        ("node = 'b'", 0),
+    ] {
+        let filter = Filter::parse(filter, &columns).unwrap();
+        let rows = answer(&*store, questions::connections(Some(&filter), NOON_NS, 5))
+            .await
+            .unwrap();
+        assert_eq!(rows.lines().count(), found, "{filter}");
+    }
+    let outcomes = answer(&*store, questions::outcomes(0)).await.unwrap();
+    assert_eq!(
+        outcomes,
+        "{\"role\":\"active\",\"outcome\":\"established\",\"attempts\":1}\n"
+    );
+    assert_eq!(answer(&*store, questions::nodes()).await.unwrap(), "");
 }
 
 async fn inserts_and_queries_run_at_once(store: Shared) {
