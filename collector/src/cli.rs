@@ -36,15 +36,10 @@ Exit codes: 0 done, 2 a wrong call or wrong settings, 4 it could not be done.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the collector: take in what agents deliver, store it, and answer questions
     Serve(serve::Args),
-    /// List the nodes that deliver, or did
     Nodes(nodes::Args),
-    /// List finished connections, or follow them as they are stored
     Connections(connections::Args),
-    /// Run one read-only SQL statement
     Sql(sql::Args),
-    /// Print a completion script for a shell
     Completions(completions::Args),
 }
 

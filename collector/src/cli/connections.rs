@@ -19,7 +19,8 @@ use crate::config::Span;
 /// that called connect(), `<-` the one that came out of a listener.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A filter compares columns with =, !=, <, <=, >, >= and combines comparisons with and, or, not and brackets;
+A filter compares columns with =, !=, <, <=, >, >=, in (..) and like, and combines comparisons with
+and, or, not and brackets; numbers may have units (20ms, 4MB), addresses a prefix (10.0.0.0/8).
 `holdfast sql 'DESCRIBE TABLE connections'` lists the columns.
 
 Examples:

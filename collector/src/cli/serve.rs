@@ -18,7 +18,7 @@ use crate::serve;
 Examples:
   holdfast serve
   holdfast serve --store embedded:/srv/holdfast --retention 90d
-  HOLDFAST_STORE=http://holdfast:secret@clickhouse:8123/holdfast holdfast serve --listen 0.0.0.0:7443
+  holdfast serve --listen 0.0.0.0:7443 --store http://holdfast@clickhouse:8123/holdfast
 
 HOLDFAST_STORE_PASSWORD is the password of a ClickHouse server, if it shall not be in the URL.
 RUST_LOG sets what is logged (default: info).")]

@@ -16,8 +16,8 @@ use super::client::Reach;
 #[command(after_help = "\
 Examples:
   holdfast sql 'DESCRIBE TABLE connections'
-  holdfast sql 'SELECT remote_port, count(), quantile(0.99)(connect_us) FROM connections
-                WHERE opened_at > now() - INTERVAL 1 HOUR GROUP BY remote_port ORDER BY 2 DESC LIMIT 10'
+  holdfast sql 'SELECT remote_port, count() FROM attempts GROUP BY 1 ORDER BY 2 DESC LIMIT 10'
+  holdfast sql 'SELECT quantile(0.99)(connect_us) FROM attempts WHERE remote_port = 5432'
   holdfast sql --format CSVWithNames - < report.sql > report.csv")]
 pub(super) struct Args {
     /// The statement, or `-` to read it from stdin
