@@ -42,6 +42,7 @@ impl Default for Limits {
 pub struct Batcher {
     limits: Limits,
     epoch: u64,
+    boot_id: String,
     rows: ConnectionRows,
     /// When the oldest row came. Meaningless without rows, as the two below.
     oldest: Duration,
@@ -56,10 +57,11 @@ const DAY_NS: u64 = 86_400_000_000_000;
 
 impl Batcher {
     /// An empty one for a start of the agent; the first batch has the sequence 1.
-    pub fn new(limits: Limits, epoch: u64) -> Self {
+    pub fn new(limits: Limits, epoch: u64, boot_id: &str) -> Self {
         Self {
             limits,
             epoch,
+            boot_id: boot_id.to_owned(),
             rows: ConnectionRows::default(),
             oldest: Duration::ZERO,
             first_ns: 0,
@@ -118,6 +120,7 @@ impl Batcher {
             stream: Stream::Connections.into(),
             sequence: self.last_sequence,
             rows: rows.len() as u32,
+            boot_id: self.boot_id.clone(),
             columns: Some(batch::Columns::Connections(rows.finish())),
         };
         let sealed = Sealed {
@@ -176,9 +179,7 @@ mod tests {
                 rows,
                 bytes: 1 << 20,
                 age: Duration::from_millis(200),
-            },
-            7,
-        )
+            }, 7, "boot")
     }
 
     #[test]
@@ -217,9 +218,7 @@ mod tests {
                 rows: 1_000_000,
                 bytes: 10_000,
                 age: Duration::MAX,
-            },
-            7,
-        );
+            }, 7, "boot");
         let sealed = (0..1_000).find_map(|_| batcher.push(&closed_at(DAY_NS), CLOCK, Duration::ZERO));
         let (batch, by_netns) = sealed.expect("a batch of its size");
         assert!(batch.encoded.len() <= 10_000);

@@ -8,14 +8,16 @@ use crate::spool::{BatchId, Gap, GapReason, Sealed};
 /// Seals gaps into batches of the stream of gaps.
 pub struct GapBatcher {
     epoch: u64,
+    boot_id: String,
     last_sequence: u64,
 }
 
 impl GapBatcher {
     /// For a start of the agent; the first batch has the sequence 1.
-    pub fn new(epoch: u64) -> Self {
+    pub fn new(epoch: u64, boot_id: &str) -> Self {
         Self {
             epoch,
+            boot_id: boot_id.to_owned(),
             last_sequence: 0,
         }
     }
@@ -29,6 +31,7 @@ impl GapBatcher {
             stream: Stream::Gaps.into(),
             sequence: self.last_sequence,
             rows: gaps.len() as u32,
+            boot_id: self.boot_id.clone(),
             columns: Some(batch::Columns::Gaps(GapRows {
                 gaps: gaps.iter().map(row).collect(),
             })),

@@ -91,7 +91,7 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
     let writer = spool::Writer::start(&spool).context("cannot start the thread that writes the spool")?;
     let drain = Drain::start(
         probes.take_ring()?,
-        Batcher::new(Limits::default(), identity.epoch),
+        Batcher::new(Limits::default(), identity.epoch, &identity.boot_id),
         Arc::clone(&spool),
         Arc::clone(&counters),
     )?;
@@ -115,7 +115,7 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
                 None
             }
         },
-        gaps: GapBatcher::new(identity.epoch),
+        gaps: GapBatcher::new(identity.epoch, &identity.boot_id),
         clock: ClockOffset::default(),
         wall_now_ns: || clock::wall_now().as_nanos() as u64,
     };

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use holdfast_proto::v1::{
-    Acknowledgement, CollectorMessage, Refusal, Stream, StreamCounters, collector_message::Body,
+    Acknowledgement, CollectorMessage, Gap, Refusal, Stream, StreamCounters, collector_message::Body,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
@@ -27,7 +27,7 @@ use crate::health::Health;
 use crate::ingest::agent::Agent;
 use crate::ingest::decode::Connections;
 use crate::metrics::{Metrics, refusal};
-use crate::store::schema::{CONNECTION_RECORDS, LEDGER_SAMPLES, NODE_SESSIONS};
+use crate::store::schema::{CONNECTION_RECORDS, GAP_RECORDS, LEDGER_SAMPLES, NODE_SESSIONS};
 use crate::store::{Block, Store, StoreError};
 use group::{Group, OpenGroup};
 
@@ -41,7 +41,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const QUEUE: usize = 64;
 
 /// The tables that rows go to.
-pub const TABLES: [&str; 3] = [CONNECTION_RECORDS.name, LEDGER_SAMPLES.name, NODE_SESSIONS.name];
+pub const TABLES: [&str; 4] = [
+    CONNECTION_RECORDS.name,
+    GAP_RECORDS.name,
+    LEDGER_SAMPLES.name,
+    NODE_SESSIONS.name,
+];
 
 /// What is delivered at once and settled at once.
 pub struct Parcel {
@@ -53,13 +58,27 @@ pub struct Parcel {
     _room: OwnedSemaphorePermit,
 }
 
+/// What a batch is called within its agent and stream, and the start of the machine that it is from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchName {
+    /// The start of the agent that sealed it; not always the one that delivers it.
+    pub epoch: u64,
+    pub sequence: u64,
+    pub boot_id: String,
+}
+
 /// The rows of a parcel.
 pub enum Content {
     Connections {
-        sequence: u64,
+        batch: BatchName,
         columns: Box<Connections>,
     },
+    Gaps {
+        batch: BatchName,
+        gaps: Vec<Gap>,
+    },
     Ledger {
+        epoch: u64,
         observed_at_ns: i64,
         counters: Vec<StreamCounters>,
     },
@@ -74,6 +93,7 @@ impl Content {
     fn rows(&self) -> usize {
         match self {
             Self::Connections { columns, .. } => columns.rows,
+            Self::Gaps { gaps, .. } => gaps.len(),
             Self::Ledger { counters, .. } => counters.len(),
             Self::Session { .. } => 1,
         }
@@ -82,6 +102,7 @@ impl Content {
     fn heap_bytes(&self) -> usize {
         match self {
             Self::Connections { columns, .. } => columns.heap_bytes(),
+            Self::Gaps { gaps, .. } => gaps.len() * size_of::<Gap>(),
             Self::Ledger { counters, .. } => counters.len() * size_of::<StreamCounters>(),
             Self::Session { .. } => 0,
         }
@@ -90,6 +111,7 @@ impl Content {
 
 /// Where an agent waits to hear of a batch.
 pub struct Receipt {
+    pub epoch: u64,
     pub stream: Stream,
     pub sequence: u64,
     pub replies: mpsc::Sender<Reply>,
@@ -111,6 +133,7 @@ impl Receipt {
             stream: self.stream.into(),
             sequence: self.sequence,
             reason,
+            epoch: self.epoch,
         };
         send(&self.replies, Body::Refusal(refusal), Some(self.slot));
     }
@@ -294,10 +317,12 @@ impl Settling {
         let mut open: Vec<Receipt> = parcels.into_iter().filter_map(|parcel| parcel.receipt).collect();
         self.metrics.batches_stored.inc_by(open.len() as u64);
         while let Some(first) = open.first() {
-            let (replies, stream) = (first.replies.clone(), first.stream);
+            let (replies, stream, epoch) = (first.replies.clone(), first.stream, first.epoch);
             let (own, others): (Vec<_>, Vec<_>) = open
                 .into_iter()
-                .partition(|receipt| receipt.stream == stream && receipt.replies.same_channel(&replies));
+                .partition(|receipt| {
+                    (receipt.stream, receipt.epoch) == (stream, epoch) && receipt.replies.same_channel(&replies)
+                });
             open = others;
             let sequences = own.iter().map(|receipt| receipt.sequence).collect();
             let slot = own
@@ -310,6 +335,7 @@ impl Settling {
             let acknowledgement = Acknowledgement {
                 stream: stream.into(),
                 sequences,
+                epoch,
             };
             send(&replies, Body::Acknowledgement(acknowledgement), slot);
         }
@@ -336,12 +362,14 @@ fn token(table: &str, parcels: &[Parcel]) -> String {
         let mut hasher = DefaultHasher::new();
         (salt, table).hash(&mut hasher);
         for Parcel { agent, content, .. } in parcels {
-            let number = match content {
-                Content::Connections { sequence, .. } => *sequence,
-                Content::Ledger { observed_at_ns, .. } => *observed_at_ns as u64,
-                Content::Session { connected_at_ns, .. } => *connected_at_ns as u64,
+            let name = match content {
+                Content::Connections { batch, .. } | Content::Gaps { batch, .. } => (batch.epoch, batch.sequence),
+                Content::Ledger {
+                    epoch, observed_at_ns, ..
+                } => (*epoch, *observed_at_ns as u64),
+                Content::Session { connected_at_ns, .. } => (agent.epoch, *connected_at_ns as u64),
             };
-            (&agent.id, agent.epoch, number).hash(&mut hasher);
+            (&agent.id, name).hash(&mut hasher);
         }
         hasher.finish()
     };

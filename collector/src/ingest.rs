@@ -7,29 +7,36 @@
 
 pub mod agent;
 pub mod decode;
+pub mod registry;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use holdfast_proto::PROTOCOL;
 use holdfast_proto::v1::{
-    AgentMessage, Batch, CollectorMessage, Hello, Stream as RowStream, Welcome, agent_message,
-    collector_message, uplink_server::Uplink,
+    Acknowledgement, AgentMessage, BatchRange, CollectorMessage, Hello, SealedBatch, StatusReceipt,
+    Stream as RowStream, Welcome, Window, agent_message, collector_message, uplink_server::Uplink,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
 use crate::config::Limits;
-use crate::gather::{Content, Intake, Receipt, Reply};
+use crate::gather::{BatchName, Content, Intake, Receipt, Reply};
 use crate::metrics::{Metrics, refusal};
+use crate::store::{Store, questions};
 use agent::{Agent, Unwelcome};
-use decode::Malformed;
+use decode::{Decoded, Malformed, Rows};
+use registry::Registry;
 
 /// Unacknowledged batches of one agent. Enough that an agent of small batches can fill half a second of gathering.
 const BATCHES_IN_FLIGHT: u32 = 256;
+
+/// How long the batches of an agent's former connection may take to be settled: longer than the store takes to come
+/// back from a restart. The agent tries again after that.
+const FENCE_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// Replies that no batch has a place for: the welcome, and the status that ends a stream.
 const EXTRA_REPLIES: usize = 2;
@@ -39,6 +46,9 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Agents' side of the collector.
 pub struct Ingest {
+    pub store: Arc<dyn Store>,
+    /// The agents that are connected.
+    pub registry: Arc<Registry>,
     pub intake: Intake,
     pub metrics: Arc<Metrics>,
     pub limits: Limits,
@@ -56,11 +66,12 @@ impl Uplink for Ingest {
         let (replies, outgoing) = mpsc::channel::<Reply>(BATCHES_IN_FLIGHT as usize + EXTRA_REPLIES);
         let (ending, end) = mpsc::channel::<Status>(1);
         let session = Session {
+            store: self.store.clone(),
+            registry: self.registry.clone(),
             intake: self.intake.clone(),
             metrics: self.metrics.clone(),
             limits: self.limits,
             stopping: self.stopping.clone(),
-            slots: Arc::new(Semaphore::new(BATCHES_IN_FLIGHT as usize)),
             replies,
             remote: request
                 .remote_addr()
@@ -82,12 +93,12 @@ impl Uplink for Ingest {
 
 /// One stream of one agent.
 struct Session {
+    store: Arc<dyn Store>,
+    registry: Arc<Registry>,
     intake: Intake,
     metrics: Arc<Metrics>,
     limits: Limits,
     stopping: watch::Receiver<bool>,
-    /// Places for unacknowledged batches.
-    slots: Arc<Semaphore>,
     replies: mpsc::Sender<Reply>,
     /// Where the agent connected from, address and port.
     remote: String,
@@ -102,11 +113,21 @@ impl Session {
             hello = self.hello(&mut messages) => hello?,
             _ = stopping.wait_for(|stopping| *stopping) => return Ok(()),
         };
-        let Some(hello) = hello else { return Ok(()) };
+        let Some(mut hello) = hello else { return Ok(()) };
+        let unanswered = std::mem::take(&mut hello.unanswered);
         let agent = Arc::new(Agent::try_from(hello).map_err(|unwelcome| self.turn_away(&unwelcome))?);
-        let _connected = Connected::new(&self.metrics, &agent);
-        self.welcome().await;
+        let mut seat = self
+            .registry
+            .seat(&agent, &self.remote)
+            .map_err(|taken| self.turn_away(&Unwelcome::Taken(taken)))?;
         let deliveries = async {
+            let _connected = Connected::new(&self.metrics, &agent);
+            self.fence(&seat.slots).await?;
+            let known = self.known(&agent, &unanswered).await?;
+            self.welcome().await;
+            for acknowledgement in known {
+                self.say(collector_message::Body::Acknowledgement(acknowledgement)).await;
+            }
             let content = Content::Session {
                 connected_at_ns: now_ns(),
                 remote: self.remote.clone(),
@@ -118,13 +139,47 @@ impl Session {
                     .await
                     .map_err(|status| self.unreadable(&agent, &status))?;
                 let Some(message) = message else { return Ok(()) };
-                self.take(&agent, message).await?;
+                self.take(&agent, &seat.slots, message).await?;
             }
         };
         tokio::select! {
             outcome = deliveries => outcome,
             _ = stopping.wait_for(|stopping| *stopping) => Ok(()),
+            // Another connection of the same agent has taken over; this one only waits to be noticed dead.
+            () = seat.displaced.displaced() => Ok(()),
         }
+    }
+
+    /// Waits until every batch of the agent's former connections is settled: what is in the store then is all that
+    /// will be there of them.
+    async fn fence(&self, slots: &Arc<Semaphore>) -> Result<(), Status> {
+        let all = slots.clone().acquire_many_owned(BATCHES_IN_FLIGHT);
+        match tokio::time::timeout(FENCE_TIMEOUT, all).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Status::unavailable(
+                "batches of this agent's former connection wait for the store, which is away",
+            )),
+        }
+    }
+
+    /// Which of the batches that the agent holds are in the store already.
+    async fn known(&self, agent: &Agent, unanswered: &[BatchRange]) -> Result<Vec<Acknowledgement>, Status> {
+        let mut known = Vec::new();
+        for range in unanswered {
+            let Ok(stream) = RowStream::try_from(range.stream) else { continue };
+            let sequences = questions::stored_sequences(&*self.store, &agent.node, &agent.id, stream, range).await;
+            let sequences = sequences.map_err(|error| {
+                Status::unavailable(format!("the store cannot say which batches it has: {error}"))
+            })?;
+            if !sequences.is_empty() {
+                known.push(Acknowledgement {
+                    epoch: range.epoch,
+                    stream: range.stream,
+                    sequences,
+                });
+            }
+        }
+        Ok(known)
     }
 
     /// The agent's first message; `None` when it left without one.
@@ -146,6 +201,10 @@ impl Session {
                 self.metrics.refused(refusal::PROTOCOL);
                 Status::failed_precondition(unwelcome.to_string())
             }
+            Unwelcome::Taken(_) => {
+                self.metrics.refused(refusal::HELLO);
+                Status::already_exists(unwelcome.to_string())
+            }
             Unwelcome::NoHello | Unwelcome::Field { .. } => {
                 self.metrics.refused(refusal::HELLO);
                 Status::invalid_argument(unwelcome.to_string())
@@ -158,11 +217,16 @@ impl Session {
             protocol: PROTOCOL,
             collector_version: env!("CARGO_PKG_VERSION").to_owned(),
             max_batch_bytes: self.limits.max_batch_bytes as u64,
-            max_batches_in_flight: BATCHES_IN_FLIGHT,
+            window: Some(Window {
+                batches: BATCHES_IN_FLIGHT,
+                bytes: (self.limits.gather_bytes / 2) as u64,
+            }),
         };
-        let message = CollectorMessage {
-            body: Some(collector_message::Body::Welcome(welcome)),
-        };
+        self.say(collector_message::Body::Welcome(welcome)).await;
+    }
+
+    async fn say(&self, body: collector_message::Body) {
+        let message = CollectorMessage { body: Some(body) };
         // It fails when the agent is gone, which reading tells as well.
         let _ = self.replies.send(Reply { message, slot: None }).await;
     }
@@ -182,15 +246,35 @@ impl Session {
         Status::invalid_argument(status.message())
     }
 
-    async fn take(&self, agent: &Arc<Agent>, message: AgentMessage) -> Result<(), Status> {
+    async fn take(
+        &self,
+        agent: &Arc<Agent>,
+        slots: &Arc<Semaphore>,
+        message: AgentMessage,
+    ) -> Result<(), Status> {
         match message.body {
-            Some(agent_message::Body::Batch(batch)) => self.take_batch(agent, batch).await,
+            Some(agent_message::Body::Batch(batch)) => {
+                self.take_batch(agent, slots, batch).await;
+                Ok(())
+            }
             Some(agent_message::Body::Status(status)) => {
-                match decode::status(status, now_ns()) {
+                let received_at_ns = now_ns();
+                let receipt = StatusReceipt {
+                    observed_at_ns: status.observed_at_ns,
+                    received_at_ns: received_at_ns.unsigned_abs(),
+                };
+                let message = CollectorMessage {
+                    body: Some(collector_message::Body::Receipt(receipt)),
+                };
+                // An agent that does not read its answers does without this one.
+                let _ = self.replies.try_send(Reply { message, slot: None });
+                let epoch = if status.epoch == 0 { agent.epoch } else { status.epoch };
+                match decode::status(status, received_at_ns) {
                     // An agent without streams yet only says that it lives, which its stream says too.
                     Ok((_, counters)) if counters.is_empty() => {}
                     Ok((observed_at_ns, counters)) => {
                         let content = Content::Ledger {
+                            epoch,
                             observed_at_ns,
                             counters,
                         };
@@ -213,46 +297,46 @@ impl Session {
         }
     }
 
-    async fn take_batch(&self, agent: &Arc<Agent>, batch: Batch) -> Result<(), Status> {
+    async fn take_batch(&self, agent: &Arc<Agent>, slots: &Arc<Semaphore>, sealed: SealedBatch) {
         self.metrics.batches_received.inc();
-        let slot = self.slot().await;
-        let (stream, sequence) = (batch.stream, batch.sequence);
-        match decode::connections(batch, now_ns()) {
-            Ok(columns) => {
-                let receipt = Receipt {
-                    stream: RowStream::Connections,
-                    sequence,
-                    replies: self.replies.clone(),
-                    slot,
-                };
-                let content = Content::Connections {
-                    sequence,
-                    columns: Box::new(columns),
+        // Waits while the agent has as many unacknowledged batches as it may.
+        let slot = slots.clone().acquire_owned().await;
+        let slot = slot.expect("the slots are never closed");
+        let receipt = Receipt {
+            epoch: sealed.epoch,
+            stream: RowStream::try_from(sealed.stream).unwrap_or(RowStream::Unspecified),
+            sequence: sealed.sequence,
+            replies: self.replies.clone(),
+            slot,
+        };
+        let name = |boot_id| BatchName {
+            epoch: receipt.epoch,
+            sequence: receipt.sequence,
+            boot_id,
+        };
+        if sealed.encoded.len() > self.limits.max_batch_bytes {
+            self.metrics.refused(refusal::UNREADABLE);
+            let reason = format!(
+                "{} bytes, and a batch has {} at most",
+                sealed.encoded.len(),
+                self.limits.max_batch_bytes
+            );
+            return receipt.refuse(reason);
+        }
+        match decode::sealed(sealed, now_ns()) {
+            Ok(Decoded { boot_id, rows }) => {
+                let batch = name(boot_id);
+                let content = match rows {
+                    Rows::Connections(columns) => Content::Connections { batch, columns },
+                    Rows::Gaps(gaps) => Content::Gaps { batch, gaps },
                 };
                 self.intake.put(agent, content, Some(receipt)).await;
             }
             Err(malformed) => {
-                self.count_refusal(agent, sequence, &malformed);
-                let stream = RowStream::try_from(stream).unwrap_or(RowStream::Unspecified);
-                let receipt = Receipt {
-                    stream,
-                    sequence,
-                    replies: self.replies.clone(),
-                    slot,
-                };
+                self.count_refusal(agent, receipt.sequence, &malformed);
                 receipt.refuse(malformed.to_string());
             }
         }
-        Ok(())
-    }
-
-    /// Waits while the agent has as many unacknowledged batches as it may.
-    async fn slot(&self) -> OwnedSemaphorePermit {
-        self.slots
-            .clone()
-            .acquire_owned()
-            .await
-            .expect("the slots are never closed")
     }
 
     fn count_refusal(&self, agent: &Agent, sequence: u64, malformed: &Malformed) {

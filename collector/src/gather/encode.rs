@@ -5,39 +5,46 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use holdfast_proto::v1::{Path, StreamCounters};
+use holdfast_proto::v1::{Gap, Path, StreamCounters};
 use holdfast_proto::{FLAG_FINAL, FLAG_FIRST};
 
-use super::{Content, Parcel};
+use super::{BatchName, Content, Parcel};
 use crate::ingest::agent::Agent;
 use crate::ingest::decode::Connections;
 use crate::store::Block;
 use crate::store::native::{BlockBuilder, BlockError};
-use crate::store::schema::{CONNECTION_RECORDS, LEDGER_SAMPLES, NODE_SESSIONS};
+use crate::store::schema::{CONNECTION_RECORDS, GAP_RECORDS, LEDGER_SAMPLES, NODE_SESSIONS};
 
 /// The block of these parcels, which are of one kind, and its table.
 pub(super) fn block(parcels: &[Parcel]) -> Result<(&'static str, Block), BlockError> {
     let mut batches = Vec::new();
+    let mut gaps = Vec::new();
     let mut samples = Vec::new();
     let mut sessions = Vec::new();
     for Parcel { agent, content, .. } in parcels {
         match content {
-            Content::Connections { sequence, columns } => {
+            Content::Connections { batch, columns } => {
                 batches.push(Delivered {
                     agent,
-                    sequence: *sequence,
+                    batch,
                     columns,
                 });
             }
+            Content::Gaps { batch, gaps: rows } => {
+                let recorded_at_ns = gaps_recorded_at_ns(rows);
+                gaps.extend(rows.iter().map(|gap| (&**agent, batch, recorded_at_ns, gap)));
+            }
             Content::Ledger {
+                epoch,
                 observed_at_ns,
                 counters,
             } => {
-                samples.extend(
-                    counters
-                        .iter()
-                        .map(|counters| (&**agent, *observed_at_ns, counters)),
-                );
+                samples.extend(counters.iter().map(|counters| Sample {
+                    agent,
+                    epoch: *epoch,
+                    observed_at_ns: *observed_at_ns,
+                    counters,
+                }));
             }
             Content::Session {
                 connected_at_ns,
@@ -47,6 +54,8 @@ pub(super) fn block(parcels: &[Parcel]) -> Result<(&'static str, Block), BlockEr
     }
     let (table, block) = if !batches.is_empty() {
         (&CONNECTION_RECORDS, connection_records(&Rows::new(batches))?)
+    } else if !gaps.is_empty() {
+        (&GAP_RECORDS, gap_records(&gaps)?)
     } else if !samples.is_empty() {
         (&LEDGER_SAMPLES, ledger_samples(&samples)?)
     } else {
@@ -140,10 +149,10 @@ fn connection_records(rows: &Rows<'_>) -> Result<Block, BlockError> {
     )?;
     rows.repeated_texts(|batch| &batch.agent.id)
         .write(&mut block, "agent_id")?;
-    rows.repeated_texts(|batch| &batch.agent.boot_id)
+    rows.repeated_texts(|delivered| &delivered.batch.boot_id)
         .write(&mut block, "boot_id")?;
-    block.u64s("agent_epoch", &rows.repeated(|batch| batch.agent.epoch))?;
-    block.u64s("sequence", &rows.repeated(|batch| batch.sequence))?;
+    block.u64s("agent_epoch", &rows.repeated(|delivered| delivered.batch.epoch))?;
+    block.u64s("sequence", &rows.repeated(|delivered| delivered.batch.sequence))?;
     block.finish()
 }
 
@@ -178,14 +187,14 @@ fn path_text(path: &Path) -> String {
     text
 }
 
-fn ledger_samples(samples: &[(&Agent, i64, &StreamCounters)]) -> Result<Block, BlockError> {
+fn ledger_samples(samples: &[Sample<'_>]) -> Result<Block, BlockError> {
     let counts = |count: fn(&StreamCounters) -> u64| -> Vec<u64> {
-        samples.iter().map(|(_, _, counters)| count(counters)).collect()
+        samples.iter().map(|sample| count(sample.counters)).collect()
     };
-    let each = |text: fn(&Agent) -> &str| Texts::of(samples.iter().map(|(agent, _, _)| text(agent)));
+    let each = |text: fn(&Agent) -> &str| Texts::of(samples.iter().map(|sample| text(sample.agent)));
     let streams: Vec<i8> = samples
         .iter()
-        .map(|(_, _, counters)| counters.stream as i8)
+        .map(|sample| sample.counters.stream as i8)
         .collect();
     let mut block = BlockBuilder::new(&LEDGER_SAMPLES, samples.len())?;
     each(|agent| &agent.node).write(&mut block, "node")?;
@@ -194,7 +203,7 @@ fn ledger_samples(samples: &[(&Agent, i64, &StreamCounters)]) -> Result<Block, B
         "agent_epoch",
         &samples
             .iter()
-            .map(|(agent, _, _)| agent.epoch)
+            .map(|sample| sample.epoch)
             .collect::<Vec<_>>(),
     )?;
     block.enums("stream", &streams)?;
@@ -202,12 +211,12 @@ fn ledger_samples(samples: &[(&Agent, i64, &StreamCounters)]) -> Result<Block, B
         "netns",
         &samples
             .iter()
-            .map(|(_, _, counters)| counters.netns)
+            .map(|sample| sample.counters.netns)
             .collect::<Vec<_>>(),
     )?;
     block.datetimes(
         "observed_at",
-        &samples.iter().map(|(_, at_ns, _)| *at_ns).collect::<Vec<_>>(),
+        &samples.iter().map(|sample| sample.observed_at_ns).collect::<Vec<_>>(),
     )?;
     block.u64s("opened", &counts(|counters| counters.opened))?;
     block.u64s("closed", &counts(|counters| counters.closed))?;
@@ -222,6 +231,8 @@ fn ledger_samples(samples: &[(&Agent, i64, &StreamCounters)]) -> Result<Block, B
     block.u64s("acknowledged", &counts(|counters| counters.acknowledged))?;
     block.u64s("dropped", &counts(|counters| counters.dropped))?;
     block.u64s("refused", &counts(|counters| counters.refused))?;
+    block.u64s("superseded", &counts(|counters| counters.superseded))?;
+    block.u64s("missed", &counts(|counters| counters.missed))?;
     block.finish()
 }
 
@@ -269,8 +280,52 @@ fn node_sessions(sessions: &[(&Agent, i64, &str)]) -> Result<Block, BlockError> 
 /// A batch and who delivered it.
 struct Delivered<'a> {
     agent: &'a Agent,
-    sequence: u64,
+    batch: &'a BatchName,
     columns: &'a Connections,
+}
+
+/// One row of counters.
+struct Sample<'a> {
+    agent: &'a Agent,
+    epoch: u64,
+    observed_at_ns: i64,
+    counters: &'a StreamCounters,
+}
+
+/// The time of all gaps of one batch: that of its latest row, so that a batch is in one partition.
+pub(super) fn gaps_recorded_at_ns(gaps: &[Gap]) -> i64 {
+    let latest_ns = gaps.iter().map(|gap| gap.last_ns).max().unwrap_or(0);
+    i64::try_from(latest_ns).unwrap_or(i64::MAX)
+}
+
+fn gap_records(gaps: &[(&Agent, &BatchName, i64, &Gap)]) -> Result<Block, BlockError> {
+    let numbers =
+        |number: fn(&Gap) -> u64| -> Vec<u64> { gaps.iter().map(|(_, _, _, gap)| number(gap)).collect() };
+    let times = |time: fn(&Gap) -> u64| -> Vec<i64> {
+        // Checked when the batch came: a time fits.
+        numbers(time).into_iter().map(u64::cast_signed).collect()
+    };
+    let enums =
+        |value: fn(&Gap) -> i32| -> Vec<i8> { gaps.iter().map(|(_, _, _, gap)| value(gap) as i8).collect() };
+    let mut block = BlockBuilder::new(&GAP_RECORDS, gaps.len())?;
+    Texts::of(gaps.iter().map(|(agent, ..)| agent.node.as_str())).write(&mut block, "node")?;
+    Texts::of(gaps.iter().map(|(agent, ..)| agent.id.as_str())).write(&mut block, "agent_id")?;
+    block.u64s("agent_epoch", &numbers(|gap| gap.epoch))?;
+    block.enums("stream", &enums(|gap| gap.stream))?;
+    block.enums("reason", &enums(|gap| gap.reason))?;
+    block.u64s("rows", &numbers(|gap| gap.rows))?;
+    block.u64s("first_sequence", &numbers(|gap| gap.first_sequence))?;
+    block.u64s("last_sequence", &numbers(|gap| gap.last_sequence))?;
+    block.datetimes("first_at", &times(|gap| gap.first_ns))?;
+    block.datetimes("last_at", &times(|gap| gap.last_ns))?;
+    let recorded_at: Vec<i64> = gaps.iter().map(|(_, _, at_ns, _)| *at_ns).collect();
+    block.datetimes("recorded_at", &recorded_at)?;
+    let batches = |number: fn(&BatchName) -> u64| -> Vec<u64> {
+        gaps.iter().map(|(_, batch, _, _)| number(batch)).collect()
+    };
+    block.u64s("reported_epoch", &batches(|batch| batch.epoch))?;
+    block.u64s("sequence", &batches(|batch| batch.sequence))?;
+    block.finish()
 }
 
 /// The rows of several batches, one after another.

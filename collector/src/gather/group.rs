@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::encode::gaps_recorded_at_ns;
 use super::{Content, Parcel};
 use crate::config::Limits;
 use crate::ingest::decode::day;
@@ -14,6 +15,7 @@ const MOST_BLOCKS: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Key {
     Connections { day: u32 },
+    Gaps { day: u32 },
     Ledger { day: u32 },
     Sessions { day: u32 },
 }
@@ -22,6 +24,9 @@ impl Key {
     fn of(content: &Content) -> Self {
         match content {
             Content::Connections { columns, .. } => Self::Connections { day: columns.day },
+            Content::Gaps { gaps, .. } => Self::Gaps {
+                day: day(gaps_recorded_at_ns(gaps)),
+            },
             Content::Ledger { observed_at_ns, .. } => Self::Ledger {
                 day: day(*observed_at_ns),
             },

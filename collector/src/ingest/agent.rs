@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use holdfast_proto::PROTOCOL;
 use holdfast_proto::v1::Hello;
 
+use super::registry::Taken;
+
 /// Bytes of a name: an agent's id, a node, a label, a version.
 const MAX_NAME_BYTES: usize = 256;
 
@@ -33,6 +35,8 @@ pub enum Unwelcome {
     Protocol { theirs: u32, upgrade: &'static str },
     #[error("the first message must be Hello")]
     NoHello,
+    #[error(transparent)]
+    Taken(Taken),
     #[error("{field} of the agent {fault}")]
     Field {
         field: &'static str,

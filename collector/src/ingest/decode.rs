@@ -6,10 +6,11 @@
 
 use bytes::Bytes;
 use holdfast_proto::v1::{
-    Attribution, Batch, CloseReason, ConnectionColumns, Outcome, Path, Process, Role, Status, Stream,
-    StreamCounters, batch::Columns,
+    Attribution, Batch, CloseReason, ConnectionColumns, Gap, GapReason, Outcome, Path, Process, Role,
+    SealedBatch, Status, Stream, StreamCounters, batch::Columns,
 };
 use holdfast_proto::{FLAG_FINAL, FLAG_FIRST};
+use prost::Message;
 
 /// Rows of one batch. An agent seals at a few thousand; this bounds what one message can make the collector hold.
 pub const MAX_ROWS: u32 = 1 << 17;
@@ -31,6 +32,9 @@ const MAX_COMM_BYTES: usize = 64;
 
 const MAX_SERVICE_BYTES: usize = 256;
 
+/// The kernel's boot id is a UUID in text.
+const MAX_BOOT_ID_BYTES: usize = 64;
+
 /// Counters in one status: two streams in every namespace of a crowded node.
 const MAX_COUNTERS: usize = 4096;
 
@@ -51,6 +55,14 @@ pub enum Malformed {
     Sequence,
     #[error("no columns of its stream")]
     Columns,
+    #[error("bytes that do not match their checksum")]
+    Checksum,
+    #[error("bytes that are no batch")]
+    Unreadable,
+    #[error("another name inside than outside")]
+    Name,
+    #[error("a boot id that is too long or cannot be printed")]
+    BootId,
     #[error("{0} rows (a batch has 1 to {MAX_ROWS})")]
     Rows(u32),
     #[error("{column} has {found} entries, not {expected}")]
@@ -89,7 +101,8 @@ pub enum Malformed {
 
 impl Malformed {
     /// Every kind, as it is counted.
-    pub const KINDS: [&str; 8] = [
+    pub const KINDS: [&str; 9] = [
+        "bytes",
         "stream",
         "sequence",
         "columns",
@@ -104,7 +117,8 @@ impl Malformed {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Stream(_) => "stream",
-            Self::Sequence => "sequence",
+            Self::Checksum | Self::Unreadable => "bytes",
+            Self::Sequence | Self::Name | Self::BootId => "sequence",
             Self::Columns | Self::Rows(_) | Self::Length { .. } => "columns",
             Self::Value { .. } => "value",
             Self::Index { .. } | Self::Entry { .. } => "dictionary",
@@ -181,21 +195,81 @@ impl Connections {
     }
 }
 
-/// Checks a batch and derives what is stored. `now_ns` is the collector's time.
-pub fn connections(batch: Batch, now_ns: i64) -> Result<Connections, Malformed> {
-    if batch.stream != Stream::Connections as i32 {
-        return Err(Malformed::Stream(batch.stream));
+/// What a batch brings.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Rows {
+    Connections(Box<Connections>),
+    Gaps(Vec<Gap>),
+}
+
+/// A batch as it is stored: its rows, and the start of the machine that they are from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decoded {
+    pub boot_id: String,
+    pub rows: Rows,
+}
+
+/// Opens a sealed batch, checks everything in it and derives what is stored. `now_ns` is the collector's time.
+pub fn sealed(sealed: SealedBatch, now_ns: i64) -> Result<Decoded, Malformed> {
+    if crc32fast::hash(&sealed.encoded) != sealed.checksum {
+        return Err(Malformed::Checksum);
     }
-    if batch.sequence == 0 {
+    let batch = Batch::decode(sealed.encoded).map_err(|_| Malformed::Unreadable)?;
+    if sealed.epoch == 0 || sealed.sequence == 0 {
         return Err(Malformed::Sequence);
     }
-    let Some(Columns::Connections(columns)) = batch.columns else {
-        return Err(Malformed::Columns);
-    };
+    if (batch.stream, batch.sequence) != (sealed.stream, sealed.sequence) {
+        return Err(Malformed::Name);
+    }
     if batch.rows == 0 || batch.rows > MAX_ROWS {
         return Err(Malformed::Rows(batch.rows));
     }
+    let is_fitting = batch.boot_id.len() <= MAX_BOOT_ID_BYTES && !batch.boot_id.contains(char::is_control);
+    if !is_fitting {
+        return Err(Malformed::BootId);
+    }
     let rows = batch.rows as usize;
+    let rows = match (Stream::try_from(batch.stream), batch.columns) {
+        (Ok(Stream::Connections), Some(Columns::Connections(columns))) => {
+            Rows::Connections(Box::new(connections(columns, rows, now_ns)?))
+        }
+        (Ok(Stream::Gaps), Some(Columns::Gaps(gaps))) => Rows::Gaps(check_gaps(gaps.gaps, rows)?),
+        (Ok(Stream::Connections | Stream::Gaps), _) => return Err(Malformed::Columns),
+        (Ok(Stream::Unspecified) | Err(_), _) => return Err(Malformed::Stream(batch.stream)),
+    };
+    Ok(Decoded {
+        boot_id: batch.boot_id,
+        rows,
+    })
+}
+
+fn check_gaps(gaps: Vec<Gap>, rows: usize) -> Result<Vec<Gap>, Malformed> {
+    if gaps.len() != rows {
+        return Err(length("gaps", gaps.len(), rows));
+    }
+    for (row, gap) in gaps.iter().enumerate() {
+        let is_known = |value: i32, known: bool| if known { Ok(()) } else { Err(value) };
+        is_known(gap.stream, Stream::try_from(gap.stream).is_ok_and(|stream| stream != Stream::Unspecified))
+            .map_err(Malformed::Stream)?;
+        is_known(gap.reason, GapReason::try_from(gap.reason).is_ok_and(|reason| reason != GapReason::Unspecified))
+            .map_err(|value| Malformed::Value {
+                column: "reason",
+                row,
+                value: value as u64,
+                allowed: "one of GapReason",
+            })?;
+        if gap.first_ns > gap.last_ns || i64::try_from(gap.last_ns).is_err() {
+            return Err(Malformed::Time {
+                row,
+                fault: "not from the earlier to the later",
+            });
+        }
+    }
+    Ok(gaps)
+}
+
+/// Checks the columns of a batch of `rows` connection ends, and derives what is stored.
+fn connections(columns: ConnectionColumns, rows: usize, now_ns: i64) -> Result<Connections, Malformed> {
     check_lengths(&columns, rows)?;
     check_processes(&columns.processes, rows)?;
     let shapes = path_shapes(&columns.paths, rows)?;
@@ -571,7 +645,7 @@ pub fn status(status: Status, now_ns: i64) -> Result<(i64, Vec<StreamCounters>),
     for counters in &status.streams {
         match Stream::try_from(counters.stream) {
             Ok(Stream::Connections) => {}
-            Ok(Stream::Unspecified) | Err(_) => return Err(Malformed::Stream(counters.stream)),
+            Ok(Stream::Gaps | Stream::Unspecified) | Err(_) => return Err(Malformed::Stream(counters.stream)),
         }
     }
     Ok((observed_at_ns, status.streams))

@@ -13,11 +13,18 @@ struct Migration {
     sql: &'static str,
 }
 
-const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    name: "connections",
-    sql: include_str!("migrations/0001_connections.sql"),
-}];
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        name: "connections",
+        sql: include_str!("migrations/0001_connections.sql"),
+    },
+    Migration {
+        version: 2,
+        name: "gaps",
+        sql: include_str!("migrations/0002_gaps.sql"),
+    },
+];
 
 /// The newest step that this binary knows.
 pub const NEWEST: u32 = MIGRATIONS[MIGRATIONS.len() - 1].version;
@@ -138,9 +145,14 @@ mod tests {
             for statement in statements(migration.sql) {
                 let text: Vec<_> = statement.lines().filter(|line| !line.starts_with("--")).collect();
                 let text = text.join("\n");
-                let again = ["CREATE TABLE IF NOT EXISTS ", "CREATE OR REPLACE VIEW "];
+                let again = ["CREATE TABLE IF NOT EXISTS ", "CREATE OR REPLACE VIEW ", "ALTER TABLE "];
                 assert!(
                     again.iter().any(|start| text.trim_start().starts_with(start)),
+                    "{text}"
+                );
+                assert_eq!(
+                    text.matches("ADD COLUMN").count(),
+                    text.matches("ADD COLUMN IF NOT EXISTS").count(),
                     "{text}"
                 );
             }

@@ -22,6 +22,12 @@ pub static NODE_SESSIONS: Table = Table {
     column_names: &names(&NODE_SESSIONS_COLUMNS),
 };
 
+pub static GAP_RECORDS: Table = Table {
+    name: "gap_records",
+    columns: &GAP_RECORDS_COLUMNS,
+    column_names: &names(&GAP_RECORDS_COLUMNS),
+};
+
 pub static LEDGER_SAMPLES: Table = Table {
     name: "ledger_samples",
     columns: &LEDGER_SAMPLES_COLUMNS,
@@ -32,7 +38,12 @@ pub static LEDGER_SAMPLES: Table = Table {
 pub const RETENTION_DAYS_MAX: u32 = 3_650;
 
 /// The tables that hold rows of the agents.
-pub static TABLES: [&Table; 3] = [&CONNECTION_RECORDS, &NODE_SESSIONS, &LEDGER_SAMPLES];
+pub static TABLES: [&Table; 4] = [
+    &CONNECTION_RECORDS,
+    &GAP_RECORDS,
+    &NODE_SESSIONS,
+    &LEDGER_SAMPLES,
+];
 
 /// Columns of `connection_records` that its views do without.
 const NOT_IN_VIEWS: [&str; 2] = ["is_first", "is_final"];
@@ -120,6 +131,13 @@ const CLOSE_REASON: Names = &[
 ];
 const ATTRIBUTION: Names = &[("unknown", 0), ("exact", 1), ("listener", 2), ("snapshot", 3)];
 const STREAM: Names = &[("connections", 1)];
+const GAP_STREAM: Names = &[("connections", 1), ("gaps", 2)];
+const GAP_REASON: Names = &[
+    ("spool_full", 1),
+    ("spool_unreadable", 2),
+    ("ring_full", 3),
+    ("epoch_end", 4),
+];
 
 const CONNECTION_RECORDS_COLUMNS: [Column; 38] = [
     column("node", Kind::LowCardinality),
@@ -177,7 +195,23 @@ const NODE_SESSIONS_COLUMNS: [Column; 12] = [
     column("missing_features", Kind::ArrayString),
 ];
 
-const LEDGER_SAMPLES_COLUMNS: [Column; 19] = [
+const GAP_RECORDS_COLUMNS: [Column; 13] = [
+    column("node", Kind::LowCardinality),
+    column("agent_id", Kind::LowCardinality),
+    column("agent_epoch", Kind::UInt64),
+    column("stream", Kind::Enum8(GAP_STREAM)),
+    column("reason", Kind::Enum8(GAP_REASON)),
+    column("rows", Kind::UInt64),
+    column("first_sequence", Kind::UInt64),
+    column("last_sequence", Kind::UInt64),
+    column("first_at", Kind::DateTime64),
+    column("last_at", Kind::DateTime64),
+    column("recorded_at", Kind::DateTime64),
+    column("reported_epoch", Kind::UInt64),
+    column("sequence", Kind::UInt64),
+];
+
+const LEDGER_SAMPLES_COLUMNS: [Column; 21] = [
     column("node", Kind::LowCardinality),
     column("agent_id", Kind::LowCardinality),
     column("agent_epoch", Kind::UInt64),
@@ -197,4 +231,6 @@ const LEDGER_SAMPLES_COLUMNS: [Column; 19] = [
     column("acknowledged", Kind::UInt64),
     column("dropped", Kind::UInt64),
     column("refused", Kind::UInt64),
+    column("superseded", Kind::UInt64),
+    column("missed", Kind::UInt64),
 ];
