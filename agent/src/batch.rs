@@ -179,7 +179,10 @@ mod tests {
                 rows,
                 bytes: 1 << 20,
                 age: Duration::from_millis(200),
-            }, 7, "boot")
+            },
+            7,
+            "boot",
+        )
     }
 
     #[test]
@@ -218,7 +221,10 @@ mod tests {
                 rows: 1_000_000,
                 bytes: 10_000,
                 age: Duration::MAX,
-            }, 7, "boot");
+            },
+            7,
+            "boot",
+        );
         let sealed = (0..1_000).find_map(|_| batcher.push(&closed_at(DAY_NS), CLOCK, Duration::ZERO));
         let (batch, by_netns) = sealed.expect("a batch of its size");
         assert!(batch.encoded.len() <= 10_000);

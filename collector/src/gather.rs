@@ -318,11 +318,9 @@ impl Settling {
         self.metrics.batches_stored.inc_by(open.len() as u64);
         while let Some(first) = open.first() {
             let (replies, stream, epoch) = (first.replies.clone(), first.stream, first.epoch);
-            let (own, others): (Vec<_>, Vec<_>) = open
-                .into_iter()
-                .partition(|receipt| {
-                    (receipt.stream, receipt.epoch) == (stream, epoch) && receipt.replies.same_channel(&replies)
-                });
+            let (own, others): (Vec<_>, Vec<_>) = open.into_iter().partition(|receipt| {
+                (receipt.stream, receipt.epoch) == (stream, epoch) && receipt.replies.same_channel(&replies)
+            });
             open = others;
             let sequences = own.iter().map(|receipt| receipt.sequence).collect();
             let slot = own
@@ -363,9 +361,13 @@ fn token(table: &str, parcels: &[Parcel]) -> String {
         (salt, table).hash(&mut hasher);
         for Parcel { agent, content, .. } in parcels {
             let name = match content {
-                Content::Connections { batch, .. } | Content::Gaps { batch, .. } => (batch.epoch, batch.sequence),
+                Content::Connections { batch, .. } | Content::Gaps { batch, .. } => {
+                    (batch.epoch, batch.sequence)
+                }
                 Content::Ledger {
-                    epoch, observed_at_ns, ..
+                    epoch,
+                    observed_at_ns,
+                    ..
                 } => (*epoch, *observed_at_ns as u64),
                 Content::Session { connected_at_ns, .. } => (agent.epoch, *connected_at_ns as u64),
             };
@@ -396,7 +398,11 @@ mod tests {
             ..decoded()
         };
         Content::Connections {
-            sequence,
+            batch: BatchName {
+                epoch: 7,
+                sequence,
+                boot_id: "boot".to_owned(),
+            },
             columns: Box::new(columns),
         }
     }

@@ -126,7 +126,8 @@ impl Session {
             let known = self.known(&agent, &unanswered).await?;
             self.welcome().await;
             for acknowledgement in known {
-                self.say(collector_message::Body::Acknowledgement(acknowledgement)).await;
+                self.say(collector_message::Body::Acknowledgement(acknowledgement))
+                    .await;
             }
             let content = Content::Session {
                 connected_at_ns: now_ns(),
@@ -166,8 +167,11 @@ impl Session {
     async fn known(&self, agent: &Agent, unanswered: &[BatchRange]) -> Result<Vec<Acknowledgement>, Status> {
         let mut known = Vec::new();
         for range in unanswered {
-            let Ok(stream) = RowStream::try_from(range.stream) else { continue };
-            let sequences = questions::stored_sequences(&*self.store, &agent.node, &agent.id, stream, range).await;
+            let Ok(stream) = RowStream::try_from(range.stream) else {
+                continue;
+            };
+            let sequences =
+                questions::stored_sequences(&*self.store, &agent.node, &agent.id, stream, range).await;
             let sequences = sequences.map_err(|error| {
                 Status::unavailable(format!("the store cannot say which batches it has: {error}"))
             })?;
@@ -268,7 +272,11 @@ impl Session {
                 };
                 // An agent that does not read its answers does without this one.
                 let _ = self.replies.try_send(Reply { message, slot: None });
-                let epoch = if status.epoch == 0 { agent.epoch } else { status.epoch };
+                let epoch = if status.epoch == 0 {
+                    agent.epoch
+                } else {
+                    status.epoch
+                };
                 match decode::status(status, received_at_ns) {
                     // An agent without streams yet only says that it lives, which its stream says too.
                     Ok((_, counters)) if counters.is_empty() => {}

@@ -119,6 +119,8 @@ pub async fn collect(
     let (intake, settled) = gather::start(store.clone(), limits, metrics.clone(), health.clone());
     let probe = tokio::spawn(probe(store.clone(), health.clone()));
     let ingest = Ingest {
+        store: store.clone(),
+        registry: Arc::default(),
         intake,
         metrics: metrics.clone(),
         limits,

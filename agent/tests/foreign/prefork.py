@@ -56,8 +56,8 @@ def serve():
             accepted += 1
 
 
-def connect(share):
-    for number in range(share):
+def connect(first, share):
+    for number in range(first, first + share):
         address = [("127.0.0.1", ports[0]), ("::1", ports[1])][number % 2]
         connection = socket.create_connection(address)
         connection.sendall(b"ping")
@@ -68,8 +68,9 @@ def connect(share):
 
 stop_out, stop_into = os.pipe()
 serving = [fork(serve) for _ in range(workers)]
+bounds = [total * number // clients for number in range(clients + 1)]
 connecting = [
-    fork(lambda share=total // clients + (number < total % clients): connect(share)) for number in range(clients)
+    fork(lambda first=first, end=end: connect(first, end - first)) for first, end in zip(bounds, bounds[1:])
 ]
 
 

@@ -37,6 +37,11 @@ impl Program {
         Self { child, name }
     }
 
+    /// Ends it without a word: SIGKILL.
+    fn kill(self) {
+        drop(self);
+    }
+
     /// Asks it to stop, and waits until it has.
     fn stop(mut self) {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).expect("our own child");
@@ -70,18 +75,27 @@ fn free_port() -> u16 {
         .port()
 }
 
-/// A collector with a store of its own.
+/// A collector with the embedded store.
 struct Collector {
     program: Program,
     url: String,
-    _folder: tempfile::TempDir,
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl Collector {
+    /// With a store of its own.
     fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let (port, web) = (free_port(), free_port());
-        let store = format!("embedded:{}", folder.path().display());
+        let collector = Self::start_on(folder.path(), free_port(), free_port());
+        Self {
+            _folder: Some(folder),
+            ..collector
+        }
+    }
+
+    /// With the store in a folder that the test keeps.
+    fn start_on(folder: &Path, port: u16, web: u16) -> Self {
+        let store = format!("embedded:{}", folder.display());
         let (listen, web) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{web}"));
         let program = Program::start(
             "holdfast",
@@ -98,7 +112,7 @@ impl Collector {
         Self {
             program,
             url: format!("http://{listen}"),
-            _folder: folder,
+            _folder: None,
         }
     }
 
@@ -156,26 +170,41 @@ fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn start_agent(collector: &Collector, host: &Host, name: &str) -> Program {
-    let netns = host.netns_path();
-    let agent = Program::start(
+/// An agent that watches a host, with a folder for what it keeps.
+fn start_agent(url: &str, host: &Host, name: &str, state: &Path) -> Program {
+    let (netns, state) = (host.netns_path(), state.display().to_string());
+    Program::start(
         "holdfast-agent",
         &[
             "run",
             "--collector",
-            &collector.url,
+            url,
             "--name",
             name,
             "--netns",
             &netns,
+            "--state",
+            &state,
         ],
-    );
-    // It says hello after its programs are attached.
+    )
+}
+
+/// Waits until a node has said hello, which it does after its programs are attached.
+fn wait_for_node(collector: &Collector, name: &str) {
     wait_for("node in the store", || {
         let sql = format!("SELECT count() AS n FROM nodes WHERE node = '{name}'");
         (collector.number(&sql) == 1).then_some(())
     });
-    agent
+}
+
+/// Opens and closes connections inside a host.
+fn connections(host: &Host, count: usize) {
+    let (listener, to) = host.listen("127.0.0.1");
+    for _ in 0..count {
+        let client = host.dial(to).expect("a connection");
+        drop(listener.accept().expect("a connection"));
+        drop(client);
+    }
 }
 
 /// One of the namespace's own counters, the witness outside Holdfast.
@@ -198,7 +227,9 @@ fn snmp(host: &Host, name: &'static str) -> u64 {
 fn ten_thousand_connections_of_a_foreign_program_are_twenty_thousand_rows() {
     let collector = Collector::start();
     let host = Host::new();
-    let agent = start_agent(&collector, &host, "end-to-end");
+    let state = tempfile::tempdir().expect("a folder");
+    let agent = start_agent(&collector.url, &host, "end-to-end", state.path());
+    wait_for_node(&collector, "end-to-end");
 
     let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/foreign/prefork.py");
     let output = host.run(move || {
@@ -262,8 +293,18 @@ fn ten_thousand_connections_of_a_foreign_program_are_twenty_thousand_rows() {
         }
     }
 
-    // And the counters agree, from the hook to the acknowledgement.
-    let ledger = &collector.sql("SELECT * FROM ledger WHERE stream = 'connections'")[0];
+    // And the counters agree, from the hook to the acknowledgement. The last ones are not acknowledged: they are in
+    // the store a moment after the agent has left.
+    let sql = format!(
+        "SELECT * FROM ledger WHERE stream = 'connections' AND netns = {}",
+        host.netns
+    );
+    let ledger = &wait_for("the last counters", || {
+        collector
+            .sql(&sql)
+            .pop()
+            .filter(|row| number(&row["acknowledged"]) == 20_000)
+    });
     for (counter, expected) in [
         ("opened", 20_000),
         ("closed", 20_000),
@@ -275,6 +316,12 @@ fn ten_thousand_connections_of_a_foreign_program_are_twenty_thousand_rows() {
         ("refused", 0),
         ("untracked", 0),
         ("unseen", 0),
+        ("superseded", 0),
+        ("rows_stored", 20_000),
+        ("kernel_difference", 0),
+        ("ring_difference", 0),
+        ("agent_difference", 0),
+        ("store_difference", 0),
     ] {
         assert_eq!(number(&ledger[counter]), expected, "{counter} in {ledger}");
     }
@@ -282,51 +329,91 @@ fn ten_thousand_connections_of_a_foreign_program_are_twenty_thousand_rows() {
 }
 
 #[test]
-fn an_agent_that_is_there_before_its_collector_delivers_everything_once_it_comes() {
+fn rows_outlive_a_killed_agent_and_a_killed_collector() {
     let host = Host::new();
-    let folder = tempfile::tempdir().expect("a folder");
+    let (data, state) = (
+        tempfile::tempdir().expect("a folder"),
+        tempfile::tempdir().expect("a folder"),
+    );
     let (port, web) = (free_port(), free_port());
-    let (url, netns) = (format!("http://127.0.0.1:{port}"), host.netns_path());
-    let agent = Program::start(
-        "holdfast-agent",
-        &["run", "--collector", &url, "--name", "early", "--netns", &netns],
-    );
-    // The programs are attached when a connection is answered by a count; without a collector there is nobody to
-    // ask, so give them what loading takes many times over.
-    thread::sleep(Duration::from_secs(2));
-    let (listener, to) = host.listen("127.0.0.1");
-    for _ in 0..50 {
-        let client = host.dial(to).expect("a connection");
-        drop(listener.accept().expect("a connection"));
-        drop(client);
-    }
+    let url = format!("http://127.0.0.1:{port}");
 
-    let store = format!("embedded:{}", folder.path().display());
-    let listen = format!("127.0.0.1:{port}");
-    let web = format!("127.0.0.1:{web}");
-    let program = Program::start(
-        "holdfast",
-        &["serve", "--listen", &listen, "--web", &web, "--store", &store],
-    );
-    let collector = Collector {
-        program,
-        url,
-        _folder: folder,
-    };
-    wait_for("rows of the time before the collector", || {
-        let output = Command::new(binary("holdfast"))
-            .args([
-                "sql",
-                "SELECT count() FROM connections",
-                "--format",
-                "TSV",
-                "--collector",
-                &collector.url,
-            ])
-            .output()
-            .ok()?;
-        (String::from_utf8_lossy(&output.stdout).trim() == "100").then_some(())
+    // Nobody is there to deliver to, and the agent dies without a word.
+    let agent = start_agent(&url, &host, "survivor", state.path());
+    wait_for("the agent's programs", || {
+        connections(&host, 1);
+        (files(state.path(), "segment") > 0).then_some(())
+    });
+    connections(&host, 50);
+    // Twice the age at which a batch is sealed; the spool writes it at once.
+    thread::sleep(Duration::from_millis(500));
+    let seen = snmp(&host, "ActiveOpens") + snmp(&host, "PassiveOpens");
+    agent.kill();
+
+    // The next start delivers what the last one saw, under its name, and goes on under its own.
+    let collector = Collector::start_on(data.path(), port, web);
+    let agent = start_agent(&url, &host, "survivor", state.path());
+    wait_for_node(&collector, "survivor");
+    wait_for("what the killed agent saw", || {
+        // The first connections may have come before the programs.
+        let stored = collector.number("SELECT count() AS n FROM connections");
+        (stored >= 100 && stored <= seen).then_some(())
+    });
+    let before = collector.number("SELECT count() AS n FROM connections");
+
+    // The collector dies too, with rows on the way, and comes back on the same data.
+    connections(&host, 50);
+    collector.program.kill();
+    connections(&host, 50);
+    let collector = Collector::start_on(data.path(), port, web);
+    let expected = before + 200;
+    wait_for("what was on the way", || {
+        (collector.number("SELECT count() AS n FROM connections") >= expected).then_some(())
     });
     agent.stop();
+    assert_eq!(collector.number("SELECT count() AS n FROM connections"), expected);
+    let distinct = "SELECT uniqExact(netns, cookie, opened_at, role) AS n FROM connections";
+    assert_eq!(collector.number(distinct), expected);
+    assert_eq!(
+        collector.number("SELECT uniqExact(agent_epoch) AS n FROM connections"),
+        2
+    );
+    collector.program.stop();
+}
+
+/// Files with an extension in a folder; none if it is not there.
+fn files(folder: &Path, extension: &str) -> usize {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return 0;
+    };
+    let has_it = |path: PathBuf| path.extension().is_some_and(|found| found == extension);
+    entries.flatten().filter(|entry| has_it(entry.path())).count()
+}
+
+#[test]
+fn an_agent_that_is_there_before_its_collector_delivers_everything_once_it_comes() {
+    let host = Host::new();
+    let (data, state) = (
+        tempfile::tempdir().expect("a folder"),
+        tempfile::tempdir().expect("a folder"),
+    );
+    let (port, web) = (free_port(), free_port());
+    let url = format!("http://127.0.0.1:{port}");
+    let agent = start_agent(&url, &host, "early", state.path());
+    wait_for("the agent's programs", || {
+        connections(&host, 1);
+        (files(state.path(), "segment") > 0).then_some(())
+    });
+    let before = snmp(&host, "ActiveOpens");
+    connections(&host, 50);
+
+    let collector = Collector::start_on(data.path(), port, web);
+    wait_for("rows of the time before the collector", || {
+        let sql = "SELECT count() AS n FROM connections WHERE role = 'active'";
+        (collector.number(sql) >= 50).then_some(())
+    });
+    agent.stop();
+    let all = collector.number("SELECT count() AS n FROM connections WHERE role = 'active'");
+    assert!((50..=before + 50).contains(&all), "{all} rows");
     collector.program.stop();
 }

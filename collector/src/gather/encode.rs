@@ -201,10 +201,7 @@ fn ledger_samples(samples: &[Sample<'_>]) -> Result<Block, BlockError> {
     each(|agent| &agent.id).write(&mut block, "agent_id")?;
     block.u64s(
         "agent_epoch",
-        &samples
-            .iter()
-            .map(|sample| sample.epoch)
-            .collect::<Vec<_>>(),
+        &samples.iter().map(|sample| sample.epoch).collect::<Vec<_>>(),
     )?;
     block.enums("stream", &streams)?;
     block.u32s(
@@ -216,7 +213,10 @@ fn ledger_samples(samples: &[Sample<'_>]) -> Result<Block, BlockError> {
     )?;
     block.datetimes(
         "observed_at",
-        &samples.iter().map(|sample| sample.observed_at_ns).collect::<Vec<_>>(),
+        &samples
+            .iter()
+            .map(|sample| sample.observed_at_ns)
+            .collect::<Vec<_>>(),
     )?;
     block.u64s("opened", &counts(|counters| counters.opened))?;
     block.u64s("closed", &counts(|counters| counters.closed))?;
@@ -525,6 +525,7 @@ mod tests {
                     "ledger_samples",
                     2,
                     Content::Ledger {
+                        epoch: 7,
                         observed_at_ns: 1,
                         counters: vec![counters; 2],
                     },
@@ -550,9 +551,9 @@ mod tests {
             };
             assert_eq!(delivered(&parcels[0]), [4, 6, 7]);
             let batches = parcels.iter().map(|parcel| match &parcel.content {
-                Content::Connections { columns, .. } => Delivered {
+                Content::Connections { batch: name, columns } => Delivered {
                     agent: &parcel.agent,
-                    sequence: 1,
+                    batch: name,
                     columns,
                 },
                 _ => unreachable!("they are batches"),

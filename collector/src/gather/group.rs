@@ -139,6 +139,7 @@ mod tests {
         run(async {
             let mut open = OpenGroup::new(limits(1000));
             let ledger = |observed_at_ns| Content::Ledger {
+                epoch: 7,
                 observed_at_ns,
                 counters: vec![StreamCounters::default()],
             };
@@ -154,7 +155,7 @@ mod tests {
             }
             let sequences = |parcels: &Vec<Parcel>| -> Vec<u64> {
                 let sequence = |parcel: &Parcel| match &parcel.content {
-                    Content::Connections { sequence, .. } => *sequence,
+                    Content::Connections { batch, .. } => batch.sequence,
                     _ => 0,
                 };
                 parcels.iter().map(sequence).collect()

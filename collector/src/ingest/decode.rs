@@ -249,15 +249,21 @@ fn check_gaps(gaps: Vec<Gap>, rows: usize) -> Result<Vec<Gap>, Malformed> {
     }
     for (row, gap) in gaps.iter().enumerate() {
         let is_known = |value: i32, known: bool| if known { Ok(()) } else { Err(value) };
-        is_known(gap.stream, Stream::try_from(gap.stream).is_ok_and(|stream| stream != Stream::Unspecified))
-            .map_err(Malformed::Stream)?;
-        is_known(gap.reason, GapReason::try_from(gap.reason).is_ok_and(|reason| reason != GapReason::Unspecified))
-            .map_err(|value| Malformed::Value {
-                column: "reason",
-                row,
-                value: value as u64,
-                allowed: "one of GapReason",
-            })?;
+        is_known(
+            gap.stream,
+            Stream::try_from(gap.stream).is_ok_and(|stream| stream != Stream::Unspecified),
+        )
+        .map_err(Malformed::Stream)?;
+        is_known(
+            gap.reason,
+            GapReason::try_from(gap.reason).is_ok_and(|reason| reason != GapReason::Unspecified),
+        )
+        .map_err(|value| Malformed::Value {
+            column: "reason",
+            row,
+            value: value as u64,
+            allowed: "one of GapReason",
+        })?;
         if gap.first_ns > gap.last_ns || i64::try_from(gap.last_ns).is_err() {
             return Err(Malformed::Time {
                 row,
@@ -645,7 +651,9 @@ pub fn status(status: Status, now_ns: i64) -> Result<(i64, Vec<StreamCounters>),
     for counters in &status.streams {
         match Stream::try_from(counters.stream) {
             Ok(Stream::Connections) => {}
-            Ok(Stream::Gaps | Stream::Unspecified) | Err(_) => return Err(Malformed::Stream(counters.stream)),
+            Ok(Stream::Gaps | Stream::Unspecified) | Err(_) => {
+                return Err(Malformed::Stream(counters.stream));
+            }
         }
     }
     Ok((observed_at_ns, status.streams))

@@ -43,7 +43,7 @@ impl Displaced {
     pub async fn displaced(&mut self) {
         if self.0.wait_for(|displaced| *displaced).await.is_err() {
             // Nobody can displace it any more.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

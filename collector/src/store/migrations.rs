@@ -145,7 +145,11 @@ mod tests {
             for statement in statements(migration.sql) {
                 let text: Vec<_> = statement.lines().filter(|line| !line.starts_with("--")).collect();
                 let text = text.join("\n");
-                let again = ["CREATE TABLE IF NOT EXISTS ", "CREATE OR REPLACE VIEW ", "ALTER TABLE "];
+                let again = [
+                    "CREATE TABLE IF NOT EXISTS ",
+                    "CREATE OR REPLACE VIEW ",
+                    "ALTER TABLE ",
+                ];
                 assert!(
                     again.iter().any(|start| text.trim_start().starts_with(start)),
                     "{text}"

@@ -2,7 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Access, Chunks, Query, Store, StoreError, answer_to, condition::Condition, statement};
+use holdfast_proto::v1::{BatchRange, Stream};
+
+use super::{
+    Access, Chunks, Query, Store, StoreError, answer_to,
+    condition::Condition,
+    schema::{CONNECTION_RECORDS, GAP_RECORDS},
+    statement,
+};
 use crate::filter::Filter;
 
 /// How answers are formatted: one JSON object a line.
@@ -228,6 +235,46 @@ fn ranges(sequences: &BTreeSet<u64>) -> Vec<(u64, u64)> {
         }
     }
     ranges
+}
+
+/// Which sequences of a range of an agent's batches have rows in the store. A batch is there whole or not at all.
+pub async fn stored_sequences(
+    store: &dyn Store,
+    node: &str,
+    agent_id: &str,
+    stream: Stream,
+    range: &BatchRange,
+) -> Result<Vec<u64>, StoreError> {
+    let (table, epoch) = match stream {
+        Stream::Connections => (CONNECTION_RECORDS.name, "agent_epoch"),
+        Stream::Gaps => (GAP_RECORDS.name, "reported_epoch"),
+        Stream::Unspecified => return Ok(Vec::new()),
+    };
+    let sql = format!(
+        "SELECT DISTINCT sequence FROM {table} WHERE node = {{node:String}} AND agent_id = {{agent:String}} \
+         AND {epoch} = {{epoch:UInt64}} AND sequence BETWEEN {{first:UInt64}} AND {{last:UInt64}} ORDER BY sequence"
+    );
+    let params = [
+        ("node", node.to_owned()),
+        ("agent", agent_id.to_owned()),
+        ("epoch", range.epoch.to_string()),
+        ("first", range.first_sequence.to_string()),
+        ("last", range.last_sequence.to_string()),
+    ];
+    let question = Query {
+        sql,
+        params: params.map(|(name, value)| (name.to_owned(), value)).into(),
+        format: "TSV".into(),
+        access: Access::Internal,
+    };
+    let answer = answer_to(store, question).await?;
+    answer
+        .lines()
+        .map(|line| {
+            line.parse()
+                .map_err(|_| StoreError::rejected(format!("{line:?} is no sequence")))
+        })
+        .collect()
 }
 
 /// Whether the store answers at all.

@@ -38,12 +38,7 @@ pub static LEDGER_SAMPLES: Table = Table {
 pub const RETENTION_DAYS_MAX: u32 = 3_650;
 
 /// The tables that hold rows of the agents.
-pub static TABLES: [&Table; 4] = [
-    &CONNECTION_RECORDS,
-    &GAP_RECORDS,
-    &NODE_SESSIONS,
-    &LEDGER_SAMPLES,
-];
+pub static TABLES: [&Table; 4] = [&CONNECTION_RECORDS, &GAP_RECORDS, &NODE_SESSIONS, &LEDGER_SAMPLES];
 
 /// Columns of `connection_records` that its views do without.
 const NOT_IN_VIEWS: [&str; 2] = ["is_first", "is_final"];

@@ -117,6 +117,7 @@ async fn who_delivers_and_what_it_counted_is_stored() {
         .report(Status {
             observed_at_ns: now_ns() as u64,
             streams: vec![counters],
+            ..Status::default()
         })
         .await;
     // Parcels of one agent are stored in order: once the batch is, so is what came before.

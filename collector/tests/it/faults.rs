@@ -11,7 +11,7 @@ use holdfast_proto::v1::{Hello, agent_message};
 use tonic::Code;
 
 use crate::harness::{Collector, database, number};
-use crate::synthetic::{Agent, batch, hello};
+use crate::synthetic::{Agent, batch, hello, seal};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_batch_is_refused_and_counted_and_does_not_block_those_behind_it() {
@@ -79,7 +79,7 @@ async fn who_does_not_fit_is_turned_away_with_the_reason() {
         new.message(),
         "the agent speaks protocol 2 and this collector 1: upgrade the collector"
     );
-    let rude = turned_away(&collector, agent_message::Body::Batch(batch(1, 1))).await;
+    let rude = turned_away(&collector, agent_message::Body::Batch(seal(7, &batch(1, 1)))).await;
     assert_eq!(
         (rude.code(), rude.message()),
         (Code::InvalidArgument, "the first message must be Hello")

@@ -5,6 +5,7 @@ mod at_exit;
 mod clickhouse_http;
 mod command_line;
 mod delivery;
+mod exactly_once;
 mod faults;
 mod harness;
 mod store_contract;

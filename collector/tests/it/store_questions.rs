@@ -335,9 +335,9 @@ async fn the_ledger_has_the_latest_counters_beside_the_rows_that_are_stored() {
         .map(|netns| with(end("a", 1, NOON_NS), [("netns", netns.into())]))
         .into();
     insert_ends(&store, "1", &ends).await;
-    let ledger = "SELECT netns, acknowledged, rows_stored FROM ledger ORDER BY netns";
+    let ledger = "SELECT netns, acknowledged, rows_stored, store_difference FROM ledger ORDER BY netns";
     assert_eq!(
         answer(&store, query(ledger, Access::ReadOnly)).await.unwrap(),
-        "0\t3\t3\n1\t2\t2\n2\t1\t1\n3\t0\t0\n"
+        "0\t3\t0\t-3\n1\t2\t2\t0\n2\t1\t1\t0\n3\t0\t0\t0\n"
     );
 }

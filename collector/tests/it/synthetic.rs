@@ -8,10 +8,11 @@ use bytes::Bytes;
 use holdfast_proto::v1::batch::Columns;
 use holdfast_proto::v1::uplink_client::UplinkClient;
 use holdfast_proto::v1::{
-    AgentMessage, Batch, CollectorMessage, ConnectionColumns, Hello, Path, Process, Status, Stream, Welcome,
-    agent_message, collector_message,
+    AgentMessage, Batch, CollectorMessage, ConnectionColumns, Hello, Path, Process, SealedBatch, Status,
+    Stream, Welcome, agent_message, collector_message,
 };
 use holdfast_proto::{FLAG_FINAL, FLAG_FIRST, PROTOCOL};
+use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -38,6 +39,7 @@ pub(crate) fn hello(id: &str) -> Hello {
         architecture: "x86_64".to_owned(),
         observed_netns: "all".to_owned(),
         missing_features: vec!["cgroups".to_owned()],
+        unanswered: Vec::new(),
     }
 }
 
@@ -68,6 +70,48 @@ impl Agent {
         }
     }
 
+    /// Connects with a hello of its own and, once it is welcomed, hears which of its batches are in the store.
+    pub(crate) async fn return_with(collector: SocketAddr, hello: Hello) -> (Self, Vec<(u64, u64)>) {
+        let mut agent = Self::dial(collector).await;
+        agent.send(agent_message::Body::Hello(hello)).await;
+        match agent.hear().await {
+            Ok(Some(collector_message::Body::Welcome(_))) => {}
+            other => panic!("not welcome: {other:?}"),
+        }
+        // The receipt of a status comes after everything that the collector had to say by itself.
+        let observed_at_ns = now_ns() as u64;
+        agent
+            .report(Status {
+                observed_at_ns,
+                ..Status::default()
+            })
+            .await;
+        let mut known = Vec::new();
+        loop {
+            match agent
+                .hear()
+                .await
+                .unwrap()
+                .expect("the collector ended the stream")
+            {
+                collector_message::Body::Acknowledgement(acknowledgement) => {
+                    let epoch = acknowledgement.epoch;
+                    known.extend(
+                        acknowledgement
+                            .sequences
+                            .iter()
+                            .map(|sequence| (epoch, *sequence)),
+                    );
+                }
+                collector_message::Body::Receipt(receipt) => {
+                    assert_eq!(receipt.observed_at_ns, observed_at_ns);
+                    return (agent, known);
+                }
+                other => panic!("neither an acknowledgement nor the receipt: {other:?}"),
+            }
+        }
+    }
+
     pub(crate) async fn send(&self, body: agent_message::Body) {
         self.outgoing
             .send(AgentMessage { body: Some(body) })
@@ -76,7 +120,7 @@ impl Agent {
     }
 
     pub(crate) async fn deliver(&self, batch: Batch) {
-        self.send(agent_message::Body::Batch(batch)).await;
+        self.send(agent_message::Body::Batch(seal(7, &batch))).await;
     }
 
     pub(crate) async fn report(&self, status: Status) {
@@ -106,9 +150,22 @@ impl Agent {
                 }
                 collector_message::Body::Refusal(refusal) => refused.push((refusal.sequence, refusal.reason)),
                 collector_message::Body::Welcome(_) => panic!("welcomed twice"),
+                collector_message::Body::Window(_) | collector_message::Body::Receipt(_) => {}
             }
         }
         (acknowledged, refused)
+    }
+}
+
+/// A batch as a start of an agent sends it.
+pub(crate) fn seal(epoch: u64, batch: &Batch) -> SealedBatch {
+    let encoded = Bytes::from(batch.encode_to_vec());
+    SealedBatch {
+        epoch,
+        stream: batch.stream,
+        sequence: batch.sequence,
+        checksum: crc32fast::hash(&encoded),
+        encoded,
     }
 }
 
@@ -202,6 +259,7 @@ pub(crate) fn batch_at(sequence: u64, rows: u32, opened_ns: i64) -> Batch {
         stream: Stream::Connections.into(),
         sequence,
         rows,
+        boot_id: "b1".to_owned(),
         columns: Some(Columns::Connections(columns)),
     }
 }

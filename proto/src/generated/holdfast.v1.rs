@@ -141,6 +141,9 @@ pub struct Batch {
     pub sequence: u64,
     #[prost(uint32, tag = "3")]
     pub rows: u32,
+    /// The kernel's boot id when it was sealed.
+    #[prost(string, tag = "4")]
+    pub boot_id: ::prost::alloc::string::String,
     #[prost(oneof = "batch::Columns", tags = "10, 11")]
     pub columns: ::core::option::Option<batch::Columns>,
 }

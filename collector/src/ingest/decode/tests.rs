@@ -1,4 +1,4 @@
-use holdfast_proto::v1::batch::Columns;
+use holdfast_proto::v1::{GapRows, batch::Columns};
 use proptest::prelude::*;
 
 use super::*;
@@ -70,9 +70,28 @@ fn columns() -> ConnectionColumns {
     }
 }
 
+/// Seals a batch, opens it again and takes its connections out.
+fn unsealed(batch: Batch, now_ns: i64) -> Result<Connections, Malformed> {
+    match sealed(seal(&batch), now_ns)?.rows {
+        Rows::Connections(connections) => Ok(*connections),
+        Rows::Gaps(_) => panic!("no gaps"),
+    }
+}
+
+fn seal(batch: &Batch) -> SealedBatch {
+    let encoded = Bytes::from(batch.encode_to_vec());
+    SealedBatch {
+        epoch: 7,
+        stream: batch.stream,
+        sequence: batch.sequence,
+        checksum: crc32fast::hash(&encoded),
+        encoded,
+    }
+}
+
 /// The columns above, decoded.
 pub(crate) fn decoded() -> Connections {
-    connections(batch(columns()), NOW_NS).unwrap()
+    unsealed(batch(columns()), NOW_NS).unwrap()
 }
 
 fn batch(columns: ConnectionColumns) -> Batch {
@@ -80,6 +99,7 @@ fn batch(columns: ConnectionColumns) -> Batch {
         stream: Stream::Connections.into(),
         sequence: 1,
         rows: 3,
+        boot_id: "boot".to_owned(),
         columns: Some(Columns::Connections(columns)),
     }
 }
@@ -88,12 +108,12 @@ fn batch(columns: ConnectionColumns) -> Batch {
 fn fault(change: impl FnOnce(&mut ConnectionColumns)) -> String {
     let mut columns = columns();
     change(&mut columns);
-    connections(batch(columns), NOW_NS).unwrap_err().to_string()
+    unsealed(batch(columns), NOW_NS).unwrap_err().to_string()
 }
 
 #[test]
 fn times_are_derived_from_the_path() {
-    let decoded = connections(batch(columns()), NOW_NS).unwrap();
+    let decoded = unsealed(batch(columns()), NOW_NS).unwrap();
     let (first, second, third) = (NOON_NS, NOON_NS + 1000, NOON_NS + 500);
     assert_eq!(decoded.opened_at_ns, [first, second, third]);
     // Opened after 250 us, closed 1 s and 50 us later; refused after 300 us; not decided.
@@ -120,7 +140,7 @@ fn a_first_record_is_recorded_when_its_handshake_ended() {
         truncated: false,
     }];
     columns.step_us = vec![10, 90, 20, 80, 30, 70];
-    let decoded = connections(batch(columns), NOW_NS).unwrap();
+    let decoded = unsealed(batch(columns), NOW_NS).unwrap();
     assert_eq!(decoded.connect_us, [10, 20, 30]);
     assert_eq!(decoded.recorded_at_ns, decoded.decided_at_ns);
     assert_eq!(decoded.closed_at_ns, [0, 0, 0]);
@@ -129,13 +149,13 @@ fn a_first_record_is_recorded_when_its_handshake_ended() {
 
 #[test]
 fn a_cookie_is_any_64_bits() {
-    let decoded = connections(batch(columns()), NOW_NS).unwrap();
+    let decoded = unsealed(batch(columns()), NOW_NS).unwrap();
     assert_eq!(decoded.cookie, [u64::MAX, 1, 41]);
 }
 
 #[test]
 fn columns_that_need_no_work_are_kept_as_they_came() {
-    let decoded = connections(batch(columns()), NOW_NS).unwrap();
+    let decoded = unsealed(batch(columns()), NOW_NS).unwrap();
     assert_eq!(decoded.bytes_sent, [10, 0, u64::MAX]);
     assert_eq!(decoded.remote_port, [5432, 5433, 65_535]);
     assert_eq!(&decoded.error[..], [0, 111, 0]);
@@ -148,7 +168,7 @@ fn a_batch_of_another_stream_or_without_a_place_is_refused() {
     let refused = |change: fn(&mut Batch)| {
         let mut batch = batch(columns());
         change(&mut batch);
-        connections(batch, NOW_NS).unwrap_err().to_string()
+        unsealed(batch, NOW_NS).unwrap_err().to_string()
     };
     assert_eq!(
         refused(|batch| batch.stream = 9),
@@ -330,6 +350,7 @@ fn a_status_is_bounded_and_of_known_streams() {
     let good = Status {
         observed_at_ns: NOON_NS as u64,
         streams: vec![counters],
+        ..Status::default()
     };
     assert_eq!(status(good.clone(), NOW_NS), Ok((NOON_NS, vec![counters])));
     let many = Status {
@@ -351,6 +372,7 @@ fn a_status_is_bounded_and_of_known_streams() {
     let early = Status {
         observed_at_ns: 0,
         streams: Vec::new(),
+        ..Status::default()
     };
     assert_eq!(status(early, NOW_NS).unwrap_err().kind(), "status");
 }
@@ -407,9 +429,10 @@ proptest! {
             stream: Stream::Connections.into(),
             sequence: 1,
             rows,
+            boot_id: String::new(),
             columns: Some(Columns::Connections(columns)),
         };
-        match connections(batch, NOW_NS) {
+        match unsealed(batch, NOW_NS) {
             Ok(decoded) => prop_assert_eq!(decoded.recorded_at_ns.len(), rows as usize),
             Err(malformed) => prop_assert!(Malformed::KINDS.contains(&malformed.kind())),
         }
@@ -460,9 +483,10 @@ proptest! {
             stream: Stream::Connections.into(),
             sequence: 1,
             rows: rows as u32,
+            boot_id: String::new(),
             columns: Some(Columns::Connections(columns)),
         };
-        let decoded = connections(batch, NOW_NS).unwrap();
+        let decoded = unsealed(batch, NOW_NS).unwrap();
         let durations: Vec<u64> =
             middles.iter().map(|middle| 16 + middle.iter().map(|(_, us)| us).sum::<u64>()).collect();
         prop_assert_eq!(&decoded.duration_us, &durations);
@@ -470,4 +494,56 @@ proptest! {
         let closed: Vec<i64> = durations.iter().map(|us| NOON_NS + *us as i64 * 1000).collect();
         prop_assert_eq!(&decoded.closed_at_ns, &closed);
     }
+}
+
+#[test]
+fn a_batch_that_changed_on_its_way_is_refused() {
+    let fault = |change: fn(&mut SealedBatch)| {
+        let mut batch = seal(&batch(columns()));
+        change(&mut batch);
+        sealed(batch, NOW_NS).unwrap_err()
+    };
+    assert_eq!(fault(|batch| batch.checksum ^= 1), Malformed::Checksum);
+    assert_eq!(fault(|batch| batch.sequence += 1), Malformed::Name);
+    assert_eq!(fault(|batch| batch.stream = Stream::Gaps.into()), Malformed::Name);
+    assert_eq!(fault(|batch| batch.epoch = 0), Malformed::Sequence);
+    let cut = fault(|batch| {
+        batch.encoded.truncate(batch.encoded.len() / 2);
+        batch.checksum = crc32fast::hash(&batch.encoded);
+    });
+    assert_eq!(cut, Malformed::Unreadable);
+}
+
+#[test]
+fn gaps_are_checked_like_rows() {
+    let gap = Gap {
+        epoch: 7,
+        stream: Stream::Connections.into(),
+        first_sequence: 1,
+        last_sequence: 2,
+        first_ns: 5,
+        last_ns: 6,
+        rows: 20,
+        reason: GapReason::SpoolFull.into(),
+    };
+    let check = |gap: Gap| {
+        let batch = Batch {
+            stream: Stream::Gaps.into(),
+            sequence: 1,
+            rows: 1,
+            boot_id: String::new(),
+            columns: Some(Columns::Gaps(GapRows { gaps: vec![gap] })),
+        };
+        sealed(seal(&batch), NOW_NS).map(|decoded| decoded.rows)
+    };
+    assert_eq!(check(gap), Ok(Rows::Gaps(vec![gap])));
+    assert_eq!(check(Gap { stream: 9, ..gap }), Err(Malformed::Stream(9)));
+    assert!(matches!(
+        check(Gap { reason: 0, ..gap }),
+        Err(Malformed::Value { column: "reason", .. })
+    ));
+    assert!(matches!(
+        check(Gap { last_ns: 4, ..gap }),
+        Err(Malformed::Time { .. })
+    ));
 }

@@ -1,0 +1,191 @@
+//! Whatever breaks between an agent and the store, each of its rows is in the store once.
+
+use holdfast_proto::v1::batch::Columns;
+use holdfast_proto::v1::{
+    Batch, BatchRange, Gap, GapReason, GapRows, Hello, Stream, agent_message, collector_message,
+};
+use tonic::Code;
+
+use crate::harness::{Collector, database, number};
+use crate::synthetic::{Agent, batch, hello, now_ns, seal};
+
+const ROWS: u32 = 50;
+
+/// A hello of an agent that has no answer to these batches.
+fn hello_with(epoch: u64, unanswered: &[(u64, u64, u64)]) -> Hello {
+    let range = |&(epoch, first_sequence, last_sequence): &(u64, u64, u64)| BatchRange {
+        epoch,
+        stream: Stream::Connections.into(),
+        first_sequence,
+        last_sequence,
+    };
+    Hello {
+        epoch,
+        unanswered: unanswered.iter().map(range).collect(),
+        ..hello("a1")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_breaks_before_the_acknowledgement_stores_nothing_twice() {
+    const BATCHES: u64 = 30;
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let batches: Vec<Batch> = (1..=BATCHES).map(|sequence| batch(sequence, ROWS)).collect();
+    // Each connection breaks a little later: before anything was read, in the middle, after it was stored.
+    for sent in [1, 7, 19, BATCHES] {
+        let (agent, known) = Agent::return_with(collector.address, hello_with(7, &[(7, 1, BATCHES)])).await;
+        for batch in &batches[..sent as usize] {
+            if !known.contains(&(7, batch.sequence)) {
+                agent.deliver(batch.clone()).await;
+            }
+        }
+        drop(agent);
+    }
+    let (mut agent, known) = Agent::return_with(collector.address, hello_with(7, &[(7, 1, BATCHES)])).await;
+    let rest: Vec<_> = batches
+        .iter()
+        .filter(|batch| !known.contains(&(7, batch.sequence)))
+        .collect();
+    for batch in &rest {
+        agent.deliver((*batch).clone()).await;
+    }
+    agent.settled(rest.len()).await;
+    let rows = BATCHES * u64::from(ROWS);
+    assert_eq!(number(&store, "SELECT count() FROM connections").await, rows);
+    assert_eq!(
+        number(&store, "SELECT uniqExact(cookie) FROM connections").await,
+        rows
+    );
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_collector_on_the_same_store_knows_what_the_first_one_stored() {
+    let store = database().await;
+    let first = Collector::start(store.clone()).await;
+    let mut agent = Agent::connect(first.address, "a1").await;
+    agent.deliver(batch(1, ROWS)).await;
+    agent.deliver(batch(2, ROWS)).await;
+    agent.settled(2).await;
+    first.stop().await.unwrap();
+
+    let second = Collector::start(store.clone()).await;
+    // The acknowledgements were lost on the way, say; the third batch was never sent.
+    let (mut agent, known) = Agent::return_with(second.address, hello_with(7, &[(7, 1, 3)])).await;
+    assert_eq!(known, [(7, 1), (7, 2)]);
+    agent.deliver(batch(3, ROWS)).await;
+    agent.settled(1).await;
+    assert_eq!(
+        number(&store, "SELECT count() FROM connections").await,
+        3 * u64::from(ROWS)
+    );
+    second.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_of_an_earlier_start_keep_its_name() {
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let (mut agent, known) =
+        Agent::return_with(collector.address, hello_with(8, &[(7, 1, 1), (8, 1, 1)])).await;
+    assert_eq!(known, []);
+    agent
+        .send(agent_message::Body::Batch(seal(7, &batch(1, 3))))
+        .await;
+    agent
+        .send(agent_message::Body::Batch(seal(8, &batch(1, 4))))
+        .await;
+    agent.settled(2).await;
+    for (epoch, rows) in [(7, 3), (8, 4)] {
+        let sql = format!("SELECT count() FROM connections WHERE agent_epoch = {epoch} AND sequence = 1");
+        assert_eq!(number(&store, &sql).await, rows);
+    }
+    let (_, known) = Agent::return_with(collector.address, hello_with(9, &[(7, 1, 1), (8, 1, 2)])).await;
+    assert_eq!(known, [(7, 1), (8, 1)]);
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_agents_with_one_id_are_told_apart_and_named() {
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let (later, _) = Agent::return_with(collector.address, hello_with(8, &[])).await;
+    let mut earlier = Agent::dial(collector.address).await;
+    earlier.send(agent_message::Body::Hello(hello_with(7, &[]))).await;
+    let status = earlier.hear().await.expect_err("turned away");
+    assert_eq!(status.code(), Code::AlreadyExists);
+    let text = status.message();
+    assert!(
+        text.contains("id a1 (node node-a1)") && text.contains("--name"),
+        "{text}"
+    );
+    drop(later);
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_comes_again_does_not_wait_for_its_dead_connection() {
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    // The first connection stays open and silent, as after a network that went away.
+    let mut first = Agent::connect(collector.address, "a1").await;
+    let (mut second, _) = Agent::return_with(collector.address, hello_with(7, &[])).await;
+    second.deliver(batch(1, ROWS)).await;
+    second.settled(1).await;
+    let ended = first.hear().await;
+    assert!(matches!(ended, Ok(None) | Err(_)), "{ended:?}");
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_is_stored_like_what_is_there() {
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let mut agent = Agent::connect(collector.address, "a1").await;
+    let last_ns = now_ns().unsigned_abs();
+    let gap = Gap {
+        epoch: 6,
+        stream: Stream::Connections.into(),
+        first_sequence: 10,
+        last_sequence: 12,
+        first_ns: last_ns - 1_000,
+        last_ns,
+        rows: 300,
+        reason: GapReason::SpoolFull.into(),
+    };
+    agent
+        .deliver(Batch {
+            stream: Stream::Gaps.into(),
+            sequence: 1,
+            rows: 1,
+            boot_id: "b1".to_owned(),
+            columns: Some(Columns::Gaps(GapRows { gaps: vec![gap] })),
+        })
+        .await;
+    match agent.hear().await.unwrap() {
+        Some(collector_message::Body::Acknowledgement(acknowledgement)) => {
+            assert_eq!(
+                (acknowledgement.stream(), &acknowledgement.sequences[..]),
+                (Stream::Gaps, &[1][..])
+            );
+        }
+        other => panic!("not acknowledged: {other:?}"),
+    }
+    let sql = "SELECT rows FROM gaps WHERE node = 'node-a1' AND agent_epoch = 6 AND reason = 'spool_full' \
+        AND stream = 'connections' AND first_sequence = 10 AND last_sequence = 12 AND first_at < last_at";
+    assert_eq!(number(&store, sql).await, 300);
+    let unanswered = BatchRange {
+        epoch: 7,
+        stream: Stream::Gaps.into(),
+        first_sequence: 1,
+        last_sequence: 5,
+    };
+    let hello = Hello {
+        unanswered: vec![unanswered],
+        ..hello("a1")
+    };
+    let (_, known) = Agent::return_with(collector.address, hello).await;
+    assert_eq!(known, [(7, 1)]);
+    collector.stop().await.unwrap();
+}
