@@ -71,8 +71,8 @@ fn columns() -> ConnectionColumns {
 }
 
 /// Seals a batch, opens it again and takes its connections out.
-fn unsealed(batch: Batch, now_ns: i64) -> Result<Connections, Malformed> {
-    match sealed(seal(&batch), now_ns)?.rows {
+fn unsealed(batch: &Batch, now_ns: i64) -> Result<Connections, Malformed> {
+    match sealed(seal(batch), now_ns)?.rows {
         Rows::Connections(connections) => Ok(*connections),
         Rows::Gaps(_) => panic!("no gaps"),
     }
@@ -91,7 +91,7 @@ fn seal(batch: &Batch) -> SealedBatch {
 
 /// The columns above, decoded.
 pub(crate) fn decoded() -> Connections {
-    unsealed(batch(columns()), NOW_NS).unwrap()
+    unsealed(&batch(columns()), NOW_NS).unwrap()
 }
 
 fn batch(columns: ConnectionColumns) -> Batch {
@@ -108,12 +108,12 @@ fn batch(columns: ConnectionColumns) -> Batch {
 fn fault(change: impl FnOnce(&mut ConnectionColumns)) -> String {
     let mut columns = columns();
     change(&mut columns);
-    unsealed(batch(columns), NOW_NS).unwrap_err().to_string()
+    unsealed(&batch(columns), NOW_NS).unwrap_err().to_string()
 }
 
 #[test]
 fn times_are_derived_from_the_path() {
-    let decoded = unsealed(batch(columns()), NOW_NS).unwrap();
+    let decoded = unsealed(&batch(columns()), NOW_NS).unwrap();
     let (first, second, third) = (NOON_NS, NOON_NS + 1000, NOON_NS + 500);
     assert_eq!(decoded.opened_at_ns, [first, second, third]);
     // Opened after 250 us, closed 1 s and 50 us later; refused after 300 us; not decided.
@@ -140,7 +140,7 @@ fn a_first_record_is_recorded_when_its_handshake_ended() {
         truncated: false,
     }];
     columns.step_us = vec![10, 90, 20, 80, 30, 70];
-    let decoded = unsealed(batch(columns), NOW_NS).unwrap();
+    let decoded = unsealed(&batch(columns), NOW_NS).unwrap();
     assert_eq!(decoded.connect_us, [10, 20, 30]);
     assert_eq!(decoded.recorded_at_ns, decoded.decided_at_ns);
     assert_eq!(decoded.closed_at_ns, [0, 0, 0]);
@@ -149,13 +149,13 @@ fn a_first_record_is_recorded_when_its_handshake_ended() {
 
 #[test]
 fn a_cookie_is_any_64_bits() {
-    let decoded = unsealed(batch(columns()), NOW_NS).unwrap();
+    let decoded = unsealed(&batch(columns()), NOW_NS).unwrap();
     assert_eq!(decoded.cookie, [u64::MAX, 1, 41]);
 }
 
 #[test]
 fn columns_that_need_no_work_are_kept_as_they_came() {
-    let decoded = unsealed(batch(columns()), NOW_NS).unwrap();
+    let decoded = unsealed(&batch(columns()), NOW_NS).unwrap();
     assert_eq!(decoded.bytes_sent, [10, 0, u64::MAX]);
     assert_eq!(decoded.remote_port, [5432, 5433, 65_535]);
     assert_eq!(&decoded.error[..], [0, 111, 0]);
@@ -168,7 +168,7 @@ fn a_batch_of_another_stream_or_without_a_place_is_refused() {
     let refused = |change: fn(&mut Batch)| {
         let mut batch = batch(columns());
         change(&mut batch);
-        unsealed(batch, NOW_NS).unwrap_err().to_string()
+        unsealed(&batch, NOW_NS).unwrap_err().to_string()
     };
     assert_eq!(
         refused(|batch| batch.stream = 9),
@@ -432,7 +432,7 @@ proptest! {
             boot_id: String::new(),
             columns: Some(Columns::Connections(columns)),
         };
-        match unsealed(batch, NOW_NS) {
+        match unsealed(&batch, NOW_NS) {
             Ok(decoded) => prop_assert_eq!(decoded.recorded_at_ns.len(), rows as usize),
             Err(malformed) => prop_assert!(Malformed::KINDS.contains(&malformed.kind())),
         }
@@ -486,7 +486,7 @@ proptest! {
             boot_id: String::new(),
             columns: Some(Columns::Connections(columns)),
         };
-        let decoded = unsealed(batch, NOW_NS).unwrap();
+        let decoded = unsealed(&batch, NOW_NS).unwrap();
         let durations: Vec<u64> =
             middles.iter().map(|middle| 16 + middle.iter().map(|(_, us)| us).sum::<u64>()).collect();
         prop_assert_eq!(&decoded.duration_us, &durations);
