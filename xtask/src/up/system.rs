@@ -153,9 +153,7 @@ impl System {
         settings: &[&str],
     ) -> anyhow::Result<()> {
         let collector = self.url();
-        // What it keeps from one start to the next stays with the rest of our data.
-        let state = self.state_dir.join("agents").join(name).display().to_string();
-        let arguments: Vec<String> = ["run", "--collector", &collector, "--state", &state]
+        let arguments: Vec<String> = ["run", "--collector", &collector]
             .iter()
             .chain(settings)
             .map(|&word| word.to_owned())
