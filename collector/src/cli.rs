@@ -1,11 +1,12 @@
 //! The command line of `holdfast`: `serve` is the collector, every other command asks one.
 //!
-//! A failure is one line on stderr and an exit code: 2 for a wrong call or wrong settings, 4 for what could not be
+//! A failure is one line on stderr and an exit code: 1 for what does not hold, 2 for a wrong call or wrong settings, 4 for what could not be
 //! done.
 
 mod client;
 mod completions;
 mod connections;
+mod ledger;
 mod nodes;
 mod serve;
 mod sql;
@@ -28,16 +29,18 @@ const EXAMPLES: &str = "\
 Examples:
   holdfast serve                                   run a collector; agents dial 127.0.0.1:7443
   holdfast nodes                                   who delivers
+  holdfast ledger                                  whether every row is somewhere
   holdfast connections --follow                    connections as they are stored
   holdfast connections --where 'outcome = \"refused\"' --last 5m
   holdfast sql 'SELECT comm, count() FROM connections GROUP BY comm'
 
-Exit codes: 0 done, 2 a wrong call or wrong settings, 4 it could not be done.";
+Exit codes: 0 done, 1 it does not hold (ledger), 2 a wrong call or wrong settings, 4 it could not be done.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Args),
     Nodes(nodes::Args),
+    Ledger(ledger::Args),
     Connections(connections::Args),
     Sql(sql::Args),
     Completions(completions::Args),
@@ -50,6 +53,8 @@ enum Failure {
     Usage(anyhow::Error),
     /// It could not be done.
     Undone(anyhow::Error),
+    /// What was asked about does not hold; the output says what.
+    DoesNotHold,
     /// Whoever read our output has seen enough. That is no failure to anyone.
     NobodyReads,
 }
@@ -79,12 +84,14 @@ pub fn run() -> ExitCode {
     let outcome = match CommandLine::parse().command {
         Command::Serve(args) => serve::run(args),
         Command::Nodes(args) => client::block_on(nodes::run(args)),
+        Command::Ledger(args) => client::block_on(ledger::run(args)),
         Command::Connections(args) => client::block_on(connections::run(args)),
         Command::Sql(args) => client::block_on(sql::run(args)),
         Command::Completions(args) => completions::run(&args),
     };
     let (code, error) = match outcome {
         Ok(()) | Err(Failure::NobodyReads) => return ExitCode::SUCCESS,
+        Err(Failure::DoesNotHold) => return ExitCode::from(1),
         Err(Failure::Usage(error)) => (2, error),
         Err(Failure::Undone(error)) => (4, error),
     };

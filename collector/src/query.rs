@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use holdfast_proto::v1::query_server::Query as QueryService;
-use holdfast_proto::v1::{Chunk, ConnectionsRequest, NodesRequest, SqlRequest};
+use holdfast_proto::v1::{Chunk, ConnectionsRequest, LedgerRequest, NodesRequest, SqlRequest};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_stream::Stream;
@@ -49,6 +49,7 @@ impl QueryService for Questions {
     type SqlStream = Answer;
     type ConnectionsStream = Answer;
     type NodesStream = Answer;
+    type LedgerStream = Answer;
 
     async fn sql(&self, request: Request<SqlRequest>) -> Result<Response<Answer>, Status> {
         self.metrics.queried("sql");
@@ -97,6 +98,11 @@ impl QueryService for Questions {
     async fn nodes(&self, _: Request<NodesRequest>) -> Result<Response<Answer>, Status> {
         self.metrics.queried("nodes");
         self.ask(questions::nodes()).await
+    }
+
+    async fn ledger(&self, request: Request<LedgerRequest>) -> Result<Response<Answer>, Status> {
+        self.metrics.queried("ledger");
+        self.ask(questions::ledger(request.into_inner().all_starts)).await
     }
 }
 

@@ -20,6 +20,17 @@ pub fn nodes() -> Query {
     query("SELECT * FROM nodes ORDER BY node".into(), vec![])
 }
 
+/// The ledger: one row for each start of each agent, or only for the latest one, and each network namespace.
+pub fn ledger(all_starts: bool) -> Query {
+    let starts = if all_starts {
+        ""
+    } else {
+        "WHERE (agent_id, agent_epoch) IN (SELECT agent_id, max(agent_epoch) FROM ledger_samples GROUP BY agent_id) "
+    };
+    let sql = format!("SELECT * FROM ledger {starts}ORDER BY node, agent_id, agent_epoch, netns");
+    query(sql, vec![])
+}
+
 /// Finished ends that pass `filter`, oldest first: those recorded at or after `since_ns` (nanoseconds since the Unix
 /// epoch), and of these the newest `limit`; zero: all.
 pub fn connections(filter: Option<&Filter>, since_ns: i64, limit: u64) -> Query {
