@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
+use crate::store::server::Server;
+
 /// Where the agents and the CLI dial.
 const LISTEN: &str = "127.0.0.1:7443";
 
@@ -21,6 +23,11 @@ const RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// A partition is a day: nothing shorter can be kept.
 const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 3600);
+
+/// An agent's batch has up to 1 MiB. One that is larger than the limit is sent again for ever, and what is behind it
+/// never comes.
+const LEAST_BATCH_BYTES: usize = 2 << 20;
+const MOST_BATCH_BYTES: usize = 64 << 20;
 
 /// Where the embedded store keeps its rows when the process may write there.
 const SYSTEM_FOLDER: &str = "/var/lib/holdfast";
@@ -42,8 +49,9 @@ pub struct Settings {
 
     /// Where rows are kept: embedded:DIR, or http://USER:PASSWORD@HOST:8123/DATABASE for a ClickHouse server
     /// [default: embedded:/var/lib/holdfast, or embedded:~/.local/share/holdfast where that cannot be written]
+    // Text, and parsed by us: what the command line's parser refuses it prints, and with it the password.
     #[arg(long, env = "HOLDFAST_STORE", value_name = "STORE", hide_env_values = true)]
-    pub store: Option<StoreLocation>,
+    pub store: Option<String>,
 
     /// How long rows are kept, at least 1d [default: 30d]
     #[arg(long, env = "HOLDFAST_RETENTION", value_name = "TIME")]
@@ -120,7 +128,10 @@ impl FromStr for StoreLocation {
         match text.split_once(':') {
             Some(("embedded", "")) => Err("`embedded:` names no folder; write embedded:DIR".to_owned()),
             Some(("embedded", folder)) => Ok(Self::Embedded(PathBuf::from(folder))),
-            Some(("http", _)) => Ok(Self::Server(text.to_owned())),
+            Some(("http" | "https", _)) => match Server::new(text, None) {
+                Ok(_) => Ok(Self::Server(text.to_owned())),
+                Err(error) => Err(error.to_string()),
+            },
             _ => Err(format!(
                 "unknown store `{}`; write embedded:DIR, or http://USER@HOST:8123/DATABASE",
                 without_password(text)
@@ -180,6 +191,8 @@ pub enum ConfigError {
         column: usize,
         message: String,
     },
+    #[error("{0}")]
+    Store(String),
     #[error("{setting} is {value}, which is {fault}")]
     Value {
         setting: &'static str,
@@ -254,11 +267,11 @@ impl Settings {
                 "shorter than a day; rows are dropped by whole days",
             );
         }
-        if !(16 << 10..=64 << 20).contains(&limits.max_batch_bytes) {
+        if !(LEAST_BATCH_BYTES..=MOST_BATCH_BYTES).contains(&limits.max_batch_bytes) {
             return fault(
                 "max_batch_bytes",
                 &limits.max_batch_bytes,
-                "not between 16384 and 67108864",
+                "not between 2097152 and 67108864",
             );
         }
         if !(1..=1_000_000).contains(&limits.gather_rows) {
@@ -279,7 +292,10 @@ impl Settings {
             web: self
                 .web
                 .unwrap_or_else(|| WEB.parse().expect("the default is an address")),
-            store: self.store.map_or_else(store, Ok)?,
+            store: match self.store {
+                Some(text) => text.parse().map_err(ConfigError::Store)?,
+                None => store()?,
+            },
             retention,
             limits,
         })
@@ -333,7 +349,7 @@ impl Settings {
         match key {
             "listen" => self.listen = parsed(value)?,
             "web" => self.web = parsed(value)?,
-            "store" => self.store = parsed(value)?,
+            "store" => self.store = parsed::<StoreLocation>(value)?.map(|_| value.to_owned()),
             "retention" => self.retention = parsed(value)?,
             "max_batch_bytes" => self.max_batch_bytes = parsed(value)?,
             "gather_rows" => self.gather_rows = parsed(value)?,
@@ -527,7 +543,17 @@ mod tests {
     fn a_password_is_not_shown() {
         let store: StoreLocation = "http://ada:secret@db:8123/holdfast".parse().unwrap();
         assert_eq!(store.to_string(), "http://ada@db:8123/holdfast");
-        let error = "ftp://ada:secret@db/x".parse::<StoreLocation>().unwrap_err();
-        assert!(!error.contains("secret"), "{error}");
+        for wrong in [
+            "ftp://ada:secret@db/x",
+            "https://ada:secret@db/x",
+            "http://ada:secret@db:99999/x",
+        ] {
+            let settings = Settings {
+                store: Some(wrong.to_owned()),
+                ..Settings::default()
+            };
+            let error = settings.complete(somewhere).unwrap_err().to_string();
+            assert!(error.contains("db") && !error.contains("secret"), "{error}");
+        }
     }
 }

@@ -22,7 +22,7 @@ pub async fn listen(address: SocketAddr, setting: &str) -> anyhow::Result<TcpLis
                     address.port()
                 )
             }
-            _ => anyhow!(error),
+            _ => anyhow!("{error}; choose another with {setting}"),
         })
         .with_context(|| format!("cannot listen at {address}"))
 }
@@ -80,6 +80,18 @@ mod tests {
             2: 0100007F:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4713 1 0 100 0\n";
         assert_eq!(listening_inodes(table, 0x1d13), ["4711"]);
         assert!(listening_inodes(table, 80).is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_address_of_another_machine_is_an_error_that_says_what_to_change() {
+        // Of TEST-NET-1 (RFC 5737): no machine has it.
+        let error = listen("192.0.2.1:1".parse().unwrap(), "--web").await.unwrap_err();
+        let error = format!("{error:#}");
+        assert!(
+            error.starts_with("cannot listen at 192.0.2.1:1: ")
+                && error.ends_with("; choose another with --web"),
+            "{error}"
+        );
     }
 
     #[tokio::test]

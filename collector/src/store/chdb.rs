@@ -322,6 +322,13 @@ impl Connection {
         })
     }
 
+    /// Lets go of what a statement holds that failed or was cancelled: the engine keeps it, also in
+    /// `system.processes`, until the next statement of its connection.
+    pub fn settle(&mut self) {
+        // Whatever comes of it, it was the next statement.
+        let _ = self.execute("SELECT 1", "Null", &[]);
+    }
+
     /// What `sql` is, by the engine's own parser, without running any of it. The parser does not see what functions do.
     pub fn classify(&mut self, sql: &str) -> Result<Classified, EngineError> {
         let mut analysis = RawAnalysis {
@@ -393,7 +400,7 @@ impl Drop for Insert<'_> {
 }
 
 /// An answer that is fetched in parts. Dropping it cancels the statement, once the part that is being computed is
-/// done.
+/// done; the connection is to be settled then.
 pub struct Answer<'connection> {
     connection: &'connection mut Connection,
     result: RawResult,
@@ -425,10 +432,6 @@ impl Drop for Answer<'_> {
                 (functions.chdb_stream_cancel_query)(self.connection.raw(), self.result);
             }
             (functions.chdb_destroy_query_result)(self.result);
-        }
-        if !self.ended {
-            // The engine keeps what a cancelled or failed query holds until the next statement of its connection.
-            let _ = self.connection.execute("SELECT 1", "Null", &[]);
         }
     }
 }

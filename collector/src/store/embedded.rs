@@ -291,11 +291,16 @@ impl Store for Embedded {
         };
         spawn_blocking(move || {
             let session = lease.session();
-            if let Err(error) = stream(session, &database, &query, &sender) {
+            let outcome = stream(session, &database, &query, &sender);
+            // From here on nobody kills what runs on this connection.
+            *relock(&session.running.query) = None;
+            if outcome.is_err() || sender.is_closed() {
+                session.connection.settle();
+            }
+            if let Err(error) = outcome {
                 // A reader that is gone does not want the error either.
                 let _ = sender.blocking_send(Err(error));
             }
-            *relock(&session.running.query) = None;
         });
         // A statement that fails at once is an error of the call, not of its answer.
         parts.first = parts.receiver.recv().await.transpose()?;

@@ -31,11 +31,15 @@ const UNAVAILABLE: &[u32] = &[
     394,  // QUERY_WAS_CANCELLED
     425,  // SYSTEM_ERROR
     439,  // CANNOT_SCHEDULE_TASK
+    516,  // AUTHENTICATION_FAILED
     999,  // KEEPER_EXCEPTION
     1000, // POCO_EXCEPTION
 ];
 
-/// Longest message that is passed on. ClickHouse lists every expected token of a syntax error.
+/// What follows in a syntax error: every token of ClickHouse's grammar that would have done.
+const EXPECTED_TOKENS: &str = " Expected one of: ";
+
+/// Longest message that is passed on.
 const MESSAGE_CHARS: usize = 600;
 
 impl StoreError {
@@ -82,11 +86,20 @@ fn one_line(text: &str) -> String {
     }
     let rest = rest.strip_prefix("default: ").unwrap_or(rest);
     let mut line = String::with_capacity(rest.len());
+    let mut last = "";
     for word in without_versions(rest).split_whitespace() {
+        // The name of the error, once for each layer that it went through.
+        if word == last && word.starts_with('(') {
+            continue;
+        }
         if !line.is_empty() {
             line.push(' ');
         }
         line.push_str(word);
+        last = word;
+    }
+    if let Some(end) = line.find(EXPECTED_TOKENS) {
+        line.truncate(end);
     }
     if let Some((end, _)) = line.char_indices().nth(MESSAGE_CHARS) {
         line.truncate(end);
@@ -134,12 +147,26 @@ mod tests {
         check(
             "Code: 164. DB::Exception: Code: 164. DB::Exception: Cannot modify 'readonly' setting in readonly mode. \
              (READONLY) (version 26.7.2.1 (official build)). (READONLY)",
-            "Rejected { code: 164, message: \"Cannot modify 'readonly' setting in readonly mode. (READONLY) (READONLY)\" }",
+            "Rejected { code: 164, message: \"Cannot modify 'readonly' setting in readonly mode. (READONLY)\" }",
         );
     }
 
     #[test]
-    fn a_full_disk_and_a_busy_server_are_worth_another_try() {
+    fn a_syntax_error_ends_where_the_grammar_begins() {
+        check(
+            "Code: 62. DB::Exception: Syntax error: failed at position 1 (SELEC): SELEC 1. Expected one of: Query, SELECT, \
+             WITH. (SYNTAX_ERROR) (version 26.7.2.1)",
+            "Rejected { code: 62, message: \"Syntax error: failed at position 1 (SELEC): SELEC 1.\" }",
+        );
+    }
+
+    #[test]
+    fn what_the_store_says_of_itself_is_worth_another_try() {
+        // A password that was changed is no reason to throw rows away.
+        check(
+            "Code: 516. DB::Exception: holdfast: Authentication failed. (AUTHENTICATION_FAILED)",
+            "Unavailable { message: \"holdfast: Authentication failed. (AUTHENTICATION_FAILED)\" }",
+        );
         check(
             "Code: 243. DB::Exception: Cannot reserve 1.00 MiB. (NOT_ENOUGH_SPACE)",
             "Unavailable { message: \"Cannot reserve 1.00 MiB. (NOT_ENOUGH_SPACE)\" }",

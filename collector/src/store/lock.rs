@@ -21,7 +21,7 @@ pub enum LockError {
         holder.map_or("another process".into(), |pid| format!("process {pid}"))
     )]
     InUse { dir: PathBuf, holder: Option<u32> },
-    #[error("the data folder {} cannot be used", dir.display())]
+    #[error("the data folder {} cannot be used, choose another with --store embedded:DIR", dir.display())]
     Io { dir: PathBuf, source: std::io::Error },
 }
 

@@ -18,7 +18,7 @@ async fn a_password_can_be_kept_out_of_the_url() {
         .prepare()
         .await
     {
-        Err(StoreError::Rejected { code: 516, message }) => {
+        Err(StoreError::Unavailable { message }) => {
             assert!(message.contains("Authentication failed"), "{message}");
         }
         other => panic!("{other:?}"),
