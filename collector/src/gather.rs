@@ -25,9 +25,9 @@ use tracing::{info, warn};
 use crate::config::Limits;
 use crate::health::Health;
 use crate::ingest::agent::Agent;
-use crate::ingest::decode::Connections;
+use crate::ingest::decode::{AgentSample, Connections};
 use crate::metrics::{Metrics, refusal};
-use crate::store::schema::{CONNECTION_RECORDS, GAP_RECORDS, LEDGER_SAMPLES, NODE_SESSIONS};
+use crate::store::schema::{AGENT_SAMPLES, CONNECTION_RECORDS, GAP_RECORDS, LEDGER_SAMPLES, NODE_SESSIONS};
 use crate::store::{Block, Store, StoreError};
 use group::{Group, OpenGroup};
 
@@ -41,7 +41,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const QUEUE: usize = 64;
 
 /// The tables that rows go to.
-pub const TABLES: [&str; 4] = [
+pub const TABLES: [&str; 5] = [
+    AGENT_SAMPLES.name,
     CONNECTION_RECORDS.name,
     GAP_RECORDS.name,
     LEDGER_SAMPLES.name,
@@ -82,6 +83,11 @@ pub enum Content {
         observed_at_ns: i64,
         counters: Vec<StreamCounters>,
     },
+    Sample {
+        epoch: u64,
+        observed_at_ns: i64,
+        sample: AgentSample,
+    },
     Session {
         connected_at_ns: i64,
         /// Where the agent connected from.
@@ -95,7 +101,7 @@ impl Content {
             Self::Connections { columns, .. } => columns.rows,
             Self::Gaps { gaps, .. } => gaps.len(),
             Self::Ledger { counters, .. } => counters.len(),
-            Self::Session { .. } => 1,
+            Self::Sample { .. } | Self::Session { .. } => 1,
         }
     }
 
@@ -104,7 +110,7 @@ impl Content {
             Self::Connections { columns, .. } => columns.heap_bytes(),
             Self::Gaps { gaps, .. } => gaps.len() * size_of::<Gap>(),
             Self::Ledger { counters, .. } => counters.len() * size_of::<StreamCounters>(),
-            Self::Session { .. } => 0,
+            Self::Sample { .. } | Self::Session { .. } => 0,
         }
     }
 }
@@ -365,6 +371,11 @@ fn token(table: &str, parcels: &[Parcel]) -> String {
                     (batch.epoch, batch.sequence)
                 }
                 Content::Ledger {
+                    epoch,
+                    observed_at_ns,
+                    ..
+                }
+                | Content::Sample {
                     epoch,
                     observed_at_ns,
                     ..

@@ -28,7 +28,7 @@ use crate::gather::{BatchName, Content, Intake, Receipt, Reply};
 use crate::metrics::{Metrics, refusal};
 use crate::store::{Store, questions};
 use agent::{Agent, Unwelcome};
-use decode::{Decoded, Malformed, Rows};
+use decode::{AgentSample, Decoded, Malformed, Rows};
 use registry::Registry;
 
 /// Unacknowledged batches of one agent. Enough that an agent of small batches can fill half a second of gathering.
@@ -277,10 +277,18 @@ impl Session {
                 } else {
                     status.epoch
                 };
+                let sample = AgentSample::from(&status);
                 match decode::status(status, received_at_ns) {
-                    // An agent without streams yet only says that it lives, which its stream says too.
-                    Ok((_, counters)) if counters.is_empty() => {}
                     Ok((observed_at_ns, counters)) => {
+                        let content = Content::Sample {
+                            epoch,
+                            observed_at_ns,
+                            sample,
+                        };
+                        self.intake.put(agent, content, None).await;
+                        if counters.is_empty() {
+                            return Ok(());
+                        }
                         let content = Content::Ledger {
                             epoch,
                             observed_at_ns,

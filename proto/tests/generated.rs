@@ -4,7 +4,8 @@ use std::{fs, path::Path};
 #[test]
 fn the_committed_code_is_what_the_proto_file_generates() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let descriptors = protox::compile(["holdfast/v1.proto"], [root.join("proto")]).expect("the .proto file parses");
+    let descriptors =
+        protox::compile(["holdfast/v1.proto"], [root.join("proto")]).expect("the .proto file parses");
     let out = tempfile::tempdir().expect("a temporary directory");
     tonic_prost_build::configure()
         .out_dir(out.path())

@@ -329,7 +329,11 @@ fn ten_thousand_connections_of_a_foreign_program_are_twenty_thousand_rows() {
         .args(["ledger", "--collector", &collector.url])
         .output()
         .expect("holdfast ledger");
-    assert!(ledger.status.success(), "{}", String::from_utf8_lossy(&ledger.stdout));
+    assert!(
+        ledger.status.success(),
+        "{}",
+        String::from_utf8_lossy(&ledger.stdout)
+    );
     collector.program.stop();
 }
 

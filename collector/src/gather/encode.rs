@@ -10,16 +10,17 @@ use holdfast_proto::{FLAG_FINAL, FLAG_FIRST};
 
 use super::{BatchName, Content, Parcel};
 use crate::ingest::agent::Agent;
-use crate::ingest::decode::Connections;
+use crate::ingest::decode::{AgentSample, Connections};
 use crate::store::Block;
 use crate::store::native::{BlockBuilder, BlockError};
-use crate::store::schema::{CONNECTION_RECORDS, GAP_RECORDS, LEDGER_SAMPLES, NODE_SESSIONS};
+use crate::store::schema::{AGENT_SAMPLES, CONNECTION_RECORDS, GAP_RECORDS, LEDGER_SAMPLES, NODE_SESSIONS};
 
 /// The block of these parcels, which are of one kind, and its table.
 pub(super) fn block(parcels: &[Parcel]) -> Result<(&'static str, Block), BlockError> {
     let mut batches = Vec::new();
     let mut gaps = Vec::new();
     let mut samples = Vec::new();
+    let mut agents = Vec::new();
     let mut sessions = Vec::new();
     for Parcel { agent, content, .. } in parcels {
         match content {
@@ -46,6 +47,11 @@ pub(super) fn block(parcels: &[Parcel]) -> Result<(&'static str, Block), BlockEr
                     counters,
                 }));
             }
+            Content::Sample {
+                epoch,
+                observed_at_ns,
+                sample,
+            } => agents.push((&**agent, *epoch, *observed_at_ns, sample)),
             Content::Session {
                 connected_at_ns,
                 remote,
@@ -58,6 +64,8 @@ pub(super) fn block(parcels: &[Parcel]) -> Result<(&'static str, Block), BlockEr
         (&GAP_RECORDS, gap_records(&gaps)?)
     } else if !samples.is_empty() {
         (&LEDGER_SAMPLES, ledger_samples(&samples)?)
+    } else if !agents.is_empty() {
+        (&AGENT_SAMPLES, agent_samples(&agents)?)
     } else {
         (&NODE_SESSIONS, node_sessions(&sessions)?)
     };
@@ -185,6 +193,31 @@ fn path_text(path: &Path) -> String {
         text.push_str(NAMES.get(usize::from(*state)).unwrap_or(&""));
     }
     text
+}
+
+fn agent_samples(agents: &[(&Agent, u64, i64, &AgentSample)]) -> Result<Block, BlockError> {
+    let counts = |count: fn(&AgentSample) -> u64| -> Vec<u64> {
+        agents.iter().map(|(_, _, _, sample)| count(sample)).collect()
+    };
+    let mut block = BlockBuilder::new(&AGENT_SAMPLES, agents.len())?;
+    Texts::of(agents.iter().map(|(agent, ..)| agent.node.as_str())).write(&mut block, "node")?;
+    Texts::of(agents.iter().map(|(agent, ..)| agent.id.as_str())).write(&mut block, "agent_id")?;
+    let epochs: Vec<u64> = agents.iter().map(|(_, epoch, ..)| *epoch).collect();
+    block.u64s("agent_epoch", &epochs)?;
+    let times: Vec<i64> = agents.iter().map(|(_, _, at_ns, _)| *at_ns).collect();
+    block.datetimes("observed_at", &times)?;
+    let offsets: Vec<i64> = agents.iter().map(|(.., sample)| sample.clock_offset_ns).collect();
+    block.i64s("clock_offset_ns", &offsets)?;
+    block.u64s("clock_error_ns", &counts(|sample| sample.clock_error_ns))?;
+    block.u64s("spool_batches", &counts(|sample| sample.spool_batches))?;
+    block.u64s("spool_memory_bytes", &counts(|sample| sample.spool_memory_bytes))?;
+    block.u64s("spool_disk_bytes", &counts(|sample| sample.spool_disk_bytes))?;
+    let failed: Vec<bool> = agents
+        .iter()
+        .map(|(.., sample)| sample.spool_disk_failed)
+        .collect();
+    block.bools("spool_disk_failed", &failed)?;
+    block.finish()
 }
 
 fn ledger_samples(samples: &[Sample<'_>]) -> Result<Block, BlockError> {
@@ -519,6 +552,15 @@ mod tests {
                     Content::Session {
                         connected_at_ns: 1,
                         remote,
+                    },
+                ),
+                (
+                    "agent_samples",
+                    1,
+                    Content::Sample {
+                        epoch: 7,
+                        observed_at_ns: 1,
+                        sample: AgentSample::default(),
                     },
                 ),
                 (

@@ -17,6 +17,7 @@ enum Key {
     Connections { day: u32 },
     Gaps { day: u32 },
     Ledger { day: u32 },
+    Samples { day: u32 },
     Sessions { day: u32 },
 }
 
@@ -28,6 +29,9 @@ impl Key {
                 day: day(gaps_recorded_at_ns(gaps)),
             },
             Content::Ledger { observed_at_ns, .. } => Self::Ledger {
+                day: day(*observed_at_ns),
+            },
+            Content::Sample { observed_at_ns, .. } => Self::Samples {
                 day: day(*observed_at_ns),
             },
             Content::Session { connected_at_ns, .. } => Self::Sessions {

@@ -637,6 +637,32 @@ pub fn day(time_ns: i64) -> u32 {
     u32::try_from(time_ns.div_euclid(DAY_NS)).unwrap_or_default()
 }
 
+/// Where an agent stood when it sent a status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AgentSample {
+    /// The agent's clock against the collector's, positive: ahead; and how far off that may be. Zero and zero until
+    /// it was measured.
+    pub clock_offset_ns: i64,
+    pub clock_error_ns: u64,
+    pub spool_batches: u64,
+    pub spool_memory_bytes: u64,
+    pub spool_disk_bytes: u64,
+    pub spool_disk_failed: bool,
+}
+
+impl From<&Status> for AgentSample {
+    fn from(status: &Status) -> Self {
+        Self {
+            clock_offset_ns: status.clock_offset_ns,
+            clock_error_ns: status.clock_error_ns,
+            spool_batches: status.spool_batches,
+            spool_memory_bytes: status.spool_memory_bytes,
+            spool_disk_bytes: status.spool_disk_bytes,
+            spool_disk_failed: status.spool_disk_failed,
+        }
+    }
+}
+
 /// Checks a status message: what the agent counted, for each stream and namespace.
 pub fn status(status: Status, now_ns: i64) -> Result<(i64, Vec<StreamCounters>), Malformed> {
     let observed_at_ns = i64::try_from(status.observed_at_ns)

@@ -22,6 +22,12 @@ pub static NODE_SESSIONS: Table = Table {
     column_names: &names(&NODE_SESSIONS_COLUMNS),
 };
 
+pub static AGENT_SAMPLES: Table = Table {
+    name: "agent_samples",
+    columns: &AGENT_SAMPLES_COLUMNS,
+    column_names: &names(&AGENT_SAMPLES_COLUMNS),
+};
+
 pub static GAP_RECORDS: Table = Table {
     name: "gap_records",
     columns: &GAP_RECORDS_COLUMNS,
@@ -188,6 +194,19 @@ const NODE_SESSIONS_COLUMNS: [Column; 12] = [
     column("architecture", Kind::LowCardinality),
     column("observed_netns", Kind::LowCardinality),
     column("missing_features", Kind::ArrayString),
+];
+
+const AGENT_SAMPLES_COLUMNS: [Column; 10] = [
+    column("node", Kind::LowCardinality),
+    column("agent_id", Kind::LowCardinality),
+    column("agent_epoch", Kind::UInt64),
+    column("observed_at", Kind::DateTime64),
+    column("clock_offset_ns", Kind::Int64),
+    column("clock_error_ns", Kind::UInt64),
+    column("spool_batches", Kind::UInt64),
+    column("spool_memory_bytes", Kind::UInt64),
+    column("spool_disk_bytes", Kind::UInt64),
+    column("spool_disk_failed", Kind::Bool),
 ];
 
 const GAP_RECORDS_COLUMNS: [Column; 13] = [

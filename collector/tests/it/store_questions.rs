@@ -18,7 +18,10 @@ use serde_json::Value as Json;
 
 use crate::{
     store_engine::{answer, ask, database, query},
-    store_rows::{NOON_NS, Row, SECOND_NS, Value, end, insert_ends, insert_samples, insert_sessions, with},
+    store_rows::{
+        NOON_NS, Row, SECOND_NS, Value, end, insert_agent_samples, insert_ends, insert_samples,
+        insert_sessions, with,
+    },
 };
 
 async fn migrated() -> Embedded {
@@ -276,7 +279,7 @@ async fn a_node_is_up_while_its_agent_is_heard_of() {
         ],
     )
     .await;
-    insert_samples(
+    insert_agent_samples(
         &store,
         "1",
         &[

@@ -3,7 +3,7 @@
 use holdfast_collector::store::{
     Block, Store,
     native::{BlockBuilder, Kind, Table},
-    schema::{CONNECTION_RECORDS, LEDGER_SAMPLES, NODE_SESSIONS},
+    schema::{AGENT_SAMPLES, CONNECTION_RECORDS, LEDGER_SAMPLES, NODE_SESSIONS},
 };
 
 /// 2026-01-01 12:00:00 UTC, in nanoseconds: when the rows of tests are recorded.
@@ -139,6 +139,13 @@ pub(crate) async fn insert_ends(store: &dyn Store, token: &str, rows: &[Row]) {
 pub(crate) async fn insert_sessions(store: &dyn Store, token: &str, rows: &[Row]) {
     store
         .insert(NODE_SESSIONS.name, token, block(&NODE_SESSIONS, rows))
+        .await
+        .unwrap();
+}
+
+pub(crate) async fn insert_agent_samples(store: &dyn Store, token: &str, rows: &[Row]) {
+    store
+        .insert(AGENT_SAMPLES.name, token, block(&AGENT_SAMPLES, rows))
         .await
         .unwrap();
 }

@@ -62,7 +62,7 @@ async fn every_column_and_every_table_has_a_comment() {
                  AND engine = 'View' ORDER BY name)";
     assert_eq!(
         ask(&store, views).await,
-        "['attempts','connections','ledger','nodes']\n"
+        "['attempts','connections','gaps','ledger','nodes']\n"
     );
     // A number that is a time or a size says so in its comment, not only in its name.
     for (suffix, unit) in [("_us", "microseconds"), ("bytes_", "bytes"), ("_at", "UTC")] {
@@ -125,7 +125,8 @@ async fn retention_is_changed_only_where_it_differs() {
     schema::retain(&store, &CONNECTION_RECORDS, 7).await.unwrap();
     assert_eq!(
         ask(&store, changed).await,
-        "connection_records\ttoDateTime(recorded_at) + toIntervalDay(7)\n\
+        "agent_samples\ttoDateTime(observed_at) + toIntervalDay(30)\n\
+         connection_records\ttoDateTime(recorded_at) + toIntervalDay(7)\n\
          gap_records\ttoDateTime(recorded_at) + toIntervalDay(30)\n\
          ledger_samples\ttoDateTime(observed_at) + toIntervalDay(30)\n\
          node_sessions\ttoDateTime(connected_at) + toIntervalDay(30)\n"

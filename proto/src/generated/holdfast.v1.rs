@@ -306,9 +306,6 @@ pub struct Status {
     pub spool_disk_bytes: u64,
     #[prost(bool, tag = "9")]
     pub spool_disk_failed: bool,
-    /// Of the namespaces that the agent can look into.
-    #[prost(message, repeated, tag = "10")]
-    pub witnesses: ::prost::alloc::vec::Vec<Witness>,
 }
 /// Answers a status at once: what the agent needs to compare the clocks.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -371,24 +368,6 @@ pub struct StreamCounters {
     /// same CPU, and the kernel does not start a program inside itself.
     #[prost(uint64, tag = "17")]
     pub missed: u64,
-}
-/// What the kernel itself counts of TCP in a network namespace since it was made (/proc/net/snmp): a witness that
-/// does not depend on Holdfast.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Witness {
-    #[prost(uint32, tag = "1")]
-    pub netns: u32,
-    #[prost(uint64, tag = "2")]
-    pub active_opens: u64,
-    #[prost(uint64, tag = "3")]
-    pub passive_opens: u64,
-    #[prost(uint64, tag = "4")]
-    pub attempt_fails: u64,
-    #[prost(uint64, tag = "5")]
-    pub established_resets: u64,
-    /// Now ESTABLISHED or CLOSE_WAIT.
-    #[prost(uint64, tag = "6")]
-    pub currently_established: u64,
 }
 /// These batches are durable in the store.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -113,3 +113,74 @@ LEFT JOIN
     GROUP BY agent_id, agent_epoch, netns
 ) AS stored USING (agent_id, agent_epoch, netns)
 COMMENT 'The latest counters of each start of each agent, the rows in the store beside them, and whether they agree';
+
+CREATE TABLE IF NOT EXISTS agent_samples
+(
+    node LowCardinality(String) COMMENT 'The name of the node' CODEC(ZSTD(1)),
+    agent_id LowCardinality(String) COMMENT 'The agent: stable over restarts' CODEC(ZSTD(1)),
+    agent_epoch UInt64 COMMENT 'One start of the agent' CODEC(T64, ZSTD(1)),
+    observed_at DateTime64(9, 'UTC') COMMENT 'When the agent reported, by its own clock, UTC' CODEC(Delta(8), ZSTD(1)),
+    clock_offset_ns Int64 COMMENT 'The clock of the node against that of the collector, nanoseconds. Positive: the node is ahead' CODEC(T64, ZSTD(1)),
+    clock_error_ns UInt64 COMMENT 'How far off clock_offset_ns may be, nanoseconds. 0 until it was measured' CODEC(T64, ZSTD(1)),
+    spool_batches UInt64 COMMENT 'Batches that wait on the node for their acknowledgement' CODEC(T64, ZSTD(1)),
+    spool_memory_bytes UInt64 COMMENT 'Of these, bytes in memory' CODEC(T64, ZSTD(1)),
+    spool_disk_bytes UInt64 COMMENT 'Bytes of the segments on disk' CODEC(T64, ZSTD(1)),
+    spool_disk_failed Bool COMMENT 'The disk of the spool failed: what waits is in memory only' CODEC(ZSTD(1))
+)
+ENGINE = MergeTree
+PARTITION BY toDate(observed_at)
+ORDER BY (agent_id, agent_epoch, observed_at)
+TTL toDateTime(observed_at) + INTERVAL 30 DAY
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_deduplication_window = 1000,
+    ttl_only_drop_parts = 1
+COMMENT 'Where the agents stand: one row each time that one reports';
+
+CREATE OR REPLACE VIEW nodes
+(
+    node LowCardinality(String) COMMENT 'The name of the node',
+    up Bool COMMENT 'The agent was heard of within the last 15 seconds',
+    last_seen DateTime64(9, 'UTC') COMMENT 'When the agent was last heard of, UTC',
+    agent_id LowCardinality(String) COMMENT 'The agent: stable over restarts',
+    agent_epoch UInt64 COMMENT 'One start of the agent',
+    connected_at DateTime64(9, 'UTC') COMMENT 'When the agent said hello to the collector, UTC',
+    remote String COMMENT 'Where it connected from, address and port',
+    labels Map(LowCardinality(String), LowCardinality(String)) COMMENT 'The labels of the node, from the configuration of its agent',
+    version LowCardinality(String) COMMENT 'The version of the agent',
+    boot_id LowCardinality(String) COMMENT 'One start of the machine',
+    kernel LowCardinality(String) COMMENT 'The release of the kernel (uname -r)',
+    architecture LowCardinality(String) COMMENT 'The architecture (uname -m)',
+    observed_netns LowCardinality(String) COMMENT 'What the agent observes: all, or the inode of one network namespace',
+    missing_features Array(String) COMMENT 'What the kernel or the capabilities of the agent do not allow',
+    clock_offset_ns Int64 COMMENT 'The clock of the node against that of the collector, nanoseconds. Positive: the node is ahead',
+    clock_error_ns UInt64 COMMENT 'How far off clock_offset_ns may be, nanoseconds. 0 until it was measured',
+    spool_batches UInt64 COMMENT 'Batches that wait on the node for their acknowledgement',
+    spool_disk_failed Bool COMMENT 'The disk of the spool failed: what waits is in memory only'
+)
+AS SELECT
+    session.node AS node,
+    toBool(last_seen > now64(9, 'UTC') - INTERVAL 15 SECOND) AS up,
+    greatest(session.connected_at, sample.observed_at) AS last_seen,
+    session.agent_id AS agent_id,
+    session.agent_epoch AS agent_epoch,
+    session.connected_at AS connected_at,
+    session.remote AS remote,
+    session.labels AS labels,
+    session.version AS version,
+    session.boot_id AS boot_id,
+    session.kernel AS kernel,
+    session.architecture AS architecture,
+    session.observed_netns AS observed_netns,
+    session.missing_features AS missing_features,
+    sample.clock_offset_ns AS clock_offset_ns,
+    sample.clock_error_ns AS clock_error_ns,
+    sample.spool_batches AS spool_batches,
+    sample.spool_disk_failed AS spool_disk_failed
+FROM (SELECT * FROM node_sessions ORDER BY connected_at DESC LIMIT 1 BY node) AS session
+LEFT JOIN
+(
+    SELECT
+        agent_id, agent_epoch, observed_at, clock_offset_ns, clock_error_ns, spool_batches, spool_disk_failed
+    FROM agent_samples
+    ORDER BY observed_at DESC LIMIT 1 BY agent_id, agent_epoch
+) AS sample USING (agent_id, agent_epoch)
+COMMENT 'The nodes: the latest session of each';
