@@ -7,6 +7,7 @@
 pub(crate) mod churn;
 mod probe_cost;
 mod rounds;
+mod throughput;
 
 use anyhow::ensure;
 use clap::ValueEnum;
@@ -39,6 +40,9 @@ enum Benchmark {
     /// CPU per TCP connection pair on loopback (connect, accept, 4 bytes each way, close): nothing attached, Holdfast,
     /// tcplife, tcpstates and bpftrace
     ProbeCost,
+    /// Two threads open and close TCP connections on loopback as fast as they can, with and without Holdfast: how
+    /// many, how many of their ends are in the store, and the CPU that each stored end took of agent and collector
+    Throughput,
 }
 
 /// One of the things that are compared.
@@ -51,6 +55,8 @@ trait Subject {
 /// What one turn cost.
 struct Measurement {
     cost: f64,
+    /// What else was measured, by a name with its unit; the same ones, in the same order, in every turn.
+    figures: Vec<(&'static str, f64)>,
     /// What else is worth knowing about it; shown for the last round.
     note: String,
 }
@@ -63,6 +69,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     setup::provide(&[Need::Build, Need::Up, Need::Bench])?;
     let comparison = match arguments.name {
         Benchmark::ProbeCost => probe_cost::compare(arguments.rounds)?,
+        Benchmark::Throughput => throughput::compare(arguments.rounds)?,
     };
     if arguments.json {
         println!("{}", comparison.to_json());
@@ -83,12 +90,14 @@ fn take_turns(
     let mut comparison = Comparison::new(unit, subjects.iter().map(|subject| subject.name()));
     for round in 1..=rounds {
         for (index, subject) in subjects.iter_mut().enumerate() {
-            let Measurement { cost, note } = subject.measure()?;
+            let measurement = subject.measure()?;
             eprintln!(
-                "  round {round}/{rounds}  {:24} {cost:9.2} {unit}  {note}",
-                subject.name()
+                "  round {round}/{rounds}  {:24} {:9.2} {unit}  {}",
+                subject.name(),
+                measurement.cost,
+                measurement.note
             );
-            comparison.add(index, cost, note);
+            comparison.add(index, measurement);
         }
     }
     Ok(comparison)

@@ -1,9 +1,11 @@
 //! Child processes, and what may be asked about this one.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,8 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 /// How long a child may take to end after SIGTERM, before it is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
+/// After this long without a line it is looked whether the child still runs.
+const QUIET: Duration = Duration::from_millis(200);
 /// Lines of a child's log that explain why it ended.
 const LOG_LINES: usize = 8;
 
@@ -27,6 +31,38 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
         .chain(administrators)
         .map(|folder| folder.join(name))
         .find(|file| file.is_file())
+}
+
+/// Hands over what a child prints to its pipes, line by line as it comes, and nothing (`None`) now and then while
+/// nothing does. Returns once the child has ended, even if what it left running keeps its output open.
+pub(crate) fn each_line(child: &mut Child, mut take: impl FnMut(Option<&str>)) -> anyhow::Result<ExitStatus> {
+    let (lines, received) = mpsc::channel();
+    forward_lines(child.stdout.take(), lines.clone());
+    forward_lines(child.stderr.take(), lines);
+    loop {
+        match received.recv_timeout(QUIET) {
+            Ok(line) => take(Some(&line)),
+            Err(RecvTimeoutError::Timeout) => {
+                take(None);
+                if let Some(status) = child.try_wait()? {
+                    return Ok(status);
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => return Ok(child.wait()?),
+        }
+    }
+}
+
+fn forward_lines(source: Option<impl Read + Send + 'static>, lines: mpsc::Sender<String>) {
+    let Some(source) = source else { return };
+    thread::spawn(move || {
+        for line in BufReader::new(source).split(b'\n').map_while(Result::ok) {
+            if lines.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                // Nobody wants to know any more.
+                break;
+            }
+        }
+    });
 }
 
 /// A program that runs beside us, in its own process group (Ctrl-C reaches only us, who then stop the children in

@@ -1,15 +1,13 @@
 //! Runs long commands so that a person sees that something happens, and what went wrong if it does.
 
 use std::collections::VecDeque;
-use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use crate::span;
+use crate::{process, span};
 
 /// How often a line on a terminal is drawn anew.
 const REDRAW: Duration = Duration::from_millis(200);
@@ -47,30 +45,21 @@ pub(crate) fn watch(title: &str, command: &mut Command) -> anyhow::Result<Finish
         .spawn()
         .with_context(|| format!("cannot run {}", line_of(command)))?;
 
-    let (lines, received) = mpsc::channel();
-    forward_lines(child.stdout.take(), lines.clone());
-    forward_lines(child.stderr.take(), lines);
-
     let mut display = Display::new(title, started);
     let mut tail = VecDeque::new();
-    loop {
-        match received.recv_timeout(display.interval) {
-            Ok(line) => {
-                display.latest.clone_from(&line);
-                tail.push_back(line);
-                if tail.len() > TAIL_LINES {
-                    tail.pop_front();
-                }
+    let status = process::each_line(&mut child, |line| {
+        if let Some(line) = line {
+            display.latest = line.trim_end().to_owned();
+            tail.push_back(display.latest.clone());
+            if tail.len() > TAIL_LINES {
+                tail.pop_front();
             }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
         }
         display.draw_if_due();
-    }
-    let succeeded = child.wait()?.success();
-    display.finish(succeeded);
+    })?;
+    display.finish(status.success());
     Ok(Finished {
-        succeeded,
+        succeeded: status.success(),
         tail: Vec::from(tail).join("\n"),
     })
 }
@@ -82,16 +71,6 @@ pub(crate) fn line_of(command: &Command) -> String {
         .map(|word| word.to_string_lossy())
         .collect::<Vec<_>>()
         .join(" ")
-}
-
-fn forward_lines(source: Option<impl Read + Send + 'static>, lines: mpsc::Sender<String>) {
-    let Some(source) = source else { return };
-    thread::spawn(move || {
-        for line in BufReader::new(source).split(b'\n').map_while(Result::ok) {
-            // The other end goes away only with the whole program.
-            let _ = lines.send(String::from_utf8_lossy(&line).trim_end().to_owned());
-        }
-    });
 }
 
 /// One line on a terminal that changes in place; in a log, a line at the start, now and then, and at the end.
@@ -163,6 +142,16 @@ mod tests {
         let text = format!("{error:#}");
         assert!(text.starts_with("brewing failed: `sh -c"), "{text}");
         assert!(text.contains("no water") && text.contains("no beans"), "{text}");
+    }
+
+    #[test]
+    fn a_command_ends_when_it_ends_whatever_it_leaves_running_with_its_output() {
+        let started = Instant::now();
+        let finished = watch("leaving", &mut shell("echo first; sleep 20 & echo $!")).unwrap();
+        assert!(finished.succeeded && started.elapsed() < Duration::from_secs(10));
+        let (first, left) = finished.tail.split_once('\n').unwrap();
+        assert_eq!(first, "first");
+        assert!(shell(&format!("kill {left}")).status().unwrap().success());
     }
 
     #[test]

@@ -109,6 +109,24 @@ const ITEMS: &[Item] = &[
         },
     },
     Item {
+        name: "python3",
+        needed_for: &[Test],
+        look: || look_for_program("python3"),
+        source: Source::Packages {
+            debian: &["python3"],
+            elsewhere: "(your package manager) python3",
+        },
+    },
+    Item {
+        name: "kill",
+        needed_for: &[Test],
+        look: || look_for_program("kill"),
+        source: Source::Packages {
+            debian: &["procps"],
+            elsewhere: "(your package manager) procps",
+        },
+    },
+    Item {
         name: "systemd-analyze",
         needed_for: &[Test],
         look: || look_for_program("systemd-analyze"),

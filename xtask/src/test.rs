@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything that can be checked, in one go.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -60,7 +60,12 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         );
     }
     eprintln!("took {}", span::show(started.elapsed()));
-    println!("{} passed, {} failed", tally.passed, tally.failed);
+    writeln!(
+        std::io::stdout(),
+        "{} passed, {} failed",
+        tally.passed,
+        tally.failed
+    )?;
     if tally.failed > 0 || tally.passed == 0 {
         Err(Failure::Reported.into())
     } else {
@@ -88,14 +93,15 @@ impl Tally {
             .stdout(Stdio::piped())
             .spawn()
             .context("cannot run cargo")?;
-        let output = child.stdout.take().context("cargo has no output")?;
         let failed_before = self.failed;
-        for line in BufReader::new(output).lines() {
-            let line = line?;
-            self.add(&line);
-            writeln!(std::io::stdout(), "{line}")?;
-        }
-        if !child.wait()?.success() && self.failed == failed_before {
+        let status = process::each_line(&mut child, |line| {
+            if let Some(line) = line {
+                self.add(line);
+                // Whoever reads may have seen enough; the count goes on.
+                let _ = writeln!(std::io::stdout(), "{line}");
+            }
+        })?;
+        if !status.success() && self.failed == failed_before {
             eprintln!(
                 "FAILED: cargo test ended without a result: something does not compile, or a test binary died"
             );

@@ -48,9 +48,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR")]
     state: Option<std::path::PathBuf>,
 
-    /// Build and run without optimisation, which the tests share with `cargo test`
+    /// Run what `cargo test` builds, without optimisation
     #[arg(long, hide = true)]
-    dev: bool,
+    as_tested: bool,
 }
 
 /// How often the services are looked after.
@@ -65,7 +65,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     );
     let stop = stop_on_signals()?;
     setup::provide(&[Need::Build, Need::Up])?;
-    let binaries = Binaries::build(arguments.dev)?;
+    let binaries = Binaries::build(arguments.as_tested)?;
     netns::remove_leftovers()?;
 
     // Dropped in the reverse order, also when something fails: first what runs, then what it runs in.

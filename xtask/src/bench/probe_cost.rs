@@ -5,22 +5,20 @@
 
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use anyhow::{Context, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
-
+use super::churn::Churn;
 use super::rounds::Comparison;
 use super::{Measurement, Subject, take_turns};
 use crate::netns::{self, Netns};
 use crate::up::system::{Binaries, System};
-use crate::{process, progress, workspace};
+use crate::{process, workspace};
+use anyhow::{Context, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Connections of one turn: about a second of CPU with nothing attached.
 const PAIRS: u32 = 50_000;
@@ -59,40 +57,6 @@ pub(super) fn compare(rounds: u32) -> anyhow::Result<Comparison> {
     take_turns(UNIT, &mut subjects, rounds)
 }
 
-/// The work, built with optimisation: its own part in the CPU time shall be small.
-struct Churn {
-    program: PathBuf,
-}
-
-impl Churn {
-    fn build() -> anyhow::Result<Self> {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo
-            .args(["build", "--release", "--package", "xtask"])
-            .current_dir(workspace::root());
-        progress::run("building the workload", &mut cargo)?;
-        Ok(Self {
-            program: workspace::target_dir()?.join("release/xtask"),
-        })
-    }
-
-    /// Does the work in a namespace and returns its CPU time per pair, in microseconds.
-    fn run(&self, netns: &Netns, pairs: u32) -> anyhow::Result<f64> {
-        let mut command = netns.command(&self.program);
-        let output = command.args(["churn", "--pairs", &pairs.to_string()]).output()?;
-        ensure!(
-            output.status.success(),
-            "the workload failed: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-        let result: Value = serde_json::from_slice(&output.stdout).context("the workload printed no JSON")?;
-        let cpu_ns = result["cpu_ns"]
-            .as_f64()
-            .context("the workload printed no cpu_ns")?;
-        Ok(cpu_ns / 1e3 / f64::from(pairs))
-    }
-}
-
 struct Nothing<'a> {
     churn: &'a Churn,
 }
@@ -106,7 +70,8 @@ impl Subject for Nothing<'_> {
         let netns = Netns::create("bench")?;
         self.churn.run(&netns, WARM_UP_PAIRS)?;
         Ok(Measurement {
-            cost: self.churn.run(&netns, PAIRS)?,
+            cost: self.churn.run(&netns, PAIRS)?.cpu_us_per_pair(),
+            figures: Vec::new(),
             note: String::new(),
         })
     }
@@ -133,7 +98,7 @@ impl Subject for Holdfast<'_> {
         let system = System::start(self.binaries, &state_dir, None, &AtomicBool::new(false))?;
         self.churn.run(&netns, WARM_UP_PAIRS)?;
         let before = system.cpu()?;
-        let cost = self.churn.run(&netns, PAIRS)?;
+        let cost = self.churn.run(&netns, PAIRS)?.cpu_us_per_pair();
 
         // It only counts if it did its work: both ends of every pair are in the store.
         let inode = fs::metadata(format!("/run/netns/{}", netns.name()))?.ino();
@@ -150,7 +115,11 @@ impl Subject for Holdfast<'_> {
         let note = format!(
             "{rows} of {expected} rows stored; per pair, agent {agent:.1} us, collector {collector:.1} us"
         );
-        Ok(Measurement { cost, note })
+        Ok(Measurement {
+            cost,
+            figures: Vec::new(),
+            note,
+        })
     }
 }
 
@@ -200,6 +169,7 @@ impl Subject for Tool<'_> {
         let bytes = printed.load(Ordering::Relaxed);
         Ok(Measurement {
             cost: cost?,
+            figures: Vec::new(),
             note: format!("printed {} bytes a pair", bytes / u64::from(PAIRS)),
         })
     }
@@ -219,7 +189,7 @@ impl Tool<'_> {
             }
             self.churn.run(netns, WARM_UP_PAIRS)?;
         }
-        self.churn.run(netns, PAIRS)
+        Ok(self.churn.run(netns, PAIRS)?.cpu_us_per_pair())
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Write};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+
+use super::Measurement;
 
 pub(super) struct Comparison {
     unit: &'static str,
@@ -13,6 +15,8 @@ struct Subject {
     name: &'static str,
     /// One a round.
     costs: Vec<f64>,
+    /// Likewise, by name.
+    figures: Vec<(&'static str, Vec<f64>)>,
     /// Of the last round.
     note: String,
 }
@@ -32,16 +36,23 @@ impl Comparison {
             .map(|name| Subject {
                 name,
                 costs: Vec::new(),
+                figures: Vec::new(),
                 note: String::new(),
             })
             .collect();
         Self { unit, results }
     }
 
-    pub(super) fn add(&mut self, subject: usize, cost: f64, note: String) {
+    pub(super) fn add(&mut self, subject: usize, measurement: Measurement) {
         let subject = &mut self.results[subject];
-        subject.costs.push(cost);
-        subject.note = note;
+        subject.costs.push(measurement.cost);
+        subject.note = measurement.note;
+        for (name, value) in measurement.figures {
+            match subject.figures.iter_mut().find(|figure| figure.0 == name) {
+                Some((_, values)) => values.push(value),
+                None => subject.figures.push((name, vec![value])),
+            }
+        }
     }
 
     /// Each subject's costs, and its ratio to the baseline of the same round.
@@ -62,7 +73,17 @@ impl Comparison {
         let spread = |spread: Spread| json!({"median": spread.median, "min": spread.min, "max": spread.max});
         let row = |(subject, cost, ratio): (&Subject, Spread, Spread)| {
             let rounds = &subject.costs;
-            json!({"name": subject.name, "cost": spread(cost), "ratio": spread(ratio), "rounds": rounds, "note": subject.note})
+            let figures: Map<String, Value> = subject
+                .figures
+                .iter()
+                .map(|(name, values)| {
+                    (
+                        (*name).to_owned(),
+                        json!({"spread": spread(Spread::of(values.clone())), "rounds": values}),
+                    )
+                })
+                .collect();
+            json!({"name": subject.name, "cost": spread(cost), "ratio": spread(ratio), "rounds": rounds, "figures": figures, "note": subject.note})
         };
         json!({"unit": self.unit, "baseline": self.results[0].name, "subjects": self.rows().map(row).collect::<Vec<_>>()})
     }
@@ -75,6 +96,16 @@ impl Comparison {
         for (subject, cost, ratio) in self.rows() {
             let name = subject.name;
             writeln!(text, "| {name} | {cost} | {ratio} |").expect("a string takes everything");
+        }
+        if self.results.iter().any(|subject| !subject.figures.is_empty()) {
+            text.push_str("\n| subject | figure | median (min..max) |\n|---|---|---|\n");
+        }
+        for subject in &self.results {
+            for (name, values) in &subject.figures {
+                let spread = Spread::of(values.clone());
+                writeln!(text, "| {} | {name} | {spread} |", subject.name)
+                    .expect("a string takes everything");
+            }
         }
         text
     }
@@ -90,6 +121,10 @@ impl fmt::Display for Comparison {
                 "{:24}  {cost:26}  {ratio:24}  {}",
                 subject.name, subject.note
             )?;
+            for (name, values) in &subject.figures {
+                let spread = Spread::of(values.clone()).to_string();
+                writeln!(out, "  {name:46}  {spread}")?;
+            }
         }
         Ok(())
     }
@@ -114,7 +149,10 @@ impl Spread {
 
 impl fmt::Display for Spread {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{:.2} ({:.2}..{:.2})", self.median, self.min, self.max)
+        // Two decimals say nothing about thousands.
+        let decimals = if self.median >= 1000.0 { 0 } else { 2 };
+        let Self { median, min, max } = self;
+        write!(out, "{median:.decimals$} ({min:.decimals$}..{max:.decimals$})")
     }
 }
 
@@ -142,13 +180,37 @@ mod tests {
         );
     }
 
+    fn measured(cost: f64, figures: Vec<(&'static str, f64)>) -> Measurement {
+        Measurement {
+            cost,
+            figures,
+            note: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_figure_beside_the_cost_has_its_own_spread() {
+        let mut comparison = Comparison::new("us", ["nothing", "probe"].into_iter());
+        for rows in [4000.0, 5000.0, 9000.0] {
+            comparison.add(0, measured(1.0, vec![]));
+            comparison.add(1, measured(1.0, vec![("rows", rows), ("lost", 0.0)]));
+        }
+        let json = comparison.to_json();
+        assert_eq!(json["subjects"][1]["figures"]["rows"]["spread"]["median"], 5000.0);
+        assert!(
+            comparison
+                .to_markdown()
+                .ends_with("| probe | rows | 5000 (4000..9000) |\n| probe | lost | 0.00 (0.00..0.00) |\n")
+        );
+    }
+
     #[test]
     fn a_ratio_is_taken_within_its_round_so_a_slow_round_does_not_count() {
         let mut comparison = Comparison::new("us", ["nothing", "probe"].into_iter());
         // The machine is three times as slow in the second round.
         for (base, cost) in [(20.0, 22.0), (60.0, 66.0), (20.0, 22.0)] {
-            comparison.add(0, base, String::new());
-            comparison.add(1, cost, String::new());
+            comparison.add(0, measured(base, vec![]));
+            comparison.add(1, measured(cost, vec![]));
         }
         let json = comparison.to_json();
         assert_eq!(json["baseline"], "nothing");

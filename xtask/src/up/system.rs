@@ -34,21 +34,24 @@ pub(crate) struct Binaries {
 }
 
 impl Binaries {
-    pub(crate) fn build(unoptimised: bool) -> anyhow::Result<Self> {
+    /// `as_tested` takes what `cargo test` builds too, without optimisation: after it there is nothing left to build.
+    pub(crate) fn build(as_tested: bool) -> anyhow::Result<Self> {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args([
-            "build",
-            "--package",
-            "holdfast-agent",
-            "--package",
-            "holdfast-collector",
-        ]);
-        cargo.current_dir(workspace::root());
-        if !unoptimised {
-            cargo.arg("--release");
+        if as_tested {
+            cargo.args(["test", "--workspace", "--no-run"]);
+        } else {
+            cargo.args([
+                "build",
+                "--release",
+                "--package",
+                "holdfast-agent",
+                "--package",
+                "holdfast-collector",
+            ]);
         }
+        cargo.current_dir(workspace::root());
         progress::run("building the agent and the collector", &mut cargo)?;
-        let folder = workspace::target_dir()?.join(if unoptimised { "debug" } else { "release" });
+        let folder = workspace::target_dir()?.join(if as_tested { "debug" } else { "release" });
         Ok(Self {
             agent: folder.join("holdfast-agent"),
             holdfast: folder.join("holdfast"),
@@ -153,7 +156,9 @@ impl System {
         settings: &[&str],
     ) -> anyhow::Result<()> {
         let collector = self.url();
-        let arguments: Vec<String> = ["run", "--collector", &collector]
+        // What it keeps from one start to the next stays with the rest of our data.
+        let state = self.state_dir.join("agents").join(name).display().to_string();
+        let arguments: Vec<String> = ["run", "--collector", &collector, "--state", &state]
             .iter()
             .chain(settings)
             .map(|&word| word.to_owned())

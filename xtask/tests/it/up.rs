@@ -13,7 +13,7 @@ const LONG_ENOUGH: &str = "9s";
 fn up(state: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
     command
-        .args(["up", "--dev", "--state"])
+        .args(["up", "--as-tested", "--state"])
         .arg(state)
         .args(arguments);
     command

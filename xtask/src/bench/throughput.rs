@@ -1,0 +1,218 @@
+//! The benchmark `throughput`: the highest rate of connections that this machine reaches, and whether every end of
+//! them is in the store afterwards.
+//!
+//! The workload leaves no core free, so agent and collector compete with it for every microsecond: what they take is
+//! part of the slow-down, and a ring that is not emptied in time shows as lost. The CPU of agent and collector is
+//! taken until both have nothing left to do, so neither what is stored late nor ClickHouse's merges are left out.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail, ensure};
+
+use super::churn::Churn;
+use super::rounds::Comparison;
+use super::{Measurement, Subject, take_turns};
+use crate::failure::Failure;
+use crate::netns::{self, Netns};
+use crate::up::system::{Binaries, Cpu, System};
+use crate::workspace;
+
+/// As many as the machine that the published figures are from has cores.
+const THREADS: u32 = 2;
+/// Long enough to fill every buffer on the way.
+const FLOOD: Duration = Duration::from_secs(5);
+/// Before each turn, for caches and for ClickHouse's first insert.
+const WARM_UP: Duration = Duration::from_millis(200);
+/// Agent and collector are idle when both together take less than a twentieth of a core for so long. Both report and
+/// look after themselves once a second; merges of what was inserted begin within less.
+const IDLE_SPAN: Duration = Duration::from_secs(3);
+const IDLE_CPU: Duration = Duration::from_millis(150);
+/// How long they may take to become idle.
+const IDLE_PATIENCE: Duration = Duration::from_secs(120);
+/// How long the agent's last counters may take to be in the store.
+const LEDGER_PATIENCE: Duration = Duration::from_secs(10);
+const UNIT: &str = "connections/s";
+
+pub(super) fn compare(rounds: u32) -> anyhow::Result<Comparison> {
+    let binaries = Binaries::build(false)?;
+    let churn = Churn::build()?;
+    netns::remove_leftovers()?;
+    let mut subjects: Vec<Box<dyn Subject>> = vec![
+        Box::new(Nothing { churn: &churn }),
+        Box::new(Holdfast {
+            binaries: &binaries,
+            churn: &churn,
+        }),
+    ];
+    take_turns(UNIT, &mut subjects, rounds)
+}
+
+struct Nothing<'a> {
+    churn: &'a Churn,
+}
+
+impl Subject for Nothing<'_> {
+    fn name(&self) -> &'static str {
+        "nothing attached"
+    }
+
+    fn measure(&mut self) -> anyhow::Result<Measurement> {
+        let netns = Netns::create("bench")?;
+        self.churn.flood(&netns, THREADS, WARM_UP)?;
+        let work = self.churn.flood(&netns, THREADS, FLOOD)?;
+        Ok(Measurement {
+            cost: work.pairs_per_second(),
+            figures: vec![("workload, us of CPU per connection", work.cpu_us_per_pair())],
+            note: String::new(),
+        })
+    }
+}
+
+/// The real agent, with a real collector, storing every row.
+struct Holdfast<'a> {
+    binaries: &'a Binaries,
+    churn: &'a Churn,
+}
+
+impl Subject for Holdfast<'_> {
+    fn name(&self) -> &'static str {
+        "holdfast"
+    }
+
+    fn measure(&mut self) -> anyhow::Result<Measurement> {
+        let netns = Netns::create("bench")?;
+        let inode = fs::metadata(format!("/run/netns/{}", netns.name()))?.ino();
+        let state_dir = workspace::target_dir()?.join("bench-throughput");
+        if state_dir.exists() {
+            fs::remove_dir_all(&state_dir)
+                .with_context(|| format!("cannot empty {}", state_dir.display()))?;
+        }
+        let system = System::start(self.binaries, &state_dir, None, &AtomicBool::new(false))?;
+        let stored = || system.number(&format!("SELECT count() FROM connections WHERE netns = {inode}"));
+
+        let warm_up = self.churn.flood(&netns, THREADS, WARM_UP)?;
+        wait_until_idle(&system)?;
+        let ledger_before = Ledger::wait(&system)?;
+        let rows_before = stored()?;
+        let before = wait_until_idle(&system)?;
+        let work = self.churn.flood(&netns, THREADS, FLOOD)?;
+        let ended = Instant::now();
+        let after = wait_until_idle(&system)?;
+        let settled = ended.elapsed();
+        let ledger = Ledger::wait(&system)?;
+        let rows = stored()?;
+        system.stop()?;
+
+        // A figure is worth something only if what it is divided by is known: every end is a row or was counted.
+        let expected = 2 * (warm_up.pairs + work.pairs);
+        if rows + ledger.lost != expected {
+            let message =
+                format!("{rows} rows of {expected} are in the store, which {ledger} does not explain");
+            return Err(Failure::Check(message).into());
+        }
+        let rows = rows - rows_before;
+        let per_row = |cpu: Duration| cpu.as_secs_f64() * 1e6 / rows as f64;
+        let (agent, collector) = (
+            per_row(after.agents - before.agents),
+            per_row(after.collector - before.collector),
+        );
+        let counted = |now: u64, then: u64| (now - then) as f64;
+        let note = format!(
+            "{rows} of {} rows stored ({ledger}); {:.1} us a row; idle after {:.1} s",
+            2 * work.pairs,
+            agent + collector,
+            settled.as_secs_f64()
+        );
+        Ok(Measurement {
+            cost: work.pairs_per_second(),
+            figures: vec![
+                ("workload, us of CPU per connection", work.cpu_us_per_pair()),
+                ("agent, us of CPU per stored row", agent),
+                ("collector with engine, us of CPU per stored row", collector),
+                ("all three, us of CPU per stored row", agent + collector),
+                ("rows expected", 2.0 * work.pairs as f64),
+                ("rows stored", rows as f64),
+                ("lost", counted(ledger.lost, ledger_before.lost)),
+                ("dropped", counted(ledger.dropped, ledger_before.dropped)),
+                ("refused", counted(ledger.refused, ledger_before.refused)),
+                ("untracked", counted(ledger.untracked, ledger_before.untracked)),
+                ("unseen", counted(ledger.unseen, ledger_before.unseen)),
+            ],
+            note,
+        })
+    }
+}
+
+/// Waits until agent and collector have nothing left to do, and says what they had used by then.
+fn wait_until_idle(system: &System) -> anyhow::Result<Cpu> {
+    let started = Instant::now();
+    let mut before = system.cpu()?;
+    while started.elapsed() < IDLE_PATIENCE {
+        thread::sleep(IDLE_SPAN);
+        let now = system.cpu()?;
+        if (now.agents - before.agents) + (now.collector - before.collector) <= IDLE_CPU {
+            return Ok(now);
+        }
+        before = now;
+    }
+    bail!(
+        "agent and collector are still busy {} s after the workload",
+        IDLE_PATIENCE.as_secs()
+    )
+}
+
+/// What the agent counted as not stored, since it started.
+struct Ledger {
+    lost: u64,
+    dropped: u64,
+    refused: u64,
+    untracked: u64,
+    unseen: u64,
+}
+
+impl Ledger {
+    /// Waits for counters that were read after now.
+    fn wait(system: &System) -> anyhow::Result<Self> {
+        let now_ns = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
+        let fresh = format!(
+            "FROM ledger WHERE netns = 0 AND observed_at > fromUnixTimestamp64Nano(toInt64({now_ns}))"
+        );
+        let started = Instant::now();
+        while system.number(&format!("SELECT count() {fresh}"))? == 0 {
+            ensure!(
+                started.elapsed() < LEDGER_PATIENCE,
+                "the agent's counters did not reach the store within {} s",
+                LEDGER_PATIENCE.as_secs()
+            );
+            thread::sleep(Duration::from_millis(200));
+        }
+        let column = |name: &str| system.number(&format!("SELECT {name} {fresh}"));
+        Ok(Self {
+            lost: column("lost")?,
+            dropped: column("dropped")?,
+            refused: column("refused")?,
+            untracked: column("untracked")?,
+            unseen: column("unseen")?,
+        })
+    }
+}
+
+impl std::fmt::Display for Ledger {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            lost,
+            dropped,
+            refused,
+            untracked,
+            unseen,
+        } = self;
+        write!(
+            out,
+            "lost {lost}, dropped {dropped}, refused {refused}, untracked {untracked}, unseen {unseen}"
+        )
+    }
+}
