@@ -126,6 +126,10 @@ struct Queue {
     entries: BTreeMap<u64, Entry>,
     places: HashMap<BatchId, u64>,
     last_position: u64,
+    /// Up to here every entry is on disk: they are written in order.
+    written_position: u64,
+    /// Up to here no entry is in memory any more.
+    evicted_position: u64,
     memory_bytes: u64,
     segments: BTreeMap<u64, Segment>,
     /// The segment that is appended to; it was made by this process.
@@ -382,7 +386,8 @@ impl Spool {
             return;
         }
         let mut excess = queue.memory_bytes - self.limits.memory_bytes;
-        for entry in queue.entries.values_mut().filter(|entry| entry.place.is_some()) {
+        let on_disk = queue.evicted_position + 1..queue.written_position.max(queue.evicted_position) + 1;
+        for (&position, entry) in queue.entries.range_mut(on_disk) {
             if excess == 0 {
                 break;
             }
@@ -390,9 +395,10 @@ impl Spool {
                 excess = excess.saturating_sub(encoded.len() as u64);
                 queue.memory_bytes -= encoded.len() as u64;
             }
+            queue.evicted_position = position;
         }
         while queue.memory_bytes > self.limits.memory_bytes {
-            let oldest = queue.entries.iter().find(|(_, entry)| entry.encoded.is_some());
+            let oldest = queue.entries.range(queue.evicted_position + 1..).next();
             let Some((&position, _)) = oldest else { break };
             self.drop_entry(queue, position, GapReason::SpoolFull);
         }
@@ -492,6 +498,8 @@ impl Queue {
                 place: Some(place),
             });
         }
+        self.written_position = self.last_position;
+        self.evicted_position = self.last_position;
     }
 
     /// The segment that takes the next batches.
@@ -514,8 +522,7 @@ impl Queue {
     fn unwritten(&self) -> Vec<(u64, Sealed)> {
         let mut bytes = 0;
         self.entries
-            .iter()
-            .filter(|(_, entry)| entry.place.is_none())
+            .range(self.written_position + 1..)
             .filter_map(|(&position, entry)| Some((position, entry.sealed()?)))
             .take_while(|(_, sealed)| {
                 let fits = bytes == 0 || bytes + sealed.encoded.len() <= WRITE_BYTES;
@@ -525,10 +532,17 @@ impl Queue {
             .collect()
     }
 
+    fn has_unwritten(&self) -> bool {
+        self.entries.range(self.written_position + 1..).next().is_some()
+    }
+
     fn written(&mut self, number: u64, bytes: u64, places: &[(u64, Place)]) {
         let segment = self.segments.entry(number).or_default();
         segment.bytes += bytes;
         segment.is_synced &= bytes == 0;
+        if let Some((last, _)) = places.last() {
+            self.written_position = *last;
+        }
         for (position, place) in places {
             // It may have been answered meanwhile.
             if let Some(entry) = self.entries.get_mut(position) {
@@ -648,7 +662,7 @@ fn write_until(spool: &Spool, stop: &AtomicBool) {
         }
         let pause = if has_failed { DISK_RETRY } else { spool.limits.sync };
         let queue = spool.lock();
-        if !stop.load(Ordering::Acquire) && (has_failed || queue.unwritten().is_empty()) {
+        if !stop.load(Ordering::Acquire) && (has_failed || !queue.has_unwritten()) {
             let _unused = spool.work.wait_timeout(queue, pause);
         }
     }
