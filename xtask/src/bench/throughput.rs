@@ -96,22 +96,24 @@ impl Subject for Holdfast<'_> {
 
         let warm_up = self.churn.flood(&netns, THREADS, WARM_UP)?;
         wait_until_idle(&system)?;
-        let ledger_before = Ledger::wait(&system)?;
+        let ledger_before = Ledger::wait(&system, inode)?;
         let rows_before = stored()?;
         let before = wait_until_idle(&system)?;
         let work = self.churn.flood(&netns, THREADS, FLOOD)?;
         let ended = Instant::now();
         let after = wait_until_idle(&system)?;
         let settled = ended.elapsed();
-        let ledger = Ledger::wait(&system)?;
+        let ledger = Ledger::wait(&system, inode)?;
         let rows = stored()?;
         system.stop()?;
 
-        // A figure is worth something only if what it is divided by is known: every end is a row or was counted.
+        // A figure says something only if every end is a row, or was lost in the ring where the rate shows as that.
         let expected = 2 * (warm_up.pairs + work.pairs);
         if rows + ledger.lost != expected {
-            let message =
-                format!("{rows} rows of {expected} are in the store, which {ledger} does not explain");
+            let message = format!(
+                "no figure: {rows} of {expected} rows are in the store; the agent counted {ledger}; see {}",
+                state_dir.display()
+            );
             return Err(Failure::Check(message).into());
         }
         let rows = rows - rows_before;
@@ -165,7 +167,7 @@ fn wait_until_idle(system: &System) -> anyhow::Result<Cpu> {
     )
 }
 
-/// What the agent counted as not stored, since it started.
+/// What the agent counted as not stored of one namespace, since it started.
 struct Ledger {
     lost: u64,
     dropped: u64,
@@ -175,11 +177,11 @@ struct Ledger {
 }
 
 impl Ledger {
-    /// Waits for counters that were read after now.
-    fn wait(system: &System) -> anyhow::Result<Self> {
+    /// Waits for the counters of a namespace that were read after now.
+    fn wait(system: &System, netns: u64) -> anyhow::Result<Self> {
         let now_ns = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
         let fresh = format!(
-            "FROM ledger WHERE netns = 0 AND observed_at > fromUnixTimestamp64Nano(toInt64({now_ns}))"
+            "FROM ledger WHERE netns = {netns} AND observed_at > fromUnixTimestamp64Nano(toInt64({now_ns}))"
         );
         let started = Instant::now();
         while system.number(&format!("SELECT count() {fresh}"))? == 0 {
