@@ -87,6 +87,10 @@ async fn unknown_flags_and_stores_and_keys_are_usage_errors() {
     for (arguments, expected) in [
         (&["nodes", "--jsn"][..], "unexpected argument '--jsn' found"),
         (
+            &["serve", "--store", "http://ada:secret@db:8123/a-b"],
+            "\"...@db:8123/a-b\" is no URL of a ClickHouse server",
+        ),
+        (
             &["serve", "--store", "redis://x"],
             "unknown store `redis://x`; write embedded:DIR, or http://USER@HOST:8123/DATABASE",
         ),
