@@ -96,7 +96,8 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         Arc::clone(&counters),
     )?;
     probes.attach()?;
-    let log = tokio::spawn(forward_log(log));
+    let (silence, silenced) = watch::channel(false);
+    let log = tokio::spawn(forward_log(log, silenced));
     tracing::info!(
         node = %identity.node,
         agent = %identity.agent_id,
@@ -137,7 +138,8 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
     tokio::task::spawn_blocking(|| writer.finish())
         .await
         .context("the spool could not be written")?;
-    log.abort();
+    silence.send_replace(true);
+    log.await.context("the programs' messages could not be read")?;
 
     let (kernel, stages) = (kernel_counters.read()?, counters.total());
     tracing::info!(
@@ -162,12 +164,16 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
     Ok(())
 }
 
-/// Hands the BPF programs' rare messages to `tracing`, until it is aborted. They wait in a ring of their own; looking
-/// once a second costs nothing, and what happened is in the counters at once.
-async fn forward_log(mut log: ProgramLog) {
+/// Hands the BPF programs' rare messages to `tracing`, until it is told to stop, and then what is left. They wait in a
+/// ring of their own; looking once a second costs nothing, and what happened is in the counters at once.
+async fn forward_log(mut log: ProgramLog, mut silenced: watch::Receiver<bool>) {
     let mut tick = interval(LOG_TICK);
-    loop {
-        tick.tick().await;
+    let mut stop = false;
+    while !stop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            _ = silenced.wait_for(|&silenced| silenced) => stop = true,
+        }
         log.flush();
     }
 }
