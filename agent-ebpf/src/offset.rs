@@ -33,6 +33,7 @@ members! {
     SkNet: "sock" ["__sk_common", "skc_net", "net"];
     SkFlags: "sock" ["__sk_common", "skc_flags"];
     SkErr: "sock" ["sk_err"];
+    SkProtocol: "sock" ["sk_protocol"];
     /// The socket's cgroup (v2); since 5.15 a plain pointer, before that a tagged word.
     SkCgroup: "sock" ["sk_cgrp_data", "cgroup"];
     CgroupNode: "cgroup" ["kn"];
@@ -48,4 +49,6 @@ members! {
     TcpRetransmits: "tcp_sock" ["total_retrans"];
     /// In eighths of a microsecond.
     TcpSrtt: "tcp_sock" ["srtt_us"];
+    TaskGroupLeader: "task_struct" ["group_leader"];
+    TaskComm: "task_struct" ["comm"];
 }

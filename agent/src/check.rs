@@ -219,6 +219,7 @@ fn programs() -> Finding {
             NAME,
             "tp_btf inet_sock_set_state, ring buffer, hash and per-CPU maps",
         ),
+        Err(ProbeError::NoPrograms) => Finding::missing(NAME, "there are none", "see programs_built_in"),
         Err(ProbeError::NotPermitted) => Finding::missing(NAME, "not permitted", "see capabilities"),
         Err(error) => {
             let text = format!("{:#}", anyhow::Error::new(error));

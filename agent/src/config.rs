@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::MetadataExt, path::PathBuf, str::FromStr};
 use clap::{Args, Parser, Subcommand};
 use holdfast_agent_ebpf::limits;
 
-use crate::uplink::Collector;
+use crate::{identity::check_name, uplink::Collector};
 
 /// Watches the TCP connections of this node in the kernel and tells the collector
 ///
@@ -51,7 +51,7 @@ pub struct RunArgs {
     pub collector: Collector,
 
     /// The name of this node [default: the host name]
-    #[arg(long, env = "HOLDFAST_NAME")]
+    #[arg(long, env = "HOLDFAST_NAME", value_parser = node_name)]
     pub name: Option<String>,
 
     /// A label of this node, such as role=web; may be given several times (environment: separated by commas)
@@ -136,6 +136,10 @@ fn is_namespace(path: &std::path::Path) -> bool {
     // linux/magic.h
     const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
     rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == NSFS_MAGIC)
+}
+
+fn node_name(text: &str) -> Result<String, String> {
+    check_name(text).map(|()| text.to_owned())
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

@@ -153,7 +153,9 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
                         permit.send(message(agent_message::Body::Status(status)));
                     } else if let Some((position, next)) = batch {
                         sent_position = position;
-                        if let Some(sealed) = self.load(position, next).await {
+                        if let Some(sealed) = self.load(position, next).await
+                            && self.fits(&sealed, welcome)
+                        {
                             flight.sent(&sealed);
                             permit.send(on_the_wire(&sealed));
                         }
@@ -216,6 +218,21 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
         if let Some(sealed) = self.gaps.seal(&gaps) {
             self.spool.append(sealed, RowsByNetns::new());
         }
+    }
+
+    /// Whether the collector takes a batch of this size. One that it does not take would end every connection.
+    fn fits(&self, sealed: &Sealed, welcome: &Welcome) -> bool {
+        let bytes = sealed.encoded.len() as u64;
+        let fits = welcome.max_batch_bytes == 0 || bytes <= welcome.max_batch_bytes;
+        if !fits {
+            tracing::error!(
+                sequence = sealed.id.sequence,
+                "a batch of {bytes} bytes is counted as refused: this collector takes {} at most",
+                welcome.max_batch_bytes
+            );
+            self.spool.refuse(sealed.id);
+        }
+        fits
     }
 
     /// A batch that is next, read from disk if it is there only; the disk may be slow, the answers shall not wait.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use holdfast_proto::{PROTOCOL, v1::Hello};
 use rustix::system::uname;
 
@@ -38,11 +38,7 @@ impl Identity {
             Some(name) => name.to_owned(),
             None => uname().nodename().to_string_lossy().into_owned(),
         };
-        if node.is_empty() || node.len() > MAX_NAME_BYTES || node.contains(char::is_control) {
-            bail!(
-                "the node name {node:?} must have 1 to {MAX_NAME_BYTES} bytes and no control characters: use --name"
-            );
-        }
+        check_name(&node).map_err(anyhow::Error::msg)?;
         let boot_id_path = "/proc/sys/kernel/random/boot_id";
         let boot_id =
             fs::read_to_string(boot_id_path).with_context(|| format!("cannot read {boot_id_path}"))?;
@@ -82,6 +78,19 @@ impl Identity {
             unanswered: Vec::new(),
         }
     }
+}
+
+/// Whether a name can stand for a node.
+///
+/// # Errors
+/// With a text for people if it cannot.
+pub fn check_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.contains(char::is_control) {
+        return Err(format!(
+            "the node name {name:?} must have 1 to {MAX_NAME_BYTES} bytes and no control characters: use --name"
+        ));
+    }
+    Ok(())
 }
 
 /// Whether this installation has an id.

@@ -2,6 +2,7 @@
 
 use std::{io::Write, process::ExitCode};
 
+use anyhow::Context;
 use clap::{CommandFactory, Parser};
 use holdfast_agent::{
     check,
@@ -21,17 +22,14 @@ fn main() -> ExitCode {
         Command::Run(args) => run(&args),
         Command::Check(args) => print_check(&args),
         Command::Completions { shell } => {
-            clap_complete::generate(
-                shell,
-                &mut Cli::command(),
-                "holdfast-agent",
-                &mut std::io::stdout(),
-            );
-            Ok(ExitCode::SUCCESS)
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "holdfast-agent", &mut script);
+            write_out(&script)
         }
     };
     result.unwrap_or_else(|error| {
-        eprintln!("holdfast-agent: {error:#}");
+        // When nobody reads there, nobody is told.
+        let _ = std::io::stderr().write_all(format!("holdfast-agent: {error:#}\n").as_bytes());
         ExitCode::from(EXIT_FAILED)
     })
 }
@@ -41,9 +39,12 @@ fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
         .with_writer(std::io::stderr)
         .with_ansi(
-            std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none(),
+            std::io::IsTerminal::is_terminal(&std::io::stderr())
+                && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
         )
         .with_target(false)
+        // Its own complaint would be a panic once nobody reads our stderr any more.
+        .log_internal_errors(false)
         .init();
     // One thread: the ring has its own, and everything here waits for the network.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -67,38 +68,44 @@ fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
 
 fn print_check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let findings = check::findings();
-    let mut out = std::io::stdout().lock();
+    let can_run = check::can_run(&findings);
+    let mut text = String::new();
     for finding in &findings {
         if args.json {
-            writeln!(out, "{}", finding.json())?;
+            text += &format!("{}\n", finding.json());
             continue;
         }
-        writeln!(
-            out,
-            "{:<8} {:<18} {}",
+        text += &format!(
+            "{:<8} {:<18} {}\n",
             finding.verdict.word(),
             finding.name,
             finding.found
-        )?;
+        );
         if !finding.consequence.is_empty() {
-            writeln!(out, "{:27} -> {}", "", finding.consequence)?;
+            text += &format!("{:27} -> {}\n", "", finding.consequence);
         }
     }
-    let can_run = check::can_run(&findings);
     if !args.json {
-        writeln!(
-            out,
-            "{}",
-            if can_run {
-                "the agent can run here"
-            } else {
-                "the agent cannot run here"
-            }
-        )?;
+        text += if can_run {
+            "the agent can run here\n"
+        } else {
+            "the agent cannot run here\n"
+        };
     }
+    write_out(text.as_bytes())?;
     Ok(if can_run {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(1)
     })
+}
+
+/// Writes to stdout. A reader that has seen enough is no failure.
+fn write_out(bytes: &[u8]) -> anyhow::Result<ExitCode> {
+    match std::io::stdout().write_all(bytes) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write the output")
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }

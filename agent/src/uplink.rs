@@ -34,10 +34,19 @@ const WINDOW_BYTES: u32 = 4 << 20;
 /// Why there is no connection, or none any more.
 #[derive(Debug, thiserror::Error)]
 enum ConnectionError {
-    #[error("cannot connect")]
-    Connect(#[from] tonic::transport::Error),
+    #[error("cannot connect: {}", innermost(.0))]
+    Connect(tonic::transport::Error),
     #[error(transparent)]
     Session(#[from] SessionError),
+}
+
+/// The last cause of an error: what the system said. Those above it only say where it passed.
+fn innermost(error: &tonic::transport::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 /// The address of a collector, checked.
@@ -131,7 +140,11 @@ async fn session<F: Fn() -> Option<Status>>(
     shutdown: &mut watch::Receiver<bool>,
     was_connected: &mut bool,
 ) -> Result<(), ConnectionError> {
-    let channel = collector.endpoint.connect().await?;
+    let channel = collector
+        .endpoint
+        .connect()
+        .await
+        .map_err(ConnectionError::Connect)?;
     let (outgoing, queue) = mpsc::channel(SEND_QUEUE);
     // Room for it is certain: the queue is new.
     let _ = outgoing.try_send(delivery.hello());

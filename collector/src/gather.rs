@@ -310,6 +310,14 @@ impl Settling {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
+                Err(StoreError::Rejected { code, message }) if !is_about_the_rows(code) => {
+                    self.metrics.store_unavailable.inc();
+                    if self.health.failed(&message) {
+                        warn!(table, rows, code, %message, "the store refuses inserts, whatever they hold; the rows wait");
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
                 Err(StoreError::Rejected { code, message }) => {
                     self.metrics.store_rejected.inc();
                     return Err(format!("the store refuses the rows (code {code}): {message}"));
@@ -357,6 +365,29 @@ impl Settling {
             receipt.refuse(reason.to_owned());
         }
     }
+}
+
+/// Whether ClickHouse's code speaks of the rows themselves (src/Common/ErrorCodes.cpp), so that they will never be
+/// stored. Anything else, a missing table or a missing right, is the store's state, and rows wait until it is mended.
+fn is_about_the_rows(code: u32) -> bool {
+    matches!(
+        code,
+        6 // CANNOT_PARSE_TEXT
+            | 27 // CANNOT_PARSE_INPUT_ASSERTION_FAILED
+            | 33 // CANNOT_READ_ALL_DATA
+            | 53 // TYPE_MISMATCH
+            | 69 // ARGUMENT_OUT_OF_BOUND
+            | 70 // CANNOT_CONVERT_TYPE
+            | 72 // CANNOT_PARSE_NUMBER
+            | 117 // INCORRECT_DATA
+            | 128 // TOO_LARGE_ARRAY_SIZE
+            | 131 // TOO_LARGE_STRING_SIZE
+            | 190 // SIZES_OF_ARRAYS_DONT_MATCH
+            | 321 // VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE
+            | 349 // CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN
+            | 469 // VIOLATED_CONSTRAINT
+            | 691 // UNKNOWN_ELEMENT_OF_ENUM
+    )
 }
 
 /// Names a block by the identities of its parcels, in order: the same parcels in the same composition, tried again,

@@ -216,3 +216,59 @@ if child == 0:
 print(listener.getsockname()[1], child, flush=True)
 os.waitpid(child, 0)
 ";
+
+#[test]
+fn a_process_is_named_by_its_first_thread() {
+    let host = Host::new();
+    let mut watch = Watch::on(&host);
+    let (listener, to) = host.listen("127.0.0.1");
+    // The host's thread has no name of its own; give it one, as runtimes do with their workers.
+    host.run(move || {
+        let name = c"a-worker";
+        // SAFETY: the name is a C string, which lives through the call.
+        unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+        drop(TcpStream::connect(to).expect("a connection"));
+    });
+    drop(listener.accept().expect("a connection"));
+    let (active, _) = watch.both_ends();
+    let process = std::fs::read_to_string("/proc/self/comm").expect("the name of the first thread");
+    let comm = String::from_utf8_lossy(&active.comm);
+    assert_eq!(comm.trim_end_matches('\0'), process.trim());
+}
+
+#[test]
+fn an_mptcp_connection_is_its_inner_tcp_connection_and_the_counters_agree() {
+    let host = Host::new();
+    let mut watch = Watch::on(&host);
+    let program = "
+import socket
+listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+listener.bind(('127.0.0.1', 0)); listener.listen()
+client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+client.connect(listener.getsockname())
+server, _ = listener.accept()
+client.send(b'ping'); assert server.recv(4) == b'ping'
+client.close(); server.recv(1); server.close(); listener.close()
+";
+    let output = host.run(move || {
+        Command::new("python3")
+            .args(["-c", program])
+            .output()
+            .expect("python3")
+    });
+    let error = String::from_utf8_lossy(&output.stderr);
+    if error.contains("Protocol not available") || error.contains("Protocol not supported") {
+        eprintln!("this kernel has no MPTCP: nothing to see");
+        return;
+    }
+    assert!(output.status.success(), "{error}");
+    let (active, passive) = watch.both_ends();
+    assert_eq!(active.local_port, passive.remote_port);
+    thread::sleep(Duration::from_millis(50));
+    let counts = watch.counts();
+    assert_eq!(
+        (counts.total(Counter::Opened), counts.total(Counter::Closed)),
+        (2, 2)
+    );
+    assert_eq!(counts.total(Counter::Lost), 0);
+}

@@ -8,7 +8,10 @@ use core::ptr;
 
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid,
-    generated::{bpf_get_current_comm, bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_skc_to_tcp_sock},
+    generated::{
+        bpf_get_current_comm, bpf_get_current_task_btf, bpf_get_socket_cookie, bpf_ktime_get_boot_ns,
+        bpf_skc_to_tcp_sock,
+    },
 };
 use holdfast_agent_ebpf::{
     limits::COMM_BYTES,
@@ -63,11 +66,26 @@ pub(crate) fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_boot_ns() }
 }
 
-/// Writes the command name of the running task, and gives its thread group id.
+/// Writes the command name of the running process, and gives its thread group id.
+///
+/// The process's name is that of its first thread; others often have names of their own.
 #[inline(always)]
 pub(crate) fn current_process(comm: &mut [u8; COMM_BYTES]) -> u32 {
-    // SAFETY: the helper writes as many bytes as it is told, zero-padded.
-    unsafe { bpf_get_current_comm(comm.as_mut_ptr().cast(), COMM_BYTES as u32) };
+    let offset = offset(Member::TaskComm);
+    if offset == ABSENT {
+        // SAFETY: the helper writes as many bytes as it is told, zero-padded.
+        unsafe { bpf_get_current_comm(comm.as_mut_ptr().cast(), COMM_BYTES as u32) };
+    } else {
+        // SAFETY: the running task has a leader, which outlives it; the verifier checks the reads against task_struct.
+        unsafe {
+            let task = bpf_get_current_task_btf().cast_const().cast::<u8>();
+            let name = follow(task, Member::TaskGroupLeader)
+                .add(offset as usize)
+                .cast::<u64>();
+            let words = [ptr::read_volatile(name), ptr::read_volatile(name.add(1))];
+            *comm = core::mem::transmute::<[u64; 2], [u8; COMM_BYTES]>(words);
+        }
+    }
     (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
@@ -92,6 +110,14 @@ impl Sock {
     fn read<T: Copy + Default>(self, member: Member) -> T {
         // SAFETY: only socket members are read through this method.
         unsafe { read(self.0, member) }
+    }
+
+    /// Whether it speaks TCP itself. The hook also fires for sockets of SCTP and DCCP, and for the outer sockets of
+    /// MPTCP, whose connections are their inner ones, plain TCP.
+    #[inline(always)]
+    pub(crate) fn is_tcp(self) -> bool {
+        const IPPROTO_TCP: u16 = 6;
+        offset(Member::SkProtocol) == ABSENT || self.read::<u16>(Member::SkProtocol) == IPPROTO_TCP
     }
 
     #[inline(always)]

@@ -45,6 +45,9 @@ struct Listener {
 /// The hook: one match over where the socket went.
 #[inline(always)]
 pub(crate) fn changed(ctx: &BtfTracePointContext, sock: Sock, old: u8, new: u8) {
+    if !sock.is_tcp() {
+        return;
+    }
     match (old, new) {
         (_, state::SYN_SENT) => open(ctx, sock, role::ACTIVE, new),
         (state::LISTEN, state::SYN_RECV) => open(ctx, sock, role::PASSIVE, new),
@@ -208,7 +211,11 @@ fn append(record: &mut ConnectionRecord, state: u8) {
 /// Completes the record with what only the socket knows, and hands it over.
 #[inline(always)]
 fn emit(ctx: &BtfTracePointContext, sock: Sock, record: &mut ConnectionRecord) {
-    let Some(tcp) = sock.tcp() else { return };
+    let Some(tcp) = sock.tcp() else {
+        // A TCP socket that is none: never seen. It is closed, and its record is lost.
+        count(record.counter_slot, Counter::Lost);
+        return;
+    };
     record.cookie = sock.cookie();
     record.cgroup_id = sock.cgroup_id();
     record.netns = sock.netns();
