@@ -94,38 +94,35 @@ impl Subject for Holdfast<'_> {
         let system = System::start(self.binaries, &state_dir, None, &AtomicBool::new(false))?;
         let stored = || system.number(&format!("SELECT count() FROM connections WHERE netns = {inode}"));
 
-        let warm_up = self.churn.flood(&netns, THREADS, WARM_UP)?;
+        self.churn.flood(&netns, THREADS, WARM_UP)?;
         wait_until_idle(&system)?;
-        let ledger_before = Ledger::wait(&system, inode)?;
-        let rows_before = stored()?;
+        let (rows_before, ledger_before) = (stored()?, Ledger::wait(&system, inode)?);
         let before = wait_until_idle(&system)?;
         let work = self.churn.flood(&netns, THREADS, FLOOD)?;
         let ended = Instant::now();
         let after = wait_until_idle(&system)?;
         let settled = ended.elapsed();
-        let ledger = Ledger::wait(&system, inode)?;
-        let rows = stored()?;
+        let ledger = Ledger::wait(&system, inode)?.since(&ledger_before);
+        let rows = stored()? - rows_before;
         system.stop()?;
 
         // A figure says something only if every end is a row, or was lost in the ring where the rate shows as that.
-        let expected = 2 * (warm_up.pairs + work.pairs);
-        if rows + ledger.lost != expected {
+        let expected = 2 * work.pairs;
+        let otherwise = ledger.dropped + ledger.refused + ledger.untracked;
+        if rows + ledger.lost != expected || otherwise > 0 {
             let message = format!(
                 "no figure: {rows} of {expected} rows are in the store; the agent counted {ledger}; see {}",
                 state_dir.display()
             );
             return Err(Failure::Check(message).into());
         }
-        let rows = rows - rows_before;
         let per_row = |cpu: Duration| cpu.as_secs_f64() * 1e6 / rows as f64;
         let (agent, collector) = (
             per_row(after.agents - before.agents),
             per_row(after.collector - before.collector),
         );
-        let counted = |now: u64, then: u64| (now - then) as f64;
         let note = format!(
-            "{rows} of {} rows stored ({ledger}); {:.1} us a row; idle after {:.1} s",
-            2 * work.pairs,
+            "{rows} of {expected} rows stored ({ledger}); {:.1} us a row; idle after {:.1} s",
             agent + collector,
             settled.as_secs_f64()
         );
@@ -136,13 +133,13 @@ impl Subject for Holdfast<'_> {
                 ("agent, us of CPU per stored row", agent),
                 ("collector with engine, us of CPU per stored row", collector),
                 ("all three, us of CPU per stored row", agent + collector),
-                ("rows expected", 2.0 * work.pairs as f64),
+                ("rows expected", expected as f64),
                 ("rows stored", rows as f64),
-                ("lost", counted(ledger.lost, ledger_before.lost)),
-                ("dropped", counted(ledger.dropped, ledger_before.dropped)),
-                ("refused", counted(ledger.refused, ledger_before.refused)),
-                ("untracked", counted(ledger.untracked, ledger_before.untracked)),
-                ("unseen", counted(ledger.unseen, ledger_before.unseen)),
+                ("lost", ledger.lost as f64),
+                ("dropped", ledger.dropped as f64),
+                ("refused", ledger.refused as f64),
+                ("untracked", ledger.untracked as f64),
+                ("unseen", ledger.unseen as f64),
             ],
             note,
         })
@@ -177,6 +174,17 @@ struct Ledger {
 }
 
 impl Ledger {
+    /// What was counted after an earlier reading.
+    fn since(&self, earlier: &Self) -> Self {
+        Self {
+            lost: self.lost - earlier.lost,
+            dropped: self.dropped - earlier.dropped,
+            refused: self.refused - earlier.refused,
+            untracked: self.untracked - earlier.untracked,
+            unseen: self.unseen - earlier.unseen,
+        }
+    }
+
     /// Waits for the counters of a namespace that were read after now.
     fn wait(system: &System, netns: u64) -> anyhow::Result<Self> {
         let now_ns = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
