@@ -88,7 +88,7 @@ pub struct RunArgs {
     pub spool: u64,
 
     /// How much may wait in memory
-    #[arg(long, env = "HOLDFAST_SPOOL_MEMORY", value_name = "SIZE", default_value = "16MiB",
+    #[arg(long, env = "HOLDFAST_SPOOL_MEMORY", value_name = "SIZE", default_value = "64MiB",
         value_parser = spool_bytes)]
     pub spool_memory: u64,
 }

@@ -122,7 +122,11 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
         incoming: &mut (impl Incoming<Item = Result<CollectorMessage, tonic::Status>> + Unpin),
         shutdown: &mut watch::Receiver<bool>,
     ) -> Result<(), SessionError> {
-        let mut flight = Flight::new(welcome.window.unwrap_or(DEFAULT_WINDOW));
+        self.spool.nothing_sent();
+        let mut flight = Flight::new(
+            welcome.window.unwrap_or(DEFAULT_WINDOW),
+            self.spool.flight_bytes(),
+        );
         let mut sent_position = 0;
         let mut status_tick = interval(STATUS_INTERVAL);
         status_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -157,6 +161,7 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
                             && self.fits(&sealed, welcome)
                         {
                             flight.sent(&sealed);
+                            self.spool.sent(position);
                             permit.send(on_the_wire(&sealed));
                         }
                     }
@@ -284,14 +289,17 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
 /// What was sent on this connection and has no answer.
 struct Flight {
     window: Window,
+    /// The agent's own bound, whatever the window says.
+    max_bytes: u64,
     batches: HashMap<BatchId, u64>,
     bytes: u64,
 }
 
 impl Flight {
-    fn new(window: Window) -> Self {
+    fn new(window: Window, max_bytes: u64) -> Self {
         Self {
             window,
+            max_bytes,
             batches: HashMap::new(),
             bytes: 0,
         }
@@ -300,7 +308,8 @@ impl Flight {
     /// One batch is always allowed: a window of nothing would be the end.
     fn has_room(&self) -> bool {
         self.batches.is_empty()
-            || (self.batches.len() < self.window.batches as usize && self.bytes < self.window.bytes)
+            || (self.batches.len() < self.window.batches as usize
+                && self.bytes < self.window.bytes.min(self.max_bytes))
     }
 
     fn sent(&mut self, sealed: &Sealed) {
@@ -400,10 +409,13 @@ mod tests {
             last_ns: 0,
             encoded: vec![0; 10].into(),
         };
-        let mut flight = Flight::new(Window {
-            batches: 2,
-            bytes: 1_000,
-        });
+        let mut flight = Flight::new(
+            Window {
+                batches: 2,
+                bytes: 1_000,
+            },
+            u64::MAX,
+        );
         flight.sent(&sealed(1));
         assert!(flight.has_room());
         flight.sent(&sealed(2));

@@ -144,6 +144,7 @@ struct Entry {
     last_ns: u64,
     /// The rows by namespace; empty if they are not counted: gaps, and batches of an earlier start.
     counted: RowsByNetns,
+    is_sent: bool,
     /// `None` once it is on disk and memory was short.
     encoded: Option<Bytes>,
     /// `None` while it is in memory only.
@@ -204,6 +205,7 @@ impl Spool {
             first_ns: sealed.first_ns,
             last_ns: sealed.last_ns,
             counted: rows,
+            is_sent: false,
             encoded: Some(sealed.encoded),
             place: None,
         });
@@ -211,6 +213,27 @@ impl Spool {
         drop(queue);
         self.appended.notify_one();
         self.work.notify_one();
+    }
+
+    /// A batch was sent on the connection of now. While others can go, it is not dropped for want of memory: it may
+    /// be stored already, and would be counted twice.
+    pub fn sent(&self, position: u64) {
+        if let Some(entry) = self.lock().entries.get_mut(&position) {
+            entry.is_sent = true;
+        }
+    }
+
+    /// A new connection: nothing was sent on it.
+    pub fn nothing_sent(&self) {
+        self.lock()
+            .entries
+            .values_mut()
+            .for_each(|entry| entry.is_sent = false);
+    }
+
+    /// What may be in flight at most, in bytes, so that there is always something unsent to drop.
+    pub fn flight_bytes(&self) -> u64 {
+        self.limits.memory_bytes / 2
     }
 
     /// The first batch behind a position, and its own position. Positions begin above zero.
@@ -398,7 +421,11 @@ impl Spool {
             queue.evicted_position = position;
         }
         while queue.memory_bytes > self.limits.memory_bytes {
-            let oldest = queue.entries.range(queue.evicted_position + 1..).next();
+            let mut in_memory = queue.entries.range(queue.evicted_position + 1..);
+            let oldest = in_memory
+                .clone()
+                .find(|(_, entry)| !entry.is_sent)
+                .or_else(|| in_memory.next());
             let Some((&position, _)) = oldest else { break };
             self.drop_entry(queue, position, GapReason::SpoolFull);
         }
@@ -494,6 +521,7 @@ impl Queue {
                 first_ns: sealed.first_ns,
                 last_ns: sealed.last_ns,
                 counted: RowsByNetns::new(),
+                is_sent: false,
                 encoded: None,
                 place: Some(place),
             });
@@ -782,6 +810,24 @@ mod tests {
         };
         assert_eq!(spool.take_gaps(), [gap]);
         assert_eq!(spool.take_gaps(), []);
+        check(&counters, [20, 0, 20, 0]);
+    }
+
+    #[test]
+    fn what_was_sent_is_dropped_last() {
+        let (spool, counters) = in_memory(2_000);
+        append(&spool, sealed(1, 1));
+        append(&spool, sealed(1, 2));
+        spool.sent(1);
+        append(&spool, sealed(1, 3));
+        assert_eq!(
+            sent(&spool),
+            [(1, 1), (1, 3)],
+            "the oldest that was not sent is gone"
+        );
+        spool.nothing_sent();
+        append(&spool, sealed(1, 4));
+        assert_eq!(sent(&spool), [(1, 3), (1, 4)]);
         check(&counters, [20, 0, 20, 0]);
     }
 
