@@ -70,7 +70,7 @@ pub struct RunArgs {
     pub netns: Netns,
 
     /// Size of the ring buffer between kernel and agent, a power of two
-    #[arg(long, env = "HOLDFAST_RING", value_name = "SIZE", default_value = "4MiB", value_parser = ring_bytes)]
+    #[arg(long, env = "HOLDFAST_RING", value_name = "SIZE", default_value = "8MiB", value_parser = ring_bytes)]
     pub ring: u32,
 
     /// Connections that are followed at once; more are counted as untracked
