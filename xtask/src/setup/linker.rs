@@ -24,5 +24,7 @@ pub(super) fn install(cache: &Path) -> anyhow::Result<()> {
         &format!("building bpf-linker {LINKER_VERSION} (a minute or two)"),
         &mut cargo,
     )
-    .context("it needs crates.io or a mirror of it (`source.crates-io` in cargo's configuration)")
+    .context(
+        "it needs the cargo registry, or a mirror of it named in cargo's configuration (source replacement)",
+    )
 }
