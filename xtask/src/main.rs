@@ -3,6 +3,9 @@
 //! Exit codes are those of Holdfast's own binaries: 0 done, 1 a check failed, 2 usage, 4 it could not be done.
 #![forbid(unsafe_code)]
 
+#[macro_use]
+mod output;
+
 mod bench;
 // The build script of the agent includes the same file, and each of the two needs a part of it.
 #[path = "../../agent-ebpf/build_object.rs"]
