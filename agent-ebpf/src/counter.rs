@@ -15,33 +15,50 @@ pub enum Counter {
     /// Records for which the ring buffer had no room.
     Lost,
     /// Connections that began in a network namespace that the configuration leaves out.
-    Filtered,
+    Elsewhere,
     /// Listeners that could not be remembered because the map was full.
     ListenersUntracked,
     /// Connections whose end the hook missed: their socket was opened again.
     Superseded,
+    /// Attempts that ended before a segment of theirs left: connect() found no route, no free port, or was forbidden.
+    /// They count as opened and closed; the kernel's own counters do not know them.
+    Unsent,
+    /// Connections that a survey found without an entry and gave one: older than the programs, or their opening was
+    /// missed.
+    Seeded,
+    /// Connections that reached CLOSE, had an entry, and were hidden by the filter.
+    Filtered,
+    /// Connections that began and were not followed, because only one in so many is.
+    SampledOut,
 }
 
 impl Counter {
     /// Every counter, in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::Opened,
         Self::Closed,
         Self::Untracked,
         Self::Unseen,
         Self::Lost,
-        Self::Filtered,
+        Self::Elsewhere,
         Self::ListenersUntracked,
         Self::Superseded,
+        Self::Unsent,
+        Self::Seeded,
+        Self::Filtered,
+        Self::SampledOut,
     ];
 }
 
-/// All counters of one network namespace on one CPU: a cache line.
+/// Words of [`Counts`]: two cache lines, the second for what is rarely counted.
+pub const WORDS: usize = 16;
+
+/// All counters of one network namespace on one CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Counts(pub [u64; 8]);
+pub struct Counts(pub [u64; WORDS]);
 
-const _: () = assert!(Counter::ALL.len() <= 8);
+const _: () = assert!(Counter::ALL.len() <= WORDS);
 
 impl Counts {
     /// One of them.

@@ -1,4 +1,4 @@
-//! What travels through the ring buffer.
+//! What travels from the programs to the agent: through the ring buffer, and through the survey's file.
 
 use crate::limits::{COMM_BYTES, PATH_STEPS};
 
@@ -28,6 +28,7 @@ pub mod attribution {
     pub const UNKNOWN: u8 = 0;
     pub const EXACT: u8 = 1;
     pub const LISTENER: u8 = 2;
+    pub const SNAPSHOT: u8 = 3;
 }
 
 /// Bits of `ConnectionRecord::flags`.
@@ -42,6 +43,14 @@ pub mod flag {
     pub const FIN_RECEIVED: u8 = 8;
     /// The handshake succeeded.
     pub const ESTABLISHED: u8 = 16;
+    /// It was there before the programs were, or its opening was missed: `opened_ns` is when it was found, its path
+    /// begins then, and its role is a conclusion from the listeners of its port.
+    pub const SEEDED: u8 = 32;
+    /// A reset from the peer arrived.
+    pub const RESET_RECEIVED: u8 = 64;
+    /// It ended before a SYN left; `error` is what connect() returned, or zero where that is not known. A path of CLOSE
+    /// alone: it did not even get to SYN_SENT.
+    pub const UNSENT: u8 = 128;
 }
 
 /// One step of a path: the state in the upper 4 bits, nanoseconds since the opening in the lower 60 (36 years).
@@ -97,7 +106,7 @@ pub struct ConnectionRecord {
     pub srtt_us: u32,
     pub local_port: u16,
     pub remote_port: u16,
-    /// `sk_err`: an errno, or zero.
+    /// `sk_err`: an errno, or zero. With [`flag::UNSENT`] what connect() returned.
     pub error: u16,
     /// AF_INET (2) or AF_INET6 (10).
     pub family: u8,
@@ -115,6 +124,64 @@ pub struct ConnectionRecord {
 }
 
 const _: () = assert!(size_of::<ConnectionRecord>() == 200);
+
+/// What the agent finds of a connection in the table of those that are open: one word, zero where there is nothing to do. A
+/// time, so that the agent cannot take that of a later connection in the same place.
+pub mod notice {
+    /// An attempt that began then waits for its answer.
+    pub const fn pending(opened_ns: u64) -> u64 {
+        opened_ns << 1
+    }
+
+    /// The handshake of a connection that was opened then has succeeded, and the members that name it are complete. Either
+    /// side takes it: the agent's sweep with a compare-and-exchange, the hook at CLOSE with an exchange. Whoever does makes
+    /// the first record, so there is exactly one.
+    pub const fn unannounced(opened_ns: u64) -> u64 {
+        opened_ns << 1 | 1
+    }
+
+    pub const fn is_unannounced(notice: u64) -> bool {
+        notice & 1 != 0
+    }
+
+    pub const fn opened_ns(notice: u64) -> u64 {
+        notice >> 1
+    }
+}
+
+/// Whether a connection is in the sample of those that are open: all of them, halved so many times. By its cookie, so that
+/// it is the same ones every time. Cookies follow each other, and the two ends of a connection on one machine take turns,
+/// so they are spread first: by 2^64 divided by the golden ratio.
+pub const fn is_in_sample(cookie: u64, halvings: u32) -> bool {
+    cookie.wrapping_mul(0x9e37_79b9_7f4a_7c15) <= u64::MAX >> (halvings & 63)
+}
+
+/// A socket as a survey found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct SocketReport {
+    /// A connection as it stands now, volumes included. Of a listener: its names and its owner.
+    pub record: ConnectionRecord,
+    /// Inode of the socket, by which /proc names its owners; zero where it has none.
+    pub inode: u64,
+    /// Of a listener: connections that wait for accept(), how many may, and how many were turned away.
+    pub backlog: u32,
+    pub backlog_limit: u32,
+    pub drops: u32,
+    /// See [`state`].
+    pub state: u8,
+    pub reserved: [u8; 3],
+}
+
+const _: () = assert!(size_of::<SocketReport>() == 224);
+
+impl SocketReport {
+    /// Reads a report as the survey writes it; `None` if it has another size.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        decode(bytes)
+    }
+}
 
 impl ConnectionRecord {
     /// Nothing is known: what the other records are written as differences from.
@@ -161,11 +228,21 @@ impl ConnectionRecord {
 
 #[cfg(not(target_arch = "bpf"))]
 #[allow(unsafe_code)]
-fn decode(bytes: &[u8]) -> Option<ConnectionRecord> {
-    if bytes.len() != size_of::<ConnectionRecord>() {
+fn decode<T: Plain>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() != size_of::<T>() {
         return None;
     }
-    // SAFETY: the length was checked, every bit pattern is a valid ConnectionRecord (integers only), and
-    // read_unaligned asks for no alignment.
-    Some(unsafe { bytes.as_ptr().cast::<ConnectionRecord>().read_unaligned() })
+    // SAFETY: the length was checked, every bit pattern is valid for a plain type, and read_unaligned asks for no
+    // alignment.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
+
+/// Types of integers only, without padding.
+#[cfg(not(target_arch = "bpf"))]
+trait Plain: Copy {}
+
+#[cfg(not(target_arch = "bpf"))]
+impl Plain for ConnectionRecord {}
+
+#[cfg(not(target_arch = "bpf"))]
+impl Plain for SocketReport {}

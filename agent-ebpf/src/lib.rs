@@ -5,7 +5,11 @@
 //! record means (its outcome, its close reason) is worked out in user space, where it can be tested.
 #![cfg_attr(target_arch = "bpf", no_std)]
 
+pub mod control;
 pub mod counter;
 pub mod event;
 pub mod limits;
+pub mod listener;
 pub mod offset;
+pub mod peer;
+pub mod syscall;

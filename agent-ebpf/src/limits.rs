@@ -21,11 +21,21 @@ pub const NAMESPACES: u32 = 1_024;
 /// Listeners whose owners are remembered, by default.
 pub const LISTENERS: u32 = 4_096;
 
+/// Peers that trouble is counted for one by one; that with others is counted together. 120 bytes each.
+pub const PEERS: u32 = 8_192;
+
 /// Bytes of the ring buffer, by default; a power of two and a multiple of the page size.
 ///
 /// At 380,000 connection ends a second, the most that two cores reach (79 MB/s), it bridges 100 ms in which the agent
 /// does not run: five of its ticks.
 pub const RING_BYTES: u32 = 8 << 20;
+
+/// Attempts that failed, remembered until connect() has told its caller why; the oldest go.
+pub const FAILED_ATTEMPTS: u32 = 4_096;
+
+/// Attempts that connect() ended before a SYN left and is about to tell its caller of: no more than threads that are in
+/// that call at one moment.
+pub const UNSENT_ATTEMPTS: u32 = 1_024;
 
 /// Steps of a connection's path that a record holds. The longest path that Linux takes has seven: simultaneous
 /// open (SYN_SENT, SYN_RECV, ESTABLISHED), simultaneous close (FIN_WAIT1, CLOSING), TIME_WAIT and CLOSE.
@@ -33,3 +43,20 @@ pub const PATH_STEPS: usize = 8;
 
 /// Bytes of a task's command name, with its terminating zero (`TASK_COMM_LEN`).
 pub const COMM_BYTES: usize = 16;
+
+/// Processes whose syscalls are counted one by one; the calls of those that come later are counted as those of
+/// "other". A slot is free again a moment after its process ended.
+pub const SYSCALL_SLOTS: u32 = 4_096;
+
+/// Places for (process, syscall, errno): 8 bytes for each and 8 more on each CPU.
+pub const TALLIES: u32 = 131_072;
+
+/// Places for (process, syscall, bucket of the latency), 16 bytes each.
+pub const LATENCIES: u32 = 131_072;
+
+/// Latencies in a bucket of their table: one cache line.
+pub const LATENCY_WAYS: u32 = 4;
+
+/// Places for threads, by their id: as many as there can be ids, but not more than so many. Two threads in one place
+/// are still counted exactly; what suffers is that their calls are rarely measured, and cost more.
+pub const THREADS: u32 = 131_072;

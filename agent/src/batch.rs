@@ -2,9 +2,9 @@
 //!
 //! A batch is numbered when it is sealed and never changes again; sent again, it is the same bytes.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use holdfast_agent_ebpf::event::{ConnectionRecord, step_offset_ns};
+use holdfast_agent_ebpf::event::{ConnectionRecord, flag, state, step_offset_ns, step_state};
 use holdfast_proto::v1::{self, Stream, batch};
 use prost::Message;
 
@@ -13,6 +13,7 @@ use crate::{
     counters::RowsByNetns,
     spool::{BatchId, Sealed},
     wire::ConnectionRows,
+    workloads::Workloads,
 };
 
 /// When to seal.
@@ -43,12 +44,17 @@ pub struct Batcher {
     limits: Limits,
     epoch: u64,
     boot_id: String,
+    /// Who names the services of its processes; `None`: nobody.
+    workloads: Option<Arc<Workloads>>,
     rows: ConnectionRows,
     /// When the oldest row came. Meaningless without rows, as the two below.
     oldest: Duration,
     /// When the kernel made the first and the last of them; all on one UTC day.
     first_ns: u64,
     last_ns: u64,
+    /// When the first of them was decided or made: a connection that ended before it was announced is one record, made
+    /// later than its attempt was decided.
+    earliest_ns: u64,
     by_netns: RowsByNetns,
     last_sequence: u64,
 }
@@ -62,13 +68,21 @@ impl Batcher {
             limits,
             epoch,
             boot_id: boot_id.to_owned(),
+            workloads: None,
             rows: ConnectionRows::default(),
             oldest: Duration::ZERO,
             first_ns: 0,
             last_ns: 0,
+            earliest_ns: 0,
             by_netns: RowsByNetns::new(),
             last_sequence: 0,
         }
+    }
+
+    /// Has the services of its processes named.
+    pub fn named_by(mut self, workloads: Arc<Workloads>) -> Self {
+        self.workloads = Some(workloads);
+        self
     }
 
     /// Adds a record at the monotonic time `now`. Gives back the batch that the record did not belong to any more,
@@ -89,10 +103,13 @@ impl Batcher {
         if self.rows.is_empty() {
             self.oldest = now;
             (self.first_ns, self.last_ns) = (recorded_ns, recorded_ns);
+            self.earliest_ns = recorded_ns;
         }
+        self.earliest_ns = self.earliest_ns.min(decided_ns(record, clock)).min(recorded_ns);
         self.first_ns = self.first_ns.min(recorded_ns);
         self.last_ns = self.last_ns.max(recorded_ns);
-        *self.by_netns.entry(record.netns).or_default() += 1;
+        let rows = self.by_netns.entry(record.netns).or_default();
+        rows.add(record.flags & flag::FINAL != 0);
         self.rows.push(record, clock);
         if self.rows.len() >= self.limits.rows || self.rows.estimated_bytes() >= self.limits.bytes {
             debug_assert!(before.is_none(), "limits hold more than one row");
@@ -109,19 +126,29 @@ impl Batcher {
         None
     }
 
+    /// When the first of the rows that wait was decided or made; `None` without rows.
+    pub fn earliest_ns(&self) -> Option<u64> {
+        (!self.rows.is_empty()).then_some(self.earliest_ns)
+    }
+
     /// Gives what is there, however little, and how many rows of each namespace are in it.
     pub fn seal(&mut self) -> Option<(Sealed, RowsByNetns)> {
         if self.rows.is_empty() {
             return None;
         }
         let rows = std::mem::take(&mut self.rows);
+        let len = rows.len();
+        let mut columns = rows.finish();
+        if let Some(workloads) = &self.workloads {
+            workloads.name(&mut columns.processes);
+        }
         self.last_sequence += 1;
         let batch = v1::Batch {
             stream: Stream::Connections.into(),
             sequence: self.last_sequence,
-            rows: rows.len() as u32,
+            rows: len as u32,
             boot_id: self.boot_id.clone(),
-            columns: Some(batch::Columns::Connections(rows.finish())),
+            columns: Some(batch::Columns::Connections(columns)),
         };
         let sealed = Sealed {
             id: BatchId {
@@ -130,7 +157,7 @@ impl Batcher {
                 sequence: self.last_sequence,
             },
             rows: batch.rows,
-            first_ns: self.first_ns,
+            first_ns: self.earliest_ns,
             last_ns: self.last_ns,
             encoded: batch.encode_to_vec().into(),
         };
@@ -147,15 +174,30 @@ fn recorded_ns(record: &ConnectionRecord, clock: Clock) -> u64 {
         .saturating_add(offset_ns / 1_000 * 1_000)
 }
 
+/// The wall time at which the attempt of a first record was decided; of any other record, when it was made.
+fn decided_ns(record: &ConnectionRecord, clock: Clock) -> u64 {
+    let established = record
+        .steps()
+        .iter()
+        .find(|&&step| step_state(step) == state::ESTABLISHED);
+    match established {
+        Some(&step) if record.flags & flag::FIRST != 0 => clock
+            .wall_ns(record.opened_ns)
+            .saturating_add(step_offset_ns(step)),
+        _ => recorded_ns(record, clock),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use holdfast_agent_ebpf::{
-        event::{flag, role, state, step},
+        event::{role, state, step},
         limits::PATH_STEPS,
     };
     use proptest::prelude::*;
 
     use super::*;
+    use crate::counters::Rows;
 
     const CLOCK: Clock = Clock::with_offset_ns(0);
 
@@ -183,6 +225,38 @@ mod tests {
             7,
             "boot",
         )
+    }
+
+    #[test]
+    fn a_batch_is_as_old_as_the_first_decision_in_it() {
+        let mut batcher = batcher(10);
+        assert_eq!(batcher.earliest_ns(), None);
+        let mut path = [0; PATH_STEPS];
+        path[0] = step(state::SYN_SENT, 0);
+        path[1] = step(state::ESTABLISHED, 5_000);
+        path[2] = step(state::CLOSE, 90_000);
+        let short = ConnectionRecord {
+            opened_ns: DAY_NS,
+            path,
+            path_len: 3,
+            ..closed_at(DAY_NS + 1_000)
+        };
+        batcher.push(&closed_at(DAY_NS + 80_000), CLOCK, Duration::ZERO);
+        batcher.push(&short, CLOCK, Duration::ZERO);
+        assert_eq!(batcher.earliest_ns(), Some(DAY_NS + 5_000));
+        // An announced connection was decided in a batch of its own.
+        let ended = ConnectionRecord {
+            flags: flag::FINAL,
+            opened_ns: DAY_NS - 1_000_000_000,
+            ..short
+        };
+        let (batch, _) = batcher
+            .push(&ended, CLOCK, Duration::ZERO)
+            .expect("it is of the day before");
+        assert_eq!(
+            (batch.first_ns, batcher.earliest_ns()),
+            (DAY_NS + 5_000, Some(DAY_NS - 999_910_000))
+        );
     }
 
     #[test]
@@ -229,7 +303,16 @@ mod tests {
         let (batch, by_netns) = sealed.expect("a batch of its size");
         assert!(batch.encoded.len() <= 10_000);
         assert!(batch.rows > 50, "{} rows", batch.rows);
-        assert_eq!(by_netns, RowsByNetns::from([(0, batch.rows.into())]));
+        assert_eq!(
+            by_netns,
+            RowsByNetns::from([(
+                0,
+                Rows {
+                    ends: batch.rows.into(),
+                    announced: 0
+                }
+            )])
+        );
     }
 
     #[test]
@@ -255,11 +338,13 @@ mod tests {
             let mut batcher = batcher(limit);
             let (mut wall, mut now) = (DAY_NS, Duration::ZERO);
             let mut sealed = Vec::new();
-            for (wall_step, step_ms) in &gaps {
+            for (row, (wall_step, step_ms)) in gaps.iter().enumerate() {
                 wall += wall_step / 50;
                 now += Duration::from_millis(*step_ms);
                 sealed.extend(batcher.tick(now));
-                sealed.extend(batcher.push(&closed_at(wall), CLOCK, now));
+                let netns = row as u32 % 3;
+                let flags = if row % 4 == 0 { flag::FIRST } else { flag::FINAL };
+                sealed.extend(batcher.push(&ConnectionRecord { netns, flags, ..closed_at(wall) }, CLOCK, now));
             }
             sealed.extend(batcher.seal());
             prop_assert_eq!(sealed.iter().map(|(batch, _)| batch.rows as usize).sum::<usize>(), gaps.len());
@@ -267,6 +352,8 @@ mod tests {
                 prop_assert_eq!(batch.id.sequence, index as u64 + 1);
                 prop_assert_eq!(batch.first_ns / DAY_NS, batch.last_ns / DAY_NS);
                 prop_assert!(batch.rows as usize <= limit);
+                let by_netns = crate::wire::rows_by_netns(&batch.encoded);
+                prop_assert_eq!(by_netns.as_ref(), Some(&sealed[index].1));
             }
         }
     }

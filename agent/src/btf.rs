@@ -2,7 +2,7 @@
 //!
 //! This stands where CO-RE would: the programs carry no relocations (the Rust BPF toolchain emits none), so the
 //! agent resolves each member of [`PATHS`] once, at start, and passes the offsets in a frozen global. The format
-//! is Documentation/bpf/btf.rst; only structures, unions and what leads to them are looked at.
+//! is Documentation/bpf/btf.rst; only structures, unions, what leads to them, and enumerations are looked at.
 
 use std::{collections::HashMap, path::Path};
 
@@ -105,7 +105,7 @@ impl Btf {
         let mut at = begin;
         while at < end {
             let (name, info) = (word(&btf.data, at)?, word(&btf.data, at + 4)?);
-            if matches!(kind_of(info), kind::STRUCT | kind::UNION) && name != 0 {
+            if matches!(kind_of(info), kind::STRUCT | kind::UNION | kind::ENUM) && name != 0 {
                 let id = btf.types.len() as u32;
                 let name = btf.string(name).to_vec();
                 btf.by_name.entry(name).or_default().push(id);
@@ -135,9 +135,34 @@ impl Btf {
         PATHS.map(|(name, path)| self.offset(name, path).unwrap_or(ABSENT))
     }
 
+    /// The number that a name stands for in the enumeration `name`.
+    pub fn enumerator(&self, name: &str, enumerator: &str) -> Option<u32> {
+        /// Bytes of one name and number.
+        const BYTES: usize = 8;
+        let ids = self.by_name.get(name.as_bytes())?;
+        ids.iter().find_map(|&id| {
+            let at = *self.types.get(id as usize)?;
+            let info = word(&self.data, at + 4).ok()?;
+            let count = if kind_of(info) == kind::ENUM {
+                vlen(info)
+            } else {
+                0
+            };
+            (0..count).find_map(|index| {
+                let place = at + TYPE_BYTES + BYTES * index;
+                let is_it = self.string(word(&self.data, place).ok()?) == enumerator.as_bytes();
+                is_it.then(|| word(&self.data, place + 4).ok())?
+            })
+        })
+    }
+
     fn walk(&self, start: u32, path: &[&str]) -> Option<u32> {
         let (mut id, mut bits) = (start, 0);
         for name in path {
+            if let Ok(element) = name.parse::<u32>() {
+                bits += element * u64::BITS;
+                continue;
+            }
             let (offset, member) = self.member(id, name.as_bytes(), 0)?;
             bits += offset;
             id = member;
@@ -250,6 +275,16 @@ mod tests {
                 path.join(".")
             );
         }
+    }
+
+    #[test]
+    fn an_enumeration_tells_its_numbers() {
+        let btf = Btf::of_this_kernel().expect("BTF");
+        // Two that never change: they are the protocol's and the interface's.
+        assert_eq!(btf.enumerator("bpf_map_type", "BPF_MAP_TYPE_HASH"), Some(1));
+        assert_eq!(btf.enumerator("bpf_map_type", "BPF_MAP_TYPE_RINGBUF"), Some(27));
+        assert_eq!(btf.enumerator("bpf_map_type", "NO_SUCH_NAME"), None);
+        assert_eq!(btf.enumerator("sock", "BPF_MAP_TYPE_HASH"), None);
     }
 
     #[test]

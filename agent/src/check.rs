@@ -4,12 +4,14 @@
 use std::{fs, path::Path};
 
 use holdfast_agent_ebpf::offset::{ABSENT, PATHS};
-use rustix::system::uname;
 use serde_json::json;
 
 use crate::{
     btf::{Btf, VMLINUX},
-    probes::{self, Options, ProbeError, Probes},
+    kernel::{self, SUPPORTED},
+    overhead::meter::Programs,
+    probes::{self, OPTIONAL_HOOKS, Options, ProbeError, Probes},
+    syscalls::kernel::{Sizes, is_ours},
 };
 
 /// One thing that was looked at.
@@ -86,18 +88,46 @@ impl Finding {
 
 /// Looks at everything. Nothing is attached, and nothing stays loaded.
 pub fn findings() -> Vec<Finding> {
+    let (programs, probes) = programs();
+    let of_probes = [failed_connects(probes.as_ref()), signals(probes.as_ref())];
+    drop(probes);
+    let [failed_connects, signals] = of_probes;
     vec![
-        kernel(),
+        version(),
         built_in(),
         capabilities(),
         types(),
         members(),
-        programs(),
+        programs,
+        failed_connects,
+        signals,
+        syscalls(),
         cpus(),
+        statistics(),
         cgroups(),
         pid_namespace(),
         machine_id(),
     ]
+}
+
+/// What this kernel or the capabilities do not allow, or only in part, by the names of the findings: as the collector is
+/// told. Loads nothing: the programs that the agent runs are asked.
+pub fn missing_features(probes: &Probes, are_syscalls_refused: bool) -> Vec<String> {
+    let of_programs = [
+        version(),
+        capabilities(),
+        members(),
+        failed_connects(Some(probes)),
+        signals(Some(probes)),
+    ];
+    let of_machine = [cpus(), statistics(), cgroups(), pid_namespace(), machine_id()];
+    let name = |finding: Finding| (finding.verdict != Verdict::Ok).then_some(finding.name);
+    let names = of_programs.into_iter().filter_map(name);
+    names
+        .chain(are_syscalls_refused.then_some(SYSCALLS))
+        .chain(of_machine.into_iter().filter_map(name))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Whether the agent can run with these findings.
@@ -105,28 +135,18 @@ pub fn can_run(findings: &[Finding]) -> bool {
     findings.iter().all(|finding| finding.verdict != Verdict::Missing)
 }
 
-fn kernel() -> Finding {
+fn version() -> Finding {
     const NAME: &str = "kernel";
-    let release = uname().release().to_string_lossy().into_owned();
-    match version(&release) {
-        Some(version) if version < (5, 12) => Finding::missing(
-            NAME,
-            release,
-            "the programs need Linux 5.12 (socket cookies in tracing programs); 6.1 and later are supported",
-        ),
-        Some(version) if version < (6, 1) => Finding::less(
-            NAME,
-            release,
-            "older than 6.1, the oldest supported kernel: best effort",
-        ),
+    let release = kernel::release();
+    match kernel::version(&release) {
+        Some(version) if version < SUPPORTED => {
+            let (major, minor) = SUPPORTED;
+            let consequence = format!("older than {major}.{minor}, the oldest supported kernel: best effort");
+            Finding::less(NAME, release, consequence)
+        }
         Some(_) => Finding::ok(NAME, release),
         None => Finding::less(NAME, release, "a version that is not understood"),
     }
-}
-
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 fn built_in() -> Finding {
@@ -208,19 +228,23 @@ fn members() -> Finding {
 }
 
 /// Loads the programs, which proves tp_btf, the maps, the ring buffer and the verifier's consent at once.
-fn programs() -> Finding {
+fn programs() -> (Finding, Option<Probes>) {
     const NAME: &str = "programs_load";
     // A small map: nothing is attached, so nothing is followed.
-    match Probes::load(Options {
+    let loaded = Probes::load(Options {
         connections: 16,
         ..Options::default()
-    }) {
-        Ok(_) => Finding::ok(
-            NAME,
-            "tp_btf inet_sock_set_state, ring buffer, hash and per-CPU maps",
-        ),
+    });
+    let finding = match loaded {
+        Ok(probes) => {
+            let found = "tp_btf inet_sock_set_state, ring buffer, hash and per-CPU maps";
+            return (Finding::ok(NAME, found), Some(probes));
+        }
         Err(ProbeError::NoPrograms) => Finding::missing(NAME, "there are none", "see programs_built_in"),
         Err(ProbeError::NotPermitted) => Finding::missing(NAME, "not permitted", "see capabilities"),
+        Err(error @ ProbeError::Lacking { .. }) => {
+            Finding::missing(NAME, error.to_string(), "use a kernel that is supported")
+        }
         Err(error) => {
             let text = format!("{:#}", anyhow::Error::new(error));
             let first = text.lines().next().unwrap_or_default().to_owned();
@@ -230,6 +254,66 @@ fn programs() -> Finding {
                 "the kernel refuses the programs; `holdfast-agent run` prints its whole reason",
             )
         }
+    };
+    (finding, None)
+}
+
+/// Whether they may read why connect() fails.
+fn failed_connects(probes: Option<&Probes>) -> Finding {
+    const NAME: &str = "failed_connects";
+    match probes {
+        Some(probes) if probes.sees_failed_connects() => {
+            Finding::ok(NAME, "tp_btf sys_exit, bpf_probe_read_kernel")
+        }
+        Some(_) => Finding::less(
+            NAME,
+            "the kernel lets no program read what connect() was called with",
+            "an attempt that ends before a SYN left (no route, no permission) stays unseen, and one without a free port \
+             has no errno",
+        ),
+        None => Finding::less(NAME, "unknown", "see programs_load"),
+    }
+}
+
+/// Which of the hooks of trouble the kernel takes programs for.
+fn signals(probes: Option<&Probes>) -> Finding {
+    const NAME: &str = "tcp_signals";
+    let Some(probes) = probes else {
+        return Finding::less(NAME, "unknown", "see programs_load");
+    };
+    let refused = probes.refused();
+    if refused.is_empty() {
+        return Finding::ok(NAME, OPTIONAL_HOOKS.map(|(hook, _)| hook).join(", "));
+    }
+    let missing = OPTIONAL_HOOKS.iter().filter(|(hook, _)| refused.contains(hook));
+    let missing: Vec<_> = missing.map(|(_, missing)| *missing).collect();
+    Finding::less(
+        NAME,
+        format!("the kernel refuses {}", refused.join(", ")),
+        missing.join("; "),
+    )
+}
+
+const SYSCALLS: &str = "syscalls";
+
+/// Loads those for syscalls, which the agent can do without.
+fn syscalls() -> Finding {
+    const NAME: &str = SYSCALLS;
+    match Probes::load(Options {
+        connections: 16,
+        syscalls: Some(Sizes::none()),
+        ..Options::default()
+    }) {
+        Ok(_) => Finding::ok(NAME, "tp_btf sys_enter, sys_exit"),
+        Err(ProbeError::Program { program, source }) if is_ours(program) => Finding::less(
+            NAME,
+            format!("the kernel refuses the program {program}: {source}")
+                .lines()
+                .next()
+                .unwrap_or_default(),
+            "system calls are not counted",
+        ),
+        Err(_) => Finding::less(NAME, "unknown", "see programs_load"),
     }
 }
 
@@ -246,6 +330,19 @@ fn cpus() -> Finding {
     }
 }
 
+fn statistics() -> Finding {
+    const NAME: &str = "statistics";
+    match Programs::new(Vec::new()).measure() {
+        Ok(_) => Finding::ok(NAME, "the kernel measures programs"),
+        Err(error) => Finding::less(
+            NAME,
+            error.to_string(),
+            "what the programs cost is not known, and --max-cpu counts the agent's own time only: needs CAP_SYS_ADMIN, \
+             or the setting kernel.bpf_stats_enabled = 1",
+        ),
+    }
+}
+
 fn cgroups() -> Finding {
     const NAME: &str = "cgroup";
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
@@ -255,12 +352,13 @@ fn cgroups() -> Finding {
         (true, true) => Finding::less(
             NAME,
             "v1 and v2",
-            "cgroup_id is that of the v2 hierarchy, where most processes share the root",
+            "sockets know the v2 hierarchy only: one of its root is named by the cgroup (v1) that its process has when its \
+             record comes",
         ),
         (false, true) => Finding::less(
             NAME,
             "v1",
-            "cgroup_id says nothing: it is an id of the v2 hierarchy",
+            "sockets know none: they are named by the cgroup that their process has when its record comes",
         ),
         (false, false) => Finding::less(NAME, "not mounted", "cgroups cannot be named"),
     }
@@ -291,17 +389,5 @@ fn machine_id() -> Finding {
             "no",
             "the agent is known by its name alone: write /etc/machine-id (systemd-machine-id-setup)",
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kernel_releases_are_understood() {
-        assert_eq!(version("6.18.44-fc-v669"), Some((6, 18)));
-        assert_eq!(version("5.10.0-30-amd64"), Some((5, 10)));
-        assert_eq!(version("mainline"), None);
     }
 }

@@ -3,9 +3,14 @@
 //! The offset between the two is read anew whenever the ring is drained, so a step of the wall clock takes effect
 //! with the next records and never rewrites those before it.
 
-use std::time::Duration;
+use std::{env, fs, path::PathBuf, sync::LazyLock, time::Duration};
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
+
+/// For tests: the name of a file that holds how many nanoseconds the agent's wall clock is to be ahead of the host's,
+/// read whenever the clock is, so that a test can set one agent's clock and no other's. Without the file, or without
+/// a number in it: none.
+const TEST_OFFSET_VARIABLE: &str = "HOLDFAST_CLOCK_FILE";
 
 /// A reading of the offset between the boot clock and the wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +24,7 @@ impl Clock {
     /// against: the error is below half the time that the three calls take.
     pub fn read() -> Self {
         let before = nanoseconds(clock_gettime(ClockId::Boottime));
-        let wall = nanoseconds(clock_gettime(ClockId::Realtime));
+        let wall = wall_ns();
         let after = nanoseconds(clock_gettime(ClockId::Boottime));
         Self {
             offset_ns: wall - (before + (after - before) / 2),
@@ -38,13 +43,27 @@ impl Clock {
     }
 }
 
+/// The boot clock now, in nanoseconds: the clock of the records.
+pub fn boot_now_ns() -> u64 {
+    nanoseconds(clock_gettime(ClockId::Boottime))
+        .try_into()
+        .unwrap_or(0)
+}
+
 /// The wall clock now, since the Unix epoch.
 pub fn wall_now() -> Duration {
-    Duration::from_nanos(
-        nanoseconds(clock_gettime(ClockId::Realtime))
-            .try_into()
-            .unwrap_or(0),
-    )
+    Duration::from_nanos(wall_ns().try_into().unwrap_or(0))
+}
+
+fn wall_ns() -> i64 {
+    nanoseconds(clock_gettime(ClockId::Realtime)) + test_offset_ns()
+}
+
+fn test_offset_ns() -> i64 {
+    static FILE: LazyLock<Option<PathBuf>> =
+        LazyLock::new(|| env::var_os(TEST_OFFSET_VARIABLE).map(PathBuf::from));
+    let offset = FILE.as_ref().and_then(|file| fs::read_to_string(file).ok());
+    offset.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
 fn nanoseconds(time: Timespec) -> i64 {

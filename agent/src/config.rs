@@ -1,13 +1,23 @@
 //! The agent's command line. Everything has a default, and every flag an environment variable.
 
-use std::{fs, os::unix::fs::MetadataExt, path::PathBuf, str::FromStr};
+use std::{fs, os::unix::fs::MetadataExt, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use holdfast_agent_ebpf::limits;
 
-use crate::{identity::check_name, uplink::Collector};
+use crate::{
+    controls::settings::Allowed,
+    identity::check_name,
+    load::{
+        consent::{Consent, Targets},
+        run::Caps,
+    },
+    syscalls::Mode,
+    uplink::Collector,
+    workloads::{pods::Kubelet, rules::Rule},
+};
 
-/// Watches the TCP connections of this node in the kernel and tells the collector
+/// Watches the TCP connections and system calls of this node in the kernel and tells the collector
 ///
 /// Needs Linux 6.1 or later with BTF, and root or the capabilities CAP_BPF and CAP_PERFMON.
 #[derive(Debug, Parser)]
@@ -78,6 +88,58 @@ pub struct RunArgs {
         value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
     pub connections: u32,
 
+    /// What to count of the system calls of all processes: nothing, calls and errors, how long one call in 16 (or N) took
+    /// too, or how long each took
+    #[arg(
+        long,
+        env = "HOLDFAST_SYSCALLS",
+        value_name = "off|counts|sampled[=N]|full",
+        default_value = "sampled"
+    )]
+    pub syscalls: Mode,
+
+    /// Which service a process belongs to: the first rule that fits, such as "unit=nginx*.service -> web" or
+    /// "namespace=prod, label.app=shop -> shop"; may be given several times (environment: separated by semicolons). A rule
+    /// looks at unit, container, pod, namespace, label.NAME, cgroup and comm; * stands for any text. [default: the owner of
+    /// the pod, the name of the container, or the unit]
+    #[arg(
+        long = "service",
+        env = "HOLDFAST_SERVICES",
+        value_name = "RULE",
+        value_delimiter = ';'
+    )]
+    pub services: Vec<Rule>,
+
+    /// Where the kubelet lists its pods, for their names and labels: http://127.0.0.1:10255 (its read-only port), or
+    /// unix:PATH [default: pods are known by their uids only]
+    #[arg(long, env = "HOLDFAST_KUBELET", value_name = "URL")]
+    pub kubelet: Option<Kubelet>,
+
+    /// What a collector may change while the agent runs: filters, streams, connections[=N] (follow one in N at the least),
+    /// syscalls[=MODE] (count them so at the most), separated by commas; all or none of it
+    #[arg(
+        long,
+        env = "HOLDFAST_CONTROL",
+        value_name = "none|all|WHAT,...",
+        default_value = "none"
+    )]
+    pub control: Allowed,
+
+    /// What the agent and its programs may take of the machine's CPU time: beyond it, system calls are no longer counted,
+    /// then only one connection in 4, 16, 64 followed, until there is room again
+    #[arg(
+        long,
+        env = "HOLDFAST_MAX_CPU",
+        value_name = "SHARE|off",
+        default_value = "5%"
+    )]
+    pub max_cpu: MaxCpu,
+
+    /// How often the agent reports what it costs, and --max-cpu is judged
+    #[arg(long, env = "HOLDFAST_OVERHEAD_EVERY", value_name = "TIME", default_value = "10s",
+        value_parser = overhead_every)]
+    pub overhead_every: Duration,
+
     /// Where batches wait that the collector has not acknowledged, across restarts; one folder for each agent
     /// [default: /var/lib/holdfast/agents/NAME; in memory only where that cannot be written]
     #[arg(long, env = "HOLDFAST_STATE", value_name = "DIR")]
@@ -91,6 +153,68 @@ pub struct RunArgs {
     #[arg(long, env = "HOLDFAST_SPOOL_MEMORY", value_name = "SIZE", default_value = "64MiB",
         value_parser = spool_bytes)]
     pub spool_memory: u64,
+
+    /// How old a batch may become while it waits; then it is dropped, and becomes a gap
+    #[arg(long, env = "HOLDFAST_SPOOL_AGE", value_name = "TIME", default_value = "24h", value_parser = spool_age)]
+    pub spool_age: Duration,
+
+    /// How often what was written to the disk is synced: what a loss of power may take
+    #[arg(long, env = "HOLDFAST_SPOOL_SYNC", value_name = "TIME", default_value = "1s", value_parser = spool_sync)]
+    pub spool_sync: Duration,
+
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// What this node lets a collector ask of it.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Load that a collector may ask this node to make")]
+pub struct LoadArgs {
+    /// Which targets, such as 10.0.0.0/8:80,8000-8999 or [fd00::]/8:443; may be given several times (environment: separated
+    /// by spaces)
+    #[arg(long, env = "HOLDFAST_LOAD_TARGETS", value_name = "NETWORK[:PORTS]", value_delimiter = ' ',
+        default_values = ["127.0.0.0/8", "::1"])]
+    pub load_targets: Vec<Targets>,
+
+    /// Most connections at once
+    #[arg(
+        long,
+        env = "HOLDFAST_LOAD_CONNECTIONS",
+        value_name = "N",
+        default_value_t = 20_000
+    )]
+    pub load_connections: u64,
+
+    /// Most connections a second
+    #[arg(long, env = "HOLDFAST_LOAD_RATE", value_name = "N", default_value_t = 200_000)]
+    pub load_rate: u32,
+
+    /// Longest run
+    #[arg(long, env = "HOLDFAST_LOAD_DURATION", value_name = "TIME", default_value = "1h", value_parser = duration)]
+    pub load_duration: Duration,
+
+    /// Most payload of a run, both ways together
+    #[arg(long, env = "HOLDFAST_LOAD_BYTES", value_name = "SIZE", default_value = "10GiB", value_parser = size)]
+    pub load_bytes: u64,
+
+    /// Most CPUs that the threads of a run may use, over a second
+    #[arg(long, env = "HOLDFAST_LOAD_CPUS", value_name = "N", default_value_t = 4.0)]
+    pub load_cpus: f64,
+}
+
+impl LoadArgs {
+    pub fn consent(&self) -> Consent {
+        Consent {
+            targets: self.load_targets.clone(),
+            connections: self.load_connections,
+            per_second: self.load_rate.into(),
+            caps: Caps {
+                bytes: self.load_bytes,
+                cpus: self.load_cpus,
+                duration: self.load_duration,
+            },
+        }
+    }
 }
 
 /// `holdfast-agent check`.
@@ -129,6 +253,41 @@ impl FromStr for Netns {
             (Ok(inode), true) => Ok(Self::Only(inode)),
             _ => Err(format!("{} is no network namespace", path.display())),
         }
+    }
+}
+
+/// A share of the machine's CPU time: `1%`; or none that would be too much.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MaxCpu(pub Option<f64>);
+
+impl FromStr for MaxCpu {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let percent = text
+            .strip_suffix('%')
+            .and_then(|text| text.trim().parse::<f64>().ok());
+        match percent {
+            // A millionth is what rows can tell.
+            Some(percent) if (0.0001..=100.0).contains(&percent) => Ok(Self(Some(percent / 100.0))),
+            _ => Err(format!(
+                "{text:?} is neither off nor a share of the machine such as 1%"
+            )),
+        }
+    }
+}
+
+fn overhead_every(text: &str) -> Result<Duration, String> {
+    let number = |suffix| text.strip_suffix(suffix)?.trim().parse::<u64>().ok();
+    let time = number("ms")
+        .map(Duration::from_millis)
+        .or_else(|| number("s").map(Duration::from_secs));
+    match time {
+        Some(time) if (Duration::from_millis(200)..=Duration::from_secs(3_600)).contains(&time) => Ok(time),
+        _ => Err(format!("{text:?} must be a time from 200ms to 3600s")),
     }
 }
 
@@ -179,6 +338,40 @@ fn spool_bytes(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+/// A batch waits a while for its answer where nothing is wrong.
+fn spool_age(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        age if age < Duration::from_secs(60) => Err(format!("{text:?} is too short: use 1m or more")),
+        age => Ok(age),
+    }
+}
+
+fn spool_sync(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        time if (Duration::from_millis(10)..=Duration::from_secs(3_600)).contains(&time) => Ok(time),
+        _ => Err(format!("{text:?} must be a time from 10ms to 1h")),
+    }
+}
+
+/// A time with its unit.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let factor_ms = match &text[digits.len()..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(format!("{text:?} is no time: write 90s, 10m, 1h or 1d")),
+    };
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(factor_ms))
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("{text:?} is no time: write 90s, 10m, 1h or 1d"))
+}
+
 /// A number of bytes with an optional unit.
 fn size(text: &str) -> Result<u64, String> {
     let digits = text.len()
@@ -218,6 +411,29 @@ mod tests {
             assert!(size(bad).is_err(), "{bad:?}");
         }
         assert!(ring_bytes("3MiB").is_err());
+    }
+
+    #[test]
+    fn a_budget_is_a_share_or_off() {
+        assert_eq!("1%".parse(), Ok(MaxCpu(Some(0.01))));
+        assert_eq!("off".parse(), Ok(MaxCpu(None)));
+        for bad in ["", "1", "0%", "101%", "-1%", "one%", "on", "NaN%"] {
+            assert!(bad.parse::<MaxCpu>().is_err(), "{bad:?}");
+        }
+        assert_eq!(overhead_every("500ms"), Ok(Duration::from_millis(500)));
+        for bad in ["", "10", "0s", "10m", "2h"] {
+            assert!(overhead_every(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn times_need_a_unit() {
+        assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
+        assert_eq!(spool_sync("200ms"), Ok(Duration::from_millis(200)));
+        assert!(spool_sync("0s").is_err() && spool_age("59s").is_err());
+        for bad in ["", "10", "m", "-1s", "1w", "99999999999999999999s", "1.5h"] {
+            assert!(duration(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -5,11 +5,15 @@
 //! unanswered is sent again on the next one, under the same name and with the same bytes. The simulation runs this
 //! code as it is, over connections of its own.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use holdfast_proto::v1::{
-    AgentMessage, BatchRange, CollectorMessage, SealedBatch, Status, Stream, Welcome, Window, agent_message,
-    collector_message,
+    AgentMessage, CollectorMessage, ProbeReport, ProbeSettings, RunEvent, SealedBatch, Status, Stream,
+    Welcome, Window, agent_message, collector_message,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -22,7 +26,8 @@ use crate::{
     counters::RowsByNetns,
     gaps::GapBatcher,
     identity::Identity,
-    spool::{BatchId, Next, Sealed, Spool},
+    runs::Runs,
+    spool::{BatchId, Next, Sealed, Spool, ranges},
 };
 
 /// How often the counters are sent.
@@ -70,6 +75,15 @@ impl From<tonic::Status> for SessionError {
     }
 }
 
+/// Tells the wall time, in nanoseconds since the Unix epoch.
+pub type WallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// Does what the collector wants of the probes, if it wants anything new, and tells what they do.
+pub type Control = Box<dyn FnMut(Option<ProbeSettings>) -> ProbeReport + Send + Sync>;
+
+/// Tells the time since the machine was started: no one sets it, and it goes on while the machine sleeps.
+pub type BootClock = Arc<dyn Fn() -> Duration + Send + Sync>;
+
 /// What outlives a connection.
 pub struct Delivery<F> {
     pub identity: Identity,
@@ -77,9 +91,13 @@ pub struct Delivery<F> {
     /// Reads the counters; the rest of the status is filled in here.
     pub counters: F,
     pub gaps: GapBatcher,
+    /// Does what the collector wants of the probes; `None` where there are none.
+    pub probes: Option<Control>,
+    pub runs: Runs,
     pub clock: ClockOffset,
     /// Nanoseconds since the Unix epoch.
-    pub wall_now_ns: fn() -> u64,
+    pub wall_now_ns: WallClock,
+    pub boot_now: BootClock,
 }
 
 impl<F: Fn() -> Option<Status>> Delivery<F> {
@@ -87,6 +105,8 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
     pub fn hello(&self) -> AgentMessage {
         let mut hello = self.identity.hello();
         hello.unanswered = ranges(&self.spool.unanswered());
+        hello.unsettled = self.spool.unsettled();
+        hello.predecessors = self.spool.predecessors();
         message(agent_message::Body::Hello(hello))
     }
 
@@ -104,7 +124,10 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
         {
             Some(Ok(CollectorMessage {
                 body: Some(collector_message::Body::Welcome(welcome)),
-            })) => Ok(welcome),
+            })) => {
+                self.spool.settle(&welcome);
+                Ok(welcome)
+            }
             Some(Ok(_)) => Err(SessionError::NoWelcome),
             Some(Err(status)) => Err(status.into()),
             None => Err(SessionError::Closed),
@@ -131,10 +154,12 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
         let mut status_tick = interval(STATUS_INTERVAL);
         status_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stopping = *shutdown.borrow();
-        let mut pending_status = None;
+        let mut pending_statuses = VecDeque::new();
+        let mut pending_report = self.report(None);
+        let mut pending_run: Option<RunEvent> = None;
 
         loop {
-            if stopping && self.spool.next(0).is_none() && pending_status.is_none() {
+            if stopping && self.spool.levels().batches == 0 && pending_statuses.is_empty() {
                 self.say_goodbye(outgoing, incoming).await;
                 return Ok(());
             }
@@ -143,37 +168,57 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
             } else {
                 None
             };
-            let has_outgoing = batch.is_some() || pending_status.is_some();
+            let has_outgoing = batch.is_some()
+                || pending_run.is_some()
+                || !pending_statuses.is_empty()
+                || pending_report.is_some();
             // Sending never keeps an answer from being read, or each side would wait for the other's buffer.
             tokio::select! {
+                biased;
+                () = told(shutdown), if !stopping => stopping = true,
+                _ = status_tick.tick() => {
+                    self.seal_gaps();
+                    // The newest of its own replaces one that waits; what is said of earlier starts is said once.
+                    pending_statuses.retain(|status: &Status| status.epoch != self.identity.epoch);
+                    pending_statuses.extend(self.legacies());
+                    pending_statuses.extend(self.status());
+                }
                 answer = incoming.next() => match answer {
+                    Some(Ok(CollectorMessage {
+                        body: Some(collector_message::Body::Probes(wanted)),
+                    })) => pending_report = self.report(Some(wanted)),
                     Some(answer) => self.take(answer?, &mut flight),
                     None => return Err(SessionError::Closed),
                 },
+                event = self.runs.next(), if pending_run.is_none() => pending_run = Some(event),
                 permit = outgoing.reserve(), if has_outgoing => {
                     // The connection is gone; what it died of comes with the next answer.
                     let Ok(permit) = permit else { return Err(SessionError::Closed) };
-                    if let Some(status) = pending_status.take() {
+                    if let Some(report) = pending_report.take() {
+                        permit.send(message(agent_message::Body::Probes(report)));
+                    } else if let Some(status) = pending_statuses.pop_front() {
                         permit.send(message(agent_message::Body::Status(status)));
+                    } else if let Some(event) = pending_run.take() {
+                        permit.send(message(agent_message::Body::Run(event)));
                     } else if let Some((position, next)) = batch {
                         sent_position = position;
                         if let Some(sealed) = self.load(position, next).await
                             && self.fits(&sealed, welcome)
+                            && self.spool.sent(position)
                         {
                             flight.sent(&sealed);
-                            self.spool.sent(position);
                             permit.send(on_the_wire(&sealed));
                         }
                     }
                 }
                 () = self.spool.appended(), if batch.is_none() => {}
-                _ = status_tick.tick() => {
-                    self.seal_gaps();
-                    pending_status = self.status();
-                }
-                _ = shutdown.wait_for(|&stop| stop), if !stopping => stopping = true,
             }
         }
+    }
+
+    /// What the probes do, after what is wanted of them.
+    fn report(&mut self, wanted: Option<ProbeSettings>) -> Option<ProbeReport> {
+        self.probes.as_mut().map(|control| control(wanted))
     }
 
     /// The final counters, then the end of our side; the collector ends its own once it has read everything.
@@ -182,7 +227,11 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
         outgoing: mpsc::Sender<AgentMessage>,
         incoming: &mut (impl Incoming<Item = Result<CollectorMessage, tonic::Status>> + Unpin),
     ) {
-        if let Some(status) = self.status() {
+        let own = self.status().map(|status| Status {
+            is_final: true,
+            ..status
+        });
+        for status in self.legacies().into_iter().chain(own) {
             // A connection that breaks now has nothing left to lose but this.
             let _ = outgoing.send(message(agent_message::Body::Status(status))).await;
         }
@@ -195,8 +244,10 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
 
     fn status(&self) -> Option<Status> {
         let levels = self.spool.levels();
+        let watermarks = self.spool.watermarks();
         let (clock_offset_ns, clock_error_ns) = self.clock.best().unwrap_or_default();
         (self.counters)().map(|status| Status {
+            observed_at_ns: (self.wall_now_ns)(),
             epoch: self.identity.epoch,
             clock_offset_ns,
             clock_error_ns,
@@ -204,20 +255,32 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
             spool_memory_bytes: levels.memory_bytes,
             spool_disk_bytes: levels.disk_bytes,
             spool_disk_failed: levels.disk_failed,
+            watermark_ns: watermarks.records_ns,
+            attempts_watermark_ns: watermarks.attempts_ns,
             ..status
         })
     }
 
+    /// What there is to say of earlier starts.
+    fn legacies(&self) -> Vec<Status> {
+        let observed_at_ns = (self.wall_now_ns)();
+        let at = |status| Status {
+            observed_at_ns,
+            ..status
+        };
+        self.spool.legacies().into_iter().map(at).collect()
+    }
+
     /// What was dropped since the last time becomes a batch of its own, and is delivered like any other.
-    fn seal_gaps(&mut self) {
-        self.spool.expire((self.wall_now_ns)());
+    pub(crate) fn seal_gaps(&mut self) {
+        self.spool.expire((self.boot_now)(), (self.wall_now_ns)());
         let gaps = self.spool.take_gaps();
         for gap in &gaps {
             tracing::warn!(
                 rows = gap.rows,
                 sequences = %format_args!("{}..={}", gap.first_sequence, gap.last_sequence),
                 reason = ?gap.reason,
-                "rows were dropped, and counted"
+                "rows are missing, and counted"
             );
         }
         if let Some(sealed) = self.gaps.seal(&gaps) {
@@ -244,6 +307,7 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
     async fn load(&self, position: u64, next: Next) -> Option<Sealed> {
         match next {
             Next::Ready(sealed) => Some(sealed),
+            Next::Stored if !self.spool.reads_wait() => self.spool.load(position),
             Next::Stored => {
                 let spool = Arc::clone(&self.spool);
                 tokio::task::spawn_blocking(move || spool.load(position))
@@ -274,16 +338,30 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
             }
             Some(collector_message::Body::Window(window)) => flight.window = window,
             Some(collector_message::Body::Receipt(receipt)) => {
+                // It says what it knows before it reads anything.
+                if !std::mem::replace(&mut flight.is_known, true) {
+                    self.spool.nothing_else_is_stored();
+                }
                 self.clock.observe(
                     receipt.observed_at_ns,
                     receipt.received_at_ns,
                     (self.wall_now_ns)(),
                 );
             }
+            // Taken where its answer is sent.
+            Some(collector_message::Body::Probes(_)) => {}
+            Some(collector_message::Body::Run(order)) => {
+                self.runs.take(order, self.clock.best(), (self.wall_now_ns)());
+            }
             // A second welcome, or something that a newer collector says.
             Some(collector_message::Body::Welcome(_)) | None => {}
         }
     }
+}
+
+/// Returns once the agent is told to stop, or nobody can tell it any more.
+pub(crate) async fn told(shutdown: &mut watch::Receiver<bool>) {
+    let _ = shutdown.wait_for(|&stop| stop).await;
 }
 
 /// What was sent on this connection and has no answer.
@@ -293,6 +371,8 @@ struct Flight {
     max_bytes: u64,
     batches: HashMap<BatchId, u64>,
     bytes: u64,
+    /// The collector has said which of the batches of earlier connections are stored.
+    is_known: bool,
 }
 
 impl Flight {
@@ -302,6 +382,7 @@ impl Flight {
             max_bytes,
             batches: HashMap::new(),
             bytes: 0,
+            is_known: false,
         }
     }
 
@@ -346,30 +427,6 @@ fn on_the_wire(sealed: &Sealed) -> AgentMessage {
 
 fn message(body: agent_message::Body) -> AgentMessage {
     AgentMessage { body: Some(body) }
-}
-
-/// Names batches by ranges: a day without a collector is one line, not a million.
-fn ranges(ids: &[BatchId]) -> Vec<BatchRange> {
-    let mut ids = ids.to_vec();
-    ids.sort_unstable();
-    let mut ranges: Vec<BatchRange> = Vec::new();
-    for id in ids {
-        match ranges.last_mut() {
-            Some(range)
-                if (range.epoch, range.stream()) == (id.epoch, id.stream)
-                    && range.last_sequence + 1 == id.sequence =>
-            {
-                range.last_sequence = id.sequence;
-            }
-            _ => ranges.push(BatchRange {
-                epoch: id.epoch,
-                stream: id.stream.into(),
-                first_sequence: id.sequence,
-                last_sequence: id.sequence,
-            }),
-        }
-    }
-    ranges
 }
 
 #[cfg(test)]

@@ -50,10 +50,13 @@ impl GapBatcher {
     }
 }
 
-fn row(gap: &Gap) -> v1::Gap {
+/// A gap as it travels.
+pub fn row(gap: &Gap) -> v1::Gap {
     let reason = match gap.reason {
         GapReason::SpoolFull => v1::GapReason::SpoolFull,
         GapReason::SpoolUnreadable => v1::GapReason::SpoolUnreadable,
+        GapReason::RingFull => v1::GapReason::RingFull,
+        GapReason::EpochEnd => v1::GapReason::EpochEnd,
     };
     v1::Gap {
         epoch: gap.epoch,
@@ -64,5 +67,30 @@ fn row(gap: &Gap) -> v1::Gap {
         last_ns: gap.last_ns,
         rows: gap.rows,
         reason: reason.into(),
+        netns: gap.netns,
+        at_least: gap.at_least,
     }
+}
+
+/// The gap that travels as `row`, if this agent can have made it.
+pub fn from_row(row: &v1::Gap) -> Option<Gap> {
+    let reason = match row.reason() {
+        v1::GapReason::SpoolFull => GapReason::SpoolFull,
+        v1::GapReason::SpoolUnreadable => GapReason::SpoolUnreadable,
+        v1::GapReason::RingFull => GapReason::RingFull,
+        v1::GapReason::EpochEnd => GapReason::EpochEnd,
+        v1::GapReason::Unspecified => return None,
+    };
+    Some(Gap {
+        epoch: row.epoch,
+        stream: row.stream(),
+        netns: row.netns,
+        first_sequence: row.first_sequence,
+        last_sequence: row.last_sequence,
+        first_ns: row.first_ns,
+        last_ns: row.last_ns,
+        rows: row.rows,
+        at_least: row.at_least,
+        reason,
+    })
 }

@@ -1,6 +1,11 @@
 //! Who this agent is: a name that people use, an id that outlives restarts, and a number for this start.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::IpAddr,
+    path::Path,
+};
 
 use anyhow::Context;
 use holdfast_proto::{PROTOCOL, v1::Hello};
@@ -10,6 +15,9 @@ use crate::clock;
 
 /// Where systemd and D-Bus keep the id of this installation of the operating system.
 const MACHINE_ID: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
+
+/// A collector takes no more of one node.
+const MAX_ADDRESSES: usize = 1024;
 
 /// Longer names are refused: they are in every row.
 const MAX_NAME_BYTES: usize = 253;
@@ -76,8 +84,42 @@ impl Identity {
             observed_netns: self.observed_netns.clone(),
             missing_features: self.missing_features.clone(),
             unanswered: Vec::new(),
+            unsettled: Vec::new(),
+            predecessors: Vec::new(),
+            addresses: addresses(),
         }
     }
+}
+
+/// The addresses of the interfaces in the agent's network namespace, but for loopback. None if the kernel does not say.
+fn addresses() -> Vec<bytes::Bytes> {
+    let interfaces = match nix::ifaddrs::getifaddrs() {
+        Ok(interfaces) => interfaces,
+        Err(error) => {
+            tracing::warn!("the addresses of this node are not known: {error}");
+            return Vec::new();
+        }
+    };
+    let addresses: BTreeSet<[u8; 16]> = interfaces
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+                (Some(v4), _) => IpAddr::V4(v4.ip()),
+                (_, Some(v6)) => IpAddr::V6(v6.ip()),
+                _ => return None,
+            };
+            let mapped = match ip {
+                IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+                IpAddr::V6(ip) => ip,
+            };
+            (!ip.is_loopback()).then(|| mapped.octets())
+        })
+        .take(MAX_ADDRESSES)
+        .collect();
+    addresses
+        .into_iter()
+        .map(|octets| bytes::Bytes::copy_from_slice(&octets))
+        .collect()
 }
 
 /// Whether a name can stand for a node.

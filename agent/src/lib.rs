@@ -1,29 +1,58 @@
 //! Holdfast's agent: what the kernel of one node saw, on its way to the collector.
 //!
-//! The path, one file a step: [`probes`] loads the BPF programs, [`ring`] drains their ring buffer, [`clock`] turns
-//! boot time into wall time, [`outcome`] says what a record means, [`wire`] packs it into columns, [`batch`] seals
-//! batches, [`spool`] keeps them until [`delivery`] over [`uplink`] has brought them home. Beside it: [`counters`], so that every row is
-//! somewhere; [`identity`], who is speaking; [`check`], what this kernel allows; [`btf`], where its fields are.
+//! The path, one file a step: [`probes`] loads the BPF programs, [`ring`] drains their ring buffer and looks into their
+//! [`table`] of open connections, [`clock`] turns
+//! boot time into wall time, [`outcome`] and [`cause`] say what a record means, [`wire`] packs it into columns, [`batch`] seals
+//! batches, [`spool`] keeps them until [`delivery`] over [`uplink`] has brought them home. Beside it: [`counters`], [`witness`] and
+//! [`ledger`], so that every row is somewhere; [`controls`], what of it is switched on; [`overhead`], what it costs;
+//! [`workloads`], who runs in which cgroup; [`identity`], who is speaking; [`check`], what this kernel allows, and
+//! [`kernel`], what it is by its version; [`btf`], where its
+//! fields are.
 
 pub mod batch;
 pub mod btf;
+pub mod cause;
 pub mod check;
 pub mod clock;
 pub mod clock_offset;
 pub mod config;
+mod connects;
+pub mod controls;
 pub mod counters;
 pub mod delivery;
 pub mod gaps;
+mod heap;
 pub mod identity;
+pub mod kernel;
+pub mod ledger;
+pub mod load;
+mod mapping;
+pub mod network;
+pub mod open;
 pub mod outcome;
+pub mod overhead;
+pub mod owners;
+pub mod predecessor;
 pub mod probes;
 pub mod ring;
+pub mod runs;
+pub mod seal;
+pub mod seeds;
+pub mod sequences;
 pub mod spool;
 pub mod state;
+pub mod survey;
+pub mod syscalls;
+pub mod table;
 pub mod uplink;
 pub mod wire;
+pub mod witness;
+pub mod workloads;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    time::Duration,
+};
 
 use anyhow::Context;
 use holdfast_agent_ebpf::counter::Counter;
@@ -36,14 +65,30 @@ use crate::{
     batch::{Batcher, Limits},
     clock_offset::ClockOffset,
     config::{Netns, RunArgs},
+    controls::{Controls, Shown, settings::Settings},
     counters::Counters,
     delivery::Delivery,
     gaps::GapBatcher,
     identity::Identity,
-    probes::{Options, Probes, ProgramLog},
-    ring::Drain,
+    ledger::{Keeper, Ledger},
+    network::Network,
+    open::{Eyes, Looks},
+    overhead::{Meter, Overhead, budget::Budget, meter},
+    probes::{Options, ProbeError, Probes, ProgramLog},
+    ring::{Drain, Intake},
+    runs::Runs,
+    seal::Sealer,
+    seeds::Seeds,
     spool::Spool,
     state::State,
+    syscalls::{
+        Mode,
+        columns::SyscallBatcher,
+        kernel::{Sizes, is_ours},
+        watch::{Counted, Watch},
+    },
+    witness::Witness,
+    workloads::{Workloads, rows::Naming, tree::Watching},
 };
 
 /// How long the agent goes on delivering after it was told to stop.
@@ -64,38 +109,159 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         Netns::Only(inode) => Some(inode),
     };
     identity.observed_netns = only_netns.map_or_else(|| "all".into(), |inode| inode.to_string());
-    identity.missing_features = check::findings()
-        .iter()
-        .filter(|finding| finding.verdict != check::Verdict::Ok)
-        .map(|finding| finding.name.to_owned())
-        .collect();
 
-    let mut probes = Probes::load(Options {
-        only_netns,
-        ring_bytes: args.ring,
-        connections: args.connections,
-    })?;
+    let (mut probes, syscall_mode, can_count_syscalls) = load(
+        Options {
+            only_netns,
+            ring_bytes: args.ring,
+            connections: args.connections,
+            syscalls: None,
+        },
+        args.syscalls,
+        args.control.syscalls(),
+    )?;
+    let are_syscalls_wanted = args.syscalls != Mode::Off || args.control.syscalls();
+    identity.missing_features = check::missing_features(&probes, are_syscalls_wanted && !can_count_syscalls);
     let kernel_counters = probes.take_counters()?;
     let log = probes.take_log()?;
-    let counters = Arc::new(Counters::default());
     let state = State::open(args.state.as_deref(), &identity.node)?;
     identity.epoch = state.next_epoch(identity.epoch);
+    let (journal, recollection) = state.journal().unzip();
+    let recollection = recollection.unwrap_or_default();
+    let predecessor = recollection.starts.last().map(|start| start.epoch);
+    let counters = Arc::new(Counters::speaking_for(recollection.starts));
     let limits = spool::Limits {
         memory_bytes: args.spool_memory,
         disk_bytes: args.spool,
-        ..spool::Limits::default()
+        age: args.spool_age,
+        sync: args.spool_sync,
     };
     let spool = Spool::open(limits, state.into_disk(), Arc::clone(&counters))
         .context("cannot read the spool that an earlier start left")?;
     let spool = Arc::new(spool);
+    if journal.is_some() {
+        spool.journal(
+            recollection.gaps,
+            recollection.gap_batches,
+            &recollection.left_behind,
+        );
+    }
+    let seeds = Arc::new(Seeds::default());
     let writer = spool::Writer::start(&spool).context("cannot start the thread that writes the spool")?;
-    let drain = Drain::start(
-        probes.take_ring()?,
-        Batcher::new(Limits::default(), identity.epoch, &identity.boot_id),
+    let table = Arc::new(probes.take_table()?);
+    let shown = Arc::new(Shown::default());
+    let workloads = Arc::new(Workloads::of_this_machine(args.services.clone()));
+    let watching = match workloads.root() {
+        None => None,
+        Some(root) => match Watching::start(Arc::clone(&workloads), root) {
+            Ok(watching) => Some(watching),
+            Err(error) => {
+                tracing::warn!("cgroups are only known by their processes: {error}");
+                None
+            }
+        },
+    };
+    let naming = Naming::start(
+        Arc::clone(&workloads),
+        args.kubelet.clone(),
+        seal::Sealer::new(identity.epoch, &identity.boot_id),
+        Arc::clone(&spool),
+    )
+    .context("cannot start the thread that tells the names of cgroups")?;
+    let batcher = Batcher::new(Limits::default(), identity.epoch, &identity.boot_id);
+    let intake = Intake::new(
+        batcher.named_by(Arc::clone(&workloads)),
+        Arc::clone(&seeds),
         Arc::clone(&spool),
         Arc::clone(&counters),
+    )
+    .located_by(Arc::clone(&workloads));
+    let drain = Drain::start(
+        probes.take_ring()?,
+        Arc::clone(&table),
+        Arc::clone(&shown),
+        intake,
     )?;
+    let mut listeners = probes.take_listeners()?;
+    let peers = probes.take_peers()?;
+    let counted = can_count_syscalls.then(|| Arc::new(Counted::default()));
+    let syscall_tables = match &counted {
+        None => None,
+        Some(_) => Some(probes.take_syscalls()?),
+    };
+    let witness = Witness::new(only_netns);
+    let ledger = Ledger::new(
+        &identity,
+        kernel_counters,
+        &spool,
+        &counters,
+        witness,
+        journal,
+        predecessor,
+    )?
+    .with_syscalls(counted.clone());
     probes.attach()?;
+    ledger.attached()?;
+    let ledger = Arc::new(ledger);
+    let keeper = Keeper::start(&ledger).context("cannot start the thread that keeps the ledger")?;
+    let found = seeds.find(&mut probes, &mut listeners, only_netns)?;
+    for (netns, reason) in &found.unseen {
+        tracing::warn!(
+            netns,
+            "what was open before the agent started stays unseen: {reason}"
+        );
+    }
+    let programs = meter::Programs::new(probes.programs()?);
+    let probes = Arc::new(Mutex::new(probes));
+    let controls = Arc::new(Controls::new(
+        &probes,
+        Settings::everything(syscall_mode),
+        args.control.clone(),
+        can_count_syscalls,
+        Arc::clone(&shown),
+    ));
+    let watch = match syscall_tables.zip(counted) {
+        None => None,
+        Some((tables, counted)) => Some(Watch::start(
+            tables,
+            controls.syscalls(),
+            controls.switch_syscalls(),
+            SyscallBatcher::new(identity.epoch, &identity.boot_id).named_by(Arc::clone(&workloads)),
+            counted,
+            Arc::clone(&spool),
+            Arc::clone(&counters),
+        )?),
+    };
+    let overhead = Overhead::start(
+        Meter {
+            programs,
+            interval: args.overhead_every,
+            ring_bytes: args.ring.into(),
+            cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32),
+            budget: args.max_cpu.0.map(Budget::new),
+            switch: controls.give_up(),
+            watched: controls.watched(),
+            epoch: identity.epoch,
+            boot_id: identity.boot_id.clone(),
+        },
+        Arc::clone(&spool),
+        Arc::clone(&counters),
+    )
+    .context("cannot start the thread that tells what the agent costs")?;
+    let alarm = Arc::new(AtomicBool::new(false));
+    let eyes = Eyes {
+        probes: Arc::clone(&probes),
+        table,
+        seeds,
+        alarm: Arc::clone(&alarm),
+        only_netns,
+        shown,
+        workloads,
+    };
+    let sealer = Sealer::new(identity.epoch, &identity.boot_id);
+    let looks = Looks::start(eyes, sealer, Arc::clone(&spool))?;
+    let sealer = Sealer::new(identity.epoch, &identity.boot_id);
+    let network = Network::start(peers, only_netns, alarm, sealer, Arc::clone(&spool))?;
     let (silence, silenced) = watch::channel(false);
     let log = tokio::spawn(forward_log(log, silenced));
     tracing::info!(
@@ -103,22 +269,30 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         agent = %identity.agent_id,
         epoch = identity.epoch,
         netns = %identity.observed_netns,
+        connections = found.connections,
+        listeners = found.listeners,
+        unowned = found.unowned,
+        syscalls = %syscall_mode,
         "watching TCP connections"
     );
+    heap::trim();
 
     let mut delivery = Delivery {
         identity: identity.clone(),
         spool: Arc::clone(&spool),
-        counters: || match kernel_counters.read() {
-            Ok(kernel) => Some(counters.status(&kernel)),
+        counters: || match ledger.status() {
+            Ok(status) => Some(status),
             Err(error) => {
                 tracing::error!("no counters: {:#}", anyhow::Error::new(error));
                 None
             }
         },
         gaps: GapBatcher::new(identity.epoch, &identity.boot_id),
+        probes: Some(controls.answer()),
+        runs: Runs::new(args.load.consent()),
         clock: ClockOffset::default(),
-        wall_now_ns: || clock::wall_now().as_nanos() as u64,
+        wall_now_ns: Arc::new(|| clock::wall_now().as_nanos() as u64),
+        boot_now: Arc::new(|| Duration::from_nanos(clock::boot_now_ns())),
     };
     // The uplink stops only after the drain has sealed the last batch.
     let (finish, finished) = watch::channel(false);
@@ -129,19 +303,42 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
     }
 
     tracing::info!("stopping: detaching the programs and delivering what is left");
+    tokio::task::spawn_blocking(|| {
+        looks.finish();
+        network.finish();
+    })
+    .await
+    .context("what is open could not be looked at")?;
+    ledger.detach()?;
+    // Whoever else knows them only borrows them for a moment.
     drop(probes);
-    tokio::task::spawn_blocking(|| drain.finish())
-        .await
-        .context("the ring could not be drained")?;
+    tokio::task::spawn_blocking(|| {
+        overhead.finish();
+        drain.finish();
+        if let Some(watch) = watch {
+            watch.finish();
+        }
+        if let Some(watching) = watching {
+            watching.finish();
+        }
+        // After everything that uses names.
+        naming.finish();
+    })
+    .await
+    .context("the ring could not be drained")?;
     finish.send_replace(true);
     let in_time = timeout(FLUSH, uplink).await.is_ok();
-    tokio::task::spawn_blocking(|| writer.finish())
-        .await
-        .context("the spool could not be written")?;
+    tokio::task::spawn_blocking(|| {
+        keeper.finish();
+        writer.finish();
+    })
+    .await
+    .context("the spool could not be written")?;
+    ledger.close()?;
     silence.send_replace(true);
     log.await.context("the programs' messages could not be read")?;
 
-    let (kernel, stages) = (kernel_counters.read()?, counters.total());
+    let (kernel, stages) = (ledger.kernel()?, counters.total());
     tracing::info!(
         opened = kernel.total(Counter::Opened),
         closed = kernel.total(Counter::Closed),
@@ -162,6 +359,26 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         );
     }
     Ok(())
+}
+
+/// Loads the programs; those for syscalls only if they are wanted, now or maybe later, and not on a kernel that refuses
+/// them. Gives how syscalls are counted at first, and whether they can be.
+fn load(options: Options, syscalls: Mode, maybe_later: bool) -> Result<(Probes, Mode, bool), ProbeError> {
+    if syscalls == Mode::Off && !maybe_later {
+        return Ok((Probes::load(options)?, Mode::Off, false));
+    }
+    let with_syscalls = Options {
+        syscalls: Some(Sizes::of_this_machine()?),
+        ..options
+    };
+    match Probes::load(with_syscalls) {
+        Ok(probes) => Ok((probes, syscalls, true)),
+        Err(error @ ProbeError::Program { program, .. }) if is_ours(program) => {
+            tracing::warn!("syscalls are not counted: {:#}", anyhow::Error::new(error));
+            Ok((Probes::load(options)?, Mode::Off, false))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Hands the BPF programs' rare messages to `tracing`, until it is told to stop, and then what is left. They wait in a

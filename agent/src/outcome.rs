@@ -16,6 +16,7 @@ pub fn outcome(record: &ConnectionRecord) -> Outcome {
         return Outcome::Pending;
     }
     match i32::from(record.error) {
+        error if error != 0 && record.flags & flag::UNSENT != 0 => unsent(error),
         // The process gave up. If SYNs had gone unanswered by then, nobody was there: a process with a time limit
         // of its own sees exactly that.
         0 if record.role == role::ACTIVE && record.syn_retransmits > 0 => Outcome::TimedOut,
@@ -23,6 +24,17 @@ pub fn outcome(record: &ConnectionRecord) -> Outcome {
         libc::ECONNREFUSED => Outcome::Refused,
         libc::ETIMEDOUT => Outcome::TimedOut,
         libc::ECONNRESET | libc::EPIPE => Outcome::Reset,
+        error if is_unreachable(error) => Outcome::Unreachable,
+        _ => Outcome::Failed,
+    }
+}
+
+/// What connect() meant that failed before a SYN left: there is no way to the destination, as the routes have it or a policy
+/// (EPERM; fib_props in net/ipv4/fib_semantics.c: a blackhole gives EINVAL, a prohibition EACCES), or the node is short of
+/// something, of ports for example.
+fn unsent(error: i32) -> Outcome {
+    match error {
+        libc::EPERM | libc::EINVAL | libc::ENETDOWN | libc::ENODEV => Outcome::Unreachable,
         error if is_unreachable(error) => Outcome::Unreachable,
         _ => Outcome::Failed,
     }

@@ -1,5 +1,5 @@
-//! Draining the ring buffer: the agent's own thread between the kernel and the batches. Nothing here waits for
-//! anything but the kernel, so a slow collector or a full disk never fills the ring.
+//! Draining the ring buffer, and announcing connections that stay open: the agent's own thread between the kernel and
+//! the batches. Nothing here waits for anything but the kernel, so a slow collector or a full disk never fills the ring.
 
 use std::{
     sync::{
@@ -12,13 +12,17 @@ use std::{
 
 use anyhow::Context;
 use aya::maps::{MapData, RingBuf};
-use holdfast_agent_ebpf::event::ConnectionRecord;
+use holdfast_agent_ebpf::event::{ConnectionRecord, flag};
 
 use crate::{
     batch::Batcher,
-    clock::Clock,
+    clock::{self, Clock},
+    controls::Shown,
     counters::{Counters, RowsByNetns},
+    seeds::Seeds,
     spool::{Sealed, Spool},
+    table::Table,
+    workloads::Workloads,
 };
 
 /// How often the ring is looked at. 50 wake-ups a second cost less than 0.1% of a core, and at 380,000 records a
@@ -30,8 +34,22 @@ const TICK: Duration = Duration::from_millis(20);
 /// the ring overflows. It works for microseconds at a time.
 const NICENESS: i32 = -10;
 
+/// How often the table of open connections is looked through, which costs some 100 us for the default size. With
+/// [`ANNOUNCED_AFTER`], the batch and the way into the store, a handshake is to be seen within a second.
+const SWEEP: Duration = Duration::from_millis(200);
+
+/// A connection that is still open so long after its handshake is announced; one that ends before costs one record.
+const ANNOUNCED_AFTER: Duration = Duration::from_millis(100);
+
+/// What the kernel made so long before the ring is found empty was in it: a record has its time some microseconds
+/// before it is submitted, and its program may be kept from its CPU in between.
+const SUBMIT_MARGIN_NS: u64 = 50_000_000;
+
 /// Records that are taken at one go before batches are looked after.
 const DRAIN_RECORDS: usize = 65_536;
+
+/// What the ring keeps beside each record (BPF_RINGBUF_HDR_SZ, include/uapi/linux/bpf.h).
+const HEADER_BYTES: usize = 8;
 
 /// The thread that drains the ring, for as long as it is not stopped.
 pub struct Drain {
@@ -46,18 +64,18 @@ impl Drain {
     /// If the system gives no thread.
     pub fn start(
         ring: RingBuf<MapData>,
-        batcher: Batcher,
-        spool: Arc<Spool>,
-        counters: Arc<Counters>,
+        table: Arc<Table>,
+        shown: Arc<Shown>,
+        mut intake: Intake,
     ) -> anyhow::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let mut intake = Intake {
+        let mut source = Source {
             ring,
-            batcher,
-            spool,
-            counters,
-            uncounted: RowsByNetns::new(),
+            table,
+            shown,
+            swept: Duration::ZERO,
+            announced_ns: 0,
         };
         let thread = thread::Builder::new()
             .name("ring".into())
@@ -68,11 +86,13 @@ impl Drain {
                 loop {
                     // Asked before the last drain: what the kernel wrote until then is still taken.
                     let last = stopped.load(Ordering::Acquire);
-                    if intake.drain(started.elapsed()) == DRAIN_RECORDS {
+                    if source.drain(&mut intake, started.elapsed()) == DRAIN_RECORDS {
                         continue;
                     }
+                    source.sweep(&mut intake, started.elapsed());
                     if last {
-                        intake.finish();
+                        source.announce(&mut intake, Duration::ZERO, started.elapsed());
+                        intake.seal();
                         return;
                     }
                     thread::sleep(TICK);
@@ -91,41 +111,158 @@ impl Drain {
     }
 }
 
-/// What stands between the ring and the spool.
-struct Intake {
+/// Where records come from.
+struct Source {
     ring: RingBuf<MapData>,
+    /// Where connections that stay open are announced from.
+    table: Arc<Table>,
+    /// Which of them the filter lets pass: the others stay unannounced, and are hidden by the programs at their end.
+    shown: Arc<Shown>,
+    /// When the table was last looked through.
+    swept: Duration,
+    /// Every attempt that was decided before this was announced, but for those whose connection ended meanwhile: their
+    /// records are taken with the next drain. Nanoseconds since the Unix epoch.
+    announced_ns: u64,
+}
+
+impl Source {
+    /// Takes what the ring holds, up to [`DRAIN_RECORDS`], and hands full or old batches on.
+    fn drain(&mut self, intake: &mut Intake, now: Duration) -> usize {
+        let clock = Clock::read();
+        let began_ns = clock.wall_ns(clock::boot_now_ns());
+        let (mut taken, mut bytes) = (0, 0);
+        while taken < DRAIN_RECORDS {
+            let Some(item) = self.ring.next() else { break };
+            taken += 1;
+            bytes += item.len() + HEADER_BYTES;
+            match ConnectionRecord::from_bytes(&item) {
+                Some(record) => intake.take(record, clock, now),
+                None => intake.counters.malformed(),
+            }
+        }
+        intake.counters.waited_in_ring(bytes as u64);
+        intake.tick(now);
+        if taken < DRAIN_RECORDS {
+            intake.taken_until(began_ns.saturating_sub(SUBMIT_MARGIN_NS), self.announced_ns);
+        }
+        taken
+    }
+
+    /// Announces what has been open for a while, if it is time to look.
+    fn sweep(&mut self, intake: &mut Intake, now: Duration) {
+        if now.saturating_sub(self.swept) >= SWEEP {
+            self.swept = now;
+            self.announce(intake, ANNOUNCED_AFTER, now);
+        }
+    }
+
+    /// What is announced goes on its way at once.
+    fn announce(&mut self, intake: &mut Intake, after: Duration, now: Duration) {
+        let clock = Clock::read();
+        let until_ns = clock::boot_now_ns().saturating_sub(after.as_nanos() as u64);
+        let mut any = false;
+        self.table.announce(
+            until_ns,
+            |record| self.shown.passes(record),
+            |record| {
+                any = true;
+                intake.announce(*record, clock, now);
+            },
+        );
+        if any {
+            intake.seal();
+        }
+        self.announced_ns = clock.wall_ns(until_ns).saturating_sub(SUBMIT_MARGIN_NS);
+    }
+}
+
+/// What stands between the ring and the spool. The times are arguments.
+pub struct Intake {
     batcher: Batcher,
+    /// Who owns what is older than the agent.
+    seeds: Arc<Seeds>,
     spool: Arc<Spool>,
     counters: Arc<Counters>,
     /// Rows taken and not counted yet: counting goes through a lock, so it is done once a batch or a drain.
     uncounted: RowsByNetns,
+    /// Who knows the cgroups; `None`: nobody.
+    workloads: Option<Arc<Workloads>>,
+    /// The last one that was asked for, of which process, and what it is called.
+    located: (u64, u32, u64),
 }
 
 impl Intake {
-    /// Takes what the ring holds, up to [`DRAIN_RECORDS`], and hands full or old batches on.
-    fn drain(&mut self, now: Duration) -> usize {
-        let clock = Clock::read();
-        let mut taken = 0;
-        while taken < DRAIN_RECORDS {
-            let Some(item) = self.ring.next() else { break };
-            taken += 1;
-            let Some(record) = ConnectionRecord::from_bytes(&item) else {
-                self.counters.malformed();
-                continue;
-            };
-            drop(item);
-            *self.uncounted.entry(record.netns).or_default() += 1;
-            let sealed = self.batcher.push(&record, clock, now);
-            self.hand_on(sealed);
+    /// Into this spool, counted here.
+    pub fn new(batcher: Batcher, seeds: Arc<Seeds>, spool: Arc<Spool>, counters: Arc<Counters>) -> Self {
+        Self {
+            batcher,
+            seeds,
+            spool,
+            counters,
+            uncounted: RowsByNetns::new(),
+            workloads: None,
+            located: (0, 0, 0),
         }
+    }
+
+    /// Has the cgroups of records found while their processes are there.
+    pub fn located_by(mut self, workloads: Arc<Workloads>) -> Self {
+        self.workloads = Some(workloads);
+        self
+    }
+
+    /// Says which cgroup a record is of, where the kernel side alone cannot, and looks it up if it is new.
+    fn locate(&mut self, record: &mut ConnectionRecord) {
+        let Some(workloads) = &self.workloads else { return };
+        let (cgroup_id, pid, id) = self.located;
+        // The record before is most often of the same process.
+        if (cgroup_id, pid) == (record.cgroup_id, record.pid) {
+            record.cgroup_id = id;
+            return;
+        }
+        let id = workloads.locate(record.cgroup_id, record.pid);
+        self.located = (record.cgroup_id, record.pid, id);
+        record.cgroup_id = id;
+    }
+
+    /// Takes a record at the monotonic time `now`, and hands the batch on that it filled.
+    pub fn take(&mut self, mut record: ConnectionRecord, clock: Clock, now: Duration) {
+        self.seeds.complete(&mut record);
+        self.locate(&mut record);
+        self.add(&record, clock, now);
+    }
+
+    /// Counts what was taken, and hands the batch on that is old enough at the monotonic time `now`.
+    pub fn tick(&mut self, now: Duration) {
         let sealed = self.batcher.tick(now);
         self.count();
         self.hand_on(sealed);
-        taken
+    }
+
+    /// The ring was empty: everything that the kernel made before `ns` was taken, and every attempt that was decided
+    /// before `attempts_ns` (nanoseconds since the Unix epoch). What waits in the open batch is not in the spool yet.
+    pub fn taken_until(&mut self, ns: u64, attempts_ns: u64) {
+        let waiting_ns = self.batcher.earliest_ns().unwrap_or(u64::MAX);
+        self.spool
+            .taken_until(ns.min(waiting_ns), attempts_ns.min(waiting_ns));
+    }
+
+    /// Takes the first record of a connection that stays open, and hands the batch on that it filled.
+    pub fn announce(&mut self, mut record: ConnectionRecord, clock: Clock, now: Duration) {
+        self.seeds.complete(&mut record);
+        self.locate(&mut record);
+        self.add(&record, clock, now);
+    }
+
+    fn add(&mut self, record: &ConnectionRecord, clock: Clock, now: Duration) {
+        let rows = self.uncounted.entry(record.netns).or_default();
+        rows.add(record.flags & flag::FINAL != 0);
+        let sealed = self.batcher.push(record, clock, now);
+        self.hand_on(sealed);
     }
 
     /// Seals what is left.
-    fn finish(&mut self) {
+    pub fn seal(&mut self) {
         let sealed = self.batcher.seal();
         self.hand_on(sealed);
     }

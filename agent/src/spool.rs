@@ -23,22 +23,33 @@ use std::{
 };
 
 use bytes::Bytes;
-use holdfast_proto::v1::Stream;
+use holdfast_proto::v1::{BatchRange, Status, Stream, Welcome};
 use tokio::sync::Notify;
 
 pub use self::segment::{BatchId, Sealed};
 use self::{disk::Disk, segment::record_bytes};
-use crate::counters::{Counters, End, RowsByNetns};
+use crate::{
+    counters::{Counters, End, Legacy, RowsByNetns, Stages},
+    predecessor::Predecessor,
+    sequences::Sequences,
+};
 
 /// A segment is closed once it has so many bytes: small enough that a few answered batches free disk soon, large
 /// enough that a day without a collector makes hundreds of files, not millions.
 const SEGMENT_BYTES: u64 = 8 << 20;
 
+/// A disk of few bytes has smaller segments: one of them is what goes when it is full.
+const SEGMENTS_OF_A_DISK: u64 = 8;
+
+/// Batches that were dropped after they had been sent, and about which the store has not been asked yet. They take no
+/// memory to speak of; past so many they are given up at once.
+const MOST_DOUBTS: usize = 4_096;
+
 /// Bytes that are written at one go.
 const WRITE_BYTES: usize = 4 << 20;
 
 /// How long a disk that failed is left alone.
-const DISK_RETRY: Duration = Duration::from_secs(5);
+pub const DISK_RETRY: Duration = Duration::from_secs(5);
 
 /// The bounds of the spool.
 #[derive(Clone, Copy, Debug)]
@@ -69,11 +80,15 @@ impl Default for Limits {
 pub struct Gap {
     pub epoch: u64,
     pub stream: Stream,
+    /// Zero where it is not told apart.
+    pub netns: u32,
     pub first_sequence: u64,
     pub last_sequence: u64,
     pub first_ns: u64,
     pub last_ns: u64,
     pub rows: u64,
+    /// There may be more.
+    pub at_least: bool,
     pub reason: GapReason,
 }
 
@@ -84,6 +99,28 @@ pub enum GapReason {
     SpoolFull,
     /// The batch could not be read back from the disk.
     SpoolUnreadable,
+    /// The kernel's ring was full.
+    RingFull,
+    /// The start ended without a word.
+    EpochEnd,
+}
+
+/// What the spool and the counters say at one moment, for the next start to know.
+pub struct Books {
+    pub stages: BTreeMap<u32, Stages>,
+    pub predecessors: Vec<Predecessor>,
+    /// The batches of connections of this start that have no answer.
+    pub unanswered: Sequences,
+    /// The last one that was sealed.
+    pub last_sequence: u64,
+    /// Gaps that are in no batch yet.
+    pub gaps: Vec<Gap>,
+    /// Batches of gaps that are in memory only.
+    pub gap_batches: Vec<Sealed>,
+    /// How many of them are held back until the books are on disk.
+    pub held: usize,
+    /// Batches that are in gaps and whose bytes are on the disk still, or may be again.
+    pub left_behind: Vec<BatchId>,
 }
 
 /// Where the spool stands.
@@ -130,11 +167,38 @@ struct Queue {
     written_position: u64,
     /// Up to here no entry is in memory any more.
     evicted_position: u64,
+    /// Up to here every entry was left by an earlier start.
+    recovered_position: u64,
+    /// Up to here it is known when each entry is too old.
+    aged_position: u64,
     memory_bytes: u64,
     segments: BTreeMap<u64, Segment>,
     /// The segment that is appended to; it was made by this process.
     current: Option<u64>,
+    /// A segment with an unknown part of a write that failed behind its end.
+    torn: Option<u64>,
+    /// Entries that are dropped and in doubt.
+    doubts: usize,
     gaps: Vec<Gap>,
+    /// Whether the next start is told of gaps before the collector is: or it would tell of them again.
+    is_journalled: bool,
+    /// Batches of gaps that wait for it.
+    held: Vec<Sealed>,
+    /// The last batch of connections that was appended.
+    last_sequence: u64,
+    /// Everything that the kernel made before this was appended, and every attempt that was decided before that; in
+    /// nanoseconds since the Unix epoch. Zero: nobody said so.
+    taken_until_ns: u64,
+    announced_until_ns: u64,
+}
+
+/// Up to when everything has its answer, in nanoseconds since the Unix epoch. Zero: not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Watermarks {
+    /// Of what the kernel made.
+    pub records_ns: u64,
+    /// Of attempts that were decided.
+    pub attempts_ns: u64,
 }
 
 struct Entry {
@@ -144,11 +208,21 @@ struct Entry {
     last_ns: u64,
     /// The rows by namespace; empty if they are not counted: gaps, and batches of an earlier start.
     counted: RowsByNetns,
+    /// By the boot clock. `None` until [`Spool::expire`] has seen it.
+    expires_at: Option<Duration>,
+    /// On the connection of now.
     is_sent: bool,
+    /// The store may have it: it was sent, and nobody has said yet that it did not arrive.
+    is_in_doubt: bool,
+    /// It had to go. While it is in doubt it waits, without its bytes, for what the collector finds in the store: it
+    /// must not be counted as missing when it is there.
+    dropped: Option<GapReason>,
     /// `None` once it is on disk and memory was short.
     encoded: Option<Bytes>,
     /// `None` while it is in memory only.
     place: Option<Place>,
+    /// The segment that still has its bytes, once it gave its place back.
+    left_in: Option<u64>,
 }
 
 #[derive(Clone, Copy)]
@@ -163,6 +237,8 @@ struct Segment {
     bytes: u64,
     unanswered: usize,
     is_synced: bool,
+    /// Batches in it that are in gaps: the next start must not find them. Those of connections have their account.
+    left_behind: Vec<BatchId>,
 }
 
 impl Spool {
@@ -175,7 +251,7 @@ impl Spool {
         if let Some(disk) = &disk {
             for number in disk.list()? {
                 match disk.read(number) {
-                    Ok(bytes) => queue.recover(number, &bytes),
+                    Ok(bytes) => queue.recover(number, &bytes, &counters),
                     Err(error) => {
                         tracing::error!(segment = number, "a segment of the spool cannot be read: {error}");
                     }
@@ -197,7 +273,18 @@ impl Spool {
     /// shall follow: empty for a stream that is not counted.
     pub fn append(&self, sealed: Sealed, rows: RowsByNetns) {
         let mut queue = self.lock();
-        self.counters.sealed(&rows);
+        if queue.is_journalled && sealed.id.stream == Stream::Gaps {
+            queue.held.push(sealed);
+            return;
+        }
+        if sealed.id.stream == Stream::Connections {
+            queue.last_sequence = sealed.id.sequence;
+        }
+        self.counters.sealed(sealed.id, &rows);
+        self.enqueue(queue, sealed, rows);
+    }
+
+    fn enqueue(&self, mut queue: MutexGuard<'_, Queue>, sealed: Sealed, rows: RowsByNetns) {
         queue.memory_bytes += sealed.encoded.len() as u64;
         queue.insert(Entry {
             id: sealed.id,
@@ -205,9 +292,13 @@ impl Spool {
             first_ns: sealed.first_ns,
             last_ns: sealed.last_ns,
             counted: rows,
+            expires_at: None,
             is_sent: false,
+            is_in_doubt: false,
+            dropped: None,
             encoded: Some(sealed.encoded),
             place: None,
+            left_in: None,
         });
         self.bound_memory(&mut queue);
         drop(queue);
@@ -215,20 +306,41 @@ impl Spool {
         self.work.notify_one();
     }
 
-    /// A batch was sent on the connection of now. While others can go, it is not dropped for want of memory: it may
-    /// be stored already, and would be counted twice.
-    pub fn sent(&self, position: u64) {
-        if let Some(entry) = self.lock().entries.get_mut(&position) {
-            entry.is_sent = true;
-        }
+    /// A batch is about to be sent on the connection of now. While others can go, it is not dropped for want of memory:
+    /// it may be stored already, and would be counted twice. False if it was dropped since [`Self::next`] gave it: it
+    /// is in a gap, and must not be sent.
+    pub fn sent(&self, position: u64) -> bool {
+        let mut queue = self.lock();
+        let entry = queue.entries.get_mut(&position);
+        let Some(entry) = entry.filter(|entry| entry.dropped.is_none()) else {
+            return false;
+        };
+        entry.is_sent = true;
+        entry.is_in_doubt = true;
+        true
     }
 
-    /// A new connection: nothing was sent on it.
+    /// A new connection: nothing was sent or told on it.
     pub fn nothing_sent(&self) {
         self.lock()
             .entries
             .values_mut()
             .for_each(|entry| entry.is_sent = false);
+        self.counters.nothing_told();
+    }
+
+    /// The collector has acknowledged all of the batches in this connection's hello that the store has: what was not
+    /// sent since is not there. What of it was dropped becomes a gap.
+    pub fn nothing_else_is_stored(&self) {
+        let mut queue = self.lock();
+        let mut missing = Vec::new();
+        for (&position, entry) in queue.entries.iter_mut().filter(|(_, entry)| !entry.is_sent) {
+            entry.is_in_doubt = false;
+            missing.extend(entry.dropped.map(|reason| (position, reason)));
+        }
+        for (position, reason) in missing {
+            self.drop_entry(&mut queue, position, reason);
+        }
     }
 
     /// What may be in flight at most, in bytes, so that there is always something unsent to drop.
@@ -239,7 +351,8 @@ impl Spool {
     /// The first batch behind a position, and its own position. Positions begin above zero.
     pub fn next(&self, after: u64) -> Option<(u64, Next)> {
         let queue = self.lock();
-        let (&position, entry) = queue.entries.range(after + 1..).next()?;
+        let mut behind = queue.entries.range(after + 1..);
+        let (&position, entry) = behind.find(|(_, entry)| entry.dropped.is_none())?;
         Some((position, entry.sealed().map_or(Next::Stored, Next::Ready)))
     }
 
@@ -263,6 +376,11 @@ impl Spool {
         None
     }
 
+    /// Whether [`Self::load`] may keep its thread waiting.
+    pub fn reads_wait(&self) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.reads_wait())
+    }
+
     /// Waits until something was appended since the last wait.
     pub async fn appended(&self) {
         self.appended.notified().await;
@@ -283,9 +401,135 @@ impl Spool {
         self.lock().entries.values().map(|entry| entry.id).collect()
     }
 
+    /// Takes over what an earlier start could not tell any more, and holds batches of gaps back from now on, until
+    /// [`Self::release`].
+    pub fn journal(&self, gaps: Vec<Gap>, gap_batches: Vec<Sealed>, left_behind: &[BatchId]) {
+        let mut queue = self.lock();
+        queue.is_journalled = true;
+        queue.gaps.extend(gaps);
+        for id in left_behind {
+            let position = queue.places.get(id).copied();
+            if let Some(entry) = position.and_then(|position| queue.remove(position)) {
+                queue.leave_behind(&entry);
+            }
+        }
+        for sealed in gap_batches {
+            if !queue.places.contains_key(&sealed.id) {
+                queue.held.push(sealed);
+            }
+        }
+    }
+
+    /// Adds gaps that came about elsewhere; more of the same is the same gap.
+    pub fn add_gaps(&self, gaps: Vec<Gap>) {
+        let mut queue = self.lock();
+        for gap in gaps {
+            let same = queue.gaps.iter_mut().find(|waiting| {
+                Gap {
+                    rows: gap.rows,
+                    ..(*waiting).clone()
+                } == gap
+            });
+            match same {
+                Some(waiting) => waiting.rows += gap.rows,
+                None => queue.gaps.push(gap),
+            }
+        }
+    }
+
+    /// What the next start must know, all of one moment; `epoch` is this start.
+    pub fn books(&self, epoch: u64) -> Books {
+        let queue = self.lock();
+        let of_this_start = queue.entries.values().map(|entry| entry.id);
+        let unanswered = of_this_start
+            .filter(|id| (id.epoch, id.stream) == (epoch, Stream::Connections))
+            .map(|id| id.sequence);
+        let in_memory = |entry: &Entry| entry.id.stream == Stream::Gaps && entry.place.is_none();
+        let waiting = queue.entries.values().filter(|entry| in_memory(entry));
+        let gap_batches = waiting
+            .filter_map(Entry::sealed)
+            .chain(queue.held.iter().cloned());
+        Books {
+            stages: self.counters.stages(),
+            predecessors: self.counters.predecessors().values().cloned().collect(),
+            unanswered: Sequences::of(unanswered),
+            last_sequence: queue.last_sequence,
+            gaps: queue.gaps.clone(),
+            gap_batches: gap_batches.collect(),
+            held: queue.held.len(),
+            left_behind: queue
+                .segments
+                .values()
+                .flat_map(|segment| segment.left_behind.iter().copied())
+                .collect(),
+        }
+    }
+
+    /// The first so many batches of gaps that were held back may go.
+    pub fn release(&self, held: usize) {
+        let released: Vec<_> = self.lock().held.drain(..held).collect();
+        for sealed in released {
+            self.enqueue(self.lock(), sealed, RowsByNetns::new());
+        }
+    }
+
+    /// The batches of earlier starts that nobody knows about, for the collector to say.
+    pub fn unsettled(&self) -> Vec<BatchRange> {
+        let queue = self.lock();
+        let predecessors = self.counters.predecessors();
+        predecessors
+            .values()
+            .flat_map(|start| start.unsettled(&queue.sequences_of(start.epoch)))
+            .collect()
+    }
+
+    /// The earlier starts that are spoken for.
+    pub fn predecessors(&self) -> Vec<u64> {
+        self.counters.predecessors().keys().copied().collect()
+    }
+
+    /// The collector answered [`Self::unsettled`] and [`Self::predecessors`].
+    pub fn settle(&self, welcome: &Welcome) {
+        let queue = self.lock();
+        let mut predecessors = self.counters.predecessors();
+        for epoch in &welcome.recorded {
+            if predecessors.get(epoch).is_some_and(|start| start.is_measured) {
+                predecessors.remove(epoch);
+            }
+        }
+        for start in predecessors.values_mut() {
+            start.settle(&welcome.stored, &queue.sequences_of(start.epoch));
+        }
+    }
+
+    /// What there is to tell of earlier starts on this connection.
+    pub fn legacies(&self) -> Vec<Status> {
+        self.counters.untold()
+    }
+
     /// The gaps since the last call.
     pub fn take_gaps(&self) -> Vec<Gap> {
         std::mem::take(&mut self.lock().gaps)
+    }
+
+    /// Everything that the kernel made before `ns` was appended, and every attempt that was decided before `attempts_ns`.
+    pub fn taken_until(&self, ns: u64, attempts_ns: u64) {
+        let mut queue = self.lock();
+        (queue.taken_until_ns, queue.announced_until_ns) = (ns, attempts_ns);
+    }
+
+    /// Up to when nothing waits: neither a batch for its answer, nor a gap for its batch.
+    pub fn watermarks(&self) -> Watermarks {
+        let queue = self.lock();
+        let batches = queue.entries.values().map(|entry| entry.first_ns);
+        let gaps = queue.gaps.iter().map(|gap| gap.first_ns);
+        let held = queue.held.iter().map(|sealed| sealed.first_ns);
+        let oldest_ns = batches.chain(gaps).chain(held).min().unwrap_or(u64::MAX);
+        let records_ns = queue.taken_until_ns.min(oldest_ns);
+        Watermarks {
+            records_ns,
+            attempts_ns: queue.announced_until_ns.min(records_ns),
+        }
     }
 
     /// Where the spool stands.
@@ -299,15 +543,32 @@ impl Spool {
         }
     }
 
-    /// Drops what is older than the bound at the wall time `now_ns`.
-    pub fn expire(&self, now_ns: u64) {
-        let oldest_ns = now_ns.saturating_sub(self.limits.age.as_nanos() as u64);
-        let mut queue = self.lock();
-        while let Some((&position, entry)) = queue.entries.first_key_value() {
-            if entry.last_ns >= oldest_ns {
-                break;
-            }
-            self.drop_entry(&mut queue, position, GapReason::SpoolFull);
+    /// Drops what is older than the bound. To be called every now and then, with the boot clock and the wall clock, in
+    /// nanoseconds since the Unix epoch.
+    ///
+    /// A batch ages by the boot clock from when it is first seen here: the wall clock may be set. Only what an earlier
+    /// start left, perhaps in another boot, is as old then as the wall clock says.
+    pub fn expire(&self, boot_now: Duration, wall_now_ns: u64) {
+        let mut guard = self.lock();
+        let queue = &mut *guard;
+        let recovered = queue.recovered_position;
+        for (&position, entry) in queue.entries.range_mut(queue.aged_position + 1..) {
+            let age = if position <= recovered {
+                Duration::from_nanos(wall_now_ns.saturating_sub(entry.last_ns))
+            } else {
+                Duration::ZERO
+            };
+            entry.expires_at = Some(boot_now + self.limits.age.saturating_sub(age));
+        }
+        queue.aged_position = queue.last_position;
+        let is_old = |entry: &Entry| entry.expires_at.is_some_and(|at| at <= boot_now);
+        let waiting = queue.entries.iter().filter(|(_, entry)| entry.dropped.is_none());
+        // What earlier starts left lies in no order of age: their wall clocks may have been set, and streams differ.
+        let expired = waiting
+            .take_while(|(position, entry)| **position <= recovered || is_old(entry))
+            .filter(|(_, entry)| is_old(entry));
+        for position in expired.map(|(&position, _)| position).collect::<Vec<_>>() {
+            self.drop_entry(queue, position, GapReason::SpoolFull);
         }
     }
 
@@ -317,9 +578,15 @@ impl Spool {
     /// The disk's. Everything stays in memory then.
     pub fn persist(&self) -> io::Result<usize> {
         let Some(disk) = &self.disk else { return Ok(0) };
+        // What was written of a batch that is dropped meanwhile must not come back at the next start. Nobody else writes
+        // to segments, and whoever appends does not wait for the disk.
+        if let Some((torn, bytes)) = self.torn() {
+            disk.truncate(torn, bytes)?;
+        }
         let (number, begin, batches) = {
             let mut queue = self.lock();
-            let number = queue.segment_to_append();
+            queue.torn = None;
+            let number = queue.segment_to_append(self.segment_bytes());
             (number, queue.segments[&number].bytes, queue.unwritten())
         };
         let mut buffer = Vec::with_capacity(batches.iter().map(|(_, sealed)| record_bytes(sealed)).sum());
@@ -339,8 +606,7 @@ impl Spool {
         if !buffer.is_empty()
             && let Err(error) = disk.append(number, &buffer)
         {
-            // An unknown part was written: go on in another file.
-            self.lock().current = None;
+            self.lock().torn = Some(number);
             return Err(error);
         }
         let dead = {
@@ -348,12 +614,20 @@ impl Spool {
             queue.written(number, buffer.len() as u64, &places);
             self.bound_memory(&mut queue);
             self.bound_disk(&mut queue);
-            queue.take_dead_segments()
+            queue.dead_segments(self.segment_bytes())
         };
         for number in dead {
             disk.remove(number)?;
+            self.lock().forget_segment(number);
         }
         Ok(buffer.len())
+    }
+
+    /// The segment with something behind its end, and where that is.
+    fn torn(&self) -> Option<(u64, u64)> {
+        let queue = self.lock();
+        let torn = queue.torn?;
+        Some((torn, queue.segments.get(&torn)?.bytes))
     }
 
     /// Makes what was written safe from a loss of power.
@@ -391,15 +665,22 @@ impl Spool {
             .copied()
             .and_then(|position| queue.remove(position));
         if let Some(entry) = entry {
-            self.counters.ended(&entry.counted, end);
+            self.counters.ended(id, &entry.counted, end);
         }
     }
 
     fn drop_entry(&self, queue: &mut Queue, position: u64, reason: GapReason) {
-        if let Some(entry) = queue.remove(position) {
-            self.counters.ended(&entry.counted, End::Dropped);
+        if queue.is_doubtful(position) {
+            queue.strip(position, reason);
+        } else if let Some(entry) = queue.remove(position) {
+            self.counters.ended(entry.id, &entry.counted, End::Dropped);
             queue.add_gap(&entry, reason);
+            queue.leave_behind(&entry);
         }
+    }
+
+    fn segment_bytes(&self) -> u64 {
+        SEGMENT_BYTES.min(self.limits.disk_bytes / SEGMENTS_OF_A_DISK)
     }
 
     /// Forgets the bytes of what is on disk, oldest first, and drops what is not, until the memory is within its
@@ -421,7 +702,8 @@ impl Spool {
             queue.evicted_position = position;
         }
         while queue.memory_bytes > self.limits.memory_bytes {
-            let mut in_memory = queue.entries.range(queue.evicted_position + 1..);
+            let unwritten = queue.entries.range(queue.evicted_position + 1..);
+            let mut in_memory = unwritten.filter(|(_, entry)| entry.encoded.is_some());
             let oldest = in_memory
                 .clone()
                 .find(|(_, entry)| !entry.is_sent)
@@ -433,7 +715,7 @@ impl Spool {
 
     /// Drops whole segments, oldest first, until the disk is within its bound.
     fn bound_disk(&self, queue: &mut Queue) {
-        while queue.disk_bytes() > self.limits.disk_bytes {
+        while queue.needed_bytes(self.segment_bytes()) > self.limits.disk_bytes {
             let Some((&oldest, _)) = queue.segments.iter().find(|(_, segment)| segment.unanswered > 0) else {
                 break;
             };
@@ -479,20 +761,52 @@ impl Queue {
     }
 
     fn remove(&mut self, position: u64) -> Option<Entry> {
-        let entry = self.entries.remove(&position)?;
+        let mut entry = self.entries.remove(&position)?;
         self.places.remove(&entry.id);
-        self.memory_bytes -= entry.encoded.as_ref().map_or(0, |encoded| encoded.len() as u64);
-        if let Some(segment) = entry
-            .place
-            .and_then(|place| self.segments.get_mut(&place.segment))
-        {
-            segment.unanswered -= 1;
-        }
+        self.doubts -= usize::from(entry.dropped.is_some());
+        self.release(&mut entry);
         Some(entry)
     }
 
+    /// Whether the entry must wait for what the collector knows before it may be called missing.
+    fn is_doubtful(&self, position: u64) -> bool {
+        let is_in_doubt = |entry: &Entry| entry.is_in_doubt && entry.dropped.is_none();
+        self.doubts < MOST_DOUBTS && self.entries.get(&position).is_some_and(is_in_doubt)
+    }
+
+    /// Drops an entry's bytes, in memory and on disk, and leaves its name.
+    fn strip(&mut self, position: u64, reason: GapReason) {
+        let Some(mut entry) = self.entries.remove(&position) else {
+            return;
+        };
+        self.release(&mut entry);
+        entry.dropped = Some(reason);
+        self.doubts += 1;
+        self.entries.insert(position, entry);
+    }
+
+    /// Gives back what an entry occupies.
+    fn release(&mut self, entry: &mut Entry) {
+        self.memory_bytes -= entry.encoded.take().map_or(0, |encoded| encoded.len() as u64);
+        if let Some(place) = entry.place.take()
+            && let Some(segment) = self.segments.get_mut(&place.segment)
+        {
+            segment.unanswered -= 1;
+            entry.left_in = Some(place.segment);
+        }
+    }
+
+    /// Remembers, for as long as the segment is there, that a batch in it is in a gap.
+    fn leave_behind(&mut self, entry: &Entry) {
+        if entry.id.stream != Stream::Connections
+            && let Some(segment) = entry.left_in.and_then(|segment| self.segments.get_mut(&segment))
+        {
+            segment.left_behind.push(entry.id);
+        }
+    }
+
     /// Takes in what an earlier start left in a segment.
-    fn recover(&mut self, number: u64, bytes: &Bytes) {
+    fn recover(&mut self, number: u64, bytes: &Bytes, counters: &Counters) {
         let (records, end) = segment::scan(bytes);
         if end < bytes.len() {
             tracing::warn!(
@@ -509,6 +823,9 @@ impl Queue {
             if self.places.contains_key(&sealed.id) {
                 continue;
             }
+            let Legacy::Rows(counted) = counters.adopt(&sealed) else {
+                continue;
+            };
             self.segments.entry(number).or_default().unanswered += 1;
             let place = Place {
                 segment: number,
@@ -520,23 +837,28 @@ impl Queue {
                 rows: sealed.rows,
                 first_ns: sealed.first_ns,
                 last_ns: sealed.last_ns,
-                counted: RowsByNetns::new(),
+                counted,
+                expires_at: None,
                 is_sent: false,
+                is_in_doubt: true,
+                dropped: None,
                 encoded: None,
                 place: Some(place),
+                left_in: None,
             });
         }
         self.written_position = self.last_position;
         self.evicted_position = self.last_position;
+        self.recovered_position = self.last_position;
     }
 
     /// The segment that takes the next batches.
-    fn segment_to_append(&mut self) -> u64 {
+    fn segment_to_append(&mut self, segment_bytes: u64) -> u64 {
         if let Some(current) = self.current
             && self
                 .segments
                 .get(&current)
-                .is_some_and(|segment| segment.bytes < SEGMENT_BYTES)
+                .is_some_and(|segment| segment.bytes < segment_bytes)
         {
             return current;
         }
@@ -561,7 +883,8 @@ impl Queue {
     }
 
     fn has_unwritten(&self) -> bool {
-        self.entries.range(self.written_position + 1..).next().is_some()
+        let mut unwritten = self.entries.range(self.written_position + 1..);
+        unwritten.any(|(_, entry)| entry.encoded.is_some())
     }
 
     fn written(&mut self, number: u64, bytes: u64, places: &[(u64, Place)]) {
@@ -572,46 +895,71 @@ impl Queue {
             self.written_position = *last;
         }
         for (position, place) in places {
-            // It may have been answered meanwhile.
-            if let Some(entry) = self.entries.get_mut(position) {
+            // It may have been answered or dropped meanwhile.
+            if let Some(entry) = self
+                .entries
+                .get_mut(position)
+                .filter(|entry| entry.dropped.is_none())
+            {
                 entry.place = Some(*place);
                 segment.unanswered += 1;
             }
         }
     }
 
-    /// Forgets the segments that hold nothing unanswered, but for the one that is written to.
-    fn take_dead_segments(&mut self) -> Vec<u64> {
-        let current = self.current;
-        let is_dead = |number: u64, segment: &Segment| {
-            segment.unanswered == 0
-                && segment.bytes > 0
-                && (current != Some(number) || segment.bytes >= SEGMENT_BYTES)
-        };
-        let dead: Vec<_> = self
-            .segments
-            .iter()
-            .filter(|(number, segment)| is_dead(**number, segment))
-            .map(|(&n, _)| n)
-            .collect();
-        for number in &dead {
-            self.segments.remove(number);
-            if self.current == Some(*number) {
-                self.current = None;
-            }
+    /// Whether a segment holds nothing that is needed, and will not be written to.
+    fn is_dead(&self, number: u64, segment: &Segment, segment_bytes: u64) -> bool {
+        segment.unanswered == 0
+            && segment.bytes > 0
+            && (self.current != Some(number) || segment.bytes >= segment_bytes)
+    }
+
+    fn dead_segments(&self, segment_bytes: u64) -> Vec<u64> {
+        let segments = self.segments.iter();
+        segments
+            .filter(|(number, segment)| self.is_dead(**number, segment, segment_bytes))
+            .map(|(&number, _)| number)
+            .collect()
+    }
+
+    fn forget_segment(&mut self, number: u64) {
+        self.segments.remove(&number);
+        if self.current == Some(number) {
+            self.current = None;
         }
-        dead
+    }
+
+    /// Bytes of the segments that are not about to be removed.
+    fn needed_bytes(&self, segment_bytes: u64) -> u64 {
+        let segments = self.segments.iter();
+        segments
+            .filter(|(number, segment)| !self.is_dead(**number, segment, segment_bytes))
+            .map(|(_, segment)| segment.bytes)
+            .sum()
     }
 
     fn disk_bytes(&self) -> u64 {
         self.segments.values().map(|segment| segment.bytes).sum()
     }
 
-    /// Adds to the last gap where the two touch: an hour without a collector is one gap, not ten thousand.
+    /// The sequences of a start's batches of connections, in order.
+    fn sequences_of(&self, epoch: u64) -> Vec<u64> {
+        let ids = self.entries.values().map(|entry| entry.id);
+        let mut sequences: Vec<_> = ids
+            .filter(|id| (id.epoch, id.stream) == (epoch, Stream::Connections))
+            .map(|id| id.sequence)
+            .collect();
+        sequences.sort_unstable();
+        sequences
+    }
+
+    /// Adds to the stream's last gap where the two touch: an hour without a collector is a gap of each stream, not ten
+    /// thousand.
     fn add_gap(&mut self, entry: &Entry, reason: GapReason) {
         let id = entry.id;
-        if let Some(gap) = self.gaps.last_mut()
-            && (gap.epoch, gap.stream, gap.reason) == (id.epoch, id.stream, reason)
+        let mut latest = self.gaps.iter_mut().rev();
+        let last = latest.find(|gap| (gap.epoch, gap.stream, gap.reason) == (id.epoch, id.stream, reason));
+        if let Some(gap) = last
             && gap.last_sequence + 1 == id.sequence
         {
             gap.last_sequence = id.sequence;
@@ -623,14 +971,40 @@ impl Queue {
         self.gaps.push(Gap {
             epoch: id.epoch,
             stream: id.stream,
+            netns: 0,
             first_sequence: id.sequence,
             last_sequence: id.sequence,
             first_ns: entry.first_ns,
             last_ns: entry.last_ns,
             rows: entry.rows.into(),
+            at_least: false,
             reason,
         });
     }
+}
+
+/// Names batches by ranges: a day without a collector is one line, not a million.
+pub(crate) fn ranges(ids: &[BatchId]) -> Vec<BatchRange> {
+    let mut ids = ids.to_vec();
+    ids.sort_unstable();
+    let mut ranges: Vec<BatchRange> = Vec::new();
+    for id in ids {
+        match ranges.last_mut() {
+            Some(range)
+                if (range.epoch, range.stream()) == (id.epoch, id.stream)
+                    && range.last_sequence + 1 == id.sequence =>
+            {
+                range.last_sequence = id.sequence;
+            }
+            _ => ranges.push(BatchRange {
+                epoch: id.epoch,
+                stream: id.stream.into(),
+                first_sequence: id.sequence,
+                last_sequence: id.sequence,
+            }),
+        }
+    }
+    ranges
 }
 
 /// The thread that keeps the disk up with the memory.
@@ -669,22 +1043,11 @@ impl Writer {
 }
 
 fn write_until(spool: &Spool, stop: &AtomicBool) {
-    let mut last_sync = Instant::now();
+    let started = Instant::now();
+    let mut upkeep = Upkeep::default();
     loop {
         let stopping = stop.load(Ordering::Acquire);
-        let sync = stopping || last_sync.elapsed() >= spool.limits.sync;
-        let result = write_all(spool, sync, &mut last_sync);
-        let had_failed = spool.disk_failed.swap(result.is_err(), Ordering::Relaxed);
-        let has_failed = result.is_err();
-        match result {
-            Err(error) if !had_failed => {
-                tracing::error!(
-                    "the spool's disk fails: {error}; unanswered batches are kept in memory only"
-                );
-            }
-            Ok(()) if had_failed => tracing::info!("the spool's disk works again"),
-            _ => {}
-        }
+        let has_failed = !upkeep.step(spool, started.elapsed(), stopping);
         if stopping {
             return;
         }
@@ -696,20 +1059,48 @@ fn write_until(spool: &Spool, stop: &AtomicBool) {
     }
 }
 
-fn write_all(spool: &Spool, sync: bool, last_sync: &mut Instant) -> io::Result<()> {
-    while spool.persist()? > 0 {}
-    if sync {
-        spool.sync()?;
-        *last_sync = Instant::now();
+/// What the writer does whenever it wakes. The time is an argument, so that the simulation can be the writer.
+#[derive(Debug, Default)]
+pub struct Upkeep {
+    synced_at: Duration,
+}
+
+impl Upkeep {
+    /// Writes what is unwritten at the monotonic time `now`, and syncs if that is due or this is the `last` time.
+    /// False if the disk failed: then it is left alone for [`DISK_RETRY`].
+    pub fn step(&mut self, spool: &Spool, now: Duration, last: bool) -> bool {
+        let result = self.write_and_sync(spool, now, last);
+        let had_failed = spool.disk_failed.swap(result.is_err(), Ordering::Relaxed);
+        match &result {
+            Err(error) if !had_failed => {
+                tracing::error!(
+                    "the spool's disk fails: {error}; unanswered batches are kept in memory only"
+                );
+            }
+            Ok(()) if had_failed => tracing::info!("the spool's disk works again"),
+            _ => {}
+        }
+        result.is_ok()
     }
-    Ok(())
+
+    fn write_and_sync(&mut self, spool: &Spool, now: Duration, last: bool) -> io::Result<()> {
+        while spool.persist()? > 0 {}
+        if last || now.saturating_sub(self.synced_at) >= spool.limits.sync {
+            spool.sync()?;
+            self.synced_at = now;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{OnceLock, Weak};
+
     use proptest::prelude::*;
 
     use super::{disk::Folder, *};
+    use crate::counters::Rows;
 
     const ROWS: u32 = 10;
 
@@ -750,7 +1141,13 @@ mod tests {
     }
 
     fn append(spool: &Spool, sealed: Sealed) {
-        let rows = RowsByNetns::from([(1, sealed.rows.into())]);
+        let rows = RowsByNetns::from([(
+            1,
+            Rows {
+                ends: sealed.rows.into(),
+                announced: 0,
+            },
+        )]);
         spool.counters.received(&rows);
         spool.append(sealed, rows);
     }
@@ -792,6 +1189,30 @@ mod tests {
     }
 
     #[test]
+    fn the_watermark_waits_for_answers_and_for_gaps() {
+        let (spool, _) = in_memory(1 << 20);
+        let at = |records_ns, attempts_ns| Watermarks {
+            records_ns,
+            attempts_ns,
+        };
+        assert_eq!(spool.watermarks(), at(0, 0));
+        spool.taken_until(1_000, 900);
+        assert_eq!(spool.watermarks(), at(1_000, 900));
+        append(&spool, sealed(1, 3));
+        append(&spool, sealed(1, 4));
+        assert_eq!(spool.watermarks(), at(300, 300));
+        spool.acknowledge(sealed(1, 3).id);
+        assert_eq!(spool.watermarks(), at(400, 400));
+        // What was dropped is a gap that nobody was told of yet.
+        let age = spool.limits.age;
+        spool.expire(Duration::ZERO, 0);
+        spool.expire(age, 0);
+        assert_eq!(spool.watermarks(), at(400, 400));
+        assert_eq!(spool.take_gaps().len(), 1);
+        assert_eq!(spool.watermarks(), at(1_000, 900));
+    }
+
+    #[test]
     fn a_full_memory_drops_the_oldest_batches_and_they_are_one_gap() {
         let (spool, counters) = in_memory(2_000);
         for sequence in 1..=4 {
@@ -801,11 +1222,13 @@ mod tests {
         let gap = Gap {
             epoch: 1,
             stream: Stream::Connections,
+            netns: 0,
             first_sequence: 1,
             last_sequence: 2,
             first_ns: 100,
             last_ns: 299,
             rows: 20,
+            at_least: false,
             reason: GapReason::SpoolFull,
         };
         assert_eq!(spool.take_gaps(), [gap]);
@@ -828,7 +1251,38 @@ mod tests {
         spool.nothing_sent();
         append(&spool, sealed(1, 4));
         assert_eq!(sent(&spool), [(1, 3), (1, 4)]);
-        check(&counters, [20, 0, 20, 0]);
+        // The first one may be stored: nobody has said yet that it is not.
+        check(&counters, [30, 0, 10, 0]);
+    }
+
+    #[test]
+    fn what_was_sent_and_had_to_go_is_missing_only_once_the_collector_does_not_know_it() {
+        let (spool, counters) = in_memory(2_000);
+        append(&spool, sealed(1, 1));
+        append(&spool, sealed(1, 2));
+        spool.sent(1);
+        spool.sent(2);
+        append(&spool, sealed(1, 3));
+        append(&spool, sealed(1, 4));
+        // All of it was sent or is new: the new ones went first, then those that were sent.
+        spool.sent(4);
+        append(&spool, sealed(1, 5));
+        append(&spool, sealed(1, 6));
+        let before = counters.total();
+        assert_eq!(before.dropped + before.unacknowledged, 60);
+        // The connection breaks. The next hello still names what was sent, the collector knows the first one.
+        spool.nothing_sent();
+        assert!(spool.unanswered().contains(&id(1)) && spool.unanswered().contains(&id(2)));
+        spool.acknowledge(id(1));
+        spool.nothing_else_is_stored();
+        let missing: u64 = spool.take_gaps().iter().map(|gap| gap.rows).sum();
+        let stages = counters.total();
+        assert_eq!((stages.acknowledged, stages.dropped), (10, missing));
+        assert_eq!(
+            stages.unacknowledged,
+            10 * sent(&spool).len() as u64,
+            "no doubts are left"
+        );
     }
 
     #[test]
@@ -935,6 +1389,37 @@ mod tests {
         assert_eq!(gaps[0].first_sequence, 1);
         assert_eq!(gaps[0].rows, counters.total().dropped);
         assert_eq!(levels.batches + gaps[0].rows / u64::from(ROWS), 40);
+        assert!(levels.batches >= 16, "two segments of three are left: {levels:?}");
+    }
+
+    #[test]
+    fn a_small_disk_is_not_emptied_when_it_is_full() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let limits = Limits {
+            disk_bytes: 20_000,
+            ..Limits::default()
+        };
+        let (spool, _) = on_disk(folder.path(), limits);
+        for sequence in 1..=40 {
+            append(&spool, sealed(1, sequence));
+            spool.persist().expect("written");
+        }
+        let levels = spool.levels();
+        assert!(levels.disk_bytes <= limits.disk_bytes, "{levels:?}");
+        assert!(levels.batches >= 14, "{levels:?}");
+    }
+
+    #[test]
+    fn what_was_dropped_while_the_uplink_waited_is_not_sent() {
+        let (spool, _) = in_memory(2_000);
+        append(&spool, sealed(1, 1));
+        let (position, _) = spool.next(0).expect("a batch");
+        for sequence in 2..=40 {
+            append(&spool, sealed(1, sequence));
+        }
+        assert!(!spool.take_gaps().is_empty() && !spool.sent(position));
+        let (position, _) = spool.next(position).expect("a later batch");
+        assert!(spool.sent(position));
     }
 
     #[test]
@@ -946,12 +1431,91 @@ mod tests {
             },
             None,
         );
+        let at = Duration::from_nanos;
         for sequence in 1..=10 {
             append(&spool, sealed(1, sequence));
+            spool.expire(at(sequence * 100), 0);
         }
-        spool.expire(1_000);
-        assert_eq!(sent(&spool).first(), Some(&(1, 5)));
-        check(&counters, [60, 0, 40, 0]);
+        spool.expire(at(1_000), 0);
+        assert_eq!(sent(&spool).first(), Some(&(1, 6)));
+        check(&counters, [50, 0, 50, 0]);
+    }
+
+    #[test]
+    fn a_wall_clock_that_is_set_makes_no_batch_old() {
+        let (spool, counters) = in_memory(1 << 20);
+        append(&spool, sealed(1, 1));
+        for wall_now_ns in [0, u64::MAX, 1_000] {
+            spool.expire(Duration::from_secs(5), wall_now_ns);
+        }
+        append(&spool, sealed(1, 2));
+        spool.expire(Duration::from_secs(6), u64::MAX);
+        check(&counters, [20, 0, 0, 0]);
+    }
+
+    #[test]
+    fn what_an_earlier_start_left_is_as_old_as_the_wall_clock_says_and_then_ages_by_the_boot_clock() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let limits = Limits {
+            age: Duration::from_nanos(500),
+            ..Limits::default()
+        };
+        {
+            let (first, _) = open(
+                limits,
+                Some(Box::new(Folder::open(folder.path()).expect("a folder"))),
+            );
+            (1..=4).for_each(|sequence| append(&first, sealed(1, sequence)));
+            first.persist().expect("written");
+        }
+        let (next, _) = open(
+            limits,
+            Some(Box::new(Folder::open(folder.path()).expect("a folder"))),
+        );
+        let at = Duration::from_nanos;
+        next.expire(at(10), sealed(1, 1).last_ns + 500);
+        assert_eq!(sent(&next).first(), Some(&(1, 2)));
+        next.expire(at(10) + at(sealed(1, 2).last_ns - sealed(1, 1).last_ns), u64::MAX);
+        assert_eq!(sent(&next).first(), Some(&(1, 3)));
+    }
+
+    #[test]
+    fn what_is_in_a_gap_and_on_the_disk_is_not_found_by_the_next_start() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let limits = Limits::default();
+        let of_listeners = |sequence| {
+            let sealed = sealed(1, sequence);
+            let id = BatchId {
+                stream: Stream::Listeners,
+                ..sealed.id
+            };
+            Sealed { id, ..sealed }
+        };
+        let unanswered = |spool: &Spool| -> Vec<u64> {
+            let ids = spool.unanswered();
+            ids.iter().map(|id| id.sequence).collect()
+        };
+        let mut left_behind = {
+            let (first, _) = on_disk(folder.path(), limits);
+            for sequence in 1..=3 {
+                first.append(of_listeners(sequence), RowsByNetns::new());
+            }
+            first.persist().expect("written");
+            first.expire(Duration::ZERO, 0);
+            first.append(of_listeners(4), RowsByNetns::new());
+            first.expire(limits.age, 0);
+            first.persist().expect("written");
+            assert_eq!((unanswered(&first), first.take_gaps().len()), (vec![4], 1));
+            first.books(1).left_behind
+        };
+        for _ in 0..2 {
+            let (next, _) = on_disk(folder.path(), limits);
+            assert_eq!(unanswered(&next), [1, 2, 3, 4]);
+            next.journal(Vec::new(), Vec::new(), &left_behind);
+            assert_eq!(unanswered(&next), [4]);
+            left_behind = next.books(2).left_behind;
+            assert_eq!(left_behind.len(), 3);
+        }
     }
 
     #[test]
@@ -982,6 +1546,9 @@ mod tests {
             self.0.append(segment, &bytes[..bytes.len() / 2])?;
             Err(io::ErrorKind::StorageFull.into())
         }
+        fn truncate(&self, segment: u64, bytes: u64) -> io::Result<()> {
+            self.0.truncate(segment, bytes)
+        }
         fn sync(&self, segment: u64) -> io::Result<()> {
             self.0.sync(segment)
         }
@@ -1006,6 +1573,104 @@ mod tests {
         // What was written of it is no batch, and does no harm.
         let (spool, _) = on_disk(folder.path(), Limits::default());
         assert_eq!(sent(&spool), []);
+    }
+
+    /// A disk whose next write breaks off at its end, when all is written. It calls nothing while the queue is locked.
+    struct OnceFull(Folder, AtomicBool, Arc<OnceLock<Weak<Spool>>>);
+
+    impl Disk for OnceFull {
+        fn list(&self) -> io::Result<Vec<u64>> {
+            self.0.list()
+        }
+        fn read(&self, segment: u64) -> io::Result<Bytes> {
+            self.0.read(segment)
+        }
+        fn read_part(&self, segment: u64, at: u64, bytes: usize) -> io::Result<Bytes> {
+            self.0.read_part(segment, at, bytes)
+        }
+        fn append(&self, segment: u64, bytes: &[u8]) -> io::Result<()> {
+            self.0.append(segment, bytes)?;
+            if self.1.swap(false, Ordering::Relaxed) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            Ok(())
+        }
+        fn truncate(&self, segment: u64, bytes: u64) -> io::Result<()> {
+            let spool = self.2.get().and_then(Weak::upgrade).expect("its spool");
+            assert!(
+                spool.queue.try_lock().is_ok(),
+                "whoever appends would wait for the disk"
+            );
+            self.0.truncate(segment, bytes)
+        }
+        fn sync(&self, segment: u64) -> io::Result<()> {
+            self.0.sync(segment)
+        }
+        fn remove(&self, segment: u64) -> io::Result<()> {
+            self.0.remove(segment)
+        }
+    }
+
+    #[test]
+    fn what_a_failed_write_left_does_not_come_back_once_it_was_dropped() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let user = Arc::new(OnceLock::new());
+        let disk = OnceFull(
+            Folder::open(folder.path()).expect("a folder"),
+            AtomicBool::new(true),
+            Arc::clone(&user),
+        );
+        let limits = Limits {
+            memory_bytes: 1_000,
+            ..Limits::default()
+        };
+        let spool = Arc::new(open(limits, Some(Box::new(disk))).0);
+        user.set(Arc::downgrade(&spool)).expect("the only one");
+        append(&spool, sealed(1, 1));
+        spool.persist().expect_err("a full disk");
+        append(&spool, sealed(1, 2));
+        assert_eq!(spool.take_gaps().len(), 1, "the first one had to go");
+        spool.persist().expect("written");
+        drop(spool);
+        let (spool, _) = on_disk(folder.path(), limits);
+        assert_eq!(sent(&spool), [(1, 2)]);
+    }
+
+    #[test]
+    fn of_what_earlier_starts_left_the_old_goes_wherever_it_lies() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let limits = Limits {
+            age: Duration::from_nanos(500),
+            ..Limits::default()
+        };
+        {
+            let (first, _) = on_disk(folder.path(), limits);
+            [9, 1, 8, 2]
+                .into_iter()
+                .for_each(|sequence| append(&first, sealed(1, sequence)));
+            first.persist().expect("written");
+        }
+        let (next, _) = on_disk(folder.path(), limits);
+        append(&next, sealed(2, 1));
+        next.expire(Duration::ZERO, sealed(1, 2).last_ns + 500);
+        assert_eq!(sent(&next), [(1, 9), (1, 8), (2, 1)]);
+    }
+
+    #[test]
+    fn streams_that_are_dropped_by_turns_make_one_gap_each() {
+        let (spool, _) = in_memory(0);
+        for sequence in 1..=20 {
+            append(&spool, sealed(1, sequence));
+            let mut other = sealed(1, sequence);
+            other.id.stream = Stream::Listeners;
+            spool.append(other, RowsByNetns::new());
+        }
+        let gaps = spool.take_gaps();
+        assert_eq!(gaps.len(), 2, "{gaps:?}");
+        assert!(
+            gaps.iter()
+                .all(|gap| (gap.first_sequence, gap.last_sequence, gap.rows) == (1, 20, 200))
+        );
     }
 
     proptest! {
@@ -1052,6 +1717,8 @@ mod tests {
                         answered -= spool.levels().batches + answered + gone - appended;
                     }
                 }
+                // A collector that knows nothing.
+                spool.nothing_else_is_stored();
                 gone += spool.take_gaps().iter().map(|gap| gap.rows / u64::from(ROWS)).sum::<u64>();
                 prop_assert_eq!(spool.levels().batches + answered + gone, appended);
             }

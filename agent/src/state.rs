@@ -1,18 +1,43 @@
-//! What the agent keeps on disk from one start to the next: the number of its last start, and its spool.
+//! What the agent keeps on disk from one start to the next: the number of its last start, what it counted, and its
+//! spool.
+//!
+//! What was counted is written once a second, whole or not at all, so that the next start can say what became of every
+//! row of one that was killed ([`crate::predecessor`]).
+
+mod slots;
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
+    collections::BTreeMap,
+    io,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
+use holdfast_proto::v1::{BatchRange, SealedBatch, StreamCounters};
+use prost::Message;
 
-use crate::spool::disk::{Disk, Folder};
+use self::slots::Slots;
+use crate::{
+    predecessor::{Namespace, Predecessor},
+    sequences::Sequences,
+    spool::{
+        BatchId, Gap, Sealed,
+        disk::{Disk, Folder},
+        ranges,
+    },
+};
 
 /// Where it is kept unless the configuration says otherwise; a folder for each name, because two agents on one
 /// machine have two names.
 const DEFAULT: &str = "/var/lib/holdfast/agents";
+
+/// How often the file of an idle node is written: a gap begins with what it says.
+const WRITE_IDLE: Duration = Duration::from_secs(60);
+
+/// Starts that the agent speaks for at most: more only come together while it is killed again and again without ever
+/// reaching a collector.
+const PREDECESSORS: usize = 64;
 
 /// The folder, if there is one that can be written.
 pub struct State(Option<(PathBuf, Folder)>);
@@ -47,11 +72,14 @@ impl State {
     pub fn next_epoch(&self, now_ms: u64) -> u64 {
         let Some((folder, _)) = &self.0 else { return now_ms };
         let path = folder.join("epoch");
-        let last: Option<u64> = fs::read_to_string(&path)
-            .ok()
-            .and_then(|text| text.trim().parse().ok());
-        let epoch = last.map_or(now_ms, |last| now_ms.max(last + 1));
-        if let Err(error) = replace(&path, &format!("{epoch}\n")) {
+        let next = || {
+            let (mut slots, last) = Slots::open(&path)?;
+            let last = last.and_then(|last| Some(u64::from_le_bytes(last.try_into().ok()?)));
+            let epoch = last.map_or(now_ms, |last| now_ms.max(last + 1));
+            Ok((epoch, slots.write(&epoch.to_le_bytes())))
+        };
+        let (epoch, written) = next().unwrap_or_else(|error| (now_ms, Err(error)));
+        if let Err(error) = written {
             tracing::warn!(
                 "cannot write {}: {error}; a clock that is set back could give two starts one number",
                 path.display()
@@ -60,9 +88,296 @@ impl State {
         epoch
     }
 
+    /// What the start before wrote last, and where this one writes.
+    pub fn journal(&self) -> Option<(Journal, Recollection)> {
+        let (folder, _) = self.0.as_ref()?;
+        let path = folder.join("ledger");
+        let (slots, content) = match Slots::open(&path) {
+            Ok(opened) => opened,
+            Err(error) => {
+                tracing::error!(
+                    "cannot open {}: {error}; what becomes of the last rows of this start will not be known",
+                    path.display()
+                );
+                return None;
+            }
+        };
+        let mut recollection = content.map_or_else(Recollection::default, |content| {
+            Recollection::decode(&content).unwrap_or_else(|| {
+                tracing::error!(
+                    "{} cannot be read: what became of the last rows of an earlier start is not known",
+                    path.display()
+                );
+                Recollection::default()
+            })
+        });
+        // Each start measures the one before it and no other.
+        if let Some((_, earlier)) = recollection.starts.split_last_mut() {
+            earlier.iter_mut().for_each(|start| start.is_measured = true);
+        }
+        let journal = Journal {
+            slots,
+            written: Recollection::default(),
+            written_at: None,
+        };
+        Some((journal, recollection))
+    }
+
     /// The disk of the spool.
     pub fn into_disk(self) -> Option<Box<dyn Disk>> {
         self.0.map(|(_, folder)| Box::new(folder) as Box<dyn Disk>)
+    }
+}
+
+/// The file that outlives this start.
+pub struct Journal {
+    slots: Slots,
+    /// What is in it, but for the times, and when it was written: an idle node shall not write every second.
+    written: Recollection,
+    written_at: Option<Instant>,
+}
+
+impl Journal {
+    /// Writes what is new, so that it survives a loss of power.
+    ///
+    /// # Errors
+    /// The disk's; the former content is whole then.
+    pub fn write(&mut self, recollection: &Recollection) -> io::Result<()> {
+        let mut timeless = recollection.clone();
+        if let Some(own) = timeless.starts.last_mut() {
+            (own.observed_ns, own.ended_ns) = (0, 0);
+        }
+        let is_recent = |at: Instant| at.elapsed() < WRITE_IDLE;
+        if self.written_at.is_some_and(is_recent) && timeless == self.written {
+            return Ok(());
+        }
+        self.slots.write(&recollection.encode())?;
+        (self.written, self.written_at) = (timeless, Some(Instant::now()));
+        Ok(())
+    }
+}
+
+/// What one start leaves to the next.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Recollection {
+    /// Oldest first; the last one is the start that wrote it.
+    pub starts: Vec<Predecessor>,
+    /// Counted, and in no batch yet.
+    pub gaps: Vec<Gap>,
+    /// Batches of gaps that may be on no disk yet.
+    pub gap_batches: Vec<Sealed>,
+    /// Batches that are in gaps, and that the spool's disk may give back nevertheless.
+    pub left_behind: Vec<BatchId>,
+}
+
+impl Recollection {
+    /// With a checksum in front.
+    fn encode(&self) -> Vec<u8> {
+        let skipped = self.starts.len().saturating_sub(PREDECESSORS);
+        if skipped > 0 {
+            tracing::error!(
+                starts = skipped,
+                "too many starts without a collector: the ledger of the oldest stays open"
+            );
+        }
+        let stored = StoredLedger {
+            starts: self.starts[skipped..].iter().map(StoredStart::of).collect(),
+            gaps: self.gaps.iter().map(crate::gaps::row).collect(),
+            gap_batches: self.gap_batches.iter().map(StoredBatch::of).collect(),
+            left_behind: ranges(&self.left_behind),
+        };
+        let encoded = stored.encode_to_vec();
+        let mut bytes = crc32fast::hash(&encoded).to_le_bytes().to_vec();
+        bytes.extend(encoded);
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (checksum, encoded) = bytes.split_first_chunk::<4>()?;
+        if crc32fast::hash(encoded).to_le_bytes() != *checksum {
+            return None;
+        }
+        let stored = StoredLedger::decode(encoded).ok()?;
+        Some(Self {
+            starts: stored
+                .starts
+                .into_iter()
+                .map(StoredStart::predecessor)
+                .collect::<Option<_>>()?,
+            gaps: stored
+                .gaps
+                .iter()
+                .map(crate::gaps::from_row)
+                .collect::<Option<_>>()?,
+            gap_batches: stored
+                .gap_batches
+                .into_iter()
+                .filter_map(StoredBatch::sealed)
+                .collect(),
+            left_behind: stored.left_behind.iter().flat_map(batches).collect(),
+        })
+    }
+}
+
+/// The content of the file.
+#[derive(Clone, PartialEq, Message)]
+struct StoredLedger {
+    #[prost(message, repeated, tag = "1")]
+    starts: Vec<StoredStart>,
+    #[prost(message, repeated, tag = "2")]
+    gaps: Vec<holdfast_proto::v1::Gap>,
+    #[prost(message, repeated, tag = "3")]
+    gap_batches: Vec<StoredBatch>,
+    #[prost(message, repeated, tag = "4")]
+    left_behind: Vec<BatchRange>,
+}
+
+fn batches(range: &BatchRange) -> impl Iterator<Item = BatchId> + use<> {
+    let (epoch, stream) = (range.epoch, range.stream());
+    (range.first_sequence..=range.last_sequence).map(move |sequence| BatchId {
+        epoch,
+        stream,
+        sequence,
+    })
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct StoredStart {
+    #[prost(uint64, tag = "1")]
+    epoch: u64,
+    #[prost(string, tag = "2")]
+    boot_id: String,
+    #[prost(uint64, tag = "3")]
+    observed_ns: u64,
+    #[prost(uint64, tag = "4")]
+    ended_ns: u64,
+    #[prost(bool, tag = "5")]
+    is_clean: bool,
+    #[prost(bool, tag = "6")]
+    is_settled: bool,
+    #[prost(bool, tag = "9")]
+    is_measured: bool,
+    #[prost(message, repeated, tag = "7")]
+    namespaces: Vec<StoredNamespace>,
+    /// First and last of each range, one after another.
+    #[prost(uint64, repeated, tag = "8")]
+    open: Vec<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct StoredNamespace {
+    #[prost(message, optional, tag = "1")]
+    counters: Option<StreamCounters>,
+    #[prost(uint64, optional, tag = "2")]
+    opens: Option<u64>,
+    #[prost(bool, tag = "3")]
+    at_least: bool,
+    #[prost(bool, tag = "4")]
+    is_told: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct StoredBatch {
+    #[prost(message, optional, tag = "1")]
+    batch: Option<SealedBatch>,
+    #[prost(uint32, tag = "2")]
+    rows: u32,
+    #[prost(uint64, tag = "3")]
+    first_ns: u64,
+    #[prost(uint64, tag = "4")]
+    last_ns: u64,
+}
+
+impl StoredStart {
+    fn of(start: &Predecessor) -> Self {
+        let namespace = |namespace: &Namespace| StoredNamespace {
+            // What the spool holds is counted when it is read back.
+            counters: Some(StreamCounters {
+                unacknowledged: 0,
+                ..namespace.counters
+            }),
+            opens: namespace.opens,
+            at_least: namespace.at_least,
+            is_told: namespace.is_told,
+        };
+        Self {
+            epoch: start.epoch,
+            boot_id: start.boot_id.clone(),
+            observed_ns: start.observed_ns,
+            ended_ns: start.ended_ns,
+            is_clean: start.is_clean,
+            is_settled: start.is_settled,
+            is_measured: start.is_measured,
+            namespaces: start.namespaces.values().map(namespace).collect(),
+            open: start
+                .open
+                .ranges()
+                .iter()
+                .flat_map(|&(first, last)| [first, last])
+                .collect(),
+        }
+    }
+
+    fn predecessor(self) -> Option<Predecessor> {
+        let mut namespaces = BTreeMap::new();
+        for stored in self.namespaces {
+            let counters = stored.counters?;
+            let namespace = Namespace {
+                counters,
+                announced_held: 0,
+                opens: stored.opens,
+                at_least: stored.at_least,
+                is_told: stored.is_told,
+            };
+            namespaces.insert(counters.netns, namespace);
+        }
+        let mut open = Sequences::default();
+        for range in self.open.chunks_exact(2) {
+            open.push((range[0], range[1]));
+        }
+        Some(Predecessor {
+            epoch: self.epoch,
+            boot_id: self.boot_id,
+            observed_ns: self.observed_ns,
+            ended_ns: self.ended_ns,
+            is_clean: self.is_clean,
+            namespaces,
+            open,
+            is_measured: self.is_measured,
+            is_settled: self.is_settled,
+        })
+    }
+}
+
+impl StoredBatch {
+    fn of(sealed: &Sealed) -> Self {
+        Self {
+            batch: Some(SealedBatch {
+                epoch: sealed.id.epoch,
+                stream: sealed.id.stream.into(),
+                sequence: sealed.id.sequence,
+                checksum: 0,
+                encoded: sealed.encoded.clone(),
+            }),
+            rows: sealed.rows,
+            first_ns: sealed.first_ns,
+            last_ns: sealed.last_ns,
+        }
+    }
+
+    fn sealed(self) -> Option<Sealed> {
+        let batch = self.batch?;
+        Some(Sealed {
+            id: BatchId {
+                epoch: batch.epoch,
+                stream: batch.stream(),
+                sequence: batch.sequence,
+            },
+            rows: self.rows,
+            first_ns: self.first_ns,
+            last_ns: self.last_ns,
+            encoded: batch.encoded,
+        })
     }
 }
 
@@ -81,18 +396,14 @@ fn file_name(node: &str) -> String {
         .to_owned()
 }
 
-/// Writes a file whole or not at all.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = File::create(&new)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&new, path)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::spool::GapReason;
 
     #[test]
     fn every_start_has_a_larger_number_whatever_the_clock_says() {
@@ -112,6 +423,7 @@ mod tests {
     fn a_folder_that_cannot_be_made_leaves_the_memory() {
         let state = State::open(Some(Path::new("/proc/no/such/folder")), "node").expect("no folder");
         assert_eq!(state.next_epoch(7), 7);
+        assert!(state.journal().is_none());
         assert!(state.into_disk().is_none());
     }
 
@@ -119,5 +431,100 @@ mod tests {
     fn a_node_name_never_leaves_the_folder() {
         assert_eq!(file_name("../../etc/passwd"), "_.._etc_passwd");
         assert_eq!(file_name("web-1.example"), "web-1.example");
+    }
+
+    fn recollection(opened: u64) -> Recollection {
+        let counters = StreamCounters {
+            stream: 1,
+            netns: 3,
+            opened,
+            witnessed: Some(opened),
+            ..StreamCounters::default()
+        };
+        let namespace = Namespace {
+            counters,
+            announced_held: 0,
+            opens: Some(1 << 40),
+            at_least: false,
+            is_told: true,
+        };
+        let mut open = Sequences::of([4, 5, 9]);
+        open.push((12, u64::MAX));
+        let id = BatchId {
+            epoch: 7,
+            stream: holdfast_proto::v1::Stream::Gaps,
+            sequence: 2,
+        };
+        Recollection {
+            starts: vec![Predecessor {
+                epoch: 7,
+                boot_id: "boot".into(),
+                observed_ns: 1,
+                ended_ns: 2,
+                is_clean: true,
+                namespaces: BTreeMap::from([(3, namespace)]),
+                open,
+                is_measured: true,
+                is_settled: true,
+            }],
+            gaps: vec![Gap {
+                epoch: 7,
+                stream: holdfast_proto::v1::Stream::Connections,
+                netns: 3,
+                first_sequence: 1,
+                last_sequence: 2,
+                first_ns: 3,
+                last_ns: 4,
+                rows: 5,
+                at_least: true,
+                reason: GapReason::RingFull,
+            }],
+            gap_batches: vec![Sealed {
+                id,
+                rows: 1,
+                first_ns: 3,
+                last_ns: 4,
+                encoded: vec![1, 2, 3].into(),
+            }],
+            left_behind: vec![id],
+        }
+    }
+
+    #[test]
+    fn the_next_start_reads_what_the_last_one_wrote() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let open = || {
+            State::open(Some(folder.path()), "node")
+                .expect("a folder")
+                .journal()
+        };
+        let (mut journal, before) = open().expect("a journal");
+        assert_eq!(before, Recollection::default());
+        journal.write(&recollection(1)).expect("written");
+        journal.write(&recollection(2)).expect("written");
+        assert_eq!(open().expect("a journal").1, recollection(2));
+    }
+
+    #[test]
+    fn an_idle_start_writes_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let state = State::open(Some(folder.path()), "node").expect("a folder");
+        let (mut journal, _) = state.journal().expect("a journal");
+        journal.write(&recollection(1)).expect("written");
+        let slots =
+            || [0, 1].map(|slot| fs::read(folder.path().join(format!("ledger.{slot}"))).expect("a slot"));
+        let before = slots();
+        journal.write(&recollection(1)).expect("nothing to write");
+        assert_eq!(slots(), before);
+    }
+
+    proptest! {
+        #[test]
+        fn a_file_that_was_damaged_is_not_believed(place in any::<prop::sample::Index>(), bit in 0..8) {
+            let mut bytes = recollection(1).encode();
+            let place = place.index(bytes.len());
+            bytes[place] ^= 1_u8 << bit;
+            prop_assert_eq!(Recollection::decode(&bytes), None);
+        }
     }
 }

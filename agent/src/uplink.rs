@@ -1,19 +1,16 @@
 //! The way to the collector: the only file of the agent that knows gRPC. What is said on it is in [`crate::delivery`].
 
-use std::time::{Duration, Instant};
+use std::{future::Future, time::Duration};
 
-use holdfast_proto::v1::{Status, uplink_client::UplinkClient};
+use holdfast_proto::v1::{AgentMessage, CollectorMessage, Status, uplink_client::UplinkClient};
 use tokio::{
     sync::{mpsc, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::transport::Endpoint;
 
-use crate::{
-    clock,
-    delivery::{Delivery, SessionError, WELCOME_TIMEOUT},
-};
+use crate::delivery::{Delivery, SessionError, WELCOME_TIMEOUT, told};
 
 /// The pause after the first failure, and the longest one; each failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -33,9 +30,9 @@ const WINDOW_BYTES: u32 = 4 << 20;
 
 /// Why there is no connection, or none any more.
 #[derive(Debug, thiserror::Error)]
-enum ConnectionError {
-    #[error("cannot connect: {}", innermost(.0))]
-    Connect(tonic::transport::Error),
+pub enum ConnectionError {
+    #[error("cannot connect: {0}")]
+    Connect(String),
     #[error(transparent)]
     Session(#[from] SessionError),
 }
@@ -83,11 +80,47 @@ impl Collector {
     }
 }
 
+/// Brings connections about. A trait, because the simulation has links of its own.
+pub trait Dial {
+    /// What the collector says on a connection.
+    type Incoming: Stream<Item = Result<CollectorMessage, tonic::Status>> + Unpin + Send;
+
+    /// Opens a connection that carries what comes out of `queue`, until it breaks or the queue ends.
+    fn dial(
+        &self,
+        queue: mpsc::Receiver<AgentMessage>,
+    ) -> impl Future<Output = Result<Self::Incoming, ConnectionError>> + Send;
+
+    /// Where it leads, for the log.
+    fn address(&self) -> &str;
+}
+
+impl Dial for Collector {
+    type Incoming = tonic::Streaming<CollectorMessage>;
+
+    async fn dial(&self, queue: mpsc::Receiver<AgentMessage>) -> Result<Self::Incoming, ConnectionError> {
+        let channel = self
+            .endpoint
+            .connect()
+            .await
+            .map_err(|error| ConnectionError::Connect(innermost(&error)))?;
+        let mut client = UplinkClient::new(channel);
+        let opened = timeout(WELCOME_TIMEOUT, client.deliver(ReceiverStream::new(queue)))
+            .await
+            .map_err(|_| SessionError::Silent)?;
+        Ok(opened.map_err(SessionError::from)?.into_inner())
+    }
+
+    fn address(&self) -> &str {
+        &self.url
+    }
+}
+
 /// Delivers until `shutdown` turns true; then until nothing is left, or the connection fails.
 ///
 /// A collector that is away is tried again with growing pauses; the log has one line per change of state.
 pub async fn run<F: Fn() -> Option<Status>>(
-    collector: &Collector,
+    collector: &impl Dial,
     delivery: &mut Delivery<F>,
     mut shutdown: watch::Receiver<bool>,
 ) {
@@ -109,7 +142,7 @@ pub async fn run<F: Fn() -> Option<Status>>(
         let text = format!("{:#}", anyhow::Error::new(error));
         if reported.as_ref() != Some(&text) {
             tracing::warn!(
-                collector = %collector.url,
+                collector = %collector.address(),
                 "no connection to the collector: {text}; trying again with pauses of up to {} s, nothing is lost \
                  until the spool is full",
                 LONGEST_PAUSE.as_secs()
@@ -120,41 +153,36 @@ pub async fn run<F: Fn() -> Option<Status>>(
             return;
         }
         tokio::select! {
-            () = sleep(jittered(pause)) => {}
-            _ = shutdown.wait_for(|&stop| stop) => {}
+            biased;
+            () = sleep(jittered(pause, (delivery.wall_now_ns)())) => {}
+            () = told(&mut shutdown) => {}
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
 /// Between half and all of a pause, so that the agents of a collector that restarts do not come back in step.
-fn jittered(pause: Duration) -> Duration {
-    let nanoseconds = clock::wall_now().subsec_nanos();
-    pause.mul_f64(0.5 + f64::from(nanoseconds % 1_000) / 2_000.0)
+/// The last digits of the clock are random enough for that.
+fn jittered(pause: Duration, wall_now_ns: u64) -> Duration {
+    let digits = (wall_now_ns % 1_000) as u32;
+    pause.mul_f64(0.5 + f64::from(digits) / 2_000.0)
 }
 
 /// One connection, from dialling to its end.
 async fn session<F: Fn() -> Option<Status>>(
-    collector: &Collector,
+    collector: &impl Dial,
     delivery: &mut Delivery<F>,
     shutdown: &mut watch::Receiver<bool>,
     was_connected: &mut bool,
 ) -> Result<(), ConnectionError> {
-    let channel = collector
-        .endpoint
-        .connect()
-        .await
-        .map_err(ConnectionError::Connect)?;
+    // Without a collector there are gaps too, and they are safer on disk.
+    delivery.seal_gaps();
     let (outgoing, queue) = mpsc::channel(SEND_QUEUE);
     // Room for it is certain: the queue is new.
     let _ = outgoing.try_send(delivery.hello());
-    let mut client = UplinkClient::new(channel);
-    let opened = timeout(WELCOME_TIMEOUT, client.deliver(ReceiverStream::new(queue)))
-        .await
-        .map_err(|_| SessionError::Silent)?;
-    let mut incoming = opened.map_err(SessionError::from)?.into_inner();
+    let mut incoming = collector.dial(queue).await?;
     let welcome = delivery.welcome(&mut incoming).await?;
-    tracing::info!(collector = %collector.url, version = %welcome.collector_version, "connected to the collector");
+    tracing::info!(collector = %collector.address(), version = %welcome.collector_version, "connected to the collector");
     *was_connected = true;
     delivery
         .exchange(&welcome, outgoing, &mut incoming, shutdown)

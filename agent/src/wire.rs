@@ -2,15 +2,18 @@
 
 use std::hash::Hash;
 
-use holdfast_agent_ebpf::event::{ConnectionRecord, flag, step_offset_ns, step_state};
+use holdfast_agent_ebpf::event::{ConnectionRecord, SocketReport, flag, step_offset_ns, step_state};
 use holdfast_proto::{
     FLAG_FINAL, FLAG_FIRST,
-    v1::{ConnectionColumns, Path, Process},
+    v1::{ConnectionColumns, Listener, Path, Process},
 };
+use prost::Message;
 use rustc_hash::FxHashMap;
 
 use crate::{
+    cause::local_cause,
     clock::Clock,
+    counters::RowsByNetns,
     outcome::{close_reason, outcome},
 };
 
@@ -28,6 +31,7 @@ pub struct ConnectionRows {
     close_reason: Vec<u8>,
     attribution: Vec<u8>,
     flags: Vec<u8>,
+    local_cause: Vec<u8>,
     processes: Dictionary<ProcessKey>,
     paths: Dictionary<PathKey>,
     addresses: Dictionary<[u8; 16]>,
@@ -53,6 +57,42 @@ struct PathKey {
     states: [u8; 8],
     len: u8,
     truncated: bool,
+}
+
+/// How many rows of each network namespace are in an encoded batch of connections; `None` if it is none.
+///
+/// Reads no more of it than that takes: after a crash a whole spool is counted.
+pub fn rows_by_netns(encoded: &[u8]) -> Option<RowsByNetns> {
+    let columns = BatchOutline::decode(encoded).ok()?.connections?;
+    let mut rows = RowsByNetns::new();
+    for (process, flags) in columns.process.iter().zip(&columns.flags) {
+        let netns = columns.processes.get(*process as usize)?.netns;
+        rows.entry(netns).or_default().add(flags & FLAG_FINAL != 0);
+    }
+    Some(rows)
+}
+
+/// The part of a [`holdfast_proto::v1::Batch`] that tells what its rows are and where from, by the same tags.
+#[derive(Clone, PartialEq, Message)]
+struct BatchOutline {
+    #[prost(message, optional, tag = "10")]
+    connections: Option<ColumnsOutline>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ColumnsOutline {
+    #[prost(uint32, repeated, tag = "3")]
+    process: Vec<u32>,
+    #[prost(bytes = "bytes", tag = "22")]
+    flags: bytes::Bytes,
+    #[prost(message, repeated, tag = "30")]
+    processes: Vec<ProcessOutline>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct ProcessOutline {
+    #[prost(uint32, tag = "4")]
+    netns: u32,
 }
 
 impl ConnectionRows {
@@ -151,6 +191,7 @@ impl ConnectionRows {
         self.close_reason.push(close_reason(record) as u8);
         self.attribution.push(record.attribution);
         self.flags.push(wire_flags(record.flags));
+        self.local_cause.push(local_cause(record) as u8);
     }
 
     /// The finished columns.
@@ -163,8 +204,30 @@ impl ConnectionRows {
             close_reason: self.close_reason.into(),
             attribution: self.attribution.into(),
             flags: self.flags.into(),
+            local_cause: self.local_cause.into(),
             ..self.columns
         }
+    }
+}
+
+/// A listener as a survey found it.
+pub fn listener(report: &SocketReport) -> Listener {
+    let record = &report.record;
+    Listener {
+        cookie: record.cookie,
+        address: mapped(&record.local_address, record.family).to_vec().into(),
+        port: record.local_port.into(),
+        process: Some(Process {
+            pid: record.pid,
+            comm: text(&record.comm),
+            cgroup_id: record.cgroup_id,
+            netns: record.netns,
+            service: String::new(),
+        }),
+        attribution: record.attribution.into(),
+        backlog: report.backlog,
+        backlog_limit: report.backlog_limit,
+        drops: report.drops,
     }
 }
 
@@ -192,7 +255,7 @@ fn path_of(record: &ConnectionRecord) -> PathKey {
 }
 
 /// The address as IPv6, IPv4 as ::ffff:a.b.c.d.
-fn mapped(address: &[u32; 4], family: u8) -> [u8; 16] {
+pub(crate) fn mapped(address: &[u32; 4], family: u8) -> [u8; 16] {
     let mut mapped = [0; 16];
     if family == AF_INET {
         mapped[10..12].fill(0xff);
@@ -206,7 +269,7 @@ fn mapped(address: &[u32; 4], family: u8) -> [u8; 16] {
 }
 
 /// A zero-padded name from the kernel. Names are bytes there; what is not UTF-8 is replaced.
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }

@@ -1,23 +1,35 @@
 //! The command line of `holdfast`: `serve` is the collector, every other command asks one.
 //!
-//! A failure is one line on stderr and an exit code: 1 for what does not hold, 2 for a wrong call or wrong settings, 4 for what could not be
-//! done.
+//! A failure is one line on stderr and an exit code: 1 for what does not hold, 2 for a wrong call or wrong settings, 3 for
+//! what cannot be told, 4 for what could not be done.
 
+mod backtest;
+mod causes;
+mod check;
 mod client;
 mod completions;
 mod connections;
+mod explain;
 mod ledger;
+mod listeners;
+mod load;
 mod nodes;
+mod overhead;
+mod probe;
+mod runs;
 mod serve;
 mod sql;
+mod syscalls;
 mod table;
+mod test;
+mod verdicts;
 
 use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Sees every TCP connection of every node, and keeps testing what should hold.
+/// Sees every TCP connection and system call of every node, and keeps testing what should hold.
 #[derive(Debug, Parser)]
 #[command(name = "holdfast", version, propagate_version = true, after_help = EXAMPLES)]
 struct CommandLine {
@@ -31,10 +43,21 @@ Examples:
   holdfast nodes                                   who delivers
   holdfast ledger                                  whether every row is somewhere
   holdfast connections --follow                    connections as they are stored
+  holdfast connections --open                      what is open now, attempts that wait included
+  holdfast listeners                               who listens, and whose queue is full
+  holdfast causes                                  why attempts failed or were slow
   holdfast connections --where 'outcome = \"refused\"' --last 5m
+  holdfast syscalls --top                          what processes ask of their kernels, and how long it takes
+  holdfast overhead                                what the agents cost their nodes
+  holdfast probe set --all syscalls=off            change what the agents watch
+  holdfast verdicts                                what holds, and what does not
+  holdfast check --once assertions/                whether it holds now, for pipelines
+  holdfast load tcp web:80 --rate 500/s --for 1m    make load from an agent
+  holdfast runs                                    what was made, and what came of it
   holdfast sql 'SELECT comm, count() FROM connections GROUP BY comm'
 
-Exit codes: 0 done, 1 it does not hold (ledger), 2 a wrong call or wrong settings, 4 it could not be done.";
+Exit codes: 0 done, 1 it does not hold (ledger, check, load, probe set), 2 a wrong call or wrong settings, 3 it cannot be told (ledger, check,
+load), 4 it could not be done.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -42,6 +65,19 @@ enum Command {
     Nodes(nodes::Args),
     Ledger(ledger::Args),
     Connections(connections::Args),
+    Listeners(listeners::Args),
+    Causes(causes::Args),
+    Syscalls(syscalls::Args),
+    Overhead(overhead::Args),
+    Probe(probe::Args),
+    Verdicts(verdicts::Args),
+    Explain(explain::Args),
+    Check(check::Args),
+    Test(test::Args),
+    Backtest(backtest::Args),
+    Load(Box<load::Args>),
+    Runs(runs::Args),
+    Run(runs::One),
     Sql(sql::Args),
     Completions(completions::Args),
 }
@@ -55,6 +91,8 @@ enum Failure {
     Undone(anyhow::Error),
     /// What was asked about does not hold; the output says what.
     DoesNotHold,
+    /// Whether it holds cannot be told; the output says why.
+    Unknown,
     /// Whoever read our output has seen enough. That is no failure to anyone.
     NobodyReads,
 }
@@ -86,12 +124,26 @@ pub fn run() -> ExitCode {
         Command::Nodes(args) => client::block_on(nodes::run(args)),
         Command::Ledger(args) => client::block_on(ledger::run(args)),
         Command::Connections(args) => client::block_on(connections::run(args)),
+        Command::Listeners(args) => client::block_on(listeners::run(args)),
+        Command::Causes(args) => client::block_on(causes::run(args)),
+        Command::Syscalls(args) => client::block_on(syscalls::run(args)),
+        Command::Overhead(args) => client::block_on(overhead::run(args)),
+        Command::Load(args) => client::block_on(load::run(*args)),
+        Command::Runs(args) => client::block_on(runs::run(args)),
+        Command::Run(args) => client::block_on(runs::one(args)),
+        Command::Probe(args) => client::block_on(probe::run(args)),
+        Command::Verdicts(args) => client::block_on(verdicts::run(args)),
+        Command::Explain(args) => client::block_on(explain::run(args)),
+        Command::Check(args) => client::block_on(check::run(args)),
+        Command::Test(args) => test::run(&args),
+        Command::Backtest(args) => client::block_on(backtest::run(args)),
         Command::Sql(args) => client::block_on(sql::run(args)),
         Command::Completions(args) => completions::run(&args),
     };
     let (code, error) = match outcome {
         Ok(()) | Err(Failure::NobodyReads) => return ExitCode::SUCCESS,
         Err(Failure::DoesNotHold) => return ExitCode::from(1),
+        Err(Failure::Unknown) => return ExitCode::from(3),
         Err(Failure::Usage(error)) => (2, error),
         Err(Failure::Undone(error)) => (4, error),
     };

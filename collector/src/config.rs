@@ -1,6 +1,7 @@
 //! What `holdfast serve` runs with. A setting comes from its flag, else its environment variable, else the file that
 //! `--config` names, else its default; every source takes the same text for the same setting, and no file is needed.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 use crate::store::server::Server;
+use crate::store::{rollups, schema};
 
 /// Where the agents and the CLI dial.
 const LISTEN: &str = "127.0.0.1:7443";
@@ -18,11 +20,7 @@ const LISTEN: &str = "127.0.0.1:7443";
 /// Where `/metrics` and `/healthz` answer.
 const WEB: &str = "127.0.0.1:7070";
 
-/// How long rows are kept.
-const RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
-
-/// A partition is a day: nothing shorter can be kept.
-const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 3600);
+const DAY_S: u64 = 24 * 3600;
 
 /// An agent's batch has up to 1 MiB. One that is larger than the limit is sent again for ever, and what is behind it
 /// never comes.
@@ -53,9 +51,20 @@ pub struct Settings {
     #[arg(long, env = "HOLDFAST_STORE", value_name = "STORE", hide_env_values = true)]
     pub store: Option<String>,
 
-    /// How long rows are kept, at least 1d [default: 30d]
-    #[arg(long, env = "HOLDFAST_RETENTION", value_name = "TIME")]
-    pub retention: Option<Span>,
+    /// Cluster that the ClickHouse server is one of: tables are then replicated and distributed over all of it.
+    /// A name, or a macro of the servers such as {cluster}
+    #[arg(long, env = "HOLDFAST_STORE_CLUSTER", value_name = "NAME")]
+    pub store_cluster: Option<String>,
+
+    /// How long rows are kept, from 1d to 3650d; a table may have a time of its own: 30d,gaps=365d,ledger=7d
+    /// [default: 30d]
+    #[arg(
+        long,
+        env = "HOLDFAST_RETENTION",
+        value_name = "[TABLE=]TIME",
+        value_delimiter = ','
+    )]
+    pub retention: Vec<Keep>,
 
     /// Largest message that an agent may send, in bytes [default: 4194304]
     #[arg(long, env = "HOLDFAST_MAX_BATCH_BYTES", value_name = "BYTES")]
@@ -69,9 +78,19 @@ pub struct Settings {
     #[arg(long, env = "HOLDFAST_GATHER_INTERVAL", value_name = "TIME")]
     pub gather_interval: Option<Span>,
 
-    /// Memory for batches that are not stored yet, in bytes; past it agents wait [default: 268435456]
+    /// Memory for batches that are not stored yet, in bytes, in equal shares for the agents; past its share an agent
+    /// waits [default: 268435456]
     #[arg(long, env = "HOLDFAST_GATHER_BYTES", value_name = "BYTES")]
     pub gather_bytes: Option<usize>,
+
+    /// Agents that may be connected at once [default: 1000]
+    #[arg(long, env = "HOLDFAST_MAX_AGENTS", value_name = "COUNT")]
+    pub max_agents: Option<usize>,
+
+    /// Folder with assertions (files that end in .yaml) that are judged all the time; changes are taken up by themselves,
+    /// and at SIGHUP [default: none]
+    #[arg(long, env = "HOLDFAST_ASSERTIONS", value_name = "DIR")]
+    pub assertions: Option<PathBuf>,
 }
 
 /// What `holdfast serve` runs with, complete.
@@ -80,8 +99,10 @@ pub struct Config {
     pub listen: SocketAddr,
     pub web: SocketAddr,
     pub store: StoreLocation,
-    pub retention: Duration,
+    pub retention: Retention,
     pub limits: Limits,
+    /// A folder; `None`: nothing is judged.
+    pub assertions: Option<PathBuf>,
 }
 
 /// What bounds the ingest path.
@@ -96,6 +117,8 @@ pub struct Limits {
     /// Of all batches that were read and are not stored, as they lie in memory. An agent whose next batch finds no
     /// room is not read until there is.
     pub gather_bytes: usize,
+    /// Connected at once. Beside the room, each may hold one message that is not decoded yet.
+    pub max_agents: usize,
 }
 
 impl Default for Limits {
@@ -108,6 +131,8 @@ impl Default for Limits {
             gather_interval: Duration::from_millis(500),
             // Two blocks of the largest size in flight, at 250 bytes a row, five times over.
             gather_bytes: 256 << 20,
+            // A quarter of a megabyte of room for each, about one batch.
+            max_agents: 1000,
         }
     }
 }
@@ -118,7 +143,11 @@ pub enum StoreLocation {
     /// ClickHouse as a library, with its data in this folder.
     Embedded(PathBuf),
     /// A ClickHouse server by its HTTP interface.
-    Server(String),
+    Server {
+        url: String,
+        /// The cluster that the tables lie on, if not on this server alone.
+        cluster: Option<String>,
+    },
 }
 
 impl FromStr for StoreLocation {
@@ -129,7 +158,10 @@ impl FromStr for StoreLocation {
             Some(("embedded", "")) => Err("`embedded:` names no folder; write embedded:DIR".to_owned()),
             Some(("embedded", folder)) => Ok(Self::Embedded(PathBuf::from(folder))),
             Some(("http" | "https", _)) => match Server::new(text, None) {
-                Ok(_) => Ok(Self::Server(text.to_owned())),
+                Ok(_) => Ok(Self::Server {
+                    url: text.to_owned(),
+                    cluster: None,
+                }),
                 Err(error) => Err(error.to_string()),
             },
             _ => Err(format!(
@@ -140,11 +172,36 @@ impl FromStr for StoreLocation {
     }
 }
 
+impl StoreLocation {
+    fn in_cluster(self, name: Option<String>) -> Result<Self, String> {
+        let Some(name) = name else { return Ok(self) };
+        match self {
+            Self::Embedded(_) => Err(format!(
+                "store_cluster is {name}, and the embedded store is no cluster; name one of its servers with --store http://..."
+            )),
+            Self::Server { url, .. } => {
+                Server::new(&url, None)
+                    .map_err(|error| error.to_string())?
+                    .in_cluster(&name)
+                    .map_err(|error| error.to_string())?;
+                Ok(Self::Server {
+                    url,
+                    cluster: Some(name),
+                })
+            }
+        }
+    }
+}
+
 impl fmt::Display for StoreLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Embedded(folder) => write!(f, "embedded:{}", folder.display()),
-            Self::Server(url) => f.write_str(&without_password(url)),
+            Self::Server { url, cluster: None } => f.write_str(&without_password(url)),
+            Self::Server {
+                url,
+                cluster: Some(cluster),
+            } => write!(f, "{} (cluster {cluster})", without_password(url)),
         }
     }
 }
@@ -179,6 +236,96 @@ impl FromStr for Span {
     }
 }
 
+/// One rule of `retention`: `30d` for every table, or `gaps=365d` for one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// `None`: every table without a rule of its own.
+    table: Option<&'static str>,
+    days: u32,
+}
+
+impl FromStr for Keep {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (table, time) = match text.split_once('=') {
+            None => (None, text),
+            Some((name, time)) => {
+                let Some(table) = schema::table_called(name.trim()) else {
+                    let known = schema::RETAINED.map(|(_, called)| called).join(", ");
+                    return Err(format!(
+                        "there is no table `{}`; the tables are {known}",
+                        name.trim()
+                    ));
+                };
+                (Some(table), time)
+            }
+        };
+        let Span(time) = time.trim().parse()?;
+        let days = time.as_secs() / DAY_S;
+        match u32::try_from(days) {
+            Ok(days @ 1..=schema::RETENTION_DAYS_MAX) => Ok(Self { table, days }),
+            _ => Err(format!(
+                "`{}` is not between 1d and {}d; rows are dropped by whole days",
+                text.trim(),
+                schema::RETENTION_DAYS_MAX
+            )),
+        }
+    }
+}
+
+/// How long the rows of each table are kept, in days. The rollup is kept as long as what it is made of: what it lacks
+/// of that it would be given again and again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retention {
+    days: u32,
+    /// Tables with a time of their own.
+    by_table: BTreeMap<&'static str, u32>,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            days: schema::RETENTION_DAYS,
+            by_table: BTreeMap::new(),
+        }
+    }
+}
+
+impl Retention {
+    fn of(rules: &[Keep]) -> Result<Self, ConfigError> {
+        let mut days = None;
+        let mut by_table = BTreeMap::new();
+        for rule in rules {
+            let earlier = match rule.table {
+                None => days.replace(rule.days),
+                Some(table) => by_table.insert(table, rule.days),
+            };
+            if earlier.is_some() {
+                let of = rule.table.unwrap_or("all tables");
+                return Err(ConfigError::Retention { of });
+            }
+        }
+        let retention = Self {
+            days: days.unwrap_or(schema::RETENTION_DAYS),
+            by_table,
+        };
+        let (raw, rollup) = (schema::CONNECTION_RECORDS.name, rollups::TABLE);
+        if retention.days(rollup) < retention.days(raw) {
+            return Err(ConfigError::RollupRetention {
+                rollup: retention.days(rollup),
+                raw: retention.days(raw),
+            });
+        }
+        Ok(retention)
+    }
+
+    /// Of one table, by the table's own name.
+    pub fn days(&self, table: &str) -> u32 {
+        self.by_table.get(table).copied().unwrap_or(self.days)
+    }
+}
+
 /// What is wrong with the settings; every message is one line that names the place.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
@@ -193,6 +340,12 @@ pub enum ConfigError {
     },
     #[error("{0}")]
     Store(String),
+    #[error("retention has two times for {of}; give one")]
+    Retention { of: &'static str },
+    #[error(
+        "retention keeps connections_1m for {rollup}d, less than the connections that it is made of ({raw}d); give it {raw}d or more"
+    )]
+    RollupRetention { rollup: u32, raw: u32 },
     #[error("{setting} is {value}, which is {fault}")]
     Value {
         setting: &'static str,
@@ -230,11 +383,18 @@ impl Settings {
             listen: self.listen.or(other.listen),
             web: self.web.or(other.web),
             store: self.store.or(other.store),
-            retention: self.retention.or(other.retention),
+            store_cluster: self.store_cluster.or(other.store_cluster),
+            retention: if self.retention.is_empty() {
+                other.retention
+            } else {
+                self.retention
+            },
             max_batch_bytes: self.max_batch_bytes.or(other.max_batch_bytes),
             gather_rows: self.gather_rows.or(other.gather_rows),
             gather_interval: self.gather_interval.or(other.gather_interval),
             gather_bytes: self.gather_bytes.or(other.gather_bytes),
+            max_agents: self.max_agents.or(other.max_agents),
+            assertions: self.assertions.or(other.assertions),
         }
     }
 
@@ -250,8 +410,8 @@ impl Settings {
                 .gather_interval
                 .map_or(default.gather_interval, |span| span.0),
             gather_bytes: self.gather_bytes.unwrap_or(default.gather_bytes),
+            max_agents: self.max_agents.unwrap_or(default.max_agents),
         };
-        let retention = self.retention.map_or(RETENTION, |span| span.0);
         let fault = |setting, value: &dyn fmt::Display, fault| {
             Err(ConfigError::Value {
                 setting,
@@ -259,14 +419,6 @@ impl Settings {
                 fault,
             })
         };
-        if retention < SHORTEST_RETENTION {
-            let retention = humantime::format_duration(retention);
-            return fault(
-                "retention",
-                &retention,
-                "shorter than a day; rows are dropped by whole days",
-            );
-        }
         if !(LEAST_BATCH_BYTES..=MOST_BATCH_BYTES).contains(&limits.max_batch_bytes) {
             return fault(
                 "max_batch_bytes",
@@ -285,6 +437,9 @@ impl Settings {
             let fault_text = "not between 16 times max_batch_bytes and 4 GiB";
             return fault("gather_bytes", &limits.gather_bytes, fault_text);
         }
+        if !(1..=100_000).contains(&limits.max_agents) {
+            return fault("max_agents", &limits.max_agents, "not between 1 and 100000");
+        }
         Ok(Config {
             listen: self
                 .listen
@@ -292,12 +447,16 @@ impl Settings {
             web: self
                 .web
                 .unwrap_or_else(|| WEB.parse().expect("the default is an address")),
-            store: match self.store {
-                Some(text) => text.parse().map_err(ConfigError::Store)?,
-                None => store()?,
+            store: match (self.store, self.store_cluster) {
+                (Some(text), cluster) => text
+                    .parse()
+                    .and_then(|store: StoreLocation| store.in_cluster(cluster))
+                    .map_err(ConfigError::Store)?,
+                (None, cluster) => store()?.in_cluster(cluster).map_err(ConfigError::Store)?,
             },
-            retention,
+            retention: Retention::of(&self.retention)?,
             limits,
+            assertions: self.assertions,
         })
     }
 
@@ -350,11 +509,17 @@ impl Settings {
             "listen" => self.listen = parsed(value)?,
             "web" => self.web = parsed(value)?,
             "store" => self.store = parsed::<StoreLocation>(value)?.map(|_| value.to_owned()),
-            "retention" => self.retention = parsed(value)?,
+            "store_cluster" => self.store_cluster = parsed(value)?,
+            "retention" => {
+                let rules = value.split(',').map(|rule| rule.trim().parse());
+                self.retention = rules.collect::<Result<_, _>>().map_err(SettingError::Value)?;
+            }
             "max_batch_bytes" => self.max_batch_bytes = parsed(value)?,
             "gather_rows" => self.gather_rows = parsed(value)?,
             "gather_interval" => self.gather_interval = parsed(value)?,
             "gather_bytes" => self.gather_bytes = parsed(value)?,
+            "max_agents" => self.max_agents = parsed(value)?,
+            "assertions" => self.assertions = parsed(value)?,
             _ => return Err(SettingError::Unknown),
         }
         Ok(())
@@ -367,15 +532,18 @@ enum SettingError {
 }
 
 /// The keys of a file of settings.
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 11] = [
     "listen",
     "web",
     "store",
+    "store_cluster",
     "retention",
     "max_batch_bytes",
     "gather_rows",
     "gather_interval",
     "gather_bytes",
+    "max_agents",
+    "assertions",
 ];
 
 fn unknown_key(name: &str) -> String {
@@ -465,7 +633,9 @@ mod tests {
         for key in KEYS {
             let outcome = Settings::default().set(key, "\0");
             assert!(
-                matches!(outcome, Err(SettingError::Value(_))) || key == "store",
+                matches!(outcome, Err(SettingError::Value(_)))
+                    || key.starts_with("store")
+                    || key == "assertions",
                 "{key}"
             );
         }
@@ -504,7 +674,7 @@ mod tests {
         assert_eq!(config.listen, "127.0.0.1:1".parse().unwrap());
         assert_eq!(config.web, "127.0.0.1:3".parse().unwrap());
         assert_eq!(config.limits.gather_rows, 5);
-        assert_eq!(config.retention, Duration::from_secs(2 * 86_400));
+        assert_eq!(config.retention.days("connection_records"), 2);
         assert_eq!(config.limits.gather_interval, Duration::from_millis(500));
     }
 
@@ -513,7 +683,7 @@ mod tests {
         let config = Settings::default().complete(somewhere).unwrap();
         assert_eq!(config.listen.to_string(), LISTEN);
         assert_eq!(config.web.to_string(), WEB);
-        assert_eq!(config.retention, RETENTION);
+        assert_eq!(config.retention.days("connection_records"), 30);
         assert_eq!(config.limits, Limits::default());
     }
 
@@ -528,14 +698,91 @@ mod tests {
             error.to_string(),
             "gather_rows is 0, which is not between 1 and 1000000"
         );
-        let settings = Settings {
-            retention: Some("1h".parse().unwrap()),
-            ..Settings::default()
+    }
+
+    fn keep(rules: &str) -> Result<Retention, String> {
+        let mut settings = Settings::default();
+        match settings.set("retention", rules) {
+            Ok(()) => {}
+            Err(SettingError::Value(message)) => return Err(message),
+            Err(SettingError::Unknown) => panic!("retention is a key"),
+        }
+        match settings.complete(somewhere) {
+            Ok(config) => Ok(config.retention),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn each_table_may_be_kept_for_a_time_of_its_own() {
+        let retention = keep("30d, gaps=365d,ledger_samples=7d").unwrap();
+        for (table, days) in [
+            ("connection_records", 30),
+            ("gap_records", 365),
+            ("ledger_samples", 7),
+            ("agent_samples", 30),
+        ] {
+            assert_eq!(retention.days(table), days, "{table}");
+        }
+        assert_eq!(keep("connections=3d").unwrap().days("gap_records"), 30);
+    }
+
+    #[test]
+    fn a_retention_that_cannot_be_is_refused() {
+        for (rules, message) in [
+            (
+                "1h",
+                "`1h` is not between 1d and 3650d; rows are dropped by whole days",
+            ),
+            (
+                "gaps=4000d",
+                "`gaps=4000d` is not between 1d and 3650d; rows are dropped by whole days",
+            ),
+            (
+                "gap=1d",
+                "there is no table `gap`; the tables are connections, connections_1m, gaps, nodes, agent_samples, ledger, \
+                 open_connections, listeners, refused_batches, syscalls, overhead, namespaces, peers, probe_reports, cgroups, \
+                 verdicts, runs, \
+                 load_samples, attempt_causes",
+            ),
+            ("gaps=", "`` is no length of time; write it like 500ms, 5m or 30d"),
+            (
+                "gaps=1d,gap_records=2d",
+                "retention has two times for gap_records; give one",
+            ),
+            (
+                "30d,connections_1m=7d",
+                "retention keeps connections_1m for 7d, less than the connections that it is made of (30d); give it 30d or more",
+            ),
+            ("1d,2d", "retention has two times for all tables; give one"),
+        ] {
+            assert_eq!(keep(rules).unwrap_err(), message, "{rules}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_needs_a_server() {
+        let config = |store: &str, cluster: &str| {
+            let settings = Settings {
+                store: Some(store.to_owned()),
+                store_cluster: Some(cluster.to_owned()),
+                ..Settings::default()
+            };
+            settings
+                .complete(somewhere)
+                .map(|config| config.store.to_string())
         };
-        let error = settings.complete(somewhere).unwrap_err();
         assert_eq!(
-            error.to_string(),
-            "retention is 1h, which is shorter than a day; rows are dropped by whole days"
+            config("http://db:8123/h", "{cluster}").unwrap(),
+            "http://db:8123/h (cluster {cluster})"
+        );
+        assert_eq!(
+            config("embedded:/x", "prod").unwrap_err().to_string(),
+            "store_cluster is prod, and the embedded store is no cluster; name one of its servers with --store http://..."
+        );
+        assert_eq!(
+            config("http://db:8123/h", "a b").unwrap_err().to_string(),
+            "\"a b\" cannot be the name of a cluster: use letters, digits, - and _, or a macro such as {cluster}"
         );
     }
 

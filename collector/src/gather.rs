@@ -2,34 +2,46 @@
 //! store takes blocks, and only then the agents get their acknowledgements.
 //!
 //! Two tasks: one builds the next group of blocks while the other inserts the one before it. Memory is bounded by
-//! room that a parcel takes on its way in and gives back once it is settled; an agent whose parcel finds no room is
-//! not read. Groups are inserted in order, so an agent's batches become durable in its order, except that batches of
+//! room that a parcel takes on its way in and gives back once it is settled (`room`); an agent whose parcel finds no
+//! room is not read. Groups are inserted in order, so an agent's batches become durable in its order, except that batches of
 //! different days or tables within one group may change places.
 //!
 //! A parcel is never split. A block has the rows of one table and one day, so it becomes one part, atomically.
 
-mod encode;
+pub mod encode;
 mod group;
+pub mod room;
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use bytes::Bytes;
 use holdfast_proto::v1::{
-    Acknowledgement, CollectorMessage, Gap, Refusal, Stream, StreamCounters, collector_message::Body,
+    Acknowledgement, CollectorMessage, Gap, Overhead, Refusal, Stream, StreamCounters,
+    collector_message::Body,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::claims::{Claims, LEASE, Lease};
+use crate::clock::WallClock;
 use crate::config::Limits;
 use crate::health::Health;
 use crate::ingest::agent::Agent;
-use crate::ingest::decode::{AgentSample, Connections};
+use crate::ingest::decode::{
+    self, AgentSample, Cgroups, Connections, Listeners, Namespaces, OpenConnections, Peers, Rows, Syscalls,
+};
 use crate::metrics::{Metrics, refusal};
-use crate::store::schema::{AGENT_SAMPLES, CONNECTION_RECORDS, GAP_RECORDS, LEDGER_SAMPLES, NODE_SESSIONS};
-use crate::store::{Block, Store, StoreError};
+use crate::quarantine::{self, Quarantine, RefusedName};
+use crate::rollup::Minutes;
+use crate::store::layout::Layout;
+use crate::store::{Store, StoreError};
 use group::{Group, OpenGroup};
+use room::{Room, Rooms, Share};
 
 /// The first pause before a block is tried again; each is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -40,15 +52,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Parcels between the agents' tasks and the gathering one. Room bounds their memory; this only saves wake-ups.
 const QUEUE: usize = 64;
 
-/// The tables that rows go to.
-pub const TABLES: [&str; 5] = [
-    AGENT_SAMPLES.name,
-    CONNECTION_RECORDS.name,
-    GAP_RECORDS.name,
-    LEDGER_SAMPLES.name,
-    NODE_SESSIONS.name,
-];
-
 /// What is delivered at once and settled at once.
 pub struct Parcel {
     pub agent: Arc<Agent>,
@@ -56,7 +59,7 @@ pub struct Parcel {
     /// `None` for what is not acknowledged.
     pub receipt: Option<Receipt>,
     /// Memory that the parcel occupies, given back when it is dropped.
-    _room: OwnedSemaphorePermit,
+    _room: Room,
 }
 
 /// What a batch is called within its agent and stream, and the start of the machine that it is from.
@@ -78,9 +81,39 @@ pub enum Content {
         batch: BatchName,
         gaps: Vec<Gap>,
     },
+    OpenConnections {
+        batch: BatchName,
+        look: Box<OpenConnections>,
+    },
+    Listeners {
+        batch: BatchName,
+        look: Listeners,
+    },
+    Namespaces {
+        batch: BatchName,
+        look: Namespaces,
+    },
+    Cgroups {
+        batch: BatchName,
+        look: Cgroups,
+    },
+    Peers {
+        batch: BatchName,
+        look: Peers,
+    },
+    Syscalls {
+        batch: BatchName,
+        columns: Box<Syscalls>,
+    },
+    Overhead {
+        batch: BatchName,
+        intervals: Vec<Overhead>,
+    },
     Ledger {
         epoch: u64,
         observed_at_ns: i64,
+        /// Nothing of this start will change any more.
+        is_final: bool,
         counters: Vec<StreamCounters>,
     },
     Sample {
@@ -96,10 +129,32 @@ pub enum Content {
 }
 
 impl Content {
-    fn rows(&self) -> usize {
+    /// The rows of a batch.
+    pub fn of(batch: BatchName, rows: Rows) -> Self {
+        match rows {
+            Rows::Connections(columns) => Self::Connections { batch, columns },
+            Rows::Gaps(gaps) => Self::Gaps { batch, gaps },
+            Rows::Syscalls(columns) => Self::Syscalls { batch, columns },
+            Rows::OpenConnections(look) => Self::OpenConnections { batch, look },
+            Rows::Listeners(look) => Self::Listeners { batch, look },
+            Rows::Overhead(intervals) => Self::Overhead { batch, intervals },
+            Rows::Namespaces(look) => Self::Namespaces { batch, look },
+            Rows::Peers(look) => Self::Peers { batch, look },
+            Rows::Cgroups(look) => Self::Cgroups { batch, look },
+        }
+    }
+
+    pub fn rows(&self) -> usize {
         match self {
             Self::Connections { columns, .. } => columns.rows,
             Self::Gaps { gaps, .. } => gaps.len(),
+            Self::OpenConnections { look, .. } => look.connections.rows,
+            Self::Listeners { look, .. } => look.listeners.len(),
+            Self::Namespaces { look, .. } => look.namespaces.len(),
+            Self::Peers { look, .. } => look.peers.len(),
+            Self::Cgroups { look, .. } => look.cgroups.len(),
+            Self::Syscalls { columns, .. } => columns.rows,
+            Self::Overhead { intervals, .. } => intervals.len(),
             Self::Ledger { counters, .. } => counters.len(),
             Self::Sample { .. } | Self::Session { .. } => 1,
         }
@@ -109,6 +164,13 @@ impl Content {
         match self {
             Self::Connections { columns, .. } => columns.heap_bytes(),
             Self::Gaps { gaps, .. } => gaps.len() * size_of::<Gap>(),
+            Self::OpenConnections { look, .. } => look.connections.heap_bytes(),
+            Self::Listeners { look, .. } => look.heap_bytes(),
+            Self::Namespaces { look, .. } => look.heap_bytes(),
+            Self::Peers { look, .. } => look.heap_bytes(),
+            Self::Cgroups { look, .. } => look.heap_bytes(),
+            Self::Syscalls { columns, .. } => columns.heap_bytes(),
+            Self::Overhead { intervals, .. } => decode::overhead_bytes(intervals),
             Self::Ledger { counters, .. } => counters.len() * size_of::<StreamCounters>(),
             Self::Sample { .. } | Self::Session { .. } => 0,
         }
@@ -121,8 +183,21 @@ pub struct Receipt {
     pub stream: Stream,
     pub sequence: u64,
     pub replies: mpsc::Sender<Reply>,
+    /// The batch as it travelled. Its decoded columns hold on to it in any case.
+    pub encoded: Bytes,
     /// The batch's place among those that its agent may have in flight.
     pub slot: OwnedSemaphorePermit,
+    /// Ends the stream that the batch came on.
+    pub lost: mpsc::Sender<Loss>,
+}
+
+/// Why batches were dropped without an answer, and the stream that they came on ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Another collector has the agent.
+    TakenOver,
+    /// Whether they are stored is not known here: they were in one block with batches of an agent that was taken over.
+    InDoubt,
 }
 
 /// An answer to an agent. The channel that carries it has a place for every slot, so sending never waits.
@@ -133,6 +208,20 @@ pub struct Reply {
 }
 
 impl Receipt {
+    /// Tells the agent that the batch is in the store.
+    pub fn acknowledge(self) {
+        let acknowledgement = Acknowledgement {
+            stream: self.stream.into(),
+            sequences: vec![self.sequence],
+            epoch: self.epoch,
+        };
+        send(
+            &self.replies,
+            Body::Acknowledgement(acknowledgement),
+            Some(self.slot),
+        );
+    }
+
     /// Tells the agent that the batch will never be stored.
     pub fn refuse(self, reason: String) {
         let refusal = Refusal {
@@ -158,25 +247,29 @@ fn send(replies: &mpsc::Sender<Reply>, body: Body, slot: Option<OwnedSemaphorePe
 #[derive(Clone)]
 pub struct Intake {
     parcels: mpsc::Sender<Parcel>,
-    room: Arc<Semaphore>,
-    room_bytes: usize,
-    metrics: Arc<Metrics>,
+    pub rooms: Rooms,
+    pub quarantine: Quarantine,
+    pub claims: Claims,
 }
 
 impl Intake {
-    /// Waits for room and hands the parcel over.
-    pub async fn put(&self, agent: &Arc<Agent>, content: Content, receipt: Option<Receipt>) {
-        let bytes = (size_of::<Parcel>() + content.heap_bytes()).min(self.room_bytes);
-        let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let room = self
-            .room
-            .clone()
-            .acquire_many_owned(permits)
-            .await
-            .expect("the room is never closed");
-        self.metrics
-            .gathered_bytes
-            .set((self.room_bytes - self.room.available_permits()) as i64);
+    /// Waits for room and hands over what is not acknowledged.
+    pub async fn put(&self, agent: &Arc<Agent>, share: &Arc<Share>, content: Content) {
+        let bytes = size_of::<Parcel>() + content.heap_bytes();
+        let room = self.rooms.take(share, bytes).await;
+        self.put_into(room, agent, content, None).await;
+    }
+
+    /// Hands over what has room already.
+    pub async fn put_into(
+        &self,
+        mut room: Room,
+        agent: &Arc<Agent>,
+        content: Content,
+        receipt: Option<Receipt>,
+    ) {
+        let encoded_bytes = receipt.as_ref().map_or(0, |receipt| receipt.encoded.len());
+        room.shrink_to(size_of::<Parcel>() + content.heap_bytes() + encoded_bytes);
         let parcel = Parcel {
             agent: agent.clone(),
             content,
@@ -194,25 +287,37 @@ pub fn start(
     limits: Limits,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
+    minutes: Minutes,
+    clock: WallClock,
 ) -> (Intake, JoinHandle<()>) {
     let (parcels, incoming) = mpsc::channel(QUEUE);
     let (groups, due) = mpsc::channel(1);
-    let room = Arc::new(Semaphore::new(limits.gather_bytes));
+    let rooms = Rooms::new(limits.gather_bytes, metrics.clone());
+    let (quarantine, set_aside) = quarantine::start(store.clone(), metrics.clone(), clock);
+    let claims = Claims::start(store.clone());
     let intake = Intake {
         parcels,
-        room: room.clone(),
-        room_bytes: limits.gather_bytes,
-        metrics: metrics.clone(),
+        rooms: rooms.clone(),
+        quarantine: quarantine.clone(),
+        claims: claims.clone(),
     };
     let settling = Settling {
         store,
         metrics,
         health,
-        room,
-        room_bytes: limits.gather_bytes,
+        minutes,
+        rooms,
+        quarantine,
+        claims: claims.clone(),
     };
     tokio::spawn(gather(incoming, limits, groups));
-    (intake, tokio::spawn(settling.run(due)))
+    let settled = async move {
+        settling.run(due).await;
+        claims.release().await;
+        // It failed only if it panicked, which was said.
+        let _ = set_aside.await;
+    };
+    (intake, tokio::spawn(settled))
 }
 
 /// Builds groups and hands each over when it is due. Waits when two groups are ahead of it.
@@ -221,7 +326,7 @@ async fn gather(mut incoming: mpsc::Receiver<Parcel>, limits: Limits, groups: mp
     loop {
         let parcel = match open.due_at() {
             None => incoming.recv().await,
-            Some(due_at) => match tokio::time::timeout_at(due_at.into(), incoming.recv()).await {
+            Some(due_at) => match tokio::time::timeout_at(due_at, incoming.recv()).await {
                 Ok(parcel) => parcel,
                 Err(_) => {
                     if groups.send(open.take()).await.is_err() {
@@ -248,35 +353,71 @@ struct Settling {
     store: Arc<dyn Store>,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
-    room: Arc<Semaphore>,
-    room_bytes: usize,
+    minutes: Minutes,
+    rooms: Rooms,
+    quarantine: Quarantine,
+    claims: Claims,
+}
+
+/// Why a block is not stored.
+enum Unsettled {
+    /// The store refuses it for its content; the text says why.
+    Refused(String),
+    /// Other collectors have these agents. Nothing of the block is stored, unless an earlier attempt had an unknown
+    /// outcome.
+    Lost {
+        agents: BTreeSet<String>,
+        is_unknown: bool,
+    },
+    /// It does not reach the store within a lease. Nothing of it is stored.
+    Late,
 }
 
 impl Settling {
     async fn run(self, mut due: mpsc::Receiver<Group>) {
         while let Some(group) = due.recv().await {
             for parcels in group.blocks {
+                self.rooms.insert_began(Instant::now());
                 self.settle(parcels).await;
-                self.metrics
-                    .gathered_bytes
-                    .set((self.room_bytes - self.room.available_permits()) as i64);
+                self.rooms.insert_ended(Instant::now());
+                self.rooms.show();
             }
         }
     }
 
     /// Stores the parcels of one block. When the store refuses the block, halves of it are tried until what it
-    /// refuses is a single parcel: that one is refused, the others are stored, in order.
+    /// refuses is a single parcel: that one is refused, the others are stored, in order. So are halves of a block that
+    /// is too large for the way to the store. What belongs to agents that
+    /// another collector has is dropped.
     async fn settle(&self, parcels: Vec<Parcel>) {
         let mut untried = vec![parcels];
         while let Some(mut parcels) = untried.pop() {
             match self.insert(&parcels).await {
-                Ok(()) => self.acknowledge(parcels),
-                Err(reason) if parcels.len() == 1 => {
+                Ok(()) => {
+                    self.tell_rollup(&parcels);
+                    self.acknowledge(parcels);
+                }
+                // Those of others may be stored, or come to be, under the token of the whole block: whoever asks the
+                // store then, and not we, knows.
+                Err(Unsettled::Lost {
+                    agents,
+                    is_unknown: true,
+                }) => self.let_go(parcels, &agents, true),
+                Err(Unsettled::Lost { agents, .. }) => {
+                    let (lost, kept) = parcels
+                        .into_iter()
+                        .partition(|parcel| agents.contains(&parcel.agent.id));
+                    self.let_go(lost, &agents, false);
+                    if !kept.is_empty() {
+                        untried.push(kept);
+                    }
+                }
+                Err(Unsettled::Refused(reason)) if parcels.len() == 1 => {
                     for parcel in parcels {
                         self.refuse(parcel, &reason);
                     }
                 }
-                Err(_) => {
+                Err(Unsettled::Refused(_) | Unsettled::Late) => {
                     let second_half = parcels.split_off(parcels.len() / 2);
                     untried.push(second_half);
                     untried.push(parcels);
@@ -285,16 +426,36 @@ impl Settling {
         }
     }
 
-    /// Inserts one block, however long the store is away. The error is why the store refuses it.
-    async fn insert(&self, parcels: &[Parcel]) -> Result<(), String> {
-        let (table, block) = encode::block(parcels).map_err(|error| error.to_string())?;
+    /// Inserts one block, however long the store is away.
+    async fn insert(&self, parcels: &[Parcel]) -> Result<(), Unsettled> {
+        let contents = parcels.iter().map(|parcel| (&*parcel.agent, &parcel.content));
+        let (table, mut block) =
+            encode::block(contents).map_err(|error| Unsettled::Refused(error.to_string()))?;
         let token = token(table, parcels);
-        let Block { rows, .. } = block;
-        let bytes = block.native.len();
+        let (rows, bytes) = (block.rows, block.native.len());
+        let mut is_unknown = false;
+        let mut times_late = 0;
         let mut pause = FIRST_PAUSE;
         loop {
             let started = Instant::now();
-            match self.store.insert(table, &token, block.clone()).await {
+            let inserted = match self.lease(parcels).await {
+                Ok(lease) if !lease.lost.is_empty() => {
+                    return Err(Unsettled::Lost {
+                        agents: lease.lost,
+                        is_unknown,
+                    });
+                }
+                Ok(lease) => {
+                    block.deadline_ms = lease.deadline_ms;
+                    let inserted = self.store.insert(table, &token, block.clone()).await;
+                    let is_known_absent = matches!(inserted, Err(StoreError::LeaseEnded))
+                        && self.store.layout() == Layout::OneServer;
+                    is_unknown |= inserted.is_err() && !is_known_absent;
+                    inserted
+                }
+                Err(error) => Err(error),
+            };
+            match inserted {
                 Ok(()) => {
                     if self.health.answered(Instant::now()) {
                         info!(table, rows, "the store is back");
@@ -302,11 +463,28 @@ impl Settling {
                     self.metrics.stored(table, rows, bytes, started.elapsed());
                     return Ok(());
                 }
-                Err(StoreError::Unavailable { message }) => {
+                Err(error @ (StoreError::Unavailable { .. } | StoreError::LeaseEnded)) => {
+                    let message = error.to_string();
                     self.metrics.store_unavailable.inc();
+                    if matches!(error, StoreError::LeaseEnded) {
+                        // The first time something may have paused, and its lease was not a new one.
+                        times_late += 1;
+                        if times_late > 1 && !is_unknown && parcels.len() > 1 {
+                            return Err(Unsettled::Late);
+                        }
+                        if times_late == 2 {
+                            warn!(
+                                table,
+                                rows,
+                                bytes,
+                                "the link to the store is too slow for a block within {LEASE:?}; it is tried again"
+                            );
+                        }
+                    }
                     if self.health.failed(&message) {
                         warn!(table, rows, %message, "the store is away; the rows wait");
                     }
+                    self.claims.read_the_clock_again();
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
@@ -320,8 +498,70 @@ impl Settling {
                 }
                 Err(StoreError::Rejected { code, message }) => {
                     self.metrics.store_rejected.inc();
-                    return Err(format!("the store refuses the rows (code {code}): {message}"));
+                    let reason = format!("the store refuses the rows (code {code}): {message}");
+                    return Err(Unsettled::Refused(reason));
                 }
+            }
+        }
+    }
+
+    /// What may be inserted now of a block. Of what agents report and never send again, whoever brings it, everything.
+    async fn lease(&self, parcels: &[Parcel]) -> Result<Lease, StoreError> {
+        let batches = parcels.iter().filter(|parcel| parcel.receipt.is_some());
+        let agents: BTreeSet<&str> = batches.map(|parcel| parcel.agent.id.as_str()).collect();
+        if agents.is_empty() {
+            return Ok(Lease::default());
+        }
+        self.claims.lease(agents).await
+    }
+
+    /// Drops batches without an answer and ends their streams: agents send them again, to whoever has them then. Other
+    /// collectors have the agents in `taken`. An agent that comes back before an insert with an unknown outcome has ended, as the store sees to it, waits for that.
+    fn let_go(&self, parcels: Vec<Parcel>, taken: &BTreeSet<String>, is_unknown: bool) {
+        let mut slots = Vec::new();
+        if is_unknown {
+            self.claims
+                .forget(parcels.iter().map(|parcel| parcel.agent.id.as_str()));
+        }
+        for parcel in parcels {
+            self.metrics.batches_lost.inc();
+            let loss = if taken.contains(&parcel.agent.id) {
+                Loss::TakenOver
+            } else {
+                Loss::InDoubt
+            };
+            if let Some(Receipt { lost, slot, .. }) = parcel.receipt {
+                // One is enough to end the stream.
+                let _ = lost.try_send(loss);
+                slots.push(slot);
+            }
+        }
+        if is_unknown {
+            let longest = self.claims.longest_lease();
+            tokio::spawn(async move {
+                tokio::time::sleep(longest).await;
+                drop(slots);
+            });
+        }
+    }
+
+    /// Says which minutes have more rows now.
+    fn tell_rollup(&self, parcels: &[Parcel]) {
+        for Parcel { agent, content, .. } in parcels {
+            match content {
+                Content::Connections { columns, .. } => {
+                    self.minutes.stored(&agent.node, &columns.recorded_at_ns);
+                    self.minutes.causes.attempts(&columns.recorded_at_ns);
+                }
+                Content::Namespaces { look, .. } => self.minutes.causes.evidence(look.observed_at_ns),
+                Content::Listeners { look, .. } => self.minutes.causes.evidence(look.observed_at_ns),
+                Content::Peers { look, .. } => self.minutes.causes.evidence(look.ended_at_ns),
+                Content::Sample {
+                    observed_at_ns,
+                    sample,
+                    ..
+                } if sample.spool_batches == 0 => self.minutes.delivered(&agent.node, *observed_at_ns),
+                _ => {}
             }
         }
     }
@@ -362,6 +602,13 @@ impl Settling {
             "rows refused by the store"
         );
         if let Some(receipt) = parcel.receipt {
+            let name = RefusedName {
+                epoch: receipt.epoch,
+                stream: receipt.stream.into(),
+                sequence: receipt.sequence,
+            };
+            self.quarantine
+                .set_aside(&parcel.agent, name, &receipt.encoded, reason);
             receipt.refuse(reason.to_owned());
         }
     }
@@ -398,9 +645,15 @@ fn token(table: &str, parcels: &[Parcel]) -> String {
         (salt, table).hash(&mut hasher);
         for Parcel { agent, content, .. } in parcels {
             let name = match content {
-                Content::Connections { batch, .. } | Content::Gaps { batch, .. } => {
-                    (batch.epoch, batch.sequence)
-                }
+                Content::Connections { batch, .. }
+                | Content::Gaps { batch, .. }
+                | Content::OpenConnections { batch, .. }
+                | Content::Listeners { batch, .. }
+                | Content::Overhead { batch, .. }
+                | Content::Namespaces { batch, .. }
+                | Content::Peers { batch, .. }
+                | Content::Cgroups { batch, .. }
+                | Content::Syscalls { batch, .. } => (batch.epoch, batch.sequence),
                 Content::Ledger {
                     epoch,
                     observed_at_ns,
@@ -461,12 +714,15 @@ mod tests {
             architecture: "x86_64".to_owned(),
             observed_netns: "all".to_owned(),
             missing_features: Vec::new(),
+            addresses: Vec::new(),
         };
         Parcel {
             agent: Arc::new(agent),
             content,
             receipt: None,
-            _room: Arc::new(Semaphore::new(1)).acquire_many_owned(1).await.unwrap(),
+            _room: Rooms::new(1, Arc::new(Metrics::new(&[]).unwrap()))
+                .take(&Arc::default(), 1)
+                .await,
         }
     }
 

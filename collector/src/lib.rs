@@ -7,17 +7,34 @@
 //!    acknowledges;
 //! 3. into the [`store`], the only place where there is SQL.
 //!
+//! What is refused on the way goes to [`quarantine`]. Where several collectors share a store, [`claims`] says whose an
+//! agent is.
+//!
+//! Beside that path, [`rollup`] has the minutes of what was stored added up, [`causes`] explains what failed, and
+//! [`engine`] judges what is declared ([`assertion`]) by what is stored.
+//!
+//! Work that agents do together is driven by [`runs`].
+//!
 //! People come in by [`cli`], [`query`] and [`web`].
 
+pub mod assertion;
+pub mod causes;
+pub mod claims;
 pub mod cli;
+pub mod clock;
 pub mod config;
+pub mod control;
+pub mod engine;
 pub mod filter;
 pub mod gather;
 pub mod health;
 pub mod ingest;
 pub mod metrics;
 pub mod port;
+pub mod quarantine;
 pub mod query;
+pub mod rollup;
+pub mod runs;
 pub mod serve;
 pub mod store;
 pub mod web;

@@ -1,14 +1,17 @@
 //! What the collector counts of itself, as Prometheus reads it. Every name, unit and bucket of `/metrics` is here.
 
+mod assertions;
+
 use std::time::Duration;
 
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Counter, Encoder, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 use crate::ingest::decode::Malformed;
+use assertions::Assertions;
 
 /// An insert takes 5 ms at least, for its part on disk, and seconds when the machine is in trouble.
 const INSERT_BUCKETS_S: [f64; 11] = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
@@ -23,9 +26,13 @@ pub mod refusal {
     pub const PROTOCOL: &str = "protocol";
     /// The store refused the rows.
     pub const STORE: &str = "store";
+    /// There are as many agents as may be.
+    pub const CROWD: &str = "crowd";
+    /// The batch was answered before, or was sent twice.
+    pub const REPLAYED: &str = "replayed";
 
     /// Every reason of this module.
-    pub(super) const ALL: [&str; 4] = [UNREADABLE, HELLO, PROTOCOL, STORE];
+    pub(super) const ALL: [&str; 6] = [UNREADABLE, HELLO, PROTOCOL, STORE, CROWD, REPLAYED];
 }
 
 /// The collector's counters. Those with a label are made at zero: what never happened can be told from what is not
@@ -36,7 +43,15 @@ pub struct Metrics {
     pub agents_connected: IntGauge,
     pub batches_received: IntCounter,
     pub batches_stored: IntCounter,
+    /// Batches that the store had already when they came.
+    pub batches_known: IntCounter,
+    /// Batches that were dropped before they were stored, because another collector has their agent now.
+    pub batches_lost: IntCounter,
     refusals: IntCounterVec,
+    /// Refused batches that are in `refused_batches`.
+    pub set_aside: IntCounter,
+    /// Refused batches that are not.
+    pub not_set_aside: IntCounter,
     rows_stored: IntCounterVec,
     bytes_stored: IntCounterVec,
     insert_seconds: HistogramVec,
@@ -46,7 +61,21 @@ pub struct Metrics {
     pub store_rejected: IntCounter,
     /// Memory of the batches that were read and are not stored.
     pub gathered_bytes: IntGauge,
+    window_bytes: IntGaugeVec,
     queries: IntCounterVec,
+    /// Minutes of nodes that the rollup is to compute.
+    pub rollup_waiting: IntGauge,
+    /// How long the oldest of them has been over.
+    pub rollup_lag_seconds: Gauge,
+    pub rollup_minutes: IntCounter,
+    pub rollup_seconds: Counter,
+    pub rollup_failures: IntCounter,
+    /// Times that more minutes waited than are remembered.
+    pub rollup_overflows: IntCounter,
+    pub assertions: Assertions,
+    /// Causes of attempts that were found, or found to be others.
+    pub causes_found: IntCounter,
+    pub causes_failures: IntCounter,
 }
 
 impl Metrics {
@@ -69,10 +98,27 @@ impl Metrics {
                 "holdfast_batches_stored_total",
                 "Batches that are in the store.",
             )?,
+            batches_known: IntCounter::new(
+                "holdfast_batches_known_total",
+                "Batches that were in the store already when they came, and were acknowledged again.",
+            )?,
+            batches_lost: IntCounter::new(
+                "holdfast_batches_taken_over_total",
+                "Batches that were dropped before they were stored: another collector has taken their agent over, and \
+                 is sent them again.",
+            )?,
             refusals: counters(
                 "holdfast_refusals_total",
                 "Batches and streams that were refused, by reason.",
                 "reason",
+            )?,
+            set_aside: IntCounter::new(
+                "holdfast_batches_set_aside_total",
+                "Refused batches that are in the table refused_batches.",
+            )?,
+            not_set_aside: IntCounter::new(
+                "holdfast_batches_not_set_aside_total",
+                "Refused batches that are counted only: too many of one agent, or the store did not take them.",
             )?,
             rows_stored: counters(
                 "holdfast_rows_stored_total",
@@ -104,10 +150,50 @@ impl Metrics {
                 "holdfast_gathered_bytes",
                 "Memory of the batches that were read and are not stored yet.",
             )?,
+            window_bytes: IntGaugeVec::new(
+                Opts::new(
+                    "holdfast_window_bytes",
+                    "What each connected agent may have in flight, encoded.",
+                ),
+                &["node", "agent"],
+            )?,
             queries: counters(
                 "holdfast_queries_total",
                 "Calls of people and their tools, by call.",
                 "call",
+            )?,
+            rollup_waiting: IntGauge::new(
+                "holdfast_rollup_waiting_minutes",
+                "Minutes of nodes that wait to be computed, those included that are not over.",
+            )?,
+            rollup_lag_seconds: Gauge::new(
+                "holdfast_rollup_lag_seconds",
+                "How long the oldest minute that waits to be computed has been over.",
+            )?,
+            rollup_minutes: IntCounter::new(
+                "holdfast_rollup_minutes_total",
+                "Minutes of nodes that were computed, those included that were computed again.",
+            )?,
+            rollup_seconds: Counter::new(
+                "holdfast_rollup_seconds_total",
+                "Time that computing minutes took.",
+            )?,
+            rollup_failures: IntCounter::new(
+                "holdfast_rollup_failures_total",
+                "Times that the rollup could not be computed, and is tried again.",
+            )?,
+            rollup_overflows: IntCounter::new(
+                "holdfast_rollup_overflows_total",
+                "Times that too many minutes waited, and were looked for in the store instead.",
+            )?,
+            assertions: Assertions::new(&registry)?,
+            causes_found: IntCounter::new(
+                "holdfast_causes_found_total",
+                "Causes of attempts that were found, those included that were found anew because more was known.",
+            )?,
+            causes_failures: IntCounter::new(
+                "holdfast_causes_failures_total",
+                "Times that causes could not be looked for, and are looked for again.",
             )?,
             registry,
         };
@@ -124,19 +210,32 @@ impl Metrics {
     }
 
     fn register(&self, build: Box<dyn prometheus::core::Collector>) -> Result<(), prometheus::Error> {
-        let collectors: [Box<dyn prometheus::core::Collector>; 12] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 25] = [
             build,
             Box::new(self.agents_connected.clone()),
             Box::new(self.batches_received.clone()),
             Box::new(self.batches_stored.clone()),
+            Box::new(self.batches_known.clone()),
+            Box::new(self.batches_lost.clone()),
             Box::new(self.refusals.clone()),
+            Box::new(self.set_aside.clone()),
+            Box::new(self.not_set_aside.clone()),
             Box::new(self.rows_stored.clone()),
             Box::new(self.bytes_stored.clone()),
             Box::new(self.insert_seconds.clone()),
             Box::new(self.store_unavailable.clone()),
             Box::new(self.store_rejected.clone()),
             Box::new(self.gathered_bytes.clone()),
+            Box::new(self.window_bytes.clone()),
             Box::new(self.queries.clone()),
+            Box::new(self.rollup_waiting.clone()),
+            Box::new(self.rollup_lag_seconds.clone()),
+            Box::new(self.rollup_minutes.clone()),
+            Box::new(self.rollup_seconds.clone()),
+            Box::new(self.rollup_failures.clone()),
+            Box::new(self.rollup_overflows.clone()),
+            Box::new(self.causes_found.clone()),
+            Box::new(self.causes_failures.clone()),
         ];
         collectors
             .into_iter()
@@ -155,6 +254,19 @@ impl Metrics {
         self.insert_seconds
             .with_label_values(&[table])
             .observe(took.as_secs_f64());
+    }
+
+    /// What an agent may have in flight.
+    pub fn window(&self, node: &str, agent_id: &str, bytes: u64) {
+        self.window_bytes
+            .with_label_values(&[node, agent_id])
+            .set(bytes as i64);
+    }
+
+    /// The agent is gone.
+    pub fn no_window(&self, node: &str, agent_id: &str) {
+        // It is not there if the agent left before it was welcome.
+        let _ = self.window_bytes.remove_label_values(&[node, agent_id]);
     }
 
     /// Somebody asked something.

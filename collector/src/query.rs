@@ -8,19 +8,31 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use holdfast_proto::v1::query_server::Query as QueryService;
-use holdfast_proto::v1::{Chunk, ConnectionsRequest, LedgerRequest, NodesRequest, SqlRequest};
+use holdfast_proto::v1::{
+    CausesRequest, CheckRequest, Chunk, ConnectionsRequest, ExplainRequest, LedgerRequest, ListenersRequest,
+    LoadMessage, NodesRequest, OverheadRequest, ProbesRequest, RunUpdate, RunsRequest, SetProbesRequest,
+    SetProbesResponse, SqlRequest, StopRunRequest, StopRunResponse, SyscallsRequest, VerdictsRequest,
+    load_message,
+};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
+use crate::assertion::problem::instead;
+use crate::clock::WallClock;
+use crate::control::{Control, ControlError};
+use crate::engine::check::{self, Extent};
+use crate::engine::run::SharedSet;
+use crate::engine::{explain, files};
 use crate::filter::Filter;
-use crate::ingest::now_ns;
 use crate::metrics::Metrics;
+use crate::runs::{self, Desk, Runs};
 use crate::store::condition::filterable;
+use crate::store::native::Column;
 use crate::store::questions::{self, Follower};
-use crate::store::{Access, Chunks, Query, Store, StoreError, schema};
+use crate::store::{self, Access, Chunks, Query, Store, StoreError, schema, verdicts};
 
 /// Largest part of an answer that is sent at once. Clients accept 4 MiB by default.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -37,19 +49,35 @@ const DEFAULT_FORMAT: &str = "TabSeparatedWithNames";
 /// People's side of the collector.
 pub struct Questions {
     pub store: Arc<dyn Store>,
+    pub control: Arc<Control>,
+    pub runs: Arc<Runs>,
     pub metrics: Arc<Metrics>,
+    pub clock: WallClock,
+    /// What is judged; none where nothing is.
+    pub assertions: Option<SharedSet>,
     /// True once the collector stops: answers end.
     pub stopping: watch::Receiver<bool>,
 }
 
 type Answer = Pin<Box<dyn Stream<Item = Result<Chunk, Status>> + Send>>;
+type Updates = Pin<Box<dyn Stream<Item = Result<RunUpdate, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl QueryService for Questions {
     type SqlStream = Answer;
     type ConnectionsStream = Answer;
+    type CausesStream = Answer;
+    type ListenersStream = Answer;
     type NodesStream = Answer;
     type LedgerStream = Answer;
+    type SyscallsStream = Answer;
+    type OverheadStream = Answer;
+    type ProbesStream = Answer;
+    type VerdictsStream = Answer;
+    type ExplainStream = Answer;
+    type CheckStream = Answer;
+    type LoadStream = Updates;
+    type RunsStream = Answer;
 
     async fn sql(&self, request: Request<SqlRequest>) -> Result<Response<Answer>, Status> {
         self.metrics.queried("sql");
@@ -75,11 +103,23 @@ impl QueryService for Questions {
             last_ns,
             follow,
             limit,
+            open,
         } = request.into_inner();
-        let filter = filter_of(&filter)?;
+        if open {
+            if follow {
+                return Err(Status::invalid_argument(
+                    "what is open cannot be followed: ask again, it is looked at every 10 s",
+                ));
+            }
+            let filter = filter_of(&filter, schema::open_connections())?;
+            return self
+                .ask(questions::open_connections(filter.as_ref(), limit))
+                .await;
+        }
+        let filter = filter_of(&filter, schema::connections())?;
         let last_ns = i64::try_from(last_ns).unwrap_or(i64::MAX);
         if follow {
-            let follower = Follower::new(filter.as_ref(), now_ns(), last_ns, limit);
+            let follower = Follower::new(filter.as_ref(), self.clock.now_ns(), last_ns, limit);
             return Ok(self.follow(follower));
         }
         if last_ns == 0 {
@@ -89,10 +129,15 @@ impl QueryService for Questions {
         }
         self.ask(questions::connections(
             filter.as_ref(),
-            now_ns().saturating_sub(last_ns),
+            self.clock.now_ns().saturating_sub(last_ns),
             limit,
         ))
         .await
+    }
+
+    async fn listeners(&self, _: Request<ListenersRequest>) -> Result<Response<Answer>, Status> {
+        self.metrics.queried("listeners");
+        self.ask(questions::listeners()).await
     }
 
     async fn nodes(&self, _: Request<NodesRequest>) -> Result<Response<Answer>, Status> {
@@ -104,9 +149,201 @@ impl QueryService for Questions {
         self.metrics.queried("ledger");
         self.ask(questions::ledger(request.into_inner().all_starts)).await
     }
+
+    async fn set_probes(
+        &self,
+        request: Request<SetProbesRequest>,
+    ) -> Result<Response<SetProbesResponse>, Status> {
+        self.metrics.queried("set_probes");
+        match self.control.want(request.into_inner()).await {
+            Ok(revision) => Ok(Response::new(SetProbesResponse { revision })),
+            Err(ControlError::Request(text)) => Err(Status::invalid_argument(text)),
+            Err(ControlError::Store(error)) => Err(status(&error)),
+        }
+    }
+
+    async fn probes(&self, _: Request<ProbesRequest>) -> Result<Response<Answer>, Status> {
+        self.metrics.queried("probes");
+        let rows = self.control.show().await.map_err(|error| status(&error))?;
+        let mut text = Vec::new();
+        for row in rows {
+            serde_json::to_writer(&mut text, &row).map_err(|error| Status::internal(error.to_string()))?;
+            text.push(b'\n');
+        }
+        let chunks = stream::iter(cut(text.into()).into_iter().map(Ok));
+        Ok(Response::new(Box::pin(chunks)))
+    }
+
+    async fn overhead(&self, request: Request<OverheadRequest>) -> Result<Response<Answer>, Status> {
+        self.metrics.queried("overhead");
+        let last_ns = i64::try_from(request.into_inner().last_ns).unwrap_or(i64::MAX);
+        if last_ns == 0 {
+            return Err(Status::invalid_argument("how far back? `last` is zero"));
+        }
+        self.ask(questions::overhead(self.clock.now_ns().saturating_sub(last_ns)))
+            .await
+    }
+
+    async fn verdicts(&self, request: Request<VerdictsRequest>) -> Result<Response<Answer>, Status> {
+        self.metrics.queried("verdicts");
+        let VerdictsRequest { name, history_ns } = request.into_inner();
+        let back_ns = i64::try_from(history_ns).unwrap_or(i64::MAX);
+        let since_ns = (history_ns > 0).then(|| self.clock.now_ns().saturating_sub(back_ns));
+        self.ask(verdicts::shown(&name, since_ns)).await
+    }
+
+    async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<Answer>, Status> {
+        self.metrics.queried("explain");
+        let text = self.explanation(&request.into_inner().name)?;
+        let chunks = cut(Bytes::from(text)).into_iter().map(Ok);
+        Ok(Response::new(Box::pin(stream::iter(chunks))))
+    }
+
+    async fn check(&self, request: Request<CheckRequest>) -> Result<Response<Answer>, Status> {
+        self.metrics.queried("check");
+        let request = request.into_inner();
+        let files: Vec<_> = request
+            .files
+            .into_iter()
+            .map(|file| (file.name, file.text))
+            .collect();
+        let set = files::declared(&files).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let span = |ns: u64| Duration::from_nanos(ns);
+        let extent = match (request.since_ns, request.for_ns) {
+            (0, 0) => Extent::Once,
+            (0, for_ns) => Extent::For(span(for_ns)),
+            (since_ns, _) => Extent::Since(span(since_ns)),
+        };
+        let (answer, lines) = mpsc::channel(FOLLOW_CHUNKS);
+        let (store, clock, stopping) = (self.store.clone(), self.clock.clone(), self.stopping.clone());
+        tokio::spawn(async move {
+            let checked = check::check(store, set, &clock, extent, &answer);
+            tokio::select! {
+                outcome = checked => if let Err(error) = outcome {
+                    // A caller that is gone does not want the error either.
+                    let _ = answer.send(Err(error)).await;
+                },
+                () = answer.closed() => {}
+                () = told(stopping) => {}
+            }
+        });
+        let messages = ReceiverStream::new(lines).flat_map(|line| match line {
+            Ok(text) => stream::iter(cut(Bytes::from(text))).map(Ok).left_stream(),
+            Err(error) => stream::iter([Err(status(&error))]).right_stream(),
+        });
+        Ok(Response::new(Box::pin(messages)))
+    }
+
+    async fn load(&self, request: Request<Streaming<LoadMessage>>) -> Result<Response<Updates>, Status> {
+        self.metrics.queried("load");
+        let mut said = request.into_inner();
+        let first = said.message().await?.and_then(|message| message.body);
+        let Some(load_message::Body::Begin(begin)) = first else {
+            return Err(Status::invalid_argument("a run begins with what it is"));
+        };
+        let (updates, updated) = mpsc::channel(UPDATES);
+        let desk = Desk {
+            runs: self.runs.clone(),
+            store: self.store.clone(),
+            clock: self.clock.clone(),
+        };
+        let stopping = self.stopping.clone();
+        tokio::spawn(async move {
+            let stop = async move {
+                let asked = async {
+                    // It says stop, or nothing more: a caller that only listens has not left.
+                    while let Ok(Some(message)) = said.message().await {
+                        if matches!(message.body, Some(load_message::Body::Stop(_))) {
+                            return;
+                        }
+                    }
+                    std::future::pending::<()>().await;
+                };
+                tokio::select! {
+                    () = asked => {}
+                    () = told(stopping) => {}
+                }
+            };
+            if let Err(status) = runs::load(&desk, begin, stop, &updates).await {
+                // A caller that is gone does not want the error either.
+                let _ = updates.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(updated))))
+    }
+
+    async fn runs(&self, request: Request<RunsRequest>) -> Result<Response<Answer>, Status> {
+        self.metrics.queried("runs");
+        let RunsRequest { run_id, limit } = request.into_inner();
+        self.ask(store::runs::runs(&run_id, limit)).await
+    }
+
+    async fn stop_run(&self, request: Request<StopRunRequest>) -> Result<Response<StopRunResponse>, Status> {
+        self.metrics.queried("stop_run");
+        let run_id = request.into_inner().run_id;
+        if self.runs.stop(&run_id) {
+            return Ok(Response::new(StopRunResponse {}));
+        }
+        Err(Status::not_found(format!(
+            "this collector drives no run {run_id}; holdfast runs shows which there were"
+        )))
+    }
+
+    async fn causes(&self, request: Request<CausesRequest>) -> Result<Response<Answer>, Status> {
+        self.metrics.queried("causes");
+        let request = request.into_inner();
+        let filter = filter_of(&request.filter, schema::attempt_causes())?;
+        if request.last_ns == 0 {
+            return Err(Status::invalid_argument("how far back? `last` is zero"));
+        }
+        let last_ns = i64::try_from(request.last_ns).unwrap_or(i64::MAX);
+        self.ask(questions::attempt_causes(
+            filter.as_ref(),
+            self.clock.now_ns().saturating_sub(last_ns),
+            request.limit,
+        ))
+        .await
+    }
+
+    async fn syscalls(&self, request: Request<SyscallsRequest>) -> Result<Response<Answer>, Status> {
+        self.metrics.queried("syscalls");
+        let request = request.into_inner();
+        let filter = filter_of(&request.filter, schema::syscalls())?;
+        if request.last_ns == 0 {
+            return Err(Status::invalid_argument("how far back? `last` is zero"));
+        }
+        let last_ns = i64::try_from(request.last_ns).unwrap_or(i64::MAX);
+        self.ask(questions::syscalls(
+            filter.as_ref(),
+            self.clock.now_ns().saturating_sub(last_ns),
+            request.limit,
+            request.by(),
+        ))
+        .await
+    }
 }
 
+/// Updates of a run that wait for a slow caller.
+const UPDATES: usize = 8;
+
 impl Questions {
+    /// The declared assertion's explanation.
+    fn explanation(&self, name: &str) -> Result<String, Status> {
+        let Some(assertions) = &self.assertions else {
+            return Err(Status::failed_precondition(
+                "this collector judges nothing: start it with --assertions DIR",
+            ));
+        };
+        let set = assertions.get();
+        explain::text(&set, name, self.clock.now_ns()).ok_or_else(|| {
+            let names = set.assertions.iter().map(|assertion| assertion.name.as_str());
+            Status::invalid_argument(format!(
+                "there is no assertion `{name}`, {}",
+                instead(name, names)
+            ))
+        })
+    }
+
     async fn ask(&self, query: Query) -> Result<Response<Answer>, Status> {
         let chunks = self.store.query(query).await.map_err(|error| status(&error))?;
         // When the caller leaves, the parts are dropped with the stream, which ends the query.
@@ -118,10 +355,10 @@ impl Questions {
     /// Sends rows as they are stored, until the caller leaves or the collector stops.
     fn follow(&self, follower: Follower) -> Response<Answer> {
         let (answer, chunks) = mpsc::channel(FOLLOW_CHUNKS);
-        let (store, stopping) = (self.store.clone(), self.stopping.clone());
+        let (store, stopping, clock) = (self.store.clone(), self.stopping.clone(), self.clock.clone());
         tokio::spawn(async move {
             tokio::select! {
-                () = follow(&*store, follower, &answer) => {}
+                () = follow(&*store, &clock, follower, &answer) => {}
                 () = answer.closed() => {}
                 () = told(stopping) => {}
             }
@@ -131,12 +368,17 @@ impl Questions {
 }
 
 /// Asks for what came since the last time, again and again. Ends when the question itself is refused.
-async fn follow(store: &dyn Store, mut follower: Follower, answer: &mpsc::Sender<Result<Chunk, Status>>) {
+async fn follow(
+    store: &dyn Store,
+    clock: &WallClock,
+    mut follower: Follower,
+    answer: &mpsc::Sender<Result<Chunk, Status>>,
+) {
     let mut ticks = tokio::time::interval(FOLLOW_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        match follower.poll(store).await {
+        match follower.poll(store, clock.now_ns()).await {
             Ok(None) => {}
             Ok(Some(chunks)) => {
                 let mut messages = messages(chunks);
@@ -148,7 +390,7 @@ async fn follow(store: &dyn Store, mut follower: Follower, answer: &mpsc::Sender
                 }
             }
             // The store is away: what is stored once it is back is found then.
-            Err(StoreError::Unavailable { .. }) => {}
+            Err(StoreError::Unavailable { .. } | StoreError::LeaseEnded) => {}
             Err(error @ StoreError::Rejected { .. }) => {
                 // A caller that is gone does not want the error either.
                 let _ = answer.send(Err(status(&error))).await;
@@ -179,11 +421,11 @@ fn cut(mut data: Bytes) -> Vec<Chunk> {
 }
 
 /// `None`: everything fits.
-fn filter_of(text: &str) -> Result<Option<Filter>, Status> {
+fn filter_of(text: &str, columns: impl Iterator<Item = &'static Column>) -> Result<Option<Filter>, Status> {
     if text.trim().is_empty() {
         return Ok(None);
     }
-    let columns = filterable(schema::connections());
+    let columns = filterable(columns);
     let filter =
         Filter::parse(text, &columns).map_err(|error| Status::invalid_argument(error.to_string()))?;
     Ok(Some(filter))
@@ -198,9 +440,7 @@ async fn told(mut stopping: watch::Receiver<bool>) {
 fn status(error: &StoreError) -> Status {
     match error {
         StoreError::Rejected { message, .. } => Status::invalid_argument(message),
-        StoreError::Unavailable { message } => {
-            Status::unavailable(format!("the store does not answer: {message}"))
-        }
+        away => Status::unavailable(format!("the store does not answer: {away}")),
     }
 }
 

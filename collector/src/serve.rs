@@ -1,31 +1,41 @@
-//! The collector, top to bottom: open the store, bring its tables up to date, start what gathers and inserts, let
-//! agents and people in, and on the way out store and acknowledge what was already taken in.
+//! The collector, top to bottom: open the store, start what gathers and inserts, open the ports, bring the store's
+//! tables up to date, let agents and people in, and on the way out store and acknowledge what was already taken in.
+//!
+//! A store that is away, at the start or later, is waited for: nobody has to start the parts in an order.
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use holdfast_proto::v1::query_server::QueryServer;
 use holdfast_proto::v1::uplink_server::UplinkServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Status};
 use tracing::{info, warn};
 
-use crate::config::{Config, Limits, StoreLocation};
+use crate::causes::Causes;
+use crate::clock::WallClock;
+use crate::config::{Config, Limits, Retention, StoreLocation};
+use crate::control::Control;
+use crate::engine::run::{Declared, Judge, SharedSet};
 use crate::gather;
 use crate::health::{Health, PROBE_INTERVAL};
-use crate::ingest::{Ingest, now_ns};
+use crate::ingest::{Ingest, reports::Reports};
 use crate::metrics::Metrics;
 use crate::port;
 use crate::query::Questions;
+use crate::rollup::{Minutes, Rollup};
+use crate::runs::Runs;
 use crate::store::embedded::Embedded;
-use crate::store::schema::TABLES;
+use crate::store::schema::{RETAINED, TABLES};
 use crate::store::server;
 use crate::store::{Store, StoreError, library, migrations, questions, schema};
-
 use crate::web;
 
 /// The database in the embedded store.
@@ -34,10 +44,12 @@ const DATABASE: &str = "holdfast";
 /// The server's password, for those who keep it out of the URL.
 pub const PASSWORD_VARIABLE: &str = "HOLDFAST_STORE_PASSWORD";
 
-const DAY_S: u64 = 24 * 3600;
-
 /// How long a stop waits for the store and for those who are connected.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The first pause before a store that is away is tried again, and the longest one; each is twice the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// What a stream may have in flight before the collector reads it: one batch of the usual size.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -55,21 +67,27 @@ const ENVELOPE_BYTES: usize = 1024;
 const MAX_QUESTION_BYTES: usize = 1 << 20;
 
 /// Runs the collector until `shutdown` is there and everything that was taken in is stored, or patience ends.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+pub async fn run(
+    config: Config,
+    assertions: Option<Declared>,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
     let agents = port::listen(config.listen, "--listen").await?;
     let browsers = port::listen(config.web, "--web").await?;
     info!(store = %config.store, "opening the store");
     let store = open(&config.store)
         .await
         .with_context(|| format!("cannot open the store {}", config.store))?;
-    prepare(&*store, config.retention)
-        .await
-        .context("cannot bring the store's tables up to date")?;
-    // A port that was given as 0 has its number only now.
-    let (grpc_at, web_at) = (agents.local_addr()?, browsers.local_addr()?);
-    info!(collector = %format_args!("http://{grpc_at}"), web = %format_args!("http://{web_at}"), "ready");
     let listening = Listening { agents, browsers };
-    collect(store, config.limits, listening, shutdown).await
+    serve(
+        store,
+        Some(config.retention),
+        config.limits,
+        listening,
+        assertions,
+        shutdown,
+    )
+    .await
 }
 
 async fn open(location: &StoreLocation) -> anyhow::Result<Arc<dyn Store>> {
@@ -79,20 +97,69 @@ async fn open(location: &StoreLocation) -> anyhow::Result<Arc<dyn Store>> {
             let opening = move || anyhow::Ok(Embedded::open(&folder, &library::locate()?, DATABASE)?);
             Ok(Arc::new(tokio::task::spawn_blocking(opening).await??))
         }
-        StoreLocation::Server(url) => {
+        StoreLocation::Server { url, cluster } => {
             let password = std::env::var(PASSWORD_VARIABLE).ok();
             let server = server::Server::new(url, password.as_deref())?;
-            server.prepare().await?;
-            Ok(Arc::new(server))
+            Ok(Arc::new(match cluster {
+                Some(name) => server.in_cluster(name)?,
+                None => server,
+            }))
         }
     }
 }
 
-async fn prepare(store: &dyn Store, retention: Duration) -> anyhow::Result<()> {
-    migrations::apply(store, now_ns()).await?;
-    let days = u32::try_from(retention.as_secs() / DAY_S).unwrap_or(u32::MAX);
-    for table in TABLES {
-        schema::retain(store, table, days).await?;
+/// Brings the store's tables up to date, however long the store is away, and lets everybody in.
+async fn prepare(store: Arc<dyn Store>, retention: Retention, health: Arc<Health>) -> anyhow::Result<()> {
+    let mut pause = FIRST_PAUSE;
+    while let Err(error) = bring_up_to_date(&*store, &retention).await {
+        let text = match error {
+            PrepareError::Away(text) => text,
+            PrepareError::Final(error) => return Err(error),
+        };
+        if health.failed(&text) {
+            warn!("the store is away, agents are told to wait: {text}");
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+    if health.answered(Instant::now()) {
+        info!("the store is back");
+    }
+    health.ready();
+    Ok(())
+}
+
+/// Why the tables are not up to date.
+enum PrepareError {
+    /// The same again may succeed. In words.
+    Away(String),
+    Final(anyhow::Error),
+}
+
+impl From<StoreError> for PrepareError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Rejected { .. } => Self::Final(error.into()),
+            away => Self::Away(away.to_string()),
+        }
+    }
+}
+
+impl From<migrations::MigrationError> for PrepareError {
+    fn from(error: migrations::MigrationError) -> Self {
+        if error.is_worth_another_try() {
+            Self::Away(format!("{:#}", anyhow::Error::new(error)))
+        } else {
+            Self::Final(error.into())
+        }
+    }
+}
+
+async fn bring_up_to_date(store: &dyn Store, retention: &Retention) -> Result<(), PrepareError> {
+    store.prepare().await?;
+    migrations::apply(store, WallClock::system().now_ns()).await?;
+    for (table, _) in RETAINED {
+        schema::retain(store, table, retention.days(table)).await?;
     }
     Ok(())
 }
@@ -112,30 +179,121 @@ pub async fn collect(
     listening: Listening,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    let metrics = Arc::new(Metrics::new(&gather::TABLES).context("cannot make the metrics")?);
+    serve(store, None, limits, listening, None, shutdown).await
+}
+
+/// The collector on a store whose tables are up to date, and what it judges.
+pub async fn collect_and_judge(
+    store: Arc<dyn Store>,
+    limits: Limits,
+    listening: Listening,
+    assertions: Declared,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    serve(store, None, limits, listening, Some(assertions), shutdown).await
+}
+
+/// The collector on a store that may be away, and whose tables may be of an older version or not there.
+pub async fn collect_once_ready(
+    store: Arc<dyn Store>,
+    retention: Retention,
+    limits: Limits,
+    listening: Listening,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    serve(store, Some(retention), limits, listening, None, shutdown).await
+}
+
+/// `retention` is `None` where the tables are up to date.
+async fn serve(
+    store: Arc<dyn Store>,
+    retention: Option<Retention>,
+    limits: Limits,
+    listening: Listening,
+    assertions: Option<Declared>,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let metrics = Arc::new(Metrics::new(&TABLES.map(|table| table.name)).context("cannot make the metrics")?);
     let health = Arc::new(Health::default());
     let (stop, stopping) = watch::channel(false);
 
-    let (intake, settled) = gather::start(store.clone(), limits, metrics.clone(), health.clone());
+    // A port that was given as 0 has its number only now.
+    let (grpc_at, web_at) = (listening.agents.local_addr()?, listening.browsers.local_addr()?);
+
+    let minutes = Minutes::new(WallClock::system());
+    let (intake, settled) = gather::start(
+        store.clone(),
+        limits,
+        metrics.clone(),
+        health.clone(),
+        minutes.clone(),
+        WallClock::system(),
+    );
+    let mut causes = Some(Causes {
+        store: store.clone(),
+        minutes: minutes.causes.clone(),
+        clock: WallClock::system(),
+        metrics: metrics.clone(),
+        stopping: stopping.clone(),
+    });
+    let mut explaining = None;
+    let mut rollup = Some(Rollup {
+        store: store.clone(),
+        minutes,
+        metrics: metrics.clone(),
+        stopping: stopping.clone(),
+    });
+    let shared = assertions
+        .as_ref()
+        .map(|declared| SharedSet::new(declared.set.clone()));
+    let mut judge = assertions.zip(shared.clone()).map(|(declared, shared)| Judge {
+        store: store.clone(),
+        declared,
+        shared,
+        metrics: metrics.clone(),
+        clock: WallClock::system(),
+        stopping: stopping.clone(),
+    });
+    let mut rolling = None;
+    let mut judging = None;
+    let mut preparing = match retention {
+        Some(retention) => tokio::spawn(prepare(store.clone(), retention, health.clone())),
+        None => {
+            health.ready();
+            tokio::spawn(async { Ok(()) })
+        }
+    };
     let probe = tokio::spawn(probe(store.clone(), health.clone()));
+    let control = Arc::new(Control::new(store.clone(), WallClock::system()));
+    let runs = Arc::new(Runs::default());
     let ingest = Ingest {
+        reports: Reports::start(store.clone()),
         store: store.clone(),
         registry: Arc::default(),
         intake,
         metrics: metrics.clone(),
         limits,
+        clock: WallClock::system(),
+        rules: control.rules(),
+        runs: runs.clone(),
         stopping: stopping.clone(),
     };
     let questions = Questions {
         store,
+        control: control.clone(),
+        runs,
         metrics: metrics.clone(),
+        clock: WallClock::system(),
+        assertions: shared,
         stopping: stopping.clone(),
     };
+    let stopping_too = stopping.clone();
     let mut grpc = tokio::spawn(grpc(
         listening.agents,
         ingest,
         questions,
         limits,
+        health.clone(),
         stopping.clone(),
     ));
     let mut web = tokio::spawn(pages(
@@ -144,30 +302,58 @@ pub async fn collect(
         stopping,
     ));
 
-    tokio::select! {
-        () = shutdown => info!("stopping: storing what was taken in"),
-        ended = &mut grpc => ended?.context("the gRPC port failed")?,
-        ended = &mut web => ended?.context("the web port failed")?,
+    tokio::pin!(shutdown);
+    let mut is_ready = false;
+    loop {
+        tokio::select! {
+            () = &mut shutdown => break info!("stopping: storing what was taken in"),
+            ended = &mut grpc => break ended?.context("the gRPC port failed")?,
+            ended = &mut web => break ended?.context("the web port failed")?,
+            prepared = &mut preparing, if !is_ready => {
+                prepared?.context("cannot bring the store's tables up to date")?;
+                is_ready = true;
+                rolling = rollup.take().map(|rollup| tokio::spawn(rollup.run()));
+                judging = judge.take().map(|judge| tokio::spawn(judge.run()));
+                let (control, stopping) = (control.clone(), stopping_too.clone());
+                tokio::spawn(async move { control.follow(stopping).await });
+                explaining = causes.take().map(|causes| tokio::spawn(causes.run()));
+                info!(collector = %format_args!("http://{grpc_at}"), web = %format_args!("http://{web_at}"), "ready");
+            }
+        }
     }
     // From here on nothing is read; streams end as their last batches are acknowledged.
     let _ = stop.send(true);
     if tokio::time::timeout(STOP_PATIENCE, settled).await.is_err() {
         warn!("stopped with streams still open; agents keep what was not acknowledged");
     }
-    for task in [probe.abort_handle(), grpc.abort_handle(), web.abort_handle()] {
+    // A statement that runs is waited for; what waits is found at the next start.
+    for task in [rolling, explaining, judging].into_iter().flatten() {
+        let _ = tokio::time::timeout(STOP_PATIENCE, task).await;
+    }
+    for task in [
+        preparing.abort_handle(),
+        probe.abort_handle(),
+        grpc.abort_handle(),
+        web.abort_handle(),
+    ] {
         task.abort();
     }
     Ok(())
 }
 
-/// Agents and the CLI. Ends once it is told to stop and every stream has ended.
+/// Agents and the CLI, let in once the store is ready. Ends once it is told to stop and every stream has ended.
 async fn grpc(
     listener: TcpListener,
     ingest: Ingest,
     questions: Questions,
     limits: Limits,
+    health: Arc<Health>,
     stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
+    let admit = move |request: Request<()>| match health.why_not_ready() {
+        None => Ok(request),
+        Some(reason) => Err(Status::unavailable(reason)),
+    };
     let uplink = UplinkServer::new(ingest).max_decoding_message_size(limits.max_batch_bytes + ENVELOPE_BYTES);
     let query = QueryServer::new(questions).max_decoding_message_size(MAX_QUESTION_BYTES);
     let server = Server::builder()
@@ -175,8 +361,8 @@ async fn grpc(
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .add_service(uplink)
-        .add_service(query);
+        .add_service(InterceptedService::new(uplink, admit.clone()))
+        .add_service(InterceptedService::new(query, admit));
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     server
         .serve_with_incoming_shutdown(incoming, told(stopping))
@@ -206,12 +392,16 @@ async fn probe(store: Arc<dyn Store>, health: Arc<Health>) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        if health.why_not_ready().is_some() {
+            // The preparation asks often enough, and there may be no database to ask yet.
+            continue;
+        }
         match questions::alive(&*store).await {
             Ok(()) => {
                 health.answered(Instant::now());
             }
-            Err(StoreError::Rejected { message, .. } | StoreError::Unavailable { message }) => {
-                health.failed(&message);
+            Err(error) => {
+                health.failed(&error.to_string());
             }
         }
     }

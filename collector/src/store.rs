@@ -4,25 +4,35 @@
 //! On the data path this is the last step: `ingest` builds a [`Block`], `insert` makes it durable, and only then is
 //! anything acknowledged.
 
+pub mod buckets;
+pub mod causes;
 pub mod chdb;
+pub mod claims;
 pub mod condition;
 pub mod embedded;
 mod error;
+pub mod evidence;
+pub mod layout;
 pub mod library;
 mod lock;
 pub mod migrations;
 pub mod native;
+pub mod probes;
 pub mod questions;
 mod read_only;
+pub mod rollups;
+pub mod runs;
 pub mod schema;
 pub mod server;
 pub mod statement;
+pub mod verdicts;
 
 use std::pin::Pin;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};
+use layout::Layout;
 
 /// Rows for one table, encoded once, as one block of ClickHouse's Native format.
 #[derive(Clone, Debug)]
@@ -33,6 +43,9 @@ pub struct Block {
     pub rows: usize,
     /// The encoded block.
     pub native: Bytes,
+    /// Later than this, in milliseconds since the Unix epoch by the store's own clock, the store does not begin to
+    /// insert it; `None`: whenever it comes.
+    pub deadline_ms: Option<u64>,
 }
 
 /// What a statement may do.
@@ -81,7 +94,7 @@ async fn answer_to(store: &dyn Store, query: Query) -> Result<String, StoreError
         .map_err(|error| StoreError::rejected(format!("the store's answer is not UTF-8: {error}")))
 }
 
-/// What can go wrong in a store. Callers branch on it: `Unavailable` is worth another try, the rest is not.
+/// What can go wrong in a store. Callers branch on it: what is `Rejected` is not worth another try, the rest is.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The statement or the data is at fault; the same again will fail again. `code` is ClickHouse's, zero where
@@ -91,11 +104,33 @@ pub enum StoreError {
     /// The store cannot be reached, or is full or busy, or broke down on the way. Nothing is known of the outcome.
     #[error("{message}")]
     Unavailable { message: String },
+    /// The insert came after its block's deadline. One server has stored nothing of it; in a cluster some shards may
+    /// have been in time. With another deadline the same again can succeed.
+    #[error("the lease of this insert has ended")]
+    LeaseEnded,
 }
 
 /// A ClickHouse.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
+    /// Makes the database where there is none. Before it has succeeded once, nothing else need work. A store that
+    /// comes with its database has nothing to do.
+    async fn prepare(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Tells this collector from the others that insert into the store, those that ended included; `None` where there
+    /// cannot be any: in a store that only one process can use.
+    fn writer(&self) -> Option<u64> {
+        None
+    }
+
+    /// Waits until every insert that began before the call has ended, whoever began it: what is in the store then is
+    /// all that will be there of it. A store that only one process can use has nothing to wait for.
+    async fn fence(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Makes the rows of `block` durable in `table`, all or none. `token` names the block: the same token with the
     /// same bytes again adds nothing (which only serves retries of the same block).
     async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError>;
@@ -105,4 +140,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// Runs a statement of Holdfast's own that returns none: DDL.
     async fn execute(&self, sql: &str) -> Result<(), StoreError>;
+
+    /// Runs a statement of Holdfast's own that makes rows out of rows, inside the store. Values are never part of its
+    /// text: `params` are as in [`Query`].
+    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError>;
+
+    /// Where the tables lie.
+    fn layout(&self) -> Layout {
+        Layout::OneServer
+    }
 }

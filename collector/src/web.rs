@@ -1,7 +1,6 @@
 //! The web port: `/metrics` for Prometheus and `/healthz` for whatever restarts or routes.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Router;
 use axum::extract::State;
@@ -9,6 +8,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::health::Health;
 use crate::metrics::Metrics;

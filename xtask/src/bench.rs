@@ -4,17 +4,33 @@
 //! is the CPU time that the work took, not the time on the wall; and each round is compared within itself, with the
 //! subject that it names as its baseline.
 
+pub(crate) mod calls;
 pub(crate) mod churn;
-mod probe_cost;
+mod ingest;
+pub(crate) mod mix;
+mod probes;
+mod query;
+mod recording;
 mod rounds;
+mod syscalls;
 mod throughput;
 
-use anyhow::ensure;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure};
 use clap::ValueEnum;
 
 use crate::process;
 use crate::setup::{self, Need};
 use rounds::Comparison;
+
+/// Processes are idle when they take less than a twentieth of a core for so long. They report and look after
+/// themselves once a second; merges of what was inserted begin within less.
+const IDLE_SPAN: Duration = Duration::from_secs(3);
+const IDLE_CPU: Duration = Duration::from_millis(150);
+/// How long they may take to become idle.
+const IDLE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Measure, against a baseline in the same run.
 ///
@@ -30,7 +46,19 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
 
-    /// Print one JSON object instead of the table
+    /// Of `ingest`, instead of the rounds: a single turn of so many minutes, and whether the memory stays flat
+    #[arg(long, conflicts_with = "rounds", value_parser = clap::value_parser!(u32).range(1..=1440))]
+    minutes: Option<u32>,
+
+    /// Of `query`: rows in the store
+    #[arg(long, default_value_t = 100_000_000, value_parser = clap::value_parser!(u64).range(1_000_000..=1_000_000_000))]
+    rows: u64,
+
+    /// Of `query`: leave the store (target/bench-query, 3 GB for 100 million rows) for the next time
+    #[arg(long)]
+    keep: bool,
+
+    /// Print a JSON object instead of each table
     #[arg(long)]
     json: bool,
 }
@@ -38,11 +66,20 @@ pub(crate) struct Arguments {
 #[derive(Clone, Copy, ValueEnum)]
 enum Benchmark {
     /// CPU per TCP connection pair on loopback (connect, accept, 4 bytes each way, close): nothing attached, Holdfast,
-    /// tcplife, tcpstates and bpftrace
-    ProbeCost,
+    /// Holdfast without system calls, tcplife, tcpstates and bpftrace; then all that `syscalls` measures
+    Probes,
     /// Two threads open and close TCP connections on loopback as fast as they can, with and without Holdfast: how
     /// many, how many of their ends are in the store, and the CPU that each stored end took of agent and collector
     Throughput,
+    /// What an agent recorded of real traffic, sent again by 1 agent and by 50 at once as fast as it is acknowledged,
+    /// into the embedded store and over HTTP: rows a second, CPU, memory, and bytes on the wire and on disk
+    Ingest,
+    /// What the questions that people ask cost on a store of 100 million rows: latency of a service, top talkers,
+    /// failures of a node, who talks to a port. Exit code 1 if one takes 300 ms of CPU
+    Query,
+    /// CPU per system call: nothing attached, Holdfast counting, with a sample of latencies, with all of them, and
+    /// bpftrace doing the same; also with 8 busy threads and 2,000 processes
+    Syscalls,
 }
 
 /// One of the things that are compared.
@@ -66,11 +103,43 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         process::is_root(),
         "benchmarks load BPF programs and make network namespaces: run this as root"
     );
+    if arguments.minutes.is_some() && !matches!(arguments.name, Benchmark::Ingest) {
+        let message = "--minutes is for `bench ingest` only\n";
+        clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, message).exit();
+    }
     setup::provide(&[Need::Build, Need::Up, Need::Bench])?;
+    if let Some(minutes) = arguments.minutes {
+        return ingest::endure(minutes);
+    }
     let comparison = match arguments.name {
-        Benchmark::ProbeCost => probe_cost::compare(arguments.rounds)?,
+        Benchmark::Probes => probes::compare(arguments.rounds)?,
         Benchmark::Throughput => throughput::compare(arguments.rounds)?,
+        Benchmark::Ingest => ingest::compare(arguments.rounds)?,
+        Benchmark::Query => {
+            let scale = query::Scale {
+                rows: arguments.rows,
+                keep: arguments.keep,
+            };
+            query::compare(arguments.rounds, &scale)?
+        }
+        Benchmark::Syscalls => syscalls::compare(arguments.rounds)?,
     };
+    show(arguments, &comparison);
+    match arguments.name {
+        Benchmark::Probes => {
+            say(arguments, &probes::verdict(&comparison));
+            let calls = syscalls::compare(arguments.rounds)?;
+            show(arguments, &calls);
+            say(arguments, &syscalls::verdict(&calls));
+        }
+        Benchmark::Syscalls => say(arguments, &syscalls::verdict(&comparison)),
+        Benchmark::Query => query::judge(&comparison)?,
+        Benchmark::Throughput | Benchmark::Ingest => {}
+    }
+    Ok(())
+}
+
+fn show(arguments: &Arguments, comparison: &Comparison) {
     if arguments.json {
         println!("{}", comparison.to_json());
     } else {
@@ -78,7 +147,13 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         println!("\nfor docs/BENCHMARKS.md, {} rounds:\n", arguments.rounds);
         print!("{}", comparison.to_markdown());
     }
-    Ok(())
+}
+
+/// What people read beside the tables.
+fn say(arguments: &Arguments, text: &str) {
+    if !arguments.json {
+        print!("\n{text}");
+    }
 }
 
 /// Lets the subjects take turns; the first is the baseline.
@@ -101,4 +176,19 @@ fn take_turns(
         }
     }
     Ok(comparison)
+}
+
+/// Waits until those whose CPU time this gives have nothing left to do.
+fn wait_until_idle(cpu: impl Fn() -> anyhow::Result<Duration>) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let mut before = cpu()?;
+    while started.elapsed() < IDLE_PATIENCE {
+        thread::sleep(IDLE_SPAN);
+        let now = cpu()?;
+        if now - before <= IDLE_CPU {
+            return Ok(());
+        }
+        before = now;
+    }
+    bail!("still busy {} s after the work", IDLE_PATIENCE.as_secs())
 }

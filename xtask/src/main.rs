@@ -13,12 +13,15 @@ mod bench;
 mod build_object;
 mod ebpf;
 mod failure;
+mod fuzz;
+mod kernel_test;
 mod netns;
 mod process;
 mod progress;
 mod setup;
 mod span;
 mod test;
+mod torture;
 mod traffic;
 mod up;
 mod workspace;
@@ -45,10 +48,21 @@ enum Command {
     Setup(setup::Arguments),
     Ebpf(ebpf::Arguments),
     Bench(bench::Arguments),
+    Torture(torture::Arguments),
+    Fuzz(fuzz::Arguments),
+    KernelTest(kernel_test::Arguments),
     #[command(hide = true)]
     Traffic(traffic::Arguments),
     #[command(hide = true)]
     Churn(bench::churn::Arguments),
+    #[command(hide = true)]
+    Strain(torture::load::Arguments),
+    #[command(hide = true)]
+    Mix(bench::mix::Arguments),
+    #[command(hide = true)]
+    Guest(kernel_test::guest::Arguments),
+    #[command(hide = true)]
+    Calls(bench::calls::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -59,8 +73,15 @@ fn main() -> ExitCode {
         Command::Setup(arguments) => setup::run(&arguments),
         Command::Ebpf(arguments) => ebpf::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Torture(arguments) => torture::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::KernelTest(arguments) => kernel_test::run(&arguments),
+        Command::Guest(arguments) => kernel_test::guest::run(&arguments),
         Command::Traffic(arguments) => traffic::run(&arguments),
         Command::Churn(arguments) => bench::churn::run(&arguments),
+        Command::Strain(arguments) => torture::load::run(&arguments),
+        Command::Mix(arguments) => bench::mix::run(&arguments),
+        Command::Calls(arguments) => bench::calls::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -101,7 +101,7 @@ fn owner_of(name: &str) -> Option<u32> {
 }
 
 /// Process ids are used again: another program under the number means that ours is gone.
-fn is_xtask(pid: u32) -> bool {
+pub(crate) fn is_xtask(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == "xtask")
 }
 

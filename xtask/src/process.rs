@@ -1,16 +1,19 @@
 //! Child processes, and what may be asked about this one.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal, geteuid, kill_process};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// How long a child may take to end after SIGTERM, before it is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
@@ -21,6 +24,15 @@ const LOG_LINES: usize = 8;
 
 pub(crate) fn is_root() -> bool {
     geteuid().is_root()
+}
+
+/// A flag that Ctrl-C, SIGTERM and the terminal's end set.
+pub(crate) fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, stop.clone())?;
+    }
+    Ok(stop)
 }
 
 /// A program on the PATH, or where Debian puts those for administrators.
@@ -53,6 +65,14 @@ pub(crate) fn each_line(child: &mut Child, mut take: impl FnMut(Option<&str>)) -
     }
 }
 
+/// Ends a child at once.
+pub(crate) fn kill(id: u32) {
+    if let Some(pid) = i32::try_from(id).ok().and_then(Pid::from_raw) {
+        // It may have ended by itself; until it is waited for, the number is its own.
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
 fn forward_lines(source: Option<impl Read + Send + 'static>, lines: mpsc::Sender<String>) {
     let Some(source) = source else { return };
     thread::spawn(move || {
@@ -80,6 +100,8 @@ pub(crate) struct Place<'a> {
     pub(crate) netns: Option<&'a str>,
     /// A file for its output; inherited if none.
     pub(crate) log: Option<PathBuf>,
+    /// Whether the log goes on behind what an earlier start wrote.
+    pub(crate) continues_log: bool,
 }
 
 impl Service {
@@ -104,7 +126,13 @@ impl Service {
             .args(arguments);
         command.stdin(Stdio::null()).process_group(0);
         if let Some(log) = &place.log {
-            let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+            let file = OpenOptions::new()
+                .create(true)
+                .write(true)
+                .append(place.continues_log)
+                .truncate(!place.continues_log)
+                .open(log)
+                .with_context(|| format!("cannot write {}", log.display()))?;
             command.stdout(file.try_clone()?).stderr(file);
         }
         let child = command
@@ -145,10 +173,35 @@ impl Service {
         ))
     }
 
+    /// Memory that it occupies now.
+    pub(crate) fn resident_bytes(&self) -> anyhow::Result<u64> {
+        let path = format!("/proc/{}/status", self.pid());
+        let status = fs::read_to_string(&path).with_context(|| format!("{} is gone", self.name))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        Ok(kibibytes.with_context(|| format!("{path} has no VmRSS"))? << 10)
+    }
+
     /// Why it ended, if it has.
     pub(crate) fn ended(&mut self) -> Option<String> {
         let status = self.child.try_wait().ok()??;
         Some(format!("{} ended ({status}){}", self.name, self.last_words()))
+    }
+
+    /// Ends it without a word (SIGKILL), whatever it is doing, and gives how it ended.
+    pub(crate) fn kill(mut self) -> anyhow::Result<ExitStatus> {
+        self.child.kill()?;
+        Ok(self.child.wait()?)
+    }
+
+    /// Stops it where it is (SIGSTOP), until [`Self::resume`].
+    pub(crate) fn pause(&self) -> anyhow::Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), Signal::STOP)?)
+    }
+
+    /// Lets it go on (SIGCONT); nothing happens if it was not paused.
+    pub(crate) fn resume(&self) -> anyhow::Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), Signal::CONT)?)
     }
 
     /// Asks it to end and waits; a child that does not listen is killed, and that is an error.
@@ -161,6 +214,8 @@ impl Service {
             return Ok(status);
         }
         kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        // A paused one hears nothing.
+        self.resume()?;
         let asked = Instant::now();
         while asked.elapsed() < STOP_PATIENCE {
             if let Some(status) = self.child.try_wait()? {

@@ -37,6 +37,27 @@ pub(crate) fn run(title: &str, command: &mut Command) -> anyhow::Result<()> {
 
 /// Runs a command under a title, whatever comes of it.
 pub(crate) fn watch(title: &str, command: &mut Command) -> anyhow::Result<Finished> {
+    let mut tail = VecDeque::new();
+    let succeeded = each_line(title, command, Duration::MAX, |line| {
+        tail.push_back(line.to_owned());
+        if tail.len() > TAIL_LINES {
+            tail.pop_front();
+        }
+    })?;
+    Ok(Finished {
+        succeeded,
+        tail: Vec::from(tail).join("\n"),
+    })
+}
+
+/// Runs a command under a title and hands over the lines that it prints; gives whether it succeeded. One that takes longer
+/// than `limit` is killed.
+pub(crate) fn each_line(
+    title: &str,
+    command: &mut Command,
+    limit: Duration,
+    mut take: impl FnMut(&str),
+) -> anyhow::Result<bool> {
     let started = Instant::now();
     let mut child = command
         .stdin(Stdio::null())
@@ -46,22 +67,21 @@ pub(crate) fn watch(title: &str, command: &mut Command) -> anyhow::Result<Finish
         .with_context(|| format!("cannot run {}", line_of(command)))?;
 
     let mut display = Display::new(title, started);
-    let mut tail = VecDeque::new();
+    let id = child.id();
+    let mut is_killed = false;
     let status = process::each_line(&mut child, |line| {
         if let Some(line) = line {
             display.latest = line.trim_end().to_owned();
-            tail.push_back(display.latest.clone());
-            if tail.len() > TAIL_LINES {
-                tail.pop_front();
-            }
+            take(&display.latest);
         }
         display.draw_if_due();
+        if !is_killed && started.elapsed() > limit {
+            is_killed = true;
+            process::kill(id);
+        }
     })?;
     display.finish(status.success());
-    Ok(Finished {
-        succeeded: status.success(),
-        tail: Vec::from(tail).join("\n"),
-    })
+    Ok(status.success())
 }
 
 /// The command as a person would type it.
@@ -160,6 +180,17 @@ mod tests {
         assert!(finished.succeeded);
         assert_eq!(finished.tail.lines().count(), TAIL_LINES);
         assert!(finished.tail.ends_with("1000"));
+    }
+
+    #[test]
+    fn a_command_that_takes_too_long_is_killed() {
+        let mut lines = 0;
+        let limit = Duration::from_millis(100);
+        let succeeded = each_line("dawdling", &mut shell("echo one; exec sleep 60"), limit, |_| {
+            lines += 1;
+        });
+        assert!(!succeeded.unwrap());
+        assert_eq!(lines, 1);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! The other commands call [`provide`] first, with what they need themselves.
 
-mod debian;
+pub(crate) mod debian;
 mod libchdb;
 mod linker;
 
@@ -109,6 +109,15 @@ const ITEMS: &[Item] = &[
         },
     },
     Item {
+        name: "nft",
+        needed_for: &[Test],
+        look: || look_for_program("nft"),
+        source: Source::Packages {
+            debian: &["nftables"],
+            elsewhere: "(your package manager) nftables",
+        },
+    },
+    Item {
         name: "python3",
         needed_for: &[Test],
         look: || look_for_program("python3"),
@@ -124,6 +133,15 @@ const ITEMS: &[Item] = &[
         source: Source::Packages {
             debian: &["procps"],
             elsewhere: "(your package manager) procps",
+        },
+    },
+    Item {
+        name: "C++ compiler, for libFuzzer",
+        needed_for: &[Test],
+        look: || look_for_program("c++"),
+        source: Source::Packages {
+            debian: &["g++"],
+            elsewhere: "(your package manager) g++",
         },
     },
     Item {
@@ -216,7 +234,7 @@ fn provide_packages(missing: &[&Item]) -> anyhow::Result<()> {
         return Ok(());
     }
     if debian::is_debian() && process::is_root() {
-        return debian::install(&packages);
+        return install_on_debian(missing, &packages);
     }
 
     let names = missing
@@ -241,6 +259,34 @@ fn provide_packages(missing: &[&Item]) -> anyhow::Result<()> {
         "missing: {}; type this, then the same command again:\n{commands}",
         names.join(", ")
     )
+}
+
+/// Installs the packages, and again from new lists if what they brought is not good enough: lists that came with an
+/// image name versions of its day, and a mirror may still have them.
+fn install_on_debian(missing: &[&Item], packages: &[&str]) -> anyhow::Result<()> {
+    let still_missing = || {
+        let of_packages = missing
+            .iter()
+            .filter(|item| matches!(item.source, Source::Packages { .. }));
+        of_packages
+            .filter(|item| matches!((item.look)(), State::Missing(_)))
+            .map(|item| item.name)
+            .collect::<Vec<_>>()
+    };
+    debian::install(packages)?;
+    if still_missing().is_empty() {
+        return Ok(());
+    }
+    debian::update()?;
+    debian::install(packages)?;
+    match still_missing()[..] {
+        [] => Ok(()),
+        ref names => bail!(
+            "still missing: {}; the newest packages that apt finds ({}) are too old for it",
+            names.join(", "),
+            packages.join(" ")
+        ),
+    }
 }
 
 fn check() -> anyhow::Result<()> {
@@ -276,12 +322,12 @@ fn look_for_program(name: &str) -> State {
     }
 }
 
-fn cache_dir() -> anyhow::Result<PathBuf> {
+pub(crate) fn cache_dir() -> anyhow::Result<PathBuf> {
     build_object::cache_dir().context("no place for downloads: set HOLDFAST_CACHE or HOME")
 }
 
 /// A directory beside `target` to prepare it in, so that `target` appears whole or not at all.
-fn scratch_beside(target: &Path) -> PathBuf {
+pub(crate) fn scratch_beside(target: &Path) -> PathBuf {
     let mut name = target.as_os_str().to_owned();
     name.push(format!(".tmp-{}", std::process::id()));
     name.into()

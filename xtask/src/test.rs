@@ -8,11 +8,12 @@ use anyhow::Context;
 
 use crate::failure::Failure;
 use crate::setup::{self, Need};
-use crate::{process, span, workspace};
+use crate::{fuzz, kernel_test, process, span, torture, workspace};
 
-/// Set up, then check format and lints and run every test: unit, property, integration, kernel.
+/// Set up, then check format and lints and run every test: unit, property, integration, kernel (also on other kernels,
+/// where they can be had), the fuzzers.
 ///
-/// The last line is `N passed, N failed`; format and lints count as one each. The kernel tests make network
+/// The last line is `N passed, N failed`; format, lints, a short torture and each other kernel count as one. The kernel tests make network
 /// namespaces of their own and need root. Ends with 1 if anything failed, or if there was nothing to run.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -26,9 +27,9 @@ pub(crate) struct Arguments {
 
 /// What ran.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Tally {
-    passed: u64,
-    failed: u64,
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
@@ -52,6 +53,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         ])?;
     }
     tally.test(arguments.name.as_deref())?;
+    if arguments.name.is_none() {
+        tally.kernels();
+        tally.torture();
+        tally.fuzz();
+    }
 
     if tally == Tally::default() {
         eprintln!(
@@ -74,6 +80,34 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 impl Tally {
+    /// Runs every fuzzer for some seconds.
+    fn fuzz(&mut self) {
+        match fuzz::run_short() {
+            Ok((passed, failed)) => {
+                self.passed += passed;
+                self.failed += failed;
+            }
+            Err(error) => {
+                eprintln!("FAILED: fuzz: {error:#}");
+                self.failed += 1;
+            }
+        }
+    }
+
+    /// The kernel tests on other kernels, each of which counts as one.
+    fn kernels(&mut self) {
+        match kernel_test::run_among_tests() {
+            Ok((passed, failed)) => {
+                self.passed += passed;
+                self.failed += failed;
+            }
+            Err(error) => {
+                eprintln!("FAILED: cargo xtask kernel-test: {error:#}");
+                self.failed += 1;
+            }
+        }
+    }
+
     fn check(&mut self, arguments: &[&str]) -> anyhow::Result<()> {
         let status = cargo(arguments).status().context("cannot run cargo")?;
         if status.success() {
@@ -83,6 +117,17 @@ impl Tally {
             self.failed += 1;
         }
         Ok(())
+    }
+
+    /// Everything at once, for half a minute.
+    fn torture(&mut self) {
+        match torture::briefly() {
+            Ok(()) => self.passed += 1,
+            Err(error) => {
+                eprintln!("FAILED: cargo xtask torture: {error:#}");
+                self.failed += 1;
+            }
+        }
     }
 
     /// Runs the tests, shows what they print, and adds up the results of their binaries.
@@ -111,7 +156,7 @@ impl Tally {
     }
 
     /// Counts a line such as `test result: ok. 5 passed; 0 failed; 1 ignored; ...`; other lines say nothing.
-    fn add(&mut self, line: &str) {
+    pub(crate) fn add(&mut self, line: &str) {
         let Some(counts) = line
             .strip_prefix("test result: ")
             .and_then(|rest| rest.split_once(". "))

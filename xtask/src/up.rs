@@ -6,12 +6,10 @@
 mod lab;
 pub(crate) mod system;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::setup::{self, Need};
 use crate::{netns, process, span};
@@ -63,7 +61,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         process::is_root(),
         "loading BPF programs needs root; type: sudo --preserve-env=HOME env \"PATH=$PATH\" cargo xtask up"
     );
-    let stop = stop_on_signals()?;
+    let stop = process::stop_on_signals()?;
     setup::provide(&[Need::Build, Need::Up])?;
     let binaries = Binaries::build(arguments.as_tested)?;
     netns::remove_leftovers()?;
@@ -100,13 +98,4 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
     eprintln!("-- stopping");
     system.finish()
-}
-
-/// A flag that Ctrl-C, SIGTERM and the terminal's end set.
-fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register(signal, stop.clone())?;
-    }
-    Ok(stop)
 }

@@ -18,6 +18,12 @@ pub(crate) fn target_dir() -> anyhow::Result<PathBuf> {
     target.with_context(|| format!("{} is not in a target directory", program.display()))
 }
 
+/// This program, also once it was built anew: the path stays, the file that runs here is not under it any more.
+pub(crate) fn own_program() -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe().context("cannot find this program's own path")?;
+    Ok(program.with_file_name("xtask"))
+}
+
 /// What `up` leaves behind: the data, and the logs of what it ran.
 pub(crate) fn state_dir() -> PathBuf {
     root().join(".holdfast")

@@ -17,13 +17,19 @@ pub trait Disk: Send + Sync {
     fn read(&self, segment: u64) -> io::Result<Bytes>;
     /// A part of a segment.
     fn read_part(&self, segment: u64, at: u64, bytes: usize) -> io::Result<Bytes>;
-    /// Appends to a segment, which is made if it is not there. An error leaves an unknown part of `bytes` behind:
-    /// the caller goes on with another segment.
+    /// Appends to a segment, which is made if it is not there. An error leaves an unknown part of `bytes` behind.
     fn append(&self, segment: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Cuts a segment off after so many bytes; one that is not there is made.
+    fn truncate(&self, segment: u64, bytes: u64) -> io::Result<()>;
     /// Returns when all of a segment survives a loss of power.
     fn sync(&self, segment: u64) -> io::Result<()>;
-    /// Removes a segment.
+    /// Removes a segment for good: after a loss of power its batches are not there again. They may be counted as
+    /// missing by then.
     fn remove(&self, segment: u64) -> io::Result<()>;
+    /// Whether a read may keep its thread waiting, so that it is done beside whoever has other things to do.
+    fn reads_wait(&self) -> bool {
+        true
+    }
 }
 
 /// A folder of segment files.
@@ -95,6 +101,16 @@ impl Disk for Folder {
             .write_all(bytes)
     }
 
+    fn truncate(&self, segment: u64, bytes: u64) -> io::Result<()> {
+        let path = self.segment(segment);
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)?;
+        file.set_len(bytes)
+    }
+
     fn sync(&self, segment: u64) -> io::Result<()> {
         File::open(self.segment(segment))?.sync_data()?;
         // The file's name lies in the folder.
@@ -102,6 +118,7 @@ impl Disk for Folder {
     }
 
     fn remove(&self, segment: u64) -> io::Result<()> {
-        fs::remove_file(self.segment(segment))
+        fs::remove_file(self.segment(segment))?;
+        File::open(&self.path)?.sync_all()
     }
 }

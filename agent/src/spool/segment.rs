@@ -160,4 +160,49 @@ mod tests {
             scan(&bytes.into());
         }
     }
+
+    /// What the fuzzer of this file starts from; `HOLDFAST_BLESS=1 cargo test -p holdfast-agent segment` writes it anew.
+    #[test]
+    fn the_fuzzers_segments_are_of_todays_format() {
+        let record = |sequence, stream, encoded: &'static [u8]| Sealed {
+            id: BatchId {
+                epoch: 7,
+                stream,
+                sequence,
+            },
+            rows: 3,
+            first_ns: 1_795_000_000_000_000_000,
+            last_ns: 1_795_000_001_000_000_000,
+            encoded: Bytes::from_static(encoded),
+        };
+        let whole = written(&[
+            record(1, Stream::Connections, b"three rows"),
+            record(2, Stream::Connections, b""),
+            record(1, Stream::Gaps, b"a gap"),
+        ]);
+        let torn = whole[..whole.len() - 3].to_vec();
+        let mut harmed = whole.clone();
+        harmed[HEADER_BYTES + 2] ^= 0x10;
+        let mut endless = whole.clone();
+        endless[4..8].fill(0xff);
+        let folder =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../collector/fuzz/corpus/segment");
+        for (name, bytes, records) in [
+            ("whole", whole, 3),
+            ("torn", torn, 2),
+            ("harmed", harmed, 0),
+            ("endless", endless, 0),
+        ] {
+            let file = folder.join(name);
+            if std::env::var_os("HOLDFAST_BLESS").is_some() {
+                std::fs::create_dir_all(&folder).unwrap();
+                std::fs::write(&file, &bytes).unwrap();
+            }
+            assert!(
+                std::fs::read(&file).unwrap_or_default() == bytes,
+                "{name} is of another format"
+            );
+            assert_eq!(scan(&bytes.into()).0.len(), records, "{name}");
+        }
+    }
 }

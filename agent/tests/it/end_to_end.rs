@@ -7,6 +7,10 @@ use std::{
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -22,7 +26,7 @@ use crate::host::Host;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A program of ours, ended when the test is.
-struct Program {
+pub(crate) struct Program {
     child: Child,
     name: &'static str,
 }
@@ -38,12 +42,12 @@ impl Program {
     }
 
     /// Ends it without a word: SIGKILL.
-    fn kill(self) {
+    pub(crate) fn kill(self) {
         drop(self);
     }
 
     /// Asks it to stop, and waits until it has.
-    fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).expect("our own child");
         let status = self.child.wait().expect("our own child");
         assert!(status.success(), "{}: {status}", self.name);
@@ -58,7 +62,7 @@ impl Drop for Program {
 }
 
 /// A program of this workspace: beside the agent, where one build puts them all.
-fn binary(name: &str) -> PathBuf {
+pub(crate) fn binary(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_holdfast-agent")).with_file_name(name);
     assert!(
         path.exists(),
@@ -76,15 +80,15 @@ fn free_port() -> u16 {
 }
 
 /// A collector with the embedded store.
-struct Collector {
+pub(crate) struct Collector {
     program: Program,
-    url: String,
+    pub(crate) url: String,
     _folder: Option<tempfile::TempDir>,
 }
 
 impl Collector {
     /// With a store of its own.
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let collector = Self::start_on(folder.path(), free_port(), free_port());
         Self {
@@ -117,7 +121,7 @@ impl Collector {
     }
 
     /// The rows of a query, by column name.
-    fn sql(&self, sql: &str) -> Vec<Value> {
+    pub(crate) fn sql(&self, sql: &str) -> Vec<Value> {
         let output = Command::new(binary("holdfast"))
             .args(["sql", sql, "--format", "JSONEachRow", "--collector", &self.url])
             .output()
@@ -133,7 +137,7 @@ impl Collector {
             .collect()
     }
 
-    fn number(&self, sql: &str) -> u64 {
+    pub(crate) fn number(&self, sql: &str) -> u64 {
         let rows = self.sql(sql);
         let value = rows[0]
             .as_object()
@@ -146,7 +150,7 @@ impl Collector {
 }
 
 /// ClickHouse writes 64-bit integers as JSON strings.
-fn number(value: &Value) -> u64 {
+pub(crate) fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_else(|| {
         value
             .as_str()
@@ -155,7 +159,7 @@ fn number(value: &Value) -> u64 {
     })
 }
 
-fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(result) = attempt() {
@@ -171,7 +175,11 @@ fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
 }
 
 /// An agent that watches a host, with a folder for what it keeps.
-fn start_agent(url: &str, host: &Host, name: &str, state: &Path) -> Program {
+pub(crate) fn start_agent(url: &str, host: &Host, name: &str, state: &Path) -> Program {
+    start_agent_with_ring(url, host, name, state, "8MiB")
+}
+
+fn start_agent_with_ring(url: &str, host: &Host, name: &str, state: &Path, ring: &str) -> Program {
     let (netns, state) = (host.netns_path(), state.display().to_string());
     Program::start(
         "holdfast-agent",
@@ -185,12 +193,17 @@ fn start_agent(url: &str, host: &Host, name: &str, state: &Path) -> Program {
             &netns,
             "--state",
             &state,
+            "--ring",
+            ring,
+            // A busy machine is no reason to see less here.
+            "--max-cpu",
+            "off",
         ],
     )
 }
 
 /// Waits until a node has said hello, which it does after its programs are attached.
-fn wait_for_node(collector: &Collector, name: &str) {
+pub(crate) fn wait_for_node(collector: &Collector, name: &str) {
     wait_for("node in the store", || {
         let sql = format!("SELECT count() AS n FROM nodes WHERE node = '{name}'");
         (collector.number(&sql) == 1).then_some(())
@@ -221,6 +234,107 @@ fn snmp(host: &Host, name: &'static str) -> u64 {
             .parse()
             .expect("a number")
     })
+}
+
+#[test]
+fn system_calls_of_a_foreign_program_are_in_the_store_to_the_call() {
+    let collector = Collector::start();
+    let host = Host::new();
+    let state = tempfile::tempdir().expect("a folder");
+    let agent = start_agent(&collector.url, &host, "calls", state.path());
+    wait_for_node(&collector, "calls");
+    let program = "
+import os, threading
+def work():
+    for _ in range(3_000): os.getpgid(0)
+    for _ in range(200):
+        try: os.getpgid(0x3ffffff)
+        except ProcessLookupError: pass
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(os.getpid())
+";
+    let output = host.run(move || {
+        Command::new("python3")
+            .args(["-c", program])
+            .output()
+            .expect("python3")
+    });
+    let pid = String::from_utf8(output.stdout).expect("a number");
+    agent.stop();
+
+    let rows = collector.sql(&format!(
+        "SELECT sum(calls) AS calls, sum(errors) AS errors, sumMap(errnos, errno_calls) AS by_errno, any(comm) AS comm, \
+         sum(measured) AS measured FROM syscalls WHERE pid = {} AND syscall = 'getpgid'",
+        pid.trim()
+    ));
+    let row = &rows[0];
+    assert_eq!(
+        (
+            number(&row["calls"]),
+            number(&row["errors"]),
+            row["comm"].as_str()
+        ),
+        (12_800, 800, Some("python3"))
+    );
+    let (errnos, calls) = (&row["by_errno"][0], &row["by_errno"][1]);
+    assert_eq!((number(&errnos[0]), number(&calls[0])), (3, 800));
+    // One in 16, at random: 800, and a standard deviation of 27.
+    assert!((600..1_000).contains(&number(&row["measured"])), "{row}");
+    // Another network namespace is not seen.
+    let elsewhere = "SELECT count() AS n FROM syscalls WHERE comm = 'holdfast'";
+    assert_eq!(collector.number(elsewhere), 0);
+
+    // Its last word is on its way into the store.
+    let ledger = wait_for("a report that counts what is stored", || {
+        let rows = collector.sql("SELECT * FROM ledger WHERE stream = 'syscalls'");
+        let row = rows.into_iter().next()?;
+        (number(&row["received"]) >= number(&row["rows_stored"])).then_some(row)
+    });
+    assert!(number(&ledger["elsewhere"]) > 0, "{ledger}");
+    for counter in [
+        "missed",
+        "dropped",
+        "refused",
+        "batching",
+        "agent_difference",
+        "kernel_difference",
+    ] {
+        assert_eq!(number(&ledger[counter]), 0, "{counter} in {ledger}");
+    }
+    assert_eq!(
+        number(&ledger["rows_stored"]),
+        number(&ledger["received"]),
+        "{ledger}"
+    );
+    let status = Command::new(binary("holdfast"))
+        .args(["ledger", "--collector", &collector.url])
+        .output()
+        .expect("holdfast ledger");
+    assert!(
+        status.status.success(),
+        "{}",
+        String::from_utf8_lossy(&status.stdout)
+    );
+
+    let shown = Command::new(binary("holdfast"))
+        .args([
+            "syscalls",
+            "--by",
+            "process",
+            "--where",
+            "syscall = 'getpgid'",
+            "--collector",
+            &collector.url,
+        ])
+        .output()
+        .expect("holdfast syscalls");
+    let shown = String::from_utf8_lossy(&shown.stdout);
+    assert!(
+        shown.contains(&format!("python3[{}]", pid.trim())) && shown.contains("ESRCH 800"),
+        "{shown}"
+    );
 }
 
 #[test]
@@ -322,6 +436,9 @@ fn ten_thousand_connections_of_a_foreign_program_are_twenty_thousand_rows() {
         ("ring_difference", 0),
         ("agent_difference", 0),
         ("store_difference", 0),
+        ("unsent", 0),
+        ("witnessed", 20_000),
+        ("witness_difference", 0),
     ] {
         assert_eq!(number(&ledger[counter]), expected, "{counter} in {ledger}");
     }
@@ -390,6 +507,136 @@ fn rows_outlive_a_killed_agent_and_a_killed_collector() {
     collector.program.stop();
 }
 
+#[test]
+fn every_connection_is_in_the_store_or_in_a_counter_however_often_the_agent_is_killed() {
+    let collector = Collector::start();
+    let host = Host::new();
+    let state = tempfile::tempdir().expect("a folder");
+    let mut starts = 0;
+    let mut start = || {
+        starts += 1;
+        let agent = start_agent(&collector.url, &host, "mortal", state.path());
+        wait_for("the next start", || {
+            let sql = "SELECT uniqExact(agent_epoch) AS n FROM agent_samples";
+            (collector.number(sql) >= starts).then_some(())
+        });
+        agent
+    };
+    let mut agent = start();
+
+    // Connections that outlive every start: announced by each, found open by the next.
+    let (listener, to) = host.listen("127.0.0.1");
+    let held: Vec<_> = (0..5)
+        .map(|_| {
+            (
+                host.dial(to).expect("a connection"),
+                listener.accept().expect("a connection"),
+            )
+        })
+        .collect();
+
+    // A foreign load, and kills at moments that nobody chose.
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/foreign/prefork.py");
+    let start_load = || {
+        host.run(move || {
+            Command::new("python3")
+                .args([program, "30000", "3", "6"])
+                .stdout(Stdio::null())
+                .spawn()
+                .expect("python3")
+        })
+    };
+    let mut load = start_load();
+    for pause_ms in [700, 20, 1_500, 150] {
+        thread::sleep(Duration::from_millis(pause_ms));
+        if load.try_wait().expect("our own child").is_some() {
+            load = start_load();
+        }
+        agent.kill();
+        agent = start();
+    }
+    load.wait().expect("our own child");
+    drop(held);
+    connections(&host, 10);
+
+    // Every start is accounted for to the end, and together they have what the namespace itself counted.
+    let namespace = format!("FROM ledger WHERE netns = {}", host.netns);
+    let sum = |columns: &str| collector.number(&format!("SELECT sum({columns}) AS n {namespace}"));
+    let seen = snmp(&host, "ActiveOpens") + snmp(&host, "PassiveOpens");
+    wait_for("the last word on every start that was killed", || {
+        let ended = "countIf(NOT is_final) <= 1";
+        let ended = collector.number(&format!("SELECT {ended} AS n {namespace}"));
+        (ended == 1 && sum("witnessed") == seen).then_some(())
+    });
+    agent.stop();
+    wait_for("the last word on the last start", || {
+        (collector.number(&format!("SELECT countIf(NOT is_final) = 0 AS n {namespace}")) == 1).then_some(())
+    });
+    let ledger = Command::new(binary("holdfast"))
+        .args(["ledger", "--all", "--collector", &collector.url])
+        .output()
+        .expect("holdfast ledger");
+    let text = String::from_utf8_lossy(&ledger.stdout);
+    // It says no only where the hook, on this machine, was interrupted by the event that it should have seen.
+    let missed = collector.number("SELECT sum(missed) AS n FROM ledger");
+    assert_eq!(ledger.status.success(), missed == 0, "{text}");
+    let open = "countIf(kernel_difference != 0 OR ring_difference != 0 OR agent_difference != 0 OR store_difference != 0)";
+    assert_eq!(
+        collector.number(&format!("SELECT {open} AS n FROM ledger")),
+        0,
+        "{text}"
+    );
+
+    let stored = collector.number("SELECT count() AS n FROM connections");
+    let distinct = "SELECT uniqExact(netns, cookie, opened_at, role) AS n FROM connections";
+    assert_eq!(collector.number(distinct), stored, "nothing twice");
+    assert_eq!(sum("rows_stored - announced"), stored);
+    assert_eq!(sum("acknowledged - announced"), stored);
+    let everywhere = "rows_stored + ended + lost + untracked + superseded + dropped + refused + open";
+    assert_eq!(
+        sum(&format!(
+            "{everywhere} - announced - seeded - unsent + witness_difference"
+        )),
+        seen,
+        "{text}"
+    );
+    // What the kills took is dated.
+    let gaps = "FROM gaps WHERE reason = 'epoch_end'";
+    assert_eq!(
+        collector.number(&format!("SELECT sum(rows) AS n {gaps}")),
+        sum("ended")
+    );
+    assert!(sum("ended") > 0, "the kills took something with them");
+    assert_eq!(
+        collector.number(&format!("SELECT countIf(at_least) AS n {gaps}")),
+        0
+    );
+    collector.program.stop();
+}
+
+#[test]
+fn what_a_full_ring_loses_is_a_gap() {
+    let collector = Collector::start();
+    let host = Host::new();
+    let state = tempfile::tempdir().expect("a folder");
+    let agent = start_agent_with_ring(&collector.url, &host, "narrow", state.path(), "4KiB");
+    wait_for_node(&collector, "narrow");
+    connections(&host, 500);
+    let lost = "SELECT sum(lost) AS n FROM ledger";
+    let gaps = format!(
+        "SELECT sum(rows) AS n FROM gaps WHERE reason = 'ring_full' AND netns = {} AND NOT at_least AND last_at > first_at",
+        host.netns
+    );
+    wait_for("a gap for what was lost", || {
+        let lost = collector.number(lost);
+        (lost > 0 && lost == collector.number(&gaps)).then_some(())
+    });
+    agent.stop();
+    let stored = collector.number("SELECT count() AS n FROM connections");
+    assert_eq!(stored + collector.number(lost), 1_000);
+    collector.program.stop();
+}
+
 /// Files with an extension in a folder; none if it is not there.
 fn files(folder: &Path, extension: &str) -> usize {
     let Ok(entries) = std::fs::read_dir(folder) else {
@@ -425,4 +672,486 @@ fn an_agent_that_is_there_before_its_collector_delivers_everything_once_it_comes
     let all = collector.number("SELECT count() AS n FROM connections WHERE role = 'active'");
     assert!((50..=before + 50).contains(&all), "{all} rows");
     collector.program.stop();
+}
+
+#[test]
+fn what_stays_open_is_an_attempt_within_a_second_and_shown_until_it_ends() {
+    let collector = Collector::start();
+    let (host, router) = (Host::new(), Host::new());
+    host.connect(&router);
+    host.ip("route add default via 10.0.0.2");
+    router.sysctl("ipv4/ip_forward", "1");
+    router.ip("route add blackhole 192.0.2.0/24");
+    let (old_listener, old_to) = host.listen("127.0.0.1");
+    let old = host.dial(old_to).expect("a connection");
+    let old_server = old_listener.accept().expect("a connection").0;
+
+    let state = tempfile::tempdir().expect("a folder");
+    let (netns, folder) = (host.netns_path(), state.path().display().to_string());
+    let agent = Program::start(
+        "holdfast-agent",
+        &[
+            "run",
+            "--collector",
+            &collector.url,
+            "--name",
+            "opener",
+            "--netns",
+            &netns,
+            "--state",
+            &folder,
+        ],
+    );
+    wait_for_node(&collector, "opener");
+
+    // A handshake is there long before its connection ends. The median of several: a test machine stutters.
+    let (listener, to) = host.listen("127.0.0.1");
+    let mut held = Vec::new();
+    let mut waits = Vec::new();
+    for round in 1..=5 {
+        let client = host.dial(to).expect("a connection");
+        let began = Instant::now();
+        held.push((client, listener.accept().expect("a connection").0));
+        let sql = format!(
+            "SELECT count() AS n FROM attempts WHERE local_port = {0} OR remote_port = {0}",
+            to.port()
+        );
+        wait_for("both ends of the attempt", || {
+            (collector.number(&sql) == 2 * round).then_some(())
+        });
+        waits.push(began.elapsed());
+    }
+    waits.sort_unstable();
+    assert!(waits[2] < Duration::from_millis(1_500), "{waits:?}");
+    assert_eq!(
+        collector.number("SELECT count() AS n FROM connections"),
+        0,
+        "nothing has ended"
+    );
+
+    // An attempt that nobody answers is shown as well, though nothing is decided.
+    let waiting = host.run(|| {
+        thread::spawn(|| TcpStream::connect_timeout(&([192, 0, 2, 1], 80).into(), Duration::from_secs(20)))
+    });
+    let pending = "SELECT count() AS n FROM open_connections WHERE outcome = 'pending' AND remote_port = 80 \
+                   AND remote_ip = toIPv6('192.0.2.1')";
+    wait_for("the attempt that waits", || {
+        (collector.number(pending) == 1).then_some(())
+    });
+
+    // What is open, what is older than the agent included, with its owner.
+    let open = "SELECT count() AS n FROM open_connections WHERE outcome = 'established'";
+    wait_for("what is open", || (collector.number(open) == 12).then_some(()));
+    let me = std::process::id();
+    let owned = format!("{open} AND pid = {me} AND attribution != 'unknown'");
+    assert_eq!(collector.number(&owned), 12);
+    let listeners = format!("SELECT uniq(local_port) AS n FROM listeners WHERE pid = {me}");
+    wait_for("both listeners", || {
+        (collector.number(&listeners) == 2).then_some(())
+    });
+
+    drop(held);
+    drop((old, old_server));
+    let ended = "SELECT count() AS n FROM connections WHERE outcome = 'established'";
+    wait_for("the ends", || (collector.number(ended) == 12).then_some(()));
+    wait_for("nothing open", || (collector.number(open) == 0).then_some(()));
+    // The old ones were attempted before anyone looked.
+    let attempts = "SELECT count() AS n FROM attempts WHERE outcome = 'established'";
+    assert_eq!(collector.number(attempts), 10);
+
+    agent.stop();
+    // Its last word is on its way into the store.
+    wait_for("a ledger that closes", || {
+        let ledger = Command::new(binary("holdfast"))
+            .args(["ledger", "--collector", &collector.url])
+            .stdout(Stdio::null())
+            .status()
+            .expect("holdfast ledger");
+        ledger.success().then_some(())
+    });
+    let seeded = "SELECT sum(seeded) AS n FROM ledger";
+    assert_eq!(collector.number(seeded), 2);
+    drop(waiting);
+}
+
+/// Takes and closes connections as fast as two threads can, until it is told to stop.
+fn load(host: &Host, stop: &Arc<AtomicBool>) -> thread::JoinHandle<u64> {
+    let (listener, to) = host.listen("127.0.0.1");
+    let (server_stop, client_stop) = (Arc::clone(stop), Arc::clone(stop));
+    thread::spawn(move || {
+        listener.set_nonblocking(true).expect("a listener");
+        while !server_stop.load(Ordering::Relaxed) {
+            if listener.accept().is_err() {
+                thread::yield_now();
+            }
+        }
+    });
+    let clients = move || {
+        let mut made = 0;
+        while !client_stop.load(Ordering::Relaxed) {
+            if let Ok(client) = TcpStream::connect(to) {
+                // A reset leaves no TIME_WAIT, so the ports do not run out.
+                crate::outcomes::reset_on_close(&client);
+                made += 1;
+            }
+        }
+        made
+    };
+    let path = host.netns_path();
+    thread::spawn(move || {
+        let file = std::fs::File::open(path).expect("the namespace");
+        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
+        clients()
+    })
+}
+
+#[test]
+fn a_budget_that_is_too_small_gives_up_named_steps_and_says_so_everywhere() {
+    let collector = Collector::start();
+    let host = Host::new();
+    let state = tempfile::tempdir().expect("a folder");
+    let (netns, folder) = (host.netns_path(), state.path().display().to_string());
+    let agent = Program::start(
+        "holdfast-agent",
+        &[
+            "run",
+            "--collector",
+            &collector.url,
+            "--name",
+            "poor",
+            "--netns",
+            &netns,
+            "--state",
+            &folder,
+            "--max-cpu",
+            "0.001%",
+            "--overhead-every",
+            "1s",
+        ],
+    );
+    wait_for_node(&collector, "poor");
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients = load(&host, &stop);
+    wait_for("last step", || {
+        let sql =
+            "SELECT count() AS n FROM overhead WHERE node = 'poor' AND next_step = 'connections_1_in_64'";
+        (collector.number(sql) > 0).then_some(())
+    });
+    // Under the last step, most connections are counted instead of followed.
+    wait_for("connections that are sampled out", || {
+        let sql = "SELECT max(sampled_out) AS n FROM ledger WHERE stream = 'connections'";
+        (collector.number(sql) > 100).then_some(())
+    });
+    let nodes =
+        collector.sql("SELECT step, resident_bytes, budget_ppm, cpu_ppm FROM nodes WHERE node = 'poor'");
+    assert_eq!(nodes[0]["step"], "connections_1_in_64", "{nodes:?}");
+    assert!(number(&nodes[0]["resident_bytes"]) > 1 << 20, "{nodes:?}");
+    assert_eq!(number(&nodes[0]["budget_ppm"]), 10, "{nodes:?}");
+    stop.store(true, Ordering::Relaxed);
+    let made = clients.join().expect("the clients");
+    agent.stop();
+
+    let changes = collector.sql(
+        "SELECT step, next_step FROM overhead WHERE node = 'poor' AND step != next_step ORDER BY ended_at",
+    );
+    let changes: Vec<_> = changes
+        .iter()
+        .map(|row| {
+            (
+                row["step"].as_str().expect("a step"),
+                row["next_step"].as_str().expect("a step"),
+            )
+        })
+        .collect();
+    assert_eq!(
+        changes,
+        [
+            ("full", "syscalls_off"),
+            ("syscalls_off", "connections_1_in_4"),
+            ("connections_1_in_4", "connections_1_in_16"),
+            ("connections_1_in_16", "connections_1_in_64"),
+        ]
+    );
+    // The kernel measured the programs that ran.
+    let programs = collector.sql(
+        "SELECT sum(runs) AS n, sum(ns) AS ns FROM overhead \
+         ARRAY JOIN programs AS name, program_runs AS runs, program_run_ns AS ns WHERE name = 'inet_sock_set_state'",
+    );
+    assert!(
+        number(&programs[0]["n"]) > 0 && number(&programs[0]["ns"]) > 0,
+        "{programs:?}"
+    );
+    // The rows that are left, and the rest in the ledger.
+    let ledger = wait_for("last word of the agent", || {
+        let sql = "SELECT * FROM ledger WHERE stream = 'connections' AND opened > 0 AND is_final";
+        collector.sql(sql).into_iter().next()
+    });
+    assert!(number(&ledger["opened"]) >= made, "{ledger}, {made} made");
+    for difference in [
+        "kernel_difference",
+        "ring_difference",
+        "agent_difference",
+        "store_difference",
+    ] {
+        assert_eq!(number(&ledger[difference]), 0, "{difference} in {ledger}");
+    }
+    assert_eq!(
+        number(&ledger["closed"]) + number(&ledger["sampled_out"]) + number(&ledger["open"]),
+        number(&ledger["opened"]),
+        "{ledger}"
+    );
+    let output = Command::new(binary("holdfast"))
+        .args(["overhead", "--collector", &collector.url])
+        .output()
+        .expect("holdfast overhead");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    for part in [
+        "poor",
+        "inet_sock_set_state",
+        "syscalls_off -> connections_1_in_4",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+/// What `holdfast probe` prints, and whether it ended with 0.
+fn probe(collector: &Collector, arguments: &[&str]) -> (String, bool) {
+    let output = Command::new(binary("holdfast"))
+        .arg("probe")
+        .args(arguments)
+        .args(["--collector", &collector.url])
+        .output()
+        .expect("holdfast probe");
+    let text = [output.stdout, output.stderr].concat();
+    (
+        String::from_utf8_lossy(&text).into_owned(),
+        output.status.success(),
+    )
+}
+
+#[test]
+fn what_a_node_allows_is_changed_while_its_agent_runs_and_outlives_agent_and_collector() {
+    let data = tempfile::tempdir().expect("a folder");
+    let (port, web) = (free_port(), free_port());
+    let collector = Collector::start_on(data.path(), port, web);
+    let host = Host::new();
+    let state = tempfile::tempdir().expect("a folder");
+    let start_agent = |url: &str| {
+        let (netns, folder) = (host.netns_path(), state.path().display().to_string());
+        let arguments = [
+            "run",
+            "--collector",
+            url,
+            "--name",
+            "told",
+            "--label",
+            "role=db",
+            "--netns",
+            &netns,
+            "--state",
+            &folder,
+            "--max-cpu",
+            "off",
+            "--control",
+            "filters,syscalls=sampled",
+        ];
+        Program::start("holdfast-agent", &arguments)
+    };
+    let agent = start_agent(&collector.url);
+    wait_for_node(&collector, "told");
+    let (wanted, to) = host.listen("127.0.0.1");
+    let ports = format!("ports={}", to.port());
+    let (text, is_applied) = probe(
+        &collector,
+        &[
+            "set",
+            "--where",
+            "role=db",
+            "--wait",
+            "60s",
+            &ports,
+            "syscalls=off",
+        ],
+    );
+    assert!(is_applied && text.matches("applied").count() == 2, "{text}");
+    connections(&host, 5);
+    for _ in 0..3 {
+        let client = host.dial(to).expect("a connection");
+        drop(wanted.accept().expect("a connection"));
+        drop(client);
+    }
+    wait_for("connections that the filter lets pass", || {
+        (collector.number("SELECT count() AS n FROM connections") == 6).then_some(())
+    });
+    wait_for("those that it hides in the ledger", || {
+        let sql = "SELECT max(filtered) AS n FROM ledger WHERE stream = 'connections'";
+        (collector.number(sql) == 10).then_some(())
+    });
+
+    // What the node does not allow is refused, and the reason says how it could be.
+    let (text, is_applied) = probe(
+        &collector,
+        &[
+            "set",
+            "--node",
+            "told",
+            "--wait",
+            "60s",
+            "syscalls=full",
+            "listeners=off",
+        ],
+    );
+    assert!(!is_applied, "{text}");
+    for part in ["--control syscalls=full", "--control streams"] {
+        assert!(text.contains(part), "{text}");
+    }
+    let (text, is_right) = probe(&collector, &["set", "syscalls=off"]);
+    assert!(!is_right && text.contains("--node NAME"), "{text}");
+
+    // Both start again: the settings are those of before.
+    agent.stop();
+    collector.program.stop();
+    let collector = Collector::start_on(data.path(), port, web);
+    let agent = start_agent(&collector.url);
+    wait_for("word of the second start", || {
+        let sql = "SELECT uniqExact(agent_epoch) AS n FROM probe_reports WHERE node = 'told'";
+        (collector.number(sql) == 2).then_some(())
+    });
+    wait_for("settings of before", || {
+        let (text, _) = probe(&collector, &["show"]);
+        let line = text.lines().find(|line| line.contains(" ports "))?.to_owned();
+        (line.contains(&to.port().to_string()) && line.contains("applied")).then_some(())
+    });
+    let (text, is_applied) = probe(&collector, &["set", "--all", "--wait", "60s", "ports=default"]);
+    assert!(is_applied && text.contains("any"), "{text}");
+    agent.stop();
+    let closes = Command::new(binary("holdfast"))
+        .args(["ledger", "--collector", &collector.url])
+        .status()
+        .expect("holdfast ledger");
+    assert!(closes.success());
+}
+
+/// A cgroup (v2) of a test, removed when the test is done.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// `path` is below the mount.
+    fn new(path: &str) -> Self {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").expect("/proc");
+        let root = mounts
+            .lines()
+            .find_map(|line| {
+                line.split_once(" cgroup2 ")?
+                    .0
+                    .split(' ')
+                    .nth(1)
+                    .map(PathBuf::from)
+            })
+            .expect("cgroups of version 2");
+        let folder = root.join(path);
+        std::fs::create_dir_all(&folder).expect("a cgroup: these tests need root");
+        Self(folder)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Its processes have ended. The folder above stays if somebody else uses it.
+        let _ = std::fs::remove_dir(&self.0);
+        if let Some(above) = self.0.parent() {
+            let _ = std::fs::remove_dir(above);
+        }
+    }
+}
+
+#[test]
+fn a_connection_carries_the_service_of_its_cgroup_and_a_view_says_who_that_is() {
+    let collector = Collector::start();
+    let host = Host::new();
+    let state = tempfile::tempdir().expect("a folder");
+    let slice = format!("holdfast-{}.slice", std::process::id());
+    let before = Cgroup::new(&format!("{slice}/shop-before.service"));
+    let (netns, folder) = (host.netns_path(), state.path().display().to_string());
+    let agent = Program::start(
+        "holdfast-agent",
+        &[
+            "run",
+            "--collector",
+            &collector.url,
+            "--name",
+            "named",
+            "--netns",
+            &netns,
+            "--state",
+            &folder,
+            "--max-cpu",
+            "off",
+            "--service",
+            "unit=shop-*.service -> shop",
+        ],
+    );
+    wait_for_node(&collector, "named");
+    // One that the agent found, one that comes while it runs, and one that no rule names.
+    let after = Cgroup::new(&format!("{slice}/shop-after.service"));
+    let plain = Cgroup::new(&format!("{slice}/plain@1.service"));
+    let (listener, to) = host.listen("127.0.0.1");
+    for cgroup in [&before, &after, &plain] {
+        let procs = cgroup.0.join("cgroup.procs").display().to_string();
+        let port = to.port();
+        let child = host.run(move || {
+            // As a service manager does it: the process joins the cgroup, then becomes the program.
+            let script = format!(
+                "echo $$ > {procs} && exec python3 -c \
+                 'import socket; socket.create_connection((\"127.0.0.1\", {port})).close()'"
+            );
+            Command::new("sh").args(["-c", &script]).spawn().expect("a shell")
+        });
+        drop(listener.accept().expect("a connection"));
+        let status = { child }.wait().expect("our own child");
+        assert!(status.success());
+    }
+    wait_for("the connections of three cgroups", || {
+        let sql = "SELECT count() AS n FROM connections WHERE role = 'active' AND service != ''";
+        (collector.number(sql) == 3).then_some(())
+    });
+    wait_for("the names of three cgroups", || {
+        (collector.number("SELECT count() AS n FROM cgroups WHERE unit != '' AND path LIKE '/holdfast-%'")
+            == 3)
+            .then_some(())
+    });
+    let rows = collector.sql(
+        "SELECT service, unit, cgroup_path FROM connection_workloads WHERE role = 'active' ORDER BY recorded_at",
+    );
+    let found: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            ["service", "unit", "cgroup_path"].map(|column| row[column].as_str().expect("a text").to_owned())
+        })
+        .collect();
+    let expected = [
+        ("shop", "shop-before"),
+        ("shop", "shop-after"),
+        ("plain", "plain@1"),
+    ]
+    .map(|(service, unit)| {
+        [
+            service.to_owned(),
+            format!("{unit}.service"),
+            format!("/{slice}/{unit}.service"),
+        ]
+    });
+    assert_eq!(found, expected);
+    agent.stop();
+    // System calls are delivered at the end, and known by the same names.
+    wait_for("the system calls", || {
+        let sql = "SELECT uniqExact(cgroup_id) AS n FROM syscalls WHERE service IN ('shop', 'plain') AND comm = 'python3'";
+        (collector.number(sql) == 3).then_some(())
+    });
+    let output = Command::new(binary("holdfast"))
+        .args(["syscalls", "--by", "cgroup", "--collector", &collector.url])
+        .output()
+        .expect("holdfast syscalls");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains(&format!("/{slice}/plain@1.service")), "{text}");
 }

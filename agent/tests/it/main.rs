@@ -5,8 +5,20 @@
     reason = "raw sockets and fork-free system calls that no crate wraps"
 )]
 
+mod announce;
+mod attribution;
+mod causes;
+mod control;
+mod denied;
 mod end_to_end;
 mod host;
+mod load;
 mod outcomes;
+mod portability;
 mod probe;
+mod signals;
+mod survey;
+mod syscalls;
+mod truth;
 mod watch;
+mod witness;

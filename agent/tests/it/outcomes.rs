@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpStream},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     thread,
     time::Duration,
@@ -11,15 +11,15 @@ use std::{
 use holdfast_agent_ebpf::event::state::{
     CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, SYN_RECV, SYN_SENT,
 };
-use holdfast_proto::v1::{CloseReason, Outcome};
+use holdfast_proto::v1::{CloseReason, LocalCause, Outcome};
 
 use crate::{
     host::Host,
-    watch::{Watch, check, states},
+    watch::{Watch, check, check_cause, states},
 };
 
 /// A host whose packets to 192.0.2.0/24 vanish without a word, and the router that swallows them.
-fn host_before_a_black_hole() -> (Host, Host) {
+pub(crate) fn host_before_a_black_hole() -> (Host, Host) {
     let (host, router) = (Host::new(), Host::new());
     host.connect(&router);
     host.ip("route add default via 10.0.0.2");
@@ -28,7 +28,7 @@ fn host_before_a_black_hole() -> (Host, Host) {
     (host, router)
 }
 
-const IN_THE_HOLE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 80);
+pub(crate) const IN_THE_HOLE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 80);
 
 /// A socket on which connect() was called and has not ended.
 fn start_to_connect(host: &Host, to: SocketAddr) -> TcpStream {
@@ -67,7 +67,7 @@ fn start_to_connect(host: &Host, to: SocketAddr) -> TcpStream {
 }
 
 /// Makes close() send a reset.
-fn reset_on_close(stream: &TcpStream) {
+pub(crate) fn reset_on_close(stream: &TcpStream) {
     let linger = libc::linger {
         l_onoff: 1,
         l_linger: 0,
@@ -166,8 +166,25 @@ fn a_closed_port_is_refused() {
     assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
     let record = watch.only();
     check(&record, (Outcome::Refused, CloseReason::None));
+    check_cause(&record, LocalCause::RefusedByPeer);
     assert_eq!(states(&record), [SYN_SENT, CLOSE]);
     assert_eq!(record.remote_port, 9);
+}
+
+#[test]
+fn a_refusal_by_an_icmp_message_is_no_refusal_by_the_peer() {
+    let (host, _router) = host_before_a_black_hole();
+    let mut watch = Watch::on(&host);
+    let socket = start_to_connect(&host, IN_THE_HOLE);
+    host.run(move || {
+        let from = socket.local_addr().expect("an address");
+        // As a firewall that rejects says it, which need not be the peer.
+        inject_port_unreachable(from, IN_THE_HOLE, sequence(&socket));
+        drop(socket);
+    });
+    let record = watch.only();
+    check(&record, (Outcome::Refused, CloseReason::None));
+    check_cause(&record, LocalCause::IcmpPortUnreachable);
 }
 
 #[test]
@@ -179,6 +196,7 @@ fn the_kernel_gives_up_on_dropped_packets_and_it_is_a_timeout() {
     assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT));
     let record = watch.only();
     check(&record, (Outcome::TimedOut, CloseReason::None));
+    check_cause(&record, LocalCause::NoAnswer);
     // How often it tries also depends on tcp_syn_linear_timeouts, which older kernels lack.
     assert!(record.syn_retransmits >= 1);
 }
@@ -200,7 +218,9 @@ fn a_process_that_closes_while_connecting_aborted() {
     let (host, _router) = host_before_a_black_hole();
     let mut watch = Watch::on(&host);
     drop(start_to_connect(&host, IN_THE_HOLE));
-    check(&watch.only(), (Outcome::Aborted, CloseReason::None));
+    let record = watch.only();
+    check(&record, (Outcome::Aborted, CloseReason::None));
+    check_cause(&record, LocalCause::ProcessGaveUp);
 }
 
 #[test]
@@ -217,6 +237,7 @@ fn a_router_without_a_route_makes_it_unreachable() {
     assert_eq!(error.raw_os_error(), Some(libc::EHOSTUNREACH));
     let record = watch.only();
     check(&record, (Outcome::Unreachable, CloseReason::None));
+    check_cause(&record, LocalCause::HostUnreachable);
     assert_eq!(states(&record), [SYN_SENT, CLOSE]);
 }
 
@@ -236,6 +257,7 @@ fn a_reset_in_the_handshake_is_no_refusal() {
     });
     let record = watch.only();
     check(&record, (Outcome::Reset, CloseReason::None));
+    check_cause(&record, LocalCause::ResetByPeer);
     assert_eq!(states(&record), [SYN_SENT, SYN_RECV, CLOSE]);
     drop(socket);
 }
@@ -255,6 +277,8 @@ fn a_reset_ends_an_established_connection_and_both_ends_say_who_did_it() {
     let (active, passive) = watch.both_ends();
     check(&active, (Outcome::Established, CloseReason::ResetByPeer));
     check(&passive, (Outcome::Established, CloseReason::ResetByProcess));
+    check_cause(&active, LocalCause::ResetByPeer);
+    check_cause(&passive, LocalCause::None);
 }
 
 const SYN: u8 = 0x02;
@@ -272,19 +296,105 @@ fn inject(from: SocketAddr, to: SocketAddr, sequence: u32, acknowledgement: u32,
     segment.extend(acknowledgement.to_be_bytes());
     // A header of five words, the flags, a window of 64 KiB, the checksum, no urgent pointer.
     segment.extend([5 << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
-    let mut sum: u32 = u32::from(libc::IPPROTO_TCP as u16) + segment.len() as u32;
-    let addresses = [from.ip().octets(), to.ip().octets()].concat();
-    for pair in addresses.chunks(2).chain(segment.chunks(2)) {
-        sum += u32::from(u16::from_be_bytes([pair[0], pair[1]]));
-    }
+    let mut summed = [from.ip().octets(), to.ip().octets()].concat();
+    summed.extend([0, libc::IPPROTO_TCP as u8, 0, segment.len() as u8]);
+    summed.extend(&segment);
+    segment[16..18].copy_from_slice(&(!ones_complement(&summed)).to_be_bytes());
+
+    let mut packet = ipv4_header(from, to, libc::IPPROTO_TCP, segment.len());
+    packet.extend(segment);
+    send_raw(to, &packet);
+}
+
+/// An IPv4 header for so many bytes; the kernel fills in the rest.
+fn ipv4_header(from: SocketAddrV4, to: SocketAddrV4, protocol: i32, payload_bytes: usize) -> Vec<u8> {
+    let mut header = vec![
+        0x45,
+        0,
+        0,
+        20 + payload_bytes as u8,
+        0,
+        0,
+        0,
+        0,
+        64,
+        protocol as u8,
+        0,
+        0,
+    ];
+    header.extend(from.ip().octets());
+    header.extend(to.ip().octets());
+    header
+}
+
+/// The next sequence number that a socket sends with, as those read it who move connections between machines.
+fn sequence(stream: &TcpStream) -> u32 {
+    const TCP_SEND_QUEUE: i32 = 2;
+    let set = |option, value: i32| {
+        // SAFETY: the option's value is an integer, which lives through the call.
+        let result = unsafe {
+            libc::setsockopt(
+                stream.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                option,
+                (&raw const value).cast(),
+                size_of::<i32>() as u32,
+            )
+        };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    };
+    set(libc::TCP_REPAIR, 1);
+    set(libc::TCP_REPAIR_QUEUE, TCP_SEND_QUEUE);
+    let (mut next, mut size) = (0_u32, size_of::<u32>() as u32);
+    // SAFETY: both places live through the call, and the first has the size that the second says.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_QUEUE_SEQ,
+            (&raw mut next).cast(),
+            &raw mut size,
+        )
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    // Off again, without the probe that would go out with it.
+    set(libc::TCP_REPAIR, -1);
+    next
+}
+
+/// Tells the host that its SYN found no port, by an ICMP message that quotes the SYN.
+fn inject_port_unreachable(host: SocketAddr, asked: SocketAddr, next_sequence: u32) {
+    const DESTINATION_UNREACHABLE: u8 = 3;
+    const PORT_UNREACHABLE: u8 = 3;
+    let (SocketAddr::V4(host), SocketAddr::V4(asked)) = (host, asked) else {
+        panic!("IPv4 addresses")
+    };
+    let mut message = vec![DESTINATION_UNREACHABLE, PORT_UNREACHABLE, 0, 0, 0, 0, 0, 0];
+    message.extend(ipv4_header(host, asked, libc::IPPROTO_TCP, 20));
+    // Its ports and its sequence number, which the kernel compares with what it sent.
+    message.extend(host.port().to_be_bytes());
+    message.extend(asked.port().to_be_bytes());
+    message.extend(next_sequence.wrapping_sub(1).to_be_bytes());
+    let sum = ones_complement(&message);
+    message[2..4].copy_from_slice(&(!sum).to_be_bytes());
+    let mut packet = ipv4_header(asked, host, libc::IPPROTO_ICMP, message.len());
+    packet.extend(message);
+    send_raw(host, &packet);
+}
+
+/// The sum of the checksums of the Internet.
+fn ones_complement(bytes: &[u8]) -> u16 {
+    let words = bytes
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+    let mut sum: u32 = words.sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    segment[16..18].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    sum as u16
+}
 
-    let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, libc::IPPROTO_TCP as u8, 0, 0];
-    packet.extend(addresses);
-    packet.extend(segment);
+fn send_raw(to: SocketAddrV4, packet: &[u8]) {
     // SAFETY: plain system calls; the address and the packet live through them.
     unsafe {
         let fd = libc::socket(

@@ -1,17 +1,27 @@
 //! The probes, watching one host, and what they saw.
 
 use std::{
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
 
 use aya::maps::{MapData, RingBuf};
 use holdfast_agent::{
+    cause::local_cause,
+    clock,
     outcome::{close_reason, outcome},
-    probes::{KernelCounters, KernelCounts, Options, Probes},
+    probes::{KernelCounters, KernelCounts, Options, Peers, Probes},
+    seeds::{Found, Seeds},
+    syscalls::Mode,
+    table::Table,
 };
-use holdfast_agent_ebpf::event::{ConnectionRecord, role, step_state};
-use holdfast_proto::v1::{CloseReason, Outcome};
+use holdfast_agent_ebpf::{
+    control::Control,
+    counter::Counter,
+    event::{ConnectionRecord, SocketReport, role, step_state},
+};
+use holdfast_proto::v1::{CloseReason, LocalCause, Outcome};
 
 use crate::host::Host;
 
@@ -21,9 +31,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Watch {
     ring: RingBuf<MapData>,
     counters: KernelCounters,
+    table: Table,
+    pub(crate) peers: Peers,
     records: Vec<ConnectionRecord>,
     /// Attached for as long as this lives.
-    _probes: Probes,
+    probes: Probes,
 }
 
 impl Watch {
@@ -36,21 +48,43 @@ impl Watch {
 
     pub(crate) fn with(options: Options) -> Self {
         let mut probes = Probes::load(options).expect("the programs load: these tests need root");
-        let (ring, counters) = (
+        let (ring, counters, table, peers) = (
             probes.take_ring().expect("a ring"),
             probes.take_counters().expect("counters"),
+            probes.take_table().expect("a table"),
+            probes.take_peers().expect("the map of peers"),
         );
         probes.attach().expect("the programs attach");
         Self {
             ring,
             counters,
+            table,
+            peers,
             records: Vec::new(),
-            _probes: probes,
+            probes,
         }
+    }
+
+    pub(crate) fn count_syscalls(&mut self, mode: Mode) {
+        self.probes.count_syscalls(mode).expect("the programs attach");
     }
 
     pub(crate) fn counts(&self) -> KernelCounts {
         self.counters.read().expect("the counters can be read")
+    }
+
+    /// Changes what the programs do.
+    pub(crate) fn control(&mut self, control: &Control) {
+        self.probes.control(control).expect("the maps can be written");
+    }
+
+    /// Waits until the counters are so.
+    pub(crate) fn wait_until(&self, is_so: impl Fn(&KernelCounts) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so(&self.counts()) {
+            assert!(Instant::now() < deadline, "{:?}", self.counts());
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Takes what is in the ring.
@@ -62,19 +96,67 @@ impl Watch {
         &self.records
     }
 
+    /// Takes the first records of what is established and was not announced yet.
+    pub(crate) fn announce(&mut self) -> Vec<ConnectionRecord> {
+        let mut first = Vec::new();
+        self.table
+            .announce(clock::boot_now_ns(), |_| true, |record| first.push(*record));
+        first
+    }
+
+    /// Hands over the attempts that wait for their answer.
+    pub(crate) fn pending(&self, each: impl FnMut(&ConnectionRecord)) {
+        self.table.pending(clock::boot_now_ns(), each);
+    }
+
+    /// Gives what is older than the programs a place and an owner.
+    pub(crate) fn seed(&mut self, host: &Host) -> (Seeds, Found) {
+        let seeds = Seeds::default();
+        let mut listeners = self.probes.take_listeners().expect("the map of listeners");
+        let found = seeds
+            .find(&mut self.probes, &mut listeners, Some(host.netns))
+            .expect("the start's survey");
+        (seeds, found)
+    }
+
+    /// Every TCP socket of a host, as it stands.
+    pub(crate) fn survey(&mut self, host: &Host) -> Vec<SocketReport> {
+        let mut reports = Vec::new();
+        self.probes
+            .survey(Some(Path::new(&host.netns_path())), &mut |report| {
+                reports.push(*report);
+            })
+            .expect("a survey");
+        reports
+    }
+
+    /// Begins anew with no records.
+    pub(crate) fn forget(&mut self) {
+        self.drain();
+        self.records.clear();
+    }
+
     /// Waits until there are so many records in all.
     pub(crate) fn wait_for(&mut self, count: usize) -> Vec<ConnectionRecord> {
         let deadline = Instant::now() + PATIENCE;
         while self.drain().len() < count {
             assert!(
                 Instant::now() < deadline,
-                "{} of {count} records: {:#?}",
+                "{} of {count} records, {:?}, the last ones: {:#?}",
                 self.records.len(),
-                self.records
+                self.counts(),
+                &self.records[self.records.len().saturating_sub(4)..]
             );
             thread::sleep(Duration::from_millis(5));
         }
         self.records.clone()
+    }
+
+    /// Waits until there is a record of each end that the hook has seen close so far.
+    pub(crate) fn wait_for_all_that_closed(&mut self) -> Vec<ConnectionRecord> {
+        let counts = self.counts();
+        let there = counts.total(Counter::Closed) - counts.total(Counter::Lost);
+        self.wait_for(there as usize)
     }
 
     /// Waits for the one record of an attempt that left nothing on the other end.
@@ -105,4 +187,8 @@ pub(crate) fn states(record: &ConnectionRecord) -> Vec<u8> {
 
 pub(crate) fn check(record: &ConnectionRecord, expected: (Outcome, CloseReason)) {
     assert_eq!((outcome(record), close_reason(record)), expected, "{record:#?}");
+}
+
+pub(crate) fn check_cause(record: &ConnectionRecord, expected: LocalCause) {
+    assert_eq!(local_cause(record), expected, "{record:#?}");
 }

@@ -1,16 +1,18 @@
 //! How the commands reach a collector, and what they make of its answers.
 
 use std::error::Error as _;
-use std::io;
+use std::io::{self, Write};
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use holdfast_proto::v1::Chunk;
 use holdfast_proto::v1::query_client::QueryClient;
+use serde::de::DeserializeOwned;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
 use super::Failure;
+use super::table::{Align, Cell, Table};
 
 /// A collector that does not answer within this is taken for away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -97,6 +99,49 @@ fn cause(error: &(dyn std::error::Error + 'static)) -> String {
         Some(io::ErrorKind::ConnectionRefused) => "connection refused".to_owned(),
         _ => innermost.to_string(),
     }
+}
+
+/// Prints an answer: as it comes with `--json`, else as a table, or what `nothing` says where there are no rows. A row is
+/// as many lines of the table as `cells` makes of it.
+pub(super) async fn print<R, L, const N: usize>(
+    reach: &Reach,
+    chunks: Streaming<Chunk>,
+    columns: [(&'static str, Align); N],
+    cells: impl Fn(&R) -> L,
+    nothing: &str,
+) -> Result<(), Failure>
+where
+    R: DeserializeOwned,
+    L: IntoIterator<Item = [Cell; N]>,
+{
+    let mut lines = Lines::new(chunks);
+    let mut rows = Vec::new();
+    let mut stdout = io::stdout().lock();
+    while let Some(text) = lines.next().await.map_err(|status| reach.failure(&status))? {
+        if reach.json {
+            stdout.write_all(text.as_bytes())?;
+            continue;
+        }
+        for line in text.lines() {
+            let row = serde_json::from_str(line)
+                .with_context(|| format!("the collector answers with a row of another version: {line}"))
+                .map_err(Failure::Undone)?;
+            rows.extend(cells(&row));
+        }
+    }
+    if !reach.json {
+        let mut table = Table::new(columns, super::colours(&io::stdout()));
+        table.fit(&rows);
+        stdout.write_all(table.head().as_bytes())?;
+        for row in &rows {
+            stdout.write_all(table.line(row).as_bytes())?;
+        }
+        if rows.is_empty() {
+            super::tell(nothing);
+        }
+    }
+    stdout.flush()?;
+    Ok(())
 }
 
 /// The lines of an answer, whatever chunks it comes in.

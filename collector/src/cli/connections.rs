@@ -13,7 +13,7 @@ use super::client::{Lines, Reach};
 use super::table::{Align, BAD, Cell, FAINT, GOOD, Table, human_bytes, human_us};
 use crate::config::Span;
 
-/// List finished connections, or follow them as they are stored.
+/// List finished connections, follow them as they are stored, or list what is open.
 ///
 /// A row is one end of one connection: of a connection between two observed processes there are two. `->` is the end
 /// that called connect(), `<-` the one that came out of a listener.
@@ -26,12 +26,18 @@ and, or, not and brackets; numbers may have units (20ms, 4MB), addresses a prefi
 Examples:
   holdfast connections --last 5m
   holdfast connections --follow --where 'remote_port = 5432 and outcome != \"established\"'
+  holdfast connections --open --where 'outcome = \"pending\"'
   holdfast connections --where 'comm = \"nginx\"' --limit 20
   holdfast connections --json --last 1d --limit 0 > connections.jsonl")]
 pub(super) struct Args {
     /// Go on with connections as they are stored, until Ctrl-C
     #[arg(long)]
     follow: bool,
+
+    /// What is open now instead, the longest open first: every agent looks every 10 seconds, and every second at
+    /// attempts that wait for an answer
+    #[arg(long, conflicts_with_all = ["follow", "last"])]
+    open: bool,
 
     /// Only the connections that fit
     #[arg(
@@ -64,6 +70,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         last_ns: last.map_or(0, |span| u64::try_from(span.0.as_nanos()).unwrap_or(u64::MAX)),
         follow: args.follow,
         limit: args.limit,
+        open: args.open,
     };
     let reach = &args.reach;
     let mut client = reach.connect().await?;
@@ -97,16 +104,18 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     }
     if args.limit > 0 && view.shown == args.limit && !args.follow {
         super::tell(&format!(
-            "these are the newest {}; --limit 0 lists all",
+            "these are the {} {}; --limit 0 lists all",
+            if args.open { "longest open" } else { "newest" },
             args.limit
         ));
     }
     Ok(())
 }
 
-/// A row of `connections`, as far as it is shown.
+/// A row of `connections` or of `open_connections`, as far as it is shown.
 #[derive(Debug, Deserialize)]
 struct Connection {
+    #[serde(alias = "observed_at")]
     closed_at: String,
     node: String,
     pid: u32,
@@ -117,8 +126,11 @@ struct Connection {
     remote_ip: Ipv6Addr,
     remote_port: u16,
     outcome: String,
+    /// Of one that is open: none.
+    #[serde(default)]
     close_reason: String,
     connect_us: u64,
+    #[serde(alias = "open_us")]
     duration_us: u64,
     bytes_sent: u64,
     bytes_received: u64,
@@ -142,7 +154,7 @@ impl Connection {
     fn cells(&self) -> [Cell; COLUMNS.len()] {
         let is_established = self.outcome == "established";
         let (outcome, style) = match self.close_reason.as_str() {
-            "none" | "finished" => (self.outcome.clone(), if is_established { GOOD } else { BAD }),
+            "" | "none" | "finished" => (self.outcome.clone(), if is_established { GOOD } else { BAD }),
             // `established` goes without saying when the end is what is notable.
             reason if is_established => (reason.replace('_', " "), BAD),
             reason => (format!("{}, {}", self.outcome, reason.replace('_', " ")), BAD),
@@ -164,7 +176,7 @@ impl Connection {
     }
 }
 
-fn process(comm: &str, pid: u32) -> String {
+pub(super) fn process(comm: &str, pid: u32) -> String {
     if pid == 0 {
         "?".to_owned()
     } else {
@@ -172,7 +184,7 @@ fn process(comm: &str, pid: u32) -> String {
     }
 }
 
-fn endpoint(ip: Ipv6Addr, port: u16) -> String {
+pub(super) fn endpoint(ip: Ipv6Addr, port: u16) -> String {
     match ip.to_ipv4_mapped() {
         Some(ip) => format!("{ip}:{port}"),
         None => format!("[{ip}]:{port}"),

@@ -1,5 +1,6 @@
 //! `holdfast ledger`: whether every connection end that the kernel counted is somewhere.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -16,15 +17,30 @@ use super::table::{Align, BAD, Cell, FAINT, GOOD, Table};
 /// How often `--watch` asks: as often as the agents report.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Rows that are stored and not counted yet: how often it is looked whether a later report counts them, and how
+/// often at most. Agents report once a second.
+const LATER_INTERVAL: Duration = Duration::from_millis(500);
+const LATER_LOOKS: u32 = 8;
+
 /// Show whether every connection end that the kernel counted is in the store, or in a counter.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-One row for each network namespace of each agent's latest start. It closes when
-  OPENED   = CLOSED + OPEN + UNTRACKED + superseded     in the kernel
-  CLOSED   = RECEIVED + LOST + what is in the ring      between kernel and agent
+One row for each network namespace of each agent's latest start, and one for its system calls, which are counted
+in calls: STORED is the calls in the rows. It closes when
+  OPENED   = CLOSED + OPEN + UNTRACKED + SAMPLED OUT + superseded + ENDED   in the kernel
+  CLOSED   = RECEIVED + LOST + FILTERED + what is in the ring   between kernel and agent
   RECEIVED = batching + WAITING + ACKED + DROPPED + REFUSED   in the agent
-  STORED   = ACKED, or more while acknowledgements are on their way
-A difference is shown in red. Exit code 0: every row closes, 1: one does not.
+  STORED   = ACKED, or more while acknowledgements are on their way; what was stored since an agent's last report
+             has to be in its next one
+  WITNESS  = OPENED - unsent + opens that were missed, by the kernel's own SNMP counters of the namespace; fewer there
+             are none (restored connections, say). - where they cannot be read.
+MISSED are events that the kernel did not show to the programs, because one came while they ran on the same CPU. The kernel
+counts them for all namespaces together, which is the row of namespace 0; the row of a namespace has the opens that its
+WITNESS knows and the programs do not. It closes if there are no more of those than misses. An end that was missed
+leaves a connection in OPEN that is gone, until its memory is used again.
+ENDED is what a start that was killed took with it: connections that were open, in the ring, or opened before the
+next start. It is in gaps. A difference is shown in red. Exit code 0: every row closes, 1: one does not,
+3: no agent has reported. With --json each row says in `closes` whether it does.
 
 Examples:
   holdfast ledger
@@ -46,38 +62,36 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let mut client = args.reach.connect().await?;
     loop {
-        let closes = show(&args, &mut client).await?;
-        if !args.watch {
-            return if closes { Ok(()) } else { Err(Failure::DoesNotHold) };
+        let outcome = show(&args, &mut client).await;
+        match outcome {
+            Ok(()) | Err(Failure::DoesNotHold | Failure::Unknown) if args.watch => {}
+            outcome => return outcome,
         }
         tokio::time::sleep(WATCH_INTERVAL).await;
     }
 }
 
-/// Prints the ledger once; tells whether it closes.
-async fn show(args: &Args, client: &mut QueryClient<Channel>) -> Result<bool, Failure> {
-    let reach = &args.reach;
-    let request = LedgerRequest { all_starts: args.all };
-    let chunks = client
-        .ledger(request)
-        .await
-        .map_err(|status| reach.failure(&status))?;
-    let mut lines = Lines::new(chunks.into_inner());
-    let mut rows = Vec::new();
-    let mut stdout = io::stdout().lock();
-    while let Some(text) = lines.next().await.map_err(|status| reach.failure(&status))? {
-        for line in text.lines() {
-            let row: Row = serde_json::from_str(line)
-                .with_context(|| format!("the collector answers with a row of another version: {line}"))
-                .map_err(Failure::Undone)?;
-            rows.push(row);
+/// Prints the ledger once. It fails if that does not close.
+async fn show(args: &Args, client: &mut QueryClient<Channel>) -> Result<(), Failure> {
+    let mut rows = ask(args, client).await?;
+    for _ in 0..LATER_LOOKS {
+        if !rows.iter().any(Row::is_ahead) {
+            break;
         }
-        if reach.json {
-            stdout.write_all(text.as_bytes())?;
+        tokio::time::sleep(LATER_INTERVAL).await;
+        let later = ask(args, client).await?;
+        count_later(&mut rows, &later);
+        if !later.iter().any(Row::is_ahead) {
+            rows = later;
         }
     }
-    let closes = rows.iter().all(Row::closes);
-    if !reach.json {
+    let reach = &args.reach;
+    let mut stdout = io::stdout().lock();
+    if reach.json {
+        for row in &rows {
+            stdout.write_all(row.line().as_bytes())?;
+        }
+    } else {
         let cells: Vec<_> = rows.iter().map(Row::cells).collect();
         let mut table = Table::new(COLUMNS, super::colours(&io::stdout()));
         table.fit(&cells);
@@ -89,27 +103,91 @@ async fn show(args: &Args, client: &mut QueryClient<Channel>) -> Result<bool, Fa
         for row in &cells {
             stdout.write_all(table.line(row).as_bytes())?;
         }
-        if rows.is_empty() {
-            super::tell(&format!(
-                "no agent has reported yet; run holdfast-agent run --collector {} on a node",
-                reach.collector
-            ));
-        }
     }
     stdout.flush()?;
-    Ok(closes)
+    if rows.is_empty() {
+        super::tell(&format!(
+            "no agent has reported yet; run holdfast-agent run --collector {} on a node",
+            reach.collector
+        ));
+        return Err(Failure::Unknown);
+    }
+    if !reach.json && !args.watch && rows.iter().any(|row| row.refused > 0) {
+        super::tell(
+            "rows were refused for their content: holdfast sql \"SELECT node, refused_at, sequence, rows, reason FROM \
+             refused_batches ORDER BY refused_at\" shows which, and why",
+        );
+    }
+    if rows.iter().all(Row::closes) {
+        Ok(())
+    } else {
+        Err(Failure::DoesNotHold)
+    }
+}
+
+async fn ask(args: &Args, client: &mut QueryClient<Channel>) -> Result<Vec<Row>, Failure> {
+    let reach = &args.reach;
+    let request = LedgerRequest { all_starts: args.all };
+    let chunks = client
+        .ledger(request)
+        .await
+        .map_err(|status| reach.failure(&status))?;
+    let mut lines = Lines::new(chunks.into_inner());
+    let mut rows = Vec::new();
+    while let Some(chunk) = lines.next().await.map_err(|status| reach.failure(&status))? {
+        for line in chunk.lines() {
+            let mut row: Row = serde_json::from_str(line)
+                .with_context(|| format!("the collector answers with a row of another version: {line}"))
+                .map_err(Failure::Undone)?;
+            line.clone_into(&mut row.text);
+            rows.push(row);
+        }
+    }
+    mark_former(&mut rows);
+    mark_counted_misses(&mut rows);
+    Ok(rows)
+}
+
+/// Tells the rows whose stored ones are all counted in a later report.
+fn count_later(rows: &mut [Row], later: &[Row]) {
+    let counted: HashMap<_, u64> = later
+        .iter()
+        .map(|row| ((row.account(), row.netns), row.acknowledged + row.unacknowledged))
+        .collect();
+    for row in rows.iter_mut().filter(|row| row.is_ahead()) {
+        let counted = counted.get(&(row.account(), row.netns));
+        row.is_counted_later = counted.is_some_and(|&counted| row.rows_stored <= counted);
+    }
 }
 
 /// A row of `ledger`, as far as it is shown.
 #[derive(Debug, Default, Deserialize)]
 struct Row {
+    /// All of it, an object.
+    #[serde(skip)]
+    text: String,
     node: String,
+    agent_id: String,
+    agent_epoch: u64,
+    stream: String,
+    /// There is a later start of the agent.
+    #[serde(skip)]
+    is_former: bool,
+    /// The kernel counted at least as many misses as all namespaces of this start together have opens that nobody saw.
+    #[serde(skip)]
+    is_miss_counted: bool,
+    /// A later report counts all rows that were stored when this one was asked for.
+    #[serde(skip)]
+    is_counted_later: bool,
     netns: u32,
     observed_at: String,
     opened: u64,
     closed: u64,
     open: u64,
     untracked: u64,
+    sampled_out: u64,
+    filtered: u64,
+    ended: u64,
     lost: u64,
     missed: u64,
     received: u64,
@@ -118,22 +196,30 @@ struct Row {
     dropped: u64,
     refused: u64,
     rows_stored: u64,
+    is_witnessed: bool,
+    witnessed: u64,
+    witness_difference: i64,
     kernel_difference: i64,
     ring_difference: i64,
     agent_difference: i64,
     store_difference: i64,
 }
 
-const COLUMNS: [(&str, Align); 17] = [
+const COLUMNS: [(&str, Align); 22] = [
     ("NODE", Align::Left),
+    ("STREAM", Align::Left),
     ("NETNS", Align::Right),
     ("AT (UTC)", Align::Left),
     ("OPENED", Align::Right),
+    ("WITNESS", Align::Right),
     ("OPEN", Align::Right),
     ("CLOSED", Align::Right),
+    ("FILTERED", Align::Right),
+    ("SAMPLED OUT", Align::Right),
     ("UNTRACKED", Align::Right),
     ("MISSED", Align::Right),
     ("LOST", Align::Right),
+    ("ENDED", Align::Right),
     ("RECEIVED", Align::Right),
     ("WAITING", Align::Right),
     ("DROPPED", Align::Right),
@@ -144,25 +230,93 @@ const COLUMNS: [(&str, Align); 17] = [
     ("CLOSES", Align::Left),
 ];
 
+/// Tells the starts of an agent that have a later one.
+fn mark_former(rows: &mut [Row]) {
+    let mut latest: HashMap<String, u64> = HashMap::new();
+    for row in &*rows {
+        let epoch = latest.entry(row.agent_id.clone()).or_default();
+        *epoch = row.agent_epoch.max(*epoch);
+    }
+    for row in rows {
+        row.is_former = latest.get(&row.agent_id) > Some(&row.agent_epoch);
+    }
+}
+
+/// Tells the starts whose unseen opens are no more than the events that the kernel says it did not show to the
+/// programs. Each miss explains one open at most, and nothing else does.
+fn mark_counted_misses(rows: &mut [Row]) {
+    let mut uncounted: HashMap<(String, u64, String), i64> = HashMap::new();
+    for row in &*rows {
+        *uncounted.entry(row.account()).or_default() += row.unseen_opens() - row.missed.cast_signed();
+    }
+    for row in rows {
+        row.is_miss_counted = uncounted
+            .get(&row.account())
+            .is_some_and(|uncounted| *uncounted <= 0);
+    }
+}
+
 impl Row {
+    /// What is counted together: all namespaces of a start.
+    fn account(&self) -> (String, u64, String) {
+        (self.agent_id.clone(), self.agent_epoch, self.stream.clone())
+    }
+
+    /// Opens that the witness knows and the programs do not.
+    fn unseen_opens(&self) -> i64 {
+        self.witness_difference.max(0)
+    }
+
+    /// The same, where no counter explains them.
+    fn unexplained_opens(&self) -> i64 {
+        if self.is_miss_counted {
+            0
+        } else {
+            self.unseen_opens()
+        }
+    }
+
     /// What neither a counter nor the way of a running agent explains. What is in the ring, and what is stored and
     /// waits for its acknowledgement, is on its way.
-    fn difference(&self) -> i64 {
-        let on_its_way = 0..=self.unacknowledged.cast_signed();
+    fn difference(&self) -> u64 {
+        // A start that was killed said nothing of the calls that it delivered after its last word.
+        let is_free = self.is_former && self.stream == "syscalls";
+        let on_its_way = if is_free || self.is_counted_later {
+            0..=i64::MAX
+        } else {
+            0..=self.unacknowledged.cast_signed()
+        };
         let unexplained_in_store = if on_its_way.contains(&self.store_difference) {
             0
         } else {
             self.store_difference
         };
-        self.kernel_difference + self.ring_difference.min(0) + self.agent_difference + unexplained_in_store
+        // What is too much in one place does not make up for what is missing in another.
+        [
+            self.kernel_difference,
+            self.ring_difference.min(0),
+            self.agent_difference,
+            unexplained_in_store,
+            self.unexplained_opens(),
+        ]
+        .map(i64::unsigned_abs)
+        .iter()
+        .sum()
+    }
+
+    /// More is stored than a running agent had counted when it reported last.
+    fn is_ahead(&self) -> bool {
+        !self.is_former && !self.is_counted_later && self.store_difference > self.unacknowledged.cast_signed()
     }
 
     fn closes(&self) -> bool {
-        self.kernel_difference == 0
-            && self.ring_difference >= 0
-            && self.agent_difference == 0
-            && self.difference() == 0
-            && self.missed == 0
+        self.difference() == 0
+    }
+
+    /// The row in JSON, with whether it closes.
+    fn line(&self) -> String {
+        let fields = self.text.trim_end().trim_end_matches('}');
+        format!("{fields},\"closes\":{}}}\n", self.closes())
     }
 
     fn cells(&self) -> [Cell; COLUMNS.len()] {
@@ -170,23 +324,39 @@ impl Row {
             let style = if count == 0 { FAINT } else { BAD };
             Cell::styled(count.to_string(), style)
         };
+        // By configuration, so no fault.
+        let faint_zero = |count: u64| match count {
+            0 => Cell::styled("0", FAINT),
+            count => count.to_string().into(),
+        };
         [
             self.node.clone().into(),
+            self.stream.clone().into(),
             self.netns.to_string().into(),
             Cell::styled(self.observed_at.get(..19).unwrap_or(&self.observed_at), FAINT),
             self.opened.to_string().into(),
+            if !self.is_witnessed {
+                Cell::styled("-", FAINT)
+            } else if self.unexplained_opens() > 0 {
+                Cell::styled(self.witnessed.to_string(), BAD)
+            } else {
+                self.witnessed.to_string().into()
+            },
             self.open.to_string().into(),
             self.closed.to_string().into(),
+            faint_zero(self.filtered),
+            faint_zero(self.sampled_out),
             bad_above_zero(self.untracked),
-            bad_above_zero(self.missed),
+            bad_above_zero(self.missed + self.unseen_opens().unsigned_abs()),
             bad_above_zero(self.lost),
+            bad_above_zero(self.ended),
             self.received.to_string().into(),
             self.unacknowledged.to_string().into(),
             bad_above_zero(self.dropped),
             bad_above_zero(self.refused),
             self.acknowledged.to_string().into(),
             self.rows_stored.to_string().into(),
-            bad_above_zero(self.difference().unsigned_abs()),
+            bad_above_zero(self.difference()),
             if self.closes() {
                 Cell::styled("yes", GOOD)
             } else {
@@ -201,6 +371,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn calls_that_a_killed_start_delivered_after_its_last_word_are_no_difference() {
+        let row = |agent_epoch, stream: &str| Row {
+            agent_epoch,
+            stream: stream.to_owned(),
+            store_difference: 100,
+            ..Row::default()
+        };
+        let mut rows = [row(1, "syscalls"), row(1, "connections"), row(2, "syscalls")];
+        mark_former(&mut rows);
+        assert_eq!(rows.map(|row| row.closes()), [true, false, false]);
+    }
+
+    #[test]
     fn what_is_on_its_way_is_no_difference() {
         let row = Row {
             unacknowledged: 10,
@@ -212,8 +395,29 @@ mod tests {
     }
 
     #[test]
+    fn what_was_stored_since_the_last_report_has_to_be_in_a_later_one() {
+        let stored = |netns| Row {
+            netns,
+            acknowledged: 100,
+            unacknowledged: 5,
+            rows_stored: 130,
+            store_difference: 30,
+            ..Row::default()
+        };
+        let counted = |netns, acknowledged| Row {
+            netns,
+            acknowledged,
+            unacknowledged: 10,
+            ..Row::default()
+        };
+        let mut rows = [stored(1), stored(2), stored(3)];
+        count_later(&mut rows, &[counted(1, 120), counted(2, 119)]);
+        assert_eq!(rows.map(|row| row.closes()), [true, false, false]);
+    }
+
+    #[test]
     fn what_nothing_explains_is_a_difference() {
-        let check = |row: Row, expected: i64| {
+        let check = |row: Row, expected: u64| {
             assert!(!row.closes(), "{row:?}");
             assert_eq!(row.difference(), expected, "{row:?}");
         };
@@ -229,7 +433,7 @@ mod tests {
                 ring_difference: -3,
                 ..Row::default()
             },
-            -3,
+            3,
         );
         check(
             Row {
@@ -251,14 +455,84 @@ mod tests {
                 store_difference: -1,
                 ..Row::default()
             },
-            -1,
+            1,
         );
         check(
             Row {
-                missed: 1,
+                kernel_difference: 2,
+                agent_difference: -2,
                 ..Row::default()
             },
-            0,
+            4,
         );
+        check(
+            Row {
+                witness_difference: 2,
+                ..Row::default()
+            },
+            2,
+        );
+    }
+
+    #[test]
+    fn opens_that_nobody_saw_need_a_miss_each_that_the_kernel_counted() {
+        let row = |agent_epoch, netns, missed, witness_difference| Row {
+            agent_epoch,
+            netns,
+            missed,
+            witness_difference,
+            is_witnessed: true,
+            ..Row::default()
+        };
+        let check = |mut rows: Vec<Row>, expected: &[bool]| {
+            mark_counted_misses(&mut rows);
+            let closes: Vec<_> = rows.iter().map(Row::closes).collect();
+            assert_eq!(closes, expected, "{rows:?}");
+        };
+        check(vec![row(1, 0, 3, 0), row(1, 5, 0, 0)], &[true, true]);
+        check(
+            vec![row(1, 0, 3, 0), row(1, 5, 0, 1), row(1, 6, 0, 2)],
+            &[true, true, true],
+        );
+        check(
+            vec![row(1, 0, 2, 0), row(1, 5, 0, 1), row(1, 6, 0, 2)],
+            &[true, false, false],
+        );
+        // Opens that the witness does not know make no room for others.
+        check(
+            vec![row(1, 0, 0, 0), row(1, 5, 0, -7), row(1, 6, 0, 1)],
+            &[true, true, false],
+        );
+        // Nor does what another start missed.
+        check(
+            vec![row(1, 0, 9, 0), row(2, 0, 0, 0), row(2, 5, 0, 1)],
+            &[true, true, false],
+        );
+    }
+
+    #[test]
+    fn a_miss_excuses_nothing_but_opens() {
+        for broken in [
+            Row {
+                kernel_difference: 1,
+                ..Row::default()
+            },
+            Row {
+                ring_difference: -1,
+                ..Row::default()
+            },
+            Row {
+                agent_difference: 1,
+                ..Row::default()
+            },
+            Row {
+                store_difference: -1,
+                ..Row::default()
+            },
+        ] {
+            let mut rows = [Row { missed: 9, ..broken }];
+            mark_counted_misses(&mut rows);
+            assert!(!rows[0].closes(), "{rows:?}");
+        }
     }
 }

@@ -1,17 +1,19 @@
 //! `holdfast nodes`.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
 
-use anyhow::Context;
 use holdfast_proto::v1::NodesRequest;
 use serde::Deserialize;
 
 use super::Failure;
-use super::client::{Lines, Reach};
-use super::table::{Align, BAD, Cell, FAINT, GOOD, Table};
+use super::client::{Reach, print};
+use super::overhead::{share, step};
+use super::table::{Align, BAD, Cell, FAINT, GOOD, human_bytes};
 
 /// List the nodes that deliver, or did.
+///
+/// CPU is what the agent and its programs took of the machine in their last interval; PROBES what the agent's budget
+/// (--max-cpu) leaves of what it was told to watch: full, or a step. `holdfast overhead` says more.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -29,37 +31,17 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         .nodes(NodesRequest {})
         .await
         .map_err(|status| reach.failure(&status))?;
-    let mut lines = Lines::new(chunks.into_inner());
-    let mut rows = Vec::new();
-    let mut stdout = io::stdout().lock();
-    while let Some(text) = lines.next().await.map_err(|status| reach.failure(&status))? {
-        if reach.json {
-            stdout.write_all(text.as_bytes())?;
-            continue;
-        }
-        for line in text.lines() {
-            let node: Node = serde_json::from_str(line)
-                .with_context(|| format!("the collector answers with a row of another version: {line}"))
-                .map_err(Failure::Undone)?;
-            rows.push(node.cells());
-        }
-    }
-    if !reach.json {
-        let mut table = Table::new(COLUMNS, super::colours(&io::stdout()));
-        table.fit(&rows);
-        stdout.write_all(table.head().as_bytes())?;
-        for row in &rows {
-            stdout.write_all(table.line(row).as_bytes())?;
-        }
-        if rows.is_empty() {
-            super::tell(&format!(
-                "no node has delivered yet; run holdfast-agent run --collector {} on one",
-                reach.collector
-            ));
-        }
-    }
-    stdout.flush()?;
-    Ok(())
+    print(
+        reach,
+        chunks.into_inner(),
+        COLUMNS,
+        |node: &Node| [node.cells()],
+        &format!(
+            "no node has delivered yet; run holdfast-agent run --collector {} on one",
+            reach.collector
+        ),
+    )
+    .await
 }
 
 /// A row of `nodes`, as far as it is shown.
@@ -74,9 +56,12 @@ struct Node {
     architecture: String,
     observed_netns: String,
     missing_features: Vec<String>,
+    cpu_ppm: u32,
+    resident_bytes: u64,
+    step: String,
 }
 
-const COLUMNS: [(&str, Align); 8] = [
+const COLUMNS: [(&str, Align); 11] = [
     ("NODE", Align::Left),
     ("STATE", Align::Left),
     ("LAST SEEN (UTC)", Align::Left),
@@ -85,6 +70,9 @@ const COLUMNS: [(&str, Align); 8] = [
     ("KERNEL", Align::Left),
     ("OBSERVES", Align::Left),
     ("MISSING", Align::Left),
+    ("CPU", Align::Right),
+    ("MEMORY", Align::Right),
+    ("PROBES", Align::Left),
 ];
 
 impl Node {
@@ -112,6 +100,17 @@ impl Node {
             format!("{} {}", self.kernel, self.architecture).into(),
             observes.into(),
             self.missing_features.join(",").into(),
+            if self.step.is_empty() {
+                Cell::styled("-", FAINT)
+            } else {
+                share(self.cpu_ppm).into()
+            },
+            if self.step.is_empty() {
+                Cell::styled("-", FAINT)
+            } else {
+                human_bytes(self.resident_bytes).into()
+            },
+            step(&self.step),
         ]
     }
 }
@@ -124,11 +123,12 @@ mod tests {
     fn a_node_is_shown_with_what_it_said() {
         let row = r#"{"node":"web-1","up":true,"last_seen":"2026-03-01 12:00:00.123456789","agent_id":"a1",
             "agent_epoch":7,"labels":{"role":"web","zone":"a"},"version":"0.1.0","kernel":"6.18.0",
-            "architecture":"x86_64","observed_netns":"4026531840","missing_features":["cgroups","btf"]}"#;
+            "architecture":"x86_64","observed_netns":"4026531840","missing_features":["cgroups","btf"],
+            "cpu_ppm":1234,"resident_bytes":20971520,"step":"syscalls_off"}"#;
         let node: Node = serde_json::from_str(row).unwrap();
         assert_eq!(
             node.cells().map(|cell| cell.text).join("|"),
-            "web-1|up|2026-03-01 12:00:00|role=web,zone=a|0.1.0|6.18.0 x86_64|netns 4026531840|cgroups,btf"
+            "web-1|up|2026-03-01 12:00:00|role=web,zone=a|0.1.0|6.18.0 x86_64|netns 4026531840|cgroups,btf|0.12%|21.0 MB|syscalls_off"
         );
     }
 }

@@ -7,6 +7,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::Failure;
 use crate::config::{Config, Settings};
+use crate::engine::run::Declared;
 use crate::serve;
 
 /// Run the collector: take in what agents deliver, store it, and answer questions.
@@ -17,7 +18,8 @@ use crate::serve;
 #[command(after_help = "\
 Examples:
   holdfast serve
-  holdfast serve --store embedded:/srv/holdfast --retention 90d
+  holdfast serve --store embedded:/srv/holdfast --retention 90d,gaps=365d
+  holdfast serve --assertions /etc/holdfast/assertions
   holdfast serve --listen 0.0.0.0:7443 --store http://holdfast@clickhouse:8123/holdfast
 
 HOLDFAST_STORE_PASSWORD is the password of a ClickHouse server, if it shall not be in the URL.
@@ -29,6 +31,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
     let config = Config::load(args.settings).map_err(|error| Failure::Usage(error.into()))?;
+    let assertions = config.assertions.clone().map(Declared::read).transpose();
+    let assertions = assertions.map_err(|error| Failure::Usage(error.into()))?;
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
         .with_ansi(super::colours(&io::stderr()))
@@ -41,6 +45,6 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         .context("cannot start")
         .map_err(Failure::Undone)?;
     runtime
-        .block_on(serve::run(config, serve::told_to_stop()))
+        .block_on(serve::run(config, assertions, serve::told_to_stop()))
         .map_err(Failure::Undone)
 }

@@ -123,6 +123,15 @@ pub(super) fn human_us(us: u64) -> String {
     }
 }
 
+/// Likewise, of nanoseconds: `870 ns`, `12.3 us`.
+pub(super) fn human_ns(ns: f64) -> String {
+    match ns {
+        ns if ns < 999.5 => format!("{ns:.0} ns"),
+        ns if ns < 999_500.0 => format!("{} us", three_digits(ns / 1e3)),
+        ns => human_us((ns / 1e3) as u64),
+    }
+}
+
 /// A volume in the unit that suits its size (powers of 1000), with three digits: `512 B`, `4.10 kB`, `1.20 GB`.
 pub(super) fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
@@ -185,6 +194,18 @@ mod tests {
             (180_000_000_000, "2d 2h"),
         ] {
             assert_eq!(human_us(us), expected, "{us}");
+        }
+    }
+
+    #[test]
+    fn short_times_are_too() {
+        for (ns, expected) in [
+            (0.0, "0 ns"),
+            (870.4, "870 ns"),
+            (12_300.0, "12.3 us"),
+            (2e6, "2.00 ms"),
+        ] {
+            assert_eq!(human_ns(ns), expected, "{ns}");
         }
     }
 

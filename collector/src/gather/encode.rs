@@ -2,48 +2,104 @@
 //! what a batch has as an index into a dictionary of its own becomes the value, or an index into the block's
 //! dictionary.
 
+mod cgroups;
+mod network;
+mod overhead;
+mod syscalls;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use holdfast_proto::v1::{Gap, Path, StreamCounters};
+use holdfast_proto::v1::{Gap, Listener, Outcome, Path, Process, StreamCounters};
 use holdfast_proto::{FLAG_FINAL, FLAG_FIRST};
 
-use super::{BatchName, Content, Parcel};
+use super::{BatchName, Content};
 use crate::ingest::agent::Agent;
-use crate::ingest::decode::{AgentSample, Connections};
+use crate::ingest::decode::{AgentSample, Connections, OpenConnections};
 use crate::store::Block;
 use crate::store::native::{BlockBuilder, BlockError};
-use crate::store::schema::{AGENT_SAMPLES, CONNECTION_RECORDS, GAP_RECORDS, LEDGER_SAMPLES, NODE_SESSIONS};
+use crate::store::schema::{
+    AGENT_SAMPLES, CGROUP_RECORDS, CONNECTION_RECORDS, CONNECTION_SAMPLES, GAP_RECORDS, LEDGER_SAMPLES,
+    LISTENER_SAMPLES, NAMESPACE_SAMPLES, NODE_SESSIONS, OVERHEAD_SAMPLES, PEER_SAMPLES, SYSCALL_SAMPLES,
+};
 
-/// The block of these parcels, which are of one kind, and its table.
-pub(super) fn block(parcels: &[Parcel]) -> Result<(&'static str, Block), BlockError> {
+/// The block of these contents of parcels, which are of one kind, with their agents; and its table.
+pub fn block<'a>(
+    parcels: impl IntoIterator<Item = (&'a Agent, &'a Content)>,
+) -> Result<(&'static str, Block), BlockError> {
     let mut batches = Vec::new();
     let mut gaps = Vec::new();
+    let mut looks = Vec::new();
+    let mut listeners = Vec::new();
+    let mut namespaces = Vec::new();
+    let mut peers = Vec::new();
+    let mut cgroups = Vec::new();
+    let mut calls = Vec::new();
+    let mut costs = Vec::new();
     let mut samples = Vec::new();
     let mut agents = Vec::new();
     let mut sessions = Vec::new();
-    for Parcel { agent, content, .. } in parcels {
+    for (agent, content) in parcels {
         match content {
             Content::Connections { batch, columns } => {
                 batches.push(Delivered {
                     agent,
                     batch,
-                    columns,
+                    columns: &**columns,
                 });
             }
             Content::Gaps { batch, gaps: rows } => {
                 let recorded_at_ns = gaps_recorded_at_ns(rows);
-                gaps.extend(rows.iter().map(|gap| (&**agent, batch, recorded_at_ns, gap)));
+                gaps.extend(rows.iter().map(|gap| (agent, batch, recorded_at_ns, gap)));
+            }
+            Content::OpenConnections { batch, look } => looks.push((
+                Delivered {
+                    agent,
+                    batch,
+                    columns: &look.connections,
+                },
+                &**look,
+            )),
+            Content::Listeners { batch, look } => {
+                // Checked when the batch came: each has a process.
+                listeners.extend(look.listeners.iter().filter_map(|listener| {
+                    Some(Listening {
+                        agent,
+                        batch,
+                        observed_at_ns: look.observed_at_ns,
+                        listener,
+                        process: listener.process.as_ref()?,
+                    })
+                }));
+            }
+            Content::Namespaces { batch, look } => namespaces.push((agent, batch, look)),
+            Content::Cgroups { batch, look } => {
+                cgroups.extend(
+                    look.cgroups
+                        .iter()
+                        .map(|cgroup| (agent, batch, look.observed_at_ns, cgroup)),
+                );
+            }
+            Content::Peers { batch, look } => peers.push((agent, batch, look)),
+            Content::Syscalls { batch, columns } => calls.push(Delivered {
+                agent,
+                batch,
+                columns: &**columns,
+            }),
+            Content::Overhead { batch, intervals } => {
+                costs.extend(intervals.iter().map(|interval| (agent, batch, interval)));
             }
             Content::Ledger {
                 epoch,
                 observed_at_ns,
+                is_final,
                 counters,
             } => {
                 samples.extend(counters.iter().map(|counters| Sample {
                     agent,
                     epoch: *epoch,
                     observed_at_ns: *observed_at_ns,
+                    is_final: *is_final,
                     counters,
                 }));
             }
@@ -51,17 +107,31 @@ pub(super) fn block(parcels: &[Parcel]) -> Result<(&'static str, Block), BlockEr
                 epoch,
                 observed_at_ns,
                 sample,
-            } => agents.push((&**agent, *epoch, *observed_at_ns, sample)),
+            } => agents.push((agent, *epoch, *observed_at_ns, sample)),
             Content::Session {
                 connected_at_ns,
                 remote,
-            } => sessions.push((&**agent, *connected_at_ns, &**remote)),
+            } => sessions.push((agent, *connected_at_ns, &**remote)),
         }
     }
     let (table, block) = if !batches.is_empty() {
         (&CONNECTION_RECORDS, connection_records(&Rows::new(batches))?)
     } else if !gaps.is_empty() {
         (&GAP_RECORDS, gap_records(&gaps)?)
+    } else if !looks.is_empty() {
+        (&CONNECTION_SAMPLES, connection_samples(looks)?)
+    } else if !listeners.is_empty() {
+        (&LISTENER_SAMPLES, listener_samples(&listeners)?)
+    } else if !namespaces.is_empty() {
+        (&NAMESPACE_SAMPLES, network::namespace_samples(&namespaces)?)
+    } else if !cgroups.is_empty() {
+        (&CGROUP_RECORDS, cgroups::cgroup_records(&cgroups)?)
+    } else if !peers.is_empty() {
+        (&PEER_SAMPLES, network::peer_samples(&peers)?)
+    } else if !calls.is_empty() {
+        (&SYSCALL_SAMPLES, syscalls::syscall_samples(&calls)?)
+    } else if !costs.is_empty() {
+        (&OVERHEAD_SAMPLES, overhead::overhead_samples(&costs)?)
     } else if !samples.is_empty() {
         (&LEDGER_SAMPLES, ledger_samples(&samples)?)
     } else if !agents.is_empty() {
@@ -74,79 +144,24 @@ pub(super) fn block(parcels: &[Parcel]) -> Result<(&'static str, Block), BlockEr
 
 fn connection_records(rows: &Rows<'_>) -> Result<Block, BlockError> {
     let mut block = BlockBuilder::new(&CONNECTION_RECORDS, rows.rows)?;
-    rows.repeated_texts(|batch| &batch.agent.node)
-        .write(&mut block, "node")?;
-    rows.texts(
-        |c| &c.process,
-        |c| &c.processes,
-        |process| process.service.as_str().into(),
-    )
-    .write(&mut block, "service")?;
-    block.enums("role", &rows.converted(|c| &c.role, u8::cast_signed))?;
+    rows.owners(&mut block)?;
     block.enums("outcome", &rows.converted(|c| &c.outcome, u8::cast_signed))?;
     block.datetimes("recorded_at", &rows.joined(|c| &c.recorded_at_ns))?;
-    block.datetimes("opened_at", &rows.joined(|c| &c.opened_at_ns))?;
-    block.datetimes("decided_at", &rows.joined(|c| &c.decided_at_ns))?;
-    block.datetimes("closed_at", &rows.joined(|c| &c.closed_at_ns))?;
-    block.u32s(
-        "pid",
-        &rows.looked_up(|c| &c.process, |c| &c.processes, |process| process.pid),
-    )?;
-    rows.texts(
-        |c| &c.process,
-        |c| &c.processes,
-        |process| process.comm.as_str().into(),
-    )
-    .write(&mut block, "comm")?;
-    block.enums(
-        "attribution",
-        &rows.converted(|c| &c.attribution, u8::cast_signed),
-    )?;
-    block.u32s(
-        "netns",
-        &rows.looked_up(|c| &c.process, |c| &c.processes, |process| process.netns),
-    )?;
-    block.u64s(
-        "cgroup_id",
-        &rows.looked_up(|c| &c.process, |c| &c.processes, |process| process.cgroup_id),
-    )?;
-    block.ipv6s(
-        "local_ip",
-        &rows.looked_up(|c| &c.local_address, |c| &c.addresses, |address| *address),
-    )?;
-    // Checked when the batch came: a port fits.
-    block.u16s(
-        "local_port",
-        &rows.converted(|c| &c.local_port, |port: u32| port as u16),
-    )?;
-    block.ipv6s(
-        "remote_ip",
-        &rows.looked_up(|c| &c.remote_address, |c| &c.addresses, |address| *address),
-    )?;
-    block.u16s(
-        "remote_port",
-        &rows.converted(|c| &c.remote_port, |port: u32| port as u16),
-    )?;
+    rows.ends(&mut block)?;
     block.u64s("connect_us", &rows.joined(|c| &c.connect_us))?;
     block.u64s("duration_us", &rows.joined(|c| &c.duration_us))?;
-    block.u64s("bytes_sent", &rows.joined(|c| &c.bytes_sent))?;
-    block.u64s("bytes_received", &rows.joined(|c| &c.bytes_received))?;
-    block.u32s("segments_sent", &rows.joined(|c| &c.segments_sent))?;
-    block.u32s("segments_received", &rows.joined(|c| &c.segments_received))?;
-    block.u32s("retransmits", &rows.joined(|c| &c.retransmits))?;
-    block.u8s("syn_retransmits", &rows.joined(|c| &c.syn_retransmits))?;
-    block.u32s("srtt_us", &rows.joined(|c| &c.srtt_us))?;
+    rows.volumes(&mut block)?;
     block.u16s("errno", &rows.converted(|c| &c.error, u16::from))?;
-    // Agents of this protocol name no causes.
-    block.low_cardinality_constant("local_cause", "")?;
+    let causes: Vec<u32> = rows.converted(|c| &c.local_cause, u32::from);
+    block.low_cardinality("local_cause", &LOCAL_CAUSES, &causes)?;
     block.enums(
         "close_reason",
         &rows.converted(|c| &c.close_reason, u8::cast_signed),
     )?;
     rows.texts(|c| &c.path, |c| &c.paths, |path| path_text(path).into())
         .write(&mut block, "path")?;
-    block.u64_arrays("path_us", &rows.path_ends(), &rows.joined(|c| &c.path_us))?;
-    block.u64s("cookie", &rows.joined(|c| &c.cookie))?;
+    block.u64_arrays("step_us", &rows.step_ends(), &rows.joined(|c| &c.step_us))?;
+    rows.cookies(&mut block)?;
     block.bools(
         "is_first",
         &rows.converted(|c| &c.flags, |flags: u8| flags & FLAG_FIRST != 0),
@@ -155,14 +170,26 @@ fn connection_records(rows: &Rows<'_>) -> Result<Block, BlockError> {
         "is_final",
         &rows.converted(|c| &c.flags, |flags: u8| flags & FLAG_FINAL != 0),
     )?;
-    rows.repeated_texts(|batch| &batch.agent.id)
-        .write(&mut block, "agent_id")?;
-    rows.repeated_texts(|delivered| &delivered.batch.boot_id)
-        .write(&mut block, "boot_id")?;
-    block.u64s("agent_epoch", &rows.repeated(|delivered| delivered.batch.epoch))?;
-    block.u64s("sequence", &rows.repeated(|delivered| delivered.batch.sequence))?;
+    rows.names(&mut block)?;
     block.finish()
 }
+
+/// The names of the protocol's `LocalCause`, by its numbers.
+pub const LOCAL_CAUSES: [&str; 13] = [
+    "",
+    "refused_by_peer",
+    "icmp_port_unreachable",
+    "no_answer",
+    "no_route",
+    "no_port",
+    "local_filter",
+    "host_unreachable",
+    "net_unreachable",
+    "icmp_prohibited",
+    "reset_by_peer",
+    "process_gave_up",
+    "syn_retransmitted",
+];
 
 /// `SYN_SENT>ESTABLISHED>FIN_WAIT1>CLOSE`; `...` before the last where steps in between were not recorded.
 fn path_text(path: &Path) -> String {
@@ -217,6 +244,16 @@ fn agent_samples(agents: &[(&Agent, u64, i64, &AgentSample)]) -> Result<Block, B
         .map(|(.., sample)| sample.spool_disk_failed)
         .collect();
     block.bools("spool_disk_failed", &failed)?;
+    let times = |time: fn(&AgentSample) -> i64| -> Vec<i64> {
+        agents.iter().map(|(.., sample)| time(sample)).collect()
+    };
+    block.datetimes("received_at", &times(|sample| sample.received_at_ns))?;
+    block.datetimes("watermark_at", &times(|sample| sample.watermark_ns))?;
+    block.datetimes(
+        "attempts_watermark_at",
+        &times(|sample| sample.attempts_watermark_ns),
+    )?;
+    block.u64s("missing", &counts(|sample| sample.missing))?;
     block.finish()
 }
 
@@ -266,6 +303,27 @@ fn ledger_samples(samples: &[Sample<'_>]) -> Result<Block, BlockError> {
     block.u64s("refused", &counts(|counters| counters.refused))?;
     block.u64s("superseded", &counts(|counters| counters.superseded))?;
     block.u64s("missed", &counts(|counters| counters.missed))?;
+    block.u64s("unsent", &counts(|counters| counters.unsent))?;
+    block.u64s("seeded", &counts(|counters| counters.seeded))?;
+    block.u64s("announced", &counts(|counters| counters.announced))?;
+    block.u64s(
+        "witnessed",
+        &counts(|counters| counters.witnessed.unwrap_or_default()),
+    )?;
+    let witnessed: Vec<bool> = samples
+        .iter()
+        .map(|sample| sample.counters.witnessed.is_some())
+        .collect();
+    block.bools("is_witnessed", &witnessed)?;
+    block.u64s("ended", &counts(|counters| counters.ended))?;
+    block.bools(
+        "is_final",
+        &samples.iter().map(|sample| sample.is_final).collect::<Vec<_>>(),
+    )?;
+    block.u64s("unmeasured", &counts(|counters| counters.unmeasured))?;
+    block.u64s("evicted", &counts(|counters| counters.evicted))?;
+    block.u64s("sampled_out", &counts(|counters| counters.sampled_out))?;
+    block.u64s("elsewhere", &counts(|counters| counters.elsewhere))?;
     block.finish()
 }
 
@@ -307,14 +365,19 @@ fn node_sessions(sessions: &[(&Agent, i64, &str)]) -> Result<Block, BlockError> 
         .map(|(agent, _, _)| agent.missing_features.clone())
         .collect();
     block.string_arrays("missing_features", &missing)?;
+    let addresses: Vec<_> = sessions
+        .iter()
+        .map(|(agent, _, _)| agent.addresses.clone())
+        .collect();
+    block.string_arrays("addresses", &addresses)?;
     block.finish()
 }
 
 /// A batch and who delivered it.
-struct Delivered<'a> {
+struct Delivered<'a, Columns = Connections> {
     agent: &'a Agent,
     batch: &'a BatchName,
-    columns: &'a Connections,
+    columns: &'a Columns,
 }
 
 /// One row of counters.
@@ -322,7 +385,85 @@ struct Sample<'a> {
     agent: &'a Agent,
     epoch: u64,
     observed_at_ns: i64,
+    is_final: bool,
     counters: &'a StreamCounters,
+}
+
+/// A listener, and the batch that brought it.
+struct Listening<'a> {
+    agent: &'a Agent,
+    batch: &'a BatchName,
+    observed_at_ns: i64,
+    listener: &'a Listener,
+    process: &'a Process,
+}
+
+fn listener_samples(listeners: &[Listening<'_>]) -> Result<Block, BlockError> {
+    fn each<'a, T>(listeners: &'a [Listening<'a>], value: impl Fn(&Listening<'a>) -> T) -> Vec<T> {
+        listeners.iter().map(value).collect()
+    }
+    let text = |value: fn(&Process) -> &str| Texts::of(listeners.iter().map(move |of| value(of.process)));
+    let mut block = BlockBuilder::new(&LISTENER_SAMPLES, listeners.len())?;
+    Texts::of(listeners.iter().map(|of| of.agent.node.as_str())).write(&mut block, "node")?;
+    text(|process| &process.service).write(&mut block, "service")?;
+    block.datetimes("observed_at", &each(listeners, |of| of.observed_at_ns))?;
+    block.ipv6s(
+        "local_ip",
+        &each(listeners, |of| {
+            of.listener.address.as_ref().try_into().unwrap_or_default()
+        }),
+    )?;
+    block.u16s("local_port", &each(listeners, |of| of.listener.port as u16))?;
+    block.u32s("pid", &each(listeners, |of| of.process.pid))?;
+    text(|process| &process.comm).write(&mut block, "comm")?;
+    block.enums(
+        "attribution",
+        &each(listeners, |of| of.listener.attribution as i8),
+    )?;
+    block.u32s("netns", &each(listeners, |of| of.process.netns))?;
+    block.u64s("cgroup_id", &each(listeners, |of| of.process.cgroup_id))?;
+    block.u32s("backlog", &each(listeners, |of| of.listener.backlog))?;
+    block.u32s("backlog_limit", &each(listeners, |of| of.listener.backlog_limit))?;
+    block.u32s("drops", &each(listeners, |of| of.listener.drops))?;
+    block.u64s("cookie", &each(listeners, |of| of.listener.cookie))?;
+    Texts::of(listeners.iter().map(|of| of.agent.id.as_str())).write(&mut block, "agent_id")?;
+    Texts::of(listeners.iter().map(|of| of.batch.boot_id.as_str())).write(&mut block, "boot_id")?;
+    block.u64s("agent_epoch", &each(listeners, |of| of.batch.epoch))?;
+    block.u64s("sequence", &each(listeners, |of| of.batch.sequence))?;
+    block.finish()
+}
+
+fn connection_samples(looks: Vec<(Delivered<'_>, &OpenConnections)>) -> Result<Block, BlockError> {
+    let (batches, looks): (Vec<_>, Vec<_>) = looks.into_iter().unzip();
+    let mut observed_at_ns = Vec::new();
+    let mut weight = Vec::new();
+    for look in looks {
+        let rows = look.connections.rows;
+        observed_at_ns.resize(observed_at_ns.len() + rows, look.observed_at_ns);
+        // Attempts that wait are all there.
+        weight.extend(look.connections.outcome.iter().map(|&outcome| {
+            if i32::from(outcome) == Outcome::Pending as i32 {
+                1
+            } else {
+                look.one_in
+            }
+        }));
+    }
+    let rows = Rows::new(batches);
+    let mut block = BlockBuilder::new(&CONNECTION_SAMPLES, rows.rows)?;
+    rows.owners(&mut block)?;
+    block.enums("outcome", &rows.converted(|c| &c.outcome, u8::cast_signed))?;
+    block.datetimes("observed_at", &observed_at_ns)?;
+    block.datetimes("opened_at", &rows.joined(|c| &c.recorded_at_ns))?;
+    rows.ends(&mut block)?;
+    block.u64s("connect_us", &rows.joined(|c| &c.connect_us))?;
+    rows.volumes(&mut block)?;
+    rows.texts(|c| &c.path, |c| &c.paths, |path| path_text(path).into())
+        .write(&mut block, "path")?;
+    block.u32s("weight", &weight)?;
+    rows.cookies(&mut block)?;
+    rows.names(&mut block)?;
+    block.finish()
 }
 
 /// The time of all gaps of one batch: that of its latest row, so that a batch is in one partition.
@@ -346,7 +487,11 @@ fn gap_records(gaps: &[(&Agent, &BatchName, i64, &Gap)]) -> Result<Block, BlockE
     block.u64s("agent_epoch", &numbers(|gap| gap.epoch))?;
     block.enums("stream", &enums(|gap| gap.stream))?;
     block.enums("reason", &enums(|gap| gap.reason))?;
+    let namespaces: Vec<u32> = gaps.iter().map(|(.., gap)| gap.netns).collect();
+    block.u32s("netns", &namespaces)?;
     block.u64s("rows", &numbers(|gap| gap.rows))?;
+    let at_least: Vec<bool> = gaps.iter().map(|(.., gap)| gap.at_least).collect();
+    block.bools("at_least", &at_least)?;
     block.u64s("first_sequence", &numbers(|gap| gap.first_sequence))?;
     block.u64s("last_sequence", &numbers(|gap| gap.last_sequence))?;
     block.datetimes("first_at", &times(|gap| gap.first_ns))?;
@@ -371,6 +516,93 @@ impl<'a> Rows<'a> {
     fn new(batches: Vec<Delivered<'a>>) -> Self {
         let rows = batches.iter().map(|batch| batch.columns.rows).sum();
         Self { batches, rows }
+    }
+
+    /// Where it was seen, whose it is and who began it: `node`, `service`, `role`.
+    fn owners(&self, block: &mut BlockBuilder) -> Result<(), BlockError> {
+        self.repeated_texts(|batch| &batch.agent.node)
+            .write(block, "node")?;
+        self.texts(
+            |c| &c.process,
+            |c| &c.processes,
+            |process| process.service.as_str().into(),
+        )
+        .write(block, "service")?;
+        block.enums("role", &self.converted(|c| &c.role, u8::cast_signed))?;
+        Ok(())
+    }
+
+    /// Both ends and the process of this one: `pid` to `remote_port`.
+    fn ends(&self, block: &mut BlockBuilder) -> Result<(), BlockError> {
+        block.u32s(
+            "pid",
+            &self.looked_up(|c| &c.process, |c| &c.processes, |process| process.pid),
+        )?;
+        self.texts(
+            |c| &c.process,
+            |c| &c.processes,
+            |process| process.comm.as_str().into(),
+        )
+        .write(block, "comm")?;
+        block.enums(
+            "attribution",
+            &self.converted(|c| &c.attribution, u8::cast_signed),
+        )?;
+        block.u32s(
+            "netns",
+            &self.looked_up(|c| &c.process, |c| &c.processes, |process| process.netns),
+        )?;
+        block.u64s(
+            "cgroup_id",
+            &self.looked_up(|c| &c.process, |c| &c.processes, |process| process.cgroup_id),
+        )?;
+        block.ipv6s(
+            "local_ip",
+            &self.looked_up(|c| &c.local_address, |c| &c.addresses, |address| *address),
+        )?;
+        // Checked when the batch came: a port fits.
+        block.u16s(
+            "local_port",
+            &self.converted(|c| &c.local_port, |port: u32| port as u16),
+        )?;
+        block.ipv6s(
+            "remote_ip",
+            &self.looked_up(|c| &c.remote_address, |c| &c.addresses, |address| *address),
+        )?;
+        block.u16s(
+            "remote_port",
+            &self.converted(|c| &c.remote_port, |port: u32| port as u16),
+        )?;
+        Ok(())
+    }
+
+    /// What it carried: `bytes_sent` to `srtt_us`.
+    fn volumes(&self, block: &mut BlockBuilder) -> Result<(), BlockError> {
+        block.u64s("bytes_sent", &self.joined(|c| &c.bytes_sent))?;
+        block.u64s("bytes_received", &self.joined(|c| &c.bytes_received))?;
+        block.u32s("segments_sent", &self.joined(|c| &c.segments_sent))?;
+        block.u32s("segments_received", &self.joined(|c| &c.segments_received))?;
+        block.u32s("retransmits", &self.joined(|c| &c.retransmits))?;
+        block.u8s("syn_retransmits", &self.joined(|c| &c.syn_retransmits))?;
+        block.u32s("srtt_us", &self.joined(|c| &c.srtt_us))?;
+        Ok(())
+    }
+
+    /// `cookie`.
+    fn cookies(&self, block: &mut BlockBuilder) -> Result<(), BlockError> {
+        block.u64s("cookie", &self.joined(|c| &c.cookie))?;
+        Ok(())
+    }
+
+    /// The batch that brought the row: `agent_id` to `sequence`.
+    fn names(&self, block: &mut BlockBuilder) -> Result<(), BlockError> {
+        self.repeated_texts(|batch| &batch.agent.id)
+            .write(block, "agent_id")?;
+        self.repeated_texts(|delivered| &delivered.batch.boot_id)
+            .write(block, "boot_id")?;
+        block.u64s("agent_epoch", &self.repeated(|delivered| delivered.batch.epoch))?;
+        block.u64s("sequence", &self.repeated(|delivered| delivered.batch.sequence))?;
+        Ok(())
     }
 
     /// A column that the batches have as it is stored.
@@ -413,13 +645,13 @@ impl<'a> Rows<'a> {
         looked_up
     }
 
-    /// Where each row's steps end in the joined `path_us`.
-    fn path_ends(&self) -> Vec<u64> {
+    /// Where each row's steps end in the joined `step_us`.
+    fn step_ends(&self) -> Vec<u64> {
         let mut ends = Vec::with_capacity(self.rows);
         let mut before = 0;
         for batch in &self.batches {
-            ends.extend(batch.columns.path_ends.iter().map(|end| before + end));
-            before += batch.columns.path_us.len() as u64;
+            ends.extend(batch.columns.step_ends.iter().map(|end| before + end));
+            before += batch.columns.step_us.len() as u64;
         }
         ends
     }
@@ -569,12 +801,14 @@ mod tests {
                     Content::Ledger {
                         epoch: 7,
                         observed_at_ns: 1,
+                        is_final: true,
                         counters: vec![counters; 2],
                     },
                 ),
             ] {
                 let parcels = [parcel("a", content).await];
-                let (found, block) = block(&parcels).unwrap();
+                let contents = parcels.iter().map(|parcel| (&*parcel.agent, &parcel.content));
+                let (found, block) = block(contents).unwrap();
                 assert_eq!((found, block.rows), (table, rows));
             }
         });
@@ -587,20 +821,20 @@ mod tests {
                 parcel("a", batch(1, 3, 0)).await,
                 parcel("b", batch(1, 3, 0)).await,
             ];
-            let delivered = |parcel: &'_ Parcel| match &parcel.content {
-                Content::Connections { columns, .. } => columns.path_ends.clone(),
+            let delivered = |parcel: &'_ super::super::Parcel| match &parcel.content {
+                Content::Connections { columns, .. } => columns.step_ends.clone(),
                 _ => unreachable!("they are batches"),
             };
-            assert_eq!(delivered(&parcels[0]), [4, 6, 7]);
+            assert_eq!(delivered(&parcels[0]), [1, 1, 1]);
             let batches = parcels.iter().map(|parcel| match &parcel.content {
                 Content::Connections { batch: name, columns } => Delivered {
                     agent: &parcel.agent,
                     batch: name,
-                    columns,
+                    columns: &**columns,
                 },
                 _ => unreachable!("they are batches"),
             });
-            assert_eq!(Rows::new(batches.collect()).path_ends(), [4, 6, 7, 11, 13, 14]);
+            assert_eq!(Rows::new(batches.collect()).step_ends(), [1, 1, 1, 2, 2, 2]);
         });
     }
 }

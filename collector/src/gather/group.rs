@@ -1,21 +1,30 @@
 //! The group that is being gathered: one block for each table and day. Pure: the time is an argument.
 
-use std::time::Instant;
+use std::mem::discriminant;
+
+use tokio::time::Instant;
 
 use super::encode::gaps_recorded_at_ns;
 use super::{Content, Parcel};
 use crate::config::Limits;
 use crate::ingest::decode::day;
 
-/// Blocks of one group. More days than this at once have only nodes whose clocks are wrong, or spools of a long
-/// outage; their groups are smaller.
-const MOST_BLOCKS: usize = 8;
+/// Blocks of one group beyond the first of each kind. More days than this at once have only nodes whose clocks are
+/// wrong, or spools of a long outage; their groups are smaller.
+const MOST_FURTHER_DAYS: usize = 7;
 
 /// What a block is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Key {
     Connections { day: u32 },
     Gaps { day: u32 },
+    OpenConnections { day: u32 },
+    Listeners { day: u32 },
+    Namespaces { day: u32 },
+    Peers { day: u32 },
+    Cgroups { day: u32 },
+    Syscalls { day: u32 },
+    Overhead { day: u32 },
     Ledger { day: u32 },
     Samples { day: u32 },
     Sessions { day: u32 },
@@ -27,6 +36,28 @@ impl Key {
             Content::Connections { columns, .. } => Self::Connections { day: columns.day },
             Content::Gaps { gaps, .. } => Self::Gaps {
                 day: day(gaps_recorded_at_ns(gaps)),
+            },
+            Content::OpenConnections { look, .. } => Self::OpenConnections {
+                day: day(look.observed_at_ns),
+            },
+            Content::Listeners { look, .. } => Self::Listeners {
+                day: day(look.observed_at_ns),
+            },
+            Content::Namespaces { look, .. } => Self::Namespaces {
+                day: day(look.observed_at_ns),
+            },
+            Content::Cgroups { look, .. } => Self::Cgroups {
+                day: day(look.observed_at_ns),
+            },
+            Content::Peers { look, .. } => Self::Peers {
+                day: day(look.ended_at_ns),
+            },
+            Content::Syscalls { columns, .. } => Self::Syscalls { day: columns.day },
+            // Checked when the batch came: all intervals ended on one day.
+            Content::Overhead { intervals, .. } => Self::Overhead {
+                day: intervals
+                    .first()
+                    .map_or(0, |interval| day(interval.ended_ns.cast_signed())),
             },
             Content::Ledger { observed_at_ns, .. } => Self::Ledger {
                 day: day(*observed_at_ns),
@@ -51,6 +82,8 @@ pub(super) struct OpenGroup {
     limits: Limits,
     blocks: Vec<(Key, Vec<Parcel>)>,
     rows: usize,
+    /// Blocks of kinds that were there already.
+    further_days: usize,
     /// When the first parcel arrived; `None` while there is none.
     since: Option<Instant>,
 }
@@ -61,18 +94,24 @@ impl OpenGroup {
             limits,
             blocks: Vec::new(),
             rows: 0,
+            further_days: 0,
             since: None,
         }
     }
 
     pub(super) fn push(&mut self, parcel: Parcel, now: Instant) {
-        let key = Key::of(&parcel.content);
+        self.push_as(Key::of(&parcel.content), parcel, now);
+    }
+
+    fn push_as(&mut self, key: Key, parcel: Parcel, now: Instant) {
         self.rows += parcel.content.rows();
         self.since.get_or_insert(now);
-        match self.blocks.iter_mut().find(|(found, _)| *found == key) {
-            Some((_, parcels)) => parcels.push(parcel),
-            None => self.blocks.push((key, vec![parcel])),
+        if let Some((_, parcels)) = self.blocks.iter_mut().find(|(found, _)| *found == key) {
+            return parcels.push(parcel);
         }
+        let is_of_its_kind = |(found, _): &(Key, _)| discriminant(found) == discriminant(&key);
+        self.further_days += usize::from(self.blocks.iter().any(is_of_its_kind));
+        self.blocks.push((key, vec![parcel]));
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -81,7 +120,7 @@ impl OpenGroup {
 
     /// It waits for nothing more.
     pub(super) fn is_full(&self) -> bool {
-        self.rows >= self.limits.gather_rows || self.blocks.len() >= MOST_BLOCKS
+        self.rows >= self.limits.gather_rows || self.further_days >= MOST_FURTHER_DAYS
     }
 
     /// When it is inserted even if it is not full; `None` while it is empty.
@@ -92,6 +131,7 @@ impl OpenGroup {
     /// What was gathered; the next group begins empty.
     pub(super) fn take(&mut self) -> Group {
         self.rows = 0;
+        self.further_days = 0;
         self.since = None;
         Group {
             blocks: self.blocks.drain(..).map(|(_, parcels)| parcels).collect(),
@@ -145,6 +185,7 @@ mod tests {
             let ledger = |observed_at_ns| Content::Ledger {
                 epoch: 7,
                 observed_at_ns,
+                is_final: false,
                 counters: vec![StreamCounters::default()],
             };
             for content in [
@@ -173,11 +214,40 @@ mod tests {
     fn days_are_bounded() {
         run(async {
             let mut open = OpenGroup::new(limits(1000));
-            for day in 0..MOST_BLOCKS as u32 {
+            for day in 0..=MOST_FURTHER_DAYS as u32 {
                 assert!(!open.is_full());
                 open.push(parcel("a", batch(1, 1, day)).await, Instant::now());
             }
             assert!(open.is_full());
+            open.take();
+            assert!(!open.is_full());
+        });
+    }
+
+    #[test]
+    fn one_block_of_each_kind_leaves_the_group_open() {
+        run(async {
+            let mut open = OpenGroup::new(limits(1000));
+            let day = 20_000;
+            let kinds = [
+                Key::Connections { day },
+                Key::Gaps { day },
+                Key::OpenConnections { day },
+                Key::Listeners { day },
+                Key::Namespaces { day },
+                Key::Peers { day },
+                Key::Cgroups { day },
+                Key::Syscalls { day },
+                Key::Overhead { day },
+                Key::Ledger { day },
+                Key::Samples { day },
+                Key::Sessions { day },
+            ];
+            for kind in kinds {
+                open.push_as(kind, parcel("a", batch(1, 1, day)).await, Instant::now());
+            }
+            assert!(!open.is_full());
+            assert_eq!(open.take().blocks.len(), kinds.len());
         });
     }
 }

@@ -1,17 +1,24 @@
 //! Who an agent says that it is, checked.
 
 use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
 
 use holdfast_proto::PROTOCOL;
 use holdfast_proto::v1::Hello;
 
-use super::registry::Taken;
+use super::registry::NoSeat;
 
 /// Bytes of a name: an agent's id, a node, a label, a version.
 const MAX_NAME_BYTES: usize = 256;
 
+/// Addresses of one node.
+const MAX_ADDRESSES: usize = 1024;
+
 /// Labels of one node, and features that one kernel can lack.
 const MAX_ENTRIES: usize = 64;
+
+/// Ranges of batches of earlier starts, and such starts: an agent speaks for 64 at most.
+const MAX_UNSETTLED: usize = 4096;
 
 /// The other end of a stream. Its id, node and epoch go into every row that it delivers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +33,8 @@ pub struct Agent {
     pub architecture: String,
     pub observed_netns: String,
     pub missing_features: Vec<String>,
+    /// Of its interfaces, in the text form of IPv6: IPv4 is ::ffff:a.b.c.d.
+    pub addresses: Vec<String>,
 }
 
 /// Why an agent is not welcome. The text goes back to it.
@@ -36,7 +45,7 @@ pub enum Unwelcome {
     #[error("the first message must be Hello")]
     NoHello,
     #[error(transparent)]
-    Taken(Taken),
+    NoSeat(NoSeat),
     #[error("{field} of the agent {fault}")]
     Field {
         field: &'static str,
@@ -70,6 +79,12 @@ impl TryFrom<Hello> for Agent {
             return Err(Unwelcome::Field {
                 field: "the labels or missing features",
                 fault,
+            });
+        }
+        if hello.unsettled.len() > MAX_UNSETTLED || hello.predecessors.len() > MAX_UNSETTLED {
+            return Err(Unwelcome::Field {
+                field: "the unsettled batches or predecessors",
+                fault: "are more than any agent has",
             });
         }
         let label_texts = hello.labels.iter().flat_map(|(key, value)| [key, value]);
@@ -106,8 +121,25 @@ impl TryFrom<Hello> for Agent {
             architecture: hello.architecture,
             observed_netns: hello.observed_netns,
             missing_features: hello.missing_features,
+            addresses: addresses(&hello.addresses)?,
         })
     }
+}
+
+fn addresses(addresses: &[bytes::Bytes]) -> Result<Vec<String>, Unwelcome> {
+    let field = "the addresses";
+    if addresses.len() > MAX_ADDRESSES {
+        let fault = "have more than 1024 entries";
+        return Err(Unwelcome::Field { field, fault });
+    }
+    let text = |address: &bytes::Bytes| {
+        let octets = <[u8; 16]>::try_from(&address[..]).map_err(|_| Unwelcome::Field {
+            field,
+            fault: "have one that is not of 16 bytes",
+        })?;
+        Ok(Ipv6Addr::from(octets).to_string())
+    };
+    addresses.iter().map(text).collect()
 }
 
 fn check_name(field: &'static str, text: &str) -> Result<(), Unwelcome> {

@@ -4,13 +4,22 @@
 //! Columns are worked on whole. Where a column is stored as it travels, its vector is kept, not copied; rows as such
 //! never exist.
 
+mod cgroups;
+mod network;
+mod syscalls;
+
 use bytes::Bytes;
 use holdfast_proto::v1::{
-    Attribution, Batch, CloseReason, ConnectionColumns, Gap, GapReason, Outcome, Path, Process, Role,
-    SealedBatch, Status, Stream, StreamCounters, batch::Columns,
+    self, Attribution, Batch, CloseReason, ConnectionColumns, Gap, GapReason, Listener, ListenerRows,
+    LocalCause, Outcome, Overhead, Path, Process, Role, SealedBatch, Status, Stream, StreamCounters,
+    batch::Columns,
 };
 use holdfast_proto::{FLAG_FINAL, FLAG_FIRST};
 use prost::Message;
+
+pub use cgroups::Cgroups;
+pub use network::{Namespaces, Peers};
+pub use syscalls::Syscalls;
 
 /// Rows of one batch. An agent seals at a few thousand; this bounds what one message can make the collector hold.
 pub const MAX_ROWS: u32 = 1 << 17;
@@ -113,6 +122,15 @@ impl Malformed {
         "status",
     ];
 
+    /// Whether the bytes are those that were sealed under the name that they came with, so that they say something of
+    /// who sealed them.
+    pub fn is_in_a_sound_envelope(&self) -> bool {
+        !matches!(
+            self,
+            Self::Checksum | Self::Sequence | Self::Name | Self::Status(_)
+        )
+    }
+
     /// The kind of fault, as it is counted: one of [`Self::KINDS`].
     pub fn kind(&self) -> &'static str {
         match self {
@@ -135,25 +153,22 @@ pub struct Connections {
     pub rows: usize,
     /// The day of every row's `recorded_at`, counted from the epoch.
     pub day: u32,
-    pub opened_at_ns: Vec<i64>,
-    /// When the handshake ended, well or badly; zero while it has not.
-    pub decided_at_ns: Vec<i64>,
-    /// Zero for what is still open.
-    pub closed_at_ns: Vec<i64>,
-    /// `closed_at` of a final record; else `decided_at`; else the time of the last step.
+    /// When a final record's end was closed; else when the handshake ended; else when the last step was taken. The
+    /// one time that is stored to the nanosecond: all others are whole microseconds before it.
     pub recorded_at_ns: Vec<i64>,
-    /// From opening to `decided_at`; zero while it has not been decided.
+    /// From opening to the handshake's end, good or bad; zero while it has not been decided.
     pub connect_us: Vec<u64>,
     /// From opening to CLOSE; zero for what is still open.
     pub duration_us: Vec<u64>,
     pub cookie: Vec<u64>,
     pub process: Vec<u32>,
     pub path: Vec<u32>,
-    /// When each step of each row's path was taken, in microseconds since the opening, row after row. The first
-    /// step of a row is the opening.
-    pub path_us: Vec<u64>,
-    /// Where each row's steps end in `path_us`.
-    pub path_ends: Vec<u64>,
+    /// The times of the steps that the columns above do not tell, row after row, in microseconds: without the
+    /// opening, the step at which the handshake ended, and a final record's last. Of a final record before its end,
+    /// since the steps that close a connection follow close upon each other; of others since the opening.
+    pub step_us: Vec<u64>,
+    /// Where each row's steps end in `step_us`.
+    pub step_ends: Vec<u64>,
     pub local_address: Vec<u32>,
     pub remote_address: Vec<u32>,
     pub local_port: Vec<u32>,
@@ -171,6 +186,7 @@ pub struct Connections {
     pub close_reason: Bytes,
     pub attribution: Bytes,
     pub flags: Bytes,
+    pub local_cause: Bytes,
     pub processes: Vec<Process>,
     pub paths: Vec<Path>,
     pub addresses: Vec<[u8; 16]>,
@@ -179,15 +195,15 @@ pub struct Connections {
 impl Connections {
     /// Memory that the columns occupy, give or take the allocator's part.
     pub fn heap_bytes(&self) -> usize {
-        // Ten columns of 8 bytes, nine of 4, seven of one.
-        const ROW_BYTES: usize = 10 * 8 + 9 * 4 + 7;
+        // Seven columns of 8 bytes, nine of 4, eight of one.
+        const ROW_BYTES: usize = 7 * 8 + 9 * 4 + 8;
         let text: usize = self
             .processes
             .iter()
             .map(|process| process.comm.len() + process.service.len())
             .sum();
         self.rows * ROW_BYTES
-            + self.path_us.len() * 8
+            + self.step_us.len() * 8
             + self.processes.len() * size_of::<Process>()
             + self.paths.len() * (size_of::<Path>() + MAX_STEPS)
             + self.addresses.len() * 16
@@ -200,6 +216,43 @@ impl Connections {
 pub enum Rows {
     Connections(Box<Connections>),
     Gaps(Vec<Gap>),
+    OpenConnections(Box<OpenConnections>),
+    Listeners(Listeners),
+    Namespaces(Namespaces),
+    Peers(Peers),
+    Cgroups(Cgroups),
+    Syscalls(Box<Syscalls>),
+    Overhead(Vec<Overhead>),
+}
+
+/// A look at what is open on a node, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenConnections {
+    /// When, by the agent's clock.
+    pub observed_at_ns: i64,
+    /// Each row of an established connection stands for so many.
+    pub one_in: u32,
+    /// Neither first nor final records: `recorded_at` is when they were opened, and of any day.
+    pub connections: Connections,
+}
+
+/// A look at the listeners of a node, checked: each has a process.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listeners {
+    /// When, by the agent's clock.
+    pub observed_at_ns: i64,
+    pub listeners: Vec<Listener>,
+}
+
+impl Listeners {
+    /// Memory that the rows occupy, give or take the allocator's part.
+    pub fn heap_bytes(&self) -> usize {
+        let text = |process: &Process| process.comm.len() + process.service.len();
+        self.listeners
+            .iter()
+            .map(|listener| size_of::<Listener>() + 16 + listener.process.as_ref().map_or(0, text))
+            .sum()
+    }
 }
 
 /// A batch as it is stored: its rows, and the start of the machine that they are from.
@@ -231,16 +284,102 @@ pub fn sealed(sealed: SealedBatch, now_ns: i64) -> Result<Decoded, Malformed> {
     let rows = batch.rows as usize;
     let rows = match (Stream::try_from(batch.stream), batch.columns) {
         (Ok(Stream::Connections), Some(Columns::Connections(columns))) => {
-            Rows::Connections(Box::new(connections(columns, rows, now_ns)?))
+            Rows::Connections(Box::new(connections(columns, rows, Records::Ended, now_ns)?))
         }
+        (Ok(Stream::OpenConnections), Some(Columns::OpenConnections(look))) => {
+            Rows::OpenConnections(Box::new(open_connections(look, rows, now_ns)?))
+        }
+        (Ok(Stream::Listeners), Some(Columns::Listeners(look))) => {
+            Rows::Listeners(listeners(look, rows, now_ns)?)
+        }
+        (Ok(Stream::Namespaces), Some(Columns::Namespaces(look))) => {
+            Rows::Namespaces(network::namespaces(look, rows, now_ns)?)
+        }
+        (Ok(Stream::Cgroups), Some(Columns::Cgroups(look))) => {
+            Rows::Cgroups(cgroups::cgroups(look, rows, now_ns)?)
+        }
+        (Ok(Stream::Peers), Some(Columns::Peers(look))) => Rows::Peers(network::peers(look, rows, now_ns)?),
         (Ok(Stream::Gaps), Some(Columns::Gaps(gaps))) => Rows::Gaps(check_gaps(gaps.gaps, rows)?),
-        (Ok(Stream::Connections | Stream::Gaps), _) => return Err(Malformed::Columns),
+        (Ok(Stream::Syscalls), Some(Columns::Syscalls(columns))) => {
+            Rows::Syscalls(Box::new(syscalls::syscalls(columns, rows, now_ns)?))
+        }
+        (Ok(Stream::Overhead), Some(Columns::Overhead(overhead))) => {
+            Rows::Overhead(check_overhead(overhead.intervals, rows, now_ns)?)
+        }
+        (
+            Ok(
+                Stream::Connections
+                | Stream::Gaps
+                | Stream::OpenConnections
+                | Stream::Listeners
+                | Stream::Overhead
+                | Stream::Namespaces
+                | Stream::Peers
+                | Stream::Cgroups
+                | Stream::Syscalls,
+            ),
+            _,
+        ) => return Err(Malformed::Columns),
         (Ok(Stream::Unspecified) | Err(_), _) => return Err(Malformed::Stream(batch.stream)),
     };
     Ok(Decoded {
         boot_id: batch.boot_id,
         rows,
     })
+}
+
+/// Programs of one interval, and bytes of the name of one or of a step.
+const MAX_PROGRAMS: usize = 64;
+const MAX_PROGRAM_NAME_BYTES: usize = 64;
+
+fn check_overhead(intervals: Vec<Overhead>, rows: usize, now_ns: i64) -> Result<Vec<Overhead>, Malformed> {
+    if intervals.len() != rows {
+        return Err(length("intervals", intervals.len(), rows));
+    }
+    let latest_ns = now_ns.saturating_add(AHEAD_NS);
+    for (row, interval) in intervals.iter().enumerate() {
+        let time_fault = |fault| Malformed::Time { row, fault };
+        let ended_ns = i64::try_from(interval.ended_ns).unwrap_or(i64::MAX);
+        if interval.began_ns > interval.ended_ns {
+            return Err(time_fault("of an interval that ends before it begins"));
+        }
+        if interval.began_ns < EARLIEST_NS as u64 {
+            return Err(time_fault("before the year 2000; is the node's clock set?"));
+        }
+        if ended_ns > latest_ns {
+            return Err(time_fault(
+                "more than a day ahead of the collector; is the node's clock right?",
+            ));
+        }
+        if day(ended_ns) != day(intervals[0].ended_ns.cast_signed()) {
+            return Err(Malformed::Days);
+        }
+        if interval.programs.len() > MAX_PROGRAMS {
+            return Err(length("programs", interval.programs.len(), MAX_PROGRAMS));
+        }
+        let names = interval.programs.iter().map(|program| &program.name);
+        for (index, name) in names.chain([&interval.step, &interval.next_step]).enumerate() {
+            if name.len() > MAX_PROGRAM_NAME_BYTES || name.contains(char::is_control) {
+                return Err(Malformed::Entry {
+                    dictionary: "programs",
+                    index,
+                    fault: "has a name that is too long or cannot be printed",
+                });
+            }
+        }
+    }
+    Ok(intervals)
+}
+
+/// Memory that the rows of a batch of overhead occupy, give or take the allocator's part.
+pub fn overhead_bytes(intervals: &[Overhead]) -> usize {
+    intervals
+        .iter()
+        .map(|interval| {
+            size_of::<Overhead>()
+                + interval.programs.len() * (size_of::<v1::ProgramRuns>() + MAX_PROGRAM_NAME_BYTES)
+        })
+        .sum()
 }
 
 fn check_gaps(gaps: Vec<Gap>, rows: usize) -> Result<Vec<Gap>, Malformed> {
@@ -274,8 +413,84 @@ fn check_gaps(gaps: Vec<Gap>, rows: usize) -> Result<Vec<Gap>, Malformed> {
     Ok(gaps)
 }
 
+fn open_connections(
+    look: v1::OpenConnections,
+    rows: usize,
+    now_ns: i64,
+) -> Result<OpenConnections, Malformed> {
+    if look.one_in == 0 {
+        return Err(Malformed::Value {
+            column: "one_in",
+            row: 0,
+            value: 0,
+            allowed: "at least 1",
+        });
+    }
+    let columns = look.connections.ok_or(Malformed::Columns)?;
+    Ok(OpenConnections {
+        observed_at_ns: observed_at(look.observed_at_ns, now_ns)?,
+        one_in: look.one_in,
+        connections: connections(columns, rows, Records::Open, now_ns)?,
+    })
+}
+
+fn listeners(look: ListenerRows, rows: usize, now_ns: i64) -> Result<Listeners, Malformed> {
+    if look.listeners.len() != rows {
+        return Err(length("listeners", look.listeners.len(), rows));
+    }
+    for (row, listener) in look.listeners.iter().enumerate() {
+        let fault = |fault| Malformed::Entry {
+            dictionary: "listeners",
+            index: row,
+            fault,
+        };
+        if listener.address.len() != 16 {
+            return Err(fault("has an address that is not 16 bytes long"));
+        }
+        if listener.port > u32::from(u16::MAX) {
+            return Err(fault("has a port above 65535"));
+        }
+        if Attribution::try_from(listener.attribution).is_err() {
+            return Err(fault("has an attribution that is none"));
+        }
+        if listener.process.is_none() {
+            return Err(fault("has no process"));
+        }
+        check_processes(listener.process.as_slice(), rows)?;
+    }
+    Ok(Listeners {
+        observed_at_ns: observed_at(look.observed_at_ns, now_ns)?,
+        listeners: look.listeners,
+    })
+}
+
+/// The time of a look.
+fn observed_at(observed_at_ns: u64, now_ns: i64) -> Result<i64, Malformed> {
+    i64::try_from(observed_at_ns)
+        .ok()
+        .filter(|time| (EARLIEST_NS..=now_ns.saturating_add(AHEAD_NS)).contains(time))
+        .ok_or(Malformed::Time {
+            row: 0,
+            fault: "before 2000 or more than a day ahead of the collector",
+        })
+}
+
+/// What the rows of a batch are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Records {
+    /// First records, final ones, or both at once.
+    Ended,
+    /// Neither: connections as they stand.
+    Open,
+}
+
 /// Checks the columns of a batch of `rows` connection ends, and derives what is stored.
-fn connections(columns: ConnectionColumns, rows: usize, now_ns: i64) -> Result<Connections, Malformed> {
+fn connections(
+    columns: ConnectionColumns,
+    rows: usize,
+    records: Records,
+    now_ns: i64,
+) -> Result<Connections, Malformed> {
     check_lengths(&columns, rows)?;
     check_processes(&columns.processes, rows)?;
     let shapes = path_shapes(&columns.paths, rows)?;
@@ -304,24 +519,32 @@ fn connections(columns: ConnectionColumns, rows: usize, now_ns: i64) -> Result<C
         "one of Attribution",
         |value| Attribution::try_from(i32::from(value)).is_ok(),
     )?;
-    check_bytes("flags", &columns.flags, "first, final or both", |value| {
-        value != 0 && value & !(FLAG_FIRST | FLAG_FINAL) == 0
-    })?;
-    let times = derive_times(&columns, &shapes, now_ns)?;
+    check_bytes(
+        "local_cause",
+        &columns.local_cause,
+        "one of LocalCause",
+        |value| LocalCause::try_from(i32::from(value)).is_ok(),
+    )?;
+    match records {
+        Records::Ended => check_bytes("flags", &columns.flags, "first, final or both", |value| {
+            value != 0 && value & !(FLAG_FIRST | FLAG_FINAL) == 0
+        })?,
+        Records::Open => check_bytes("flags", &columns.flags, "neither first nor final", |value| {
+            value == 0
+        })?,
+    }
+    let times = derive_times(&columns, &shapes, records, now_ns)?;
     Ok(Connections {
         rows,
         day: times.day,
-        opened_at_ns: times.opened_at_ns,
-        decided_at_ns: times.decided_at_ns,
-        closed_at_ns: times.closed_at_ns,
         recorded_at_ns: times.recorded_at_ns,
         connect_us: times.connect_us,
         duration_us: times.duration_us,
         cookie: running_sums(&columns.cookie_delta),
         process: columns.process,
         path: columns.path,
-        path_us: times.path_us,
-        path_ends: times.path_ends,
+        step_us: times.step_us,
+        step_ends: times.step_ends,
         local_address: columns.local_address,
         remote_address: columns.remote_address,
         local_port: columns.local_port,
@@ -339,6 +562,7 @@ fn connections(columns: ConnectionColumns, rows: usize, now_ns: i64) -> Result<C
         close_reason: columns.close_reason,
         attribution: columns.attribution,
         flags: columns.flags,
+        local_cause: columns.local_cause,
         processes: columns.processes,
         paths: columns.paths,
         addresses,
@@ -368,6 +592,7 @@ fn check_lengths(columns: &ConnectionColumns, rows: usize) -> Result<(), Malform
         ("close_reason", columns.close_reason.len()),
         ("attribution", columns.attribution.len()),
         ("flags", columns.flags.len()),
+        ("local_cause", columns.local_cause.len()),
     ];
     match lengths.into_iter().find(|(_, found)| *found != rows) {
         Some((column, found)) => Err(length(column, found, rows)),
@@ -524,18 +749,20 @@ fn running_sums(deltas: &[i64]) -> Vec<u64> {
 
 struct Times {
     day: u32,
-    opened_at_ns: Vec<i64>,
-    decided_at_ns: Vec<i64>,
-    closed_at_ns: Vec<i64>,
     recorded_at_ns: Vec<i64>,
     connect_us: Vec<u64>,
     duration_us: Vec<u64>,
-    path_us: Vec<u64>,
-    path_ends: Vec<u64>,
+    step_us: Vec<u64>,
+    step_ends: Vec<u64>,
 }
 
-/// Derives every time of every row from its opening and the steps of its path, in one pass.
-fn derive_times(columns: &ConnectionColumns, shapes: &[PathShape], now_ns: i64) -> Result<Times, Malformed> {
+/// Derives the times of every row from its opening and the steps of its path, in one pass.
+fn derive_times(
+    columns: &ConnectionColumns,
+    shapes: &[PathShape],
+    records: Records,
+    now_ns: i64,
+) -> Result<Times, Malformed> {
     let steps: usize = columns
         .path
         .iter()
@@ -548,14 +775,12 @@ fn derive_times(columns: &ConnectionColumns, shapes: &[PathShape], now_ns: i64) 
     let latest_ns = now_ns.saturating_add(AHEAD_NS);
     let mut times = Times {
         day: 0,
-        opened_at_ns: Vec::with_capacity(rows),
-        decided_at_ns: Vec::with_capacity(rows),
-        closed_at_ns: Vec::with_capacity(rows),
         recorded_at_ns: Vec::with_capacity(rows),
         connect_us: Vec::with_capacity(rows),
         duration_us: Vec::with_capacity(rows),
-        path_us: Vec::with_capacity(steps + rows),
-        path_ends: Vec::with_capacity(rows),
+        // Of a final record the handshake's end and the last step are told otherwise.
+        step_us: Vec::with_capacity(steps.saturating_sub(2 * rows)),
+        step_ends: Vec::with_capacity(rows),
     };
     let mut opened_ns = 0_i64;
     let mut remaining = columns.step_us.as_slice();
@@ -573,30 +798,23 @@ fn derive_times(columns: &ConnectionColumns, shapes: &[PathShape], now_ns: i64) 
         let shape = &shapes[*path as usize];
         let (own, rest) = remaining.split_at(shape.offsets);
         remaining = rest;
-        let first_step = times.path_us.len();
-        let mut last_us = 0;
-        times.path_us.push(last_us);
-        for step_us in own {
-            if *step_us > MAX_STEP_US {
-                let allowed = "at most 8.9 years";
-                return Err(Malformed::Value {
-                    column: "step_us",
-                    row,
-                    value: *step_us,
-                    allowed,
-                });
-            }
-            last_us += step_us;
-            times.path_us.push(last_us);
+        if let Some(step_us) = own.iter().find(|step_us| **step_us > MAX_STEP_US) {
+            return Err(Malformed::Value {
+                column: "step_us",
+                row,
+                value: *step_us,
+                allowed: "at most 8.9 years",
+            });
         }
-        times.path_ends.push(times.path_us.len() as u64);
-        let connect_us = shape.decided.map_or(0, |step| times.path_us[first_step + step]);
-        let at = |offset_us: u64| opened_ns + (offset_us * 1000) as i64;
-        let decided_at_ns = if shape.decided.is_some() {
-            at(connect_us)
-        } else {
-            0
-        };
+        let is_pending = i32::from(columns.outcome[row]) == Outcome::Pending as i32;
+        if is_pending != shape.decided.is_none() {
+            return Err(Malformed::Value {
+                column: "outcome",
+                row,
+                value: columns.outcome[row].into(),
+                allowed: "pending without ESTABLISHED or CLOSE in its path, and only then",
+            });
+        }
         let is_final = columns.flags[row] & FLAG_FINAL != 0;
         if is_final && !shape.closes {
             let allowed = "a final record's path ends with CLOSE";
@@ -607,10 +825,16 @@ fn derive_times(columns: &ConnectionColumns, shapes: &[PathShape], now_ns: i64) 
                 allowed,
             });
         }
-        let recorded_at_ns = match (is_final, shape.decided) {
-            (true, _) | (false, None) => at(last_us),
-            (false, Some(_)) => decided_at_ns,
+        let last_us: u64 = own.iter().sum();
+        let connect_us = shape.decided.map_or(0, |step| own[..step].iter().sum());
+        let recorded_us = if records == Records::Open {
+            0
+        } else if is_final || is_pending {
+            last_us
+        } else {
+            connect_us
         };
+        let recorded_at_ns = opened_ns + (recorded_us * 1000) as i64;
         if recorded_at_ns > latest_ns {
             return Err(time_fault(
                 "more than a day ahead of the collector; is the node's clock right?",
@@ -619,12 +843,23 @@ fn derive_times(columns: &ConnectionColumns, shapes: &[PathShape], now_ns: i64) 
         let day = day(recorded_at_ns);
         if row == 0 {
             times.day = day;
-        } else if times.day != day {
+        } else if times.day != day && records == Records::Ended {
             return Err(Malformed::Days);
         }
-        times.opened_at_ns.push(opened_ns);
-        times.decided_at_ns.push(decided_at_ns);
-        times.closed_at_ns.push(if is_final { recorded_at_ns } else { 0 });
+        let mut since_opening_us = 0;
+        for (before, step_us) in own.iter().enumerate() {
+            since_opening_us += step_us;
+            let step = before + 1;
+            let is_told = shape.decided == Some(step) || (is_final && step == shape.offsets);
+            if !is_told {
+                times.step_us.push(if is_final {
+                    last_us - since_opening_us
+                } else {
+                    since_opening_us
+                });
+            }
+        }
+        times.step_ends.push(times.step_us.len() as u64);
         times.recorded_at_ns.push(recorded_at_ns);
         times.connect_us.push(connect_us);
         times.duration_us.push(if is_final { last_us } else { 0 });
@@ -648,11 +883,44 @@ pub struct AgentSample {
     pub spool_memory_bytes: u64,
     pub spool_disk_bytes: u64,
     pub spool_disk_failed: bool,
+    /// When the status came, by the collector's clock; nanoseconds since the Unix epoch, like the next two.
+    pub received_at_ns: i64,
+    /// Everything before is in the store, by the agent's clock. Zero: not known.
+    pub watermark_ns: i64,
+    pub attempts_watermark_ns: i64,
+    /// Rows of connections that will never be in the store, since the start of the agent: lost, or left out by
+    /// configuration.
+    pub missing: u64,
 }
 
-impl From<&Status> for AgentSample {
-    fn from(status: &Status) -> Self {
+impl AgentSample {
+    pub fn of(status: &Status, received_at_ns: i64) -> Self {
+        let time = |ns: u64| i64::try_from(ns).unwrap_or(0);
+        let of_connections = |counters: &&StreamCounters| counters.stream() == Stream::Connections;
+        let missing = |counters: &StreamCounters| {
+            [
+                counters.lost,
+                counters.untracked,
+                counters.missed,
+                counters.dropped,
+                counters.refused,
+                counters.ended,
+                counters.filtered,
+                counters.sampled_out,
+            ]
+            .into_iter()
+            .fold(0, u64::saturating_add)
+        };
         Self {
+            received_at_ns,
+            watermark_ns: time(status.watermark_ns),
+            attempts_watermark_ns: time(status.attempts_watermark_ns),
+            missing: status
+                .streams
+                .iter()
+                .filter(of_connections)
+                .map(missing)
+                .fold(0, u64::saturating_add),
             clock_offset_ns: status.clock_offset_ns,
             clock_error_ns: status.clock_error_ns,
             spool_batches: status.spool_batches,
@@ -676,8 +944,18 @@ pub fn status(status: Status, now_ns: i64) -> Result<(i64, Vec<StreamCounters>),
     }
     for counters in &status.streams {
         match Stream::try_from(counters.stream) {
-            Ok(Stream::Connections) => {}
-            Ok(Stream::Gaps | Stream::Unspecified) | Err(_) => {
+            Ok(Stream::Connections | Stream::Syscalls) => {}
+            Ok(
+                Stream::Gaps
+                | Stream::OpenConnections
+                | Stream::Listeners
+                | Stream::Overhead
+                | Stream::Namespaces
+                | Stream::Peers
+                | Stream::Cgroups
+                | Stream::Unspecified,
+            )
+            | Err(_) => {
                 return Err(Malformed::Stream(counters.stream));
             }
         }

@@ -148,6 +148,9 @@ pub fn filterable(columns: impl Iterator<Item = &'static native::Column>) -> Vec
                 Kind::String | Kind::LowCardinality => Some(filter::Kind::Text),
                 Kind::Bool
                 | Kind::Int64
+                | Kind::ArrayIPv6
+                | Kind::Float64
+                | Kind::ArrayUInt16
                 | Kind::ArrayUInt32
                 | Kind::ArrayUInt64
                 | Kind::ArrayString

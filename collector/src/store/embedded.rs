@@ -308,9 +308,13 @@ impl Store for Embedded {
     }
 
     async fn execute(&self, sql: &str) -> Result<(), StoreError> {
+        self.derive(sql, vec![]).await
+    }
+
+    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError> {
         let sql = sql.to_owned();
         self.blocking(Purpose::Internal, move |session| {
-            session.connection.execute(&sql, "Null", &[])?;
+            session.connection.execute(&sql, "Null", &params)?;
             Ok(())
         })
         .await

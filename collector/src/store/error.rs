@@ -1,7 +1,7 @@
 //! What ClickHouse's errors mean to callers: whether the same request can succeed later, and one line that says what
 //! went wrong. Both stores turn every failure into a [`StoreError`] here.
 
-use super::StoreError;
+use super::{StoreError, layout::LEASE_ENDED};
 
 /// Codes that speak of the server's state and not of the statement (ClickHouse, src/Common/ErrorCodes.cpp). All
 /// others are the fault of the statement or of the data.
@@ -61,6 +61,7 @@ impl StoreError {
     pub(super) fn from_clickhouse(text: &str) -> Self {
         let message = one_line(text);
         match code(text) {
+            Some(395) if message.contains(LEASE_ENDED) => Self::LeaseEnded,
             Some(code) if UNAVAILABLE.contains(&code) => Self::Unavailable { message },
             Some(code) => Self::Rejected { code, message },
             None => Self::Rejected { code: 0, message },
@@ -174,6 +175,19 @@ mod tests {
         check(
             "Code: 252. DB::Exception: Too many parts (TOO_MANY_PARTS)",
             "Unavailable { message: \"Too many parts (TOO_MANY_PARTS)\" }",
+        );
+    }
+
+    #[test]
+    fn an_insert_that_was_late_is_told_from_a_throw_of_a_person() {
+        check(
+            "Code: 395. DB::Exception: the lease of this insert has ended: while executing 'FUNCTION throwIf(_CAST(1))'. \
+             (FUNCTION_THROW_IF_VALUE_IS_NON_ZERO) (version 26.7.2.1)",
+            "LeaseEnded",
+        );
+        check(
+            "Code: 395. DB::Exception: mine. (FUNCTION_THROW_IF_VALUE_IS_NON_ZERO)",
+            "Rejected { code: 395, message: \"mine. (FUNCTION_THROW_IF_VALUE_IS_NON_ZERO)\" }",
         );
     }
 

@@ -3,6 +3,7 @@
 
 use super::{
     Store, StoreError, answer,
+    layout::Layout,
     native::{BlockBuilder, BlockError, Column, Kind, Table, names},
 };
 
@@ -21,8 +22,63 @@ const MIGRATIONS: &[Migration] = &[
     },
     Migration {
         version: 2,
-        name: "gaps",
-        sql: include_str!("migrations/0002_gaps.sql"),
+        name: "syscalls",
+        sql: include_str!("migrations/0002_syscalls.sql"),
+    },
+    Migration {
+        version: 3,
+        name: "agents",
+        sql: include_str!("migrations/0003_agents.sql"),
+    },
+    Migration {
+        version: 4,
+        name: "minutes",
+        sql: include_str!("migrations/0004_minutes.sql"),
+    },
+    Migration {
+        version: 5,
+        name: "open",
+        sql: include_str!("migrations/0005_open.sql"),
+    },
+    Migration {
+        version: 6,
+        name: "refusals",
+        sql: include_str!("migrations/0006_refusals.sql"),
+    },
+    Migration {
+        version: 7,
+        name: "claims",
+        sql: include_str!("migrations/0007_claims.sql"),
+    },
+    Migration {
+        version: 8,
+        name: "network",
+        sql: include_str!("migrations/0008_network.sql"),
+    },
+    Migration {
+        version: 9,
+        name: "probes",
+        sql: include_str!("migrations/0009_probes.sql"),
+    },
+    Migration {
+        version: 10,
+        name: "cgroups",
+        sql: include_str!("migrations/0010_cgroups.sql"),
+    },
+    Migration {
+        version: 11,
+        name: "verdicts",
+        sql: include_str!("migrations/0011_verdicts.sql"),
+    },
+    Migration {
+        version: 12,
+        name: "runs",
+        sql: include_str!("migrations/0012_runs.sql"),
+    },
+    Migration {
+        version: 13,
+        name: "causes",
+        sql: include_str!("migrations/0013_causes.sql"),
     },
 ];
 
@@ -50,15 +106,15 @@ static SCHEMA_MIGRATIONS: Table = Table {
 };
 
 const CREATE_SCHEMA_MIGRATIONS: &str = "
-    CREATE TABLE IF NOT EXISTS schema_migrations
+    CREATE TABLE IF NOT EXISTS schema_migrations{everywhere}
     (
         version UInt32 COMMENT 'The number of the step',
         name String COMMENT 'What it brought',
         applied_at DateTime64(9, 'UTC') COMMENT 'When it was taken, UTC'
     )
-    ENGINE = MergeTree
+    ENGINE = {MergeTree everywhere}
     ORDER BY version
-    SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_deduplication_window = 1000
+    SETTINGS {durable}
     COMMENT 'The steps of the schema that this database has taken'";
 
 /// Why a database cannot be used.
@@ -78,13 +134,27 @@ pub enum MigrationError {
     Block(#[from] BlockError),
 }
 
+impl MigrationError {
+    /// Whether the store was only away, so that the same again may succeed.
+    pub fn is_worth_another_try(&self) -> bool {
+        matches!(
+            self,
+            Self::Failed {
+                source: StoreError::Unavailable { .. },
+                ..
+            } | Self::Unreadable {
+                source: StoreError::Unavailable { .. }
+            }
+        )
+    }
+}
+
 /// Takes the steps that the database has not taken yet. `now_ns`: nanoseconds since the Unix epoch.
 pub async fn apply(store: &dyn Store, now_ns: i64) -> Result<(), MigrationError> {
     let unreadable = |source| MigrationError::Unreadable { source };
-    store
-        .execute(CREATE_SCHEMA_MIGRATIONS)
-        .await
-        .map_err(unreadable)?;
+    for statement in store.layout().statements(CREATE_SCHEMA_MIGRATIONS) {
+        store.execute(&statement).await.map_err(unreadable)?;
+    }
     let found = answer(store, "SELECT max(version) FROM schema_migrations")
         .await
         .map_err(unreadable)?;
@@ -104,8 +174,8 @@ pub async fn apply(store: &dyn Store, now_ns: i64) -> Result<(), MigrationError>
             name,
             source,
         };
-        for statement in statements(migration.sql) {
-            store.execute(statement).await.map_err(failed)?;
+        for statement in store.layout().statements(migration.sql) {
+            store.execute(&statement).await.map_err(failed)?;
         }
         let mut block = BlockBuilder::new(&SCHEMA_MIGRATIONS, 1)?;
         block.u32s("version", &[version])?;
@@ -121,11 +191,14 @@ pub async fn apply(store: &dyn Store, now_ns: i64) -> Result<(), MigrationError>
     Ok(())
 }
 
-/// The statements of a step: each ends with a semicolon at the end of a line.
-fn statements(sql: &str) -> impl Iterator<Item = &str> {
-    sql.split(";\n")
-        .map(str::trim)
-        .filter(|statement| !statement.is_empty())
+/// Every statement that makes the newest schema in an empty database.
+pub fn all_statements(layout: &Layout) -> Vec<String> {
+    let steps = MIGRATIONS.iter().map(|migration| migration.sql);
+    [CREATE_SCHEMA_MIGRATIONS]
+        .into_iter()
+        .chain(steps)
+        .flat_map(|template| layout.statements(template))
+        .collect()
 }
 
 #[cfg(test)]
@@ -141,8 +214,11 @@ mod tests {
 
     #[test]
     fn every_statement_can_run_again() {
-        for migration in MIGRATIONS {
-            for statement in statements(migration.sql) {
+        for layout in [
+            Layout::OneServer,
+            Layout::cluster("c", "holdfast").expect("a name"),
+        ] {
+            for statement in all_statements(&layout) {
                 let text: Vec<_> = statement.lines().filter(|line| !line.starts_with("--")).collect();
                 let text = text.join("\n");
                 let again = [

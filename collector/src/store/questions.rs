@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_proto::v1::{BatchRange, Stream};
+use holdfast_proto::v1::{BatchRange, StoredRows, Stream, SyscallGrouping};
 
 use super::{
     Access, Chunks, Query, Store, StoreError, answer_to,
     condition::Condition,
-    schema::{CONNECTION_RECORDS, GAP_RECORDS},
+    schema::{
+        CGROUP_RECORDS, CONNECTION_RECORDS, CONNECTION_SAMPLES, GAP_RECORDS, LEDGER_SAMPLES,
+        LISTENER_SAMPLES, NAMESPACE_SAMPLES, OVERHEAD_SAMPLES, PEER_SAMPLES, SYSCALL_SAMPLES,
+    },
     statement,
 };
 use crate::filter::Filter;
@@ -27,7 +30,7 @@ pub fn ledger(all_starts: bool) -> Query {
     } else {
         "WHERE (agent_id, agent_epoch) IN (SELECT agent_id, max(agent_epoch) FROM ledger_samples GROUP BY agent_id) "
     };
-    let sql = format!("SELECT * FROM ledger {starts}ORDER BY node, agent_id, agent_epoch, netns");
+    let sql = format!("SELECT * FROM ledger {starts}ORDER BY node, agent_id, agent_epoch, stream, netns");
     query(sql, vec![])
 }
 
@@ -45,6 +48,44 @@ pub fn connections(filter: Option<&Filter>, since_ns: i64, limit: u64) -> Query 
     )
 }
 
+/// Connections and attempts that are open and pass `filter`, the longest open first, `limit` at most; zero: all.
+pub fn open_connections(filter: Option<&Filter>, limit: u64) -> Query {
+    let Condition { sql, params } = filter.map_or_else(Condition::always, Condition::of);
+    let limit = limit_of(limit);
+    query(
+        format!(
+            "SELECT * FROM open_connections WHERE {sql} ORDER BY open_us DESC, node, netns, cookie{limit}"
+        ),
+        params,
+    )
+}
+
+/// The listeners of now, as their agents saw them last.
+pub fn listeners() -> Query {
+    let sql = "SELECT * FROM (SELECT * FROM listeners WHERE observed_at > now64(9, 'UTC') - INTERVAL 25 SECOND \
+               ORDER BY observed_at DESC LIMIT 1 BY agent_id, netns, cookie) ORDER BY node, netns, local_port, cookie";
+    query(sql.into(), vec![])
+}
+
+/// Why attempts that pass `filter` and were recorded at or after `since_ns` failed or were slow: at most `limit`, the latest;
+/// zero: all.
+pub fn attempt_causes(filter: Option<&Filter>, since_ns: i64, limit: u64) -> Query {
+    let Condition { sql, mut params } = filter.map_or_else(Condition::always, Condition::of);
+    params.push(("since".into(), time_value(since_ns)));
+    let limit = if limit == 0 {
+        String::new()
+    } else {
+        format!(" LIMIT {limit}")
+    };
+    query(
+        format!(
+            "SELECT * FROM (SELECT * FROM attempt_causes WHERE recorded_at >= {SINCE} AND {sql} \
+             ORDER BY recorded_at DESC, cookie DESC{limit}) ORDER BY recorded_at, cookie"
+        ),
+        params,
+    )
+}
+
 /// How many attempts there were of each role and outcome, the most frequent first.
 pub fn outcomes(since_ns: i64) -> Query {
     let sql = format!(
@@ -54,17 +95,88 @@ pub fn outcomes(since_ns: i64) -> Query {
     query(sql, vec![("since".into(), time_value(since_ns))])
 }
 
+/// System calls that pass `filter`, of the intervals that ended at or after `since_ns`: added up by node and what `by`
+/// says, the most frequent first; at most `limit`, zero: all.
+///
+/// `calls_per_s` is over the time that the answer covers. Quantiles are those of the measured calls.
+pub fn syscalls(filter: Option<&Filter>, since_ns: i64, limit: u64, by: SyscallGrouping) -> Query {
+    let Condition {
+        sql: condition,
+        mut params,
+    } = filter.map_or_else(Condition::always, Condition::of);
+    params.push(("since".into(), time_value(since_ns)));
+    let keys = match by {
+        SyscallGrouping::Unspecified => "node, comm, pid, syscall",
+        SyscallGrouping::Process => "node, comm, pid",
+        SyscallGrouping::Cgroup => "node, cgroup_id",
+        SyscallGrouping::Syscall => "node, syscall",
+    };
+    // What a cgroup was called last.
+    let (names, named) = match by {
+        SyscallGrouping::Cgroup => (
+            "cgroup, ",
+            " LEFT JOIN (SELECT node, cgroup_id, argMax(path, observed_at) AS cgroup FROM cgroup_records \
+             GROUP BY node, cgroup_id) AS called USING (node, cgroup_id)",
+        ),
+        _ => ("", ""),
+    };
+    let limit = limit_of(limit);
+    let quantile = |share: &str| {
+        format!("if(measured = 0, 0, arrayReduce('quantileExactWeighted({share})', latency.1, latency.2))")
+    };
+    let sql = format!(
+        "SELECT {keys}, {names}calls, errors, round(calls / greatest(covered_ms, 1) * 1000, 1) AS calls_per_s, \
+         arrayMap(error -> error.2, frequent) AS errnos, arrayMap(error -> error.1, frequent) AS errno_calls, \
+         measured, {p50} AS p50_ns, {p99} AS p99_ns \
+         FROM (SELECT {keys}, sum(calls) AS calls, sum(errors) AS errors, sum(measured) AS measured, \
+         sumMap(errnos, errno_calls) AS by_errno, \
+         arrayReverseSort(arrayZip(by_errno.2, by_errno.1)) AS frequent, \
+         sumMap(latency_ns, latency_calls) AS latency, \
+         dateDiff('ms', min(min(began_at)) OVER (), max(max(ended_at)) OVER ()) AS covered_ms \
+         FROM (SELECT * FROM syscalls WHERE ended_at >= {SINCE} AND {condition}) GROUP BY {keys}) AS counted{named} \
+         ORDER BY calls DESC, {keys}{limit}",
+        p50 = quantile("0.5"),
+        p99 = quantile("0.99"),
+    );
+    query(sql, params)
+}
+
+/// What the agents cost over the intervals that ended at or after `since_ns`, by node and start, and what their budgets
+/// changed meanwhile.
+pub fn overhead(since_ns: i64) -> Query {
+    let sql = format!(
+        "SELECT * EXCEPT (runs, times) FROM (SELECT node, agent_id, agent_epoch, max(ended_at) AS last_at, \
+         sum(dateDiff('nanosecond', began_at, ended_at)) AS observed_ns, sum(of.measured_ns) AS measured_ns, \
+         max(of.cpus) AS cpus, sum(of.agent_cpu_ns) AS agent_cpu_ns, sum(of.programs_cpu_ns) AS programs_cpu_ns, \
+         toUInt32(sum(of.agent_cpu_ns + of.programs_cpu_ns) * 1000000 / greatest(1, observed_ns * max(of.cpus))) AS cpu_ppm, \
+         argMax(of.budget_ppm, ended_at) AS budget_ppm, argMax(of.next_step, ended_at) AS step, \
+         max(of.resident_bytes) AS resident_bytes, max(of.ring_bytes) AS ring_bytes, \
+         max(of.ring_peak_bytes) AS ring_peak_bytes, \
+         sumMap(of.programs, of.program_runs) AS runs, sumMap(of.programs, of.program_run_ns) AS times, \
+         runs.1 AS programs, runs.2 AS program_runs, \
+         arrayMap(name -> times.2[indexOf(times.1, name)], runs.1) AS program_run_ns, \
+         arraySort(groupArrayIf((of.ended_at, of.step, of.next_step), of.step != of.next_step)) AS changes \
+         FROM overhead_samples AS of WHERE ended_at >= {SINCE} \
+         GROUP BY node, agent_id, agent_epoch) ORDER BY node, agent_epoch"
+    );
+    query(sql, vec![("since".into(), time_value(since_ns))])
+}
+
 const SINCE: &str = "{since:DateTime64(9, 'UTC')}";
 
 fn newest(condition: &str, limit: u64) -> String {
-    let limit = if limit == 0 {
-        String::new()
-    } else {
-        format!(" LIMIT {limit}")
-    };
+    let limit = limit_of(limit);
     format!(
         "SELECT * FROM (SELECT * FROM connections WHERE {condition} ORDER BY closed_at DESC{limit}) ORDER BY closed_at"
     )
+}
+
+fn limit_of(limit: u64) -> String {
+    if limit == 0 {
+        String::new()
+    } else {
+        format!(" LIMIT {limit}")
+    }
 }
 
 fn query(sql: String, params: Vec<(String, String)>) -> Query {
@@ -77,13 +189,20 @@ fn query(sql: String, params: Vec<(String, String)>) -> Query {
 }
 
 /// A point in time as the value of a parameter.
-fn time_value(ns: i64) -> String {
+pub(super) fn time_value(ns: i64) -> String {
     let ns = ns.max(0);
     format!("{}.{:09}", ns / 1_000_000_000, ns % 1_000_000_000)
 }
 
-/// Rows that are recorded so long before the follower began, but are stored after, are still found: an agent that
-/// was cut off delivers late. What is older costs more to look for than following is worth.
+/// What is recorded within so long before a poll is looked for at every poll: longer than a row takes to come, however
+/// its agent batches, and than usual clocks differ.
+const RECENT_NS: i64 = 120_000_000_000;
+
+/// What is older is looked for only so often: an agent that was cut off delivers late, and a clock may be behind.
+const LATE_EVERY_NS: i64 = 10_000_000_000;
+
+/// Rows that are recorded so long before the follower began, but are stored after, are still found. What is older
+/// costs more to look for than following is worth.
 const LOOKBACK_NS: i64 = 3_600_000_000_000;
 
 /// Batches that are known beyond a hole in an agent's sequence. Some holes never close (a batch that was dropped or
@@ -93,7 +212,8 @@ const BEYOND_HOLES: usize = 1_024;
 /// Finished ends as they are stored: each once, whatever the order in which batches of agents arrive.
 ///
 /// A row is found by its batch: an agent numbers its batches, and the rows of a batch are stored at once. Clocks and
-/// the order of inserts do not matter.
+/// the order of inserts do not matter. What a poll costs depends on what was recorded lately, not on what is stored:
+/// the list of batches is a projection of the table, of whose parts only the recent ones are read.
 #[derive(Debug)]
 pub struct Follower {
     condition: Condition,
@@ -101,12 +221,15 @@ pub struct Follower {
     scan_since_ns: i64,
     /// Only for the first poll: what was recorded before is not shown, and of the rest the newest `limit`.
     first: Option<(i64, u64)>,
+    /// When everything since `scan_since_ns` was looked for last.
+    looked_back_at_ns: i64,
     seen: BTreeMap<Agent, Seen>,
 }
 
 /// One start of one agent.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
 struct Agent {
+    node: String,
     agent_id: String,
     agent_epoch: u64,
 }
@@ -120,12 +243,36 @@ struct Seen {
     beyond: BTreeSet<u64>,
 }
 
-/// Batches of one agent that are in the store.
+/// Batches of one agent that are in the store, and between which times their rows were recorded, in nanoseconds since
+/// the Unix epoch.
 #[derive(Debug, serde::Deserialize)]
 struct Arrival {
     #[serde(flatten)]
     agent: Agent,
     sequences: Vec<u64>,
+    first_ns: Vec<i64>,
+    last_ns: Vec<i64>,
+}
+
+/// Batches that were not shown yet.
+#[derive(Debug, Default)]
+struct News {
+    /// First and last sequences.
+    ranges: Vec<(Agent, (u64, u64))>,
+    /// Between which times their rows were recorded.
+    recorded_ns: Option<(i64, i64)>,
+}
+
+impl News {
+    fn add(&mut self, agent: &Agent, new: &BTreeMap<u64, (i64, i64)>) {
+        let sequences = new.keys().copied().collect();
+        let ranges = ranges(&sequences).into_iter();
+        self.ranges.extend(ranges.map(|range| (agent.clone(), range)));
+        for &(first, last) in new.values() {
+            let (from, until) = self.recorded_ns.unwrap_or((first, last));
+            self.recorded_ns = Some((from.min(first), until.max(last)));
+        }
+    }
 }
 
 impl Follower {
@@ -135,44 +282,50 @@ impl Follower {
             condition: filter.map_or_else(Condition::always, Condition::of),
             scan_since_ns: now_ns.saturating_sub(last_ns.max(LOOKBACK_NS)),
             first: Some((now_ns.saturating_sub(last_ns), limit)),
+            looked_back_at_ns: i64::MIN,
             seen: BTreeMap::new(),
         }
     }
 
     /// The rows that were stored since the last call, oldest first; `None` if no batch was.
-    pub async fn poll(&mut self, store: &dyn Store) -> Result<Option<Chunks>, StoreError> {
-        let arrivals = answer_to(store, self.arrivals()).await?;
+    pub async fn poll(&mut self, store: &dyn Store, now_ns: i64) -> Result<Option<Chunks>, StoreError> {
+        let looks_back = now_ns.saturating_sub(self.looked_back_at_ns) >= LATE_EVERY_NS;
+        let since_ns = if looks_back {
+            self.scan_since_ns
+        } else {
+            self.scan_since_ns.max(now_ns.saturating_sub(RECENT_NS))
+        };
+        let arrivals = answer_to(store, self.arrivals(since_ns)).await?;
         let mut seen = self.seen.clone();
-        let mut news = Vec::new();
+        let mut news = News::default();
         for line in arrivals.lines() {
             let arrival: Arrival = serde_json::from_str(line).map_err(|error| {
                 StoreError::rejected(format!("the store's list of batches, {line:?}: {error}"))
             })?;
             let of_agent = seen.entry(arrival.agent.clone()).or_default();
-            let new: BTreeSet<u64> = arrival
-                .sequences
-                .into_iter()
-                .filter(|&sequence| of_agent.add(sequence))
-                .collect();
+            let times = arrival.first_ns.into_iter().zip(arrival.last_ns);
+            let mut new = BTreeMap::new();
+            for (sequence, times) in arrival.sequences.into_iter().zip(times) {
+                if of_agent.add(sequence) {
+                    new.insert(sequence, times);
+                }
+            }
             of_agent.close_holes();
-            news.extend(
-                ranges(&new)
-                    .into_iter()
-                    .map(|range| (arrival.agent.clone(), range)),
-            );
+            news.add(&arrival.agent, &new);
         }
-        let first = self.first;
-        if news.is_empty() {
-            self.first = None;
-            return Ok(None);
-        }
-        let rows = store.query(self.rows(&news, first)).await?;
+        let rows = match news.recorded_ns {
+            Some(recorded_ns) => Some(store.query(self.rows(&news.ranges, recorded_ns)).await?),
+            None => None,
+        };
         (self.seen, self.first) = (seen, None);
-        Ok(Some(rows))
+        if looks_back {
+            self.looked_back_at_ns = now_ns;
+        }
+        Ok(rows)
     }
 
-    /// Which batches are in the store that may not have been shown.
-    fn arrivals(&self) -> Query {
+    /// Which batches are in the store that may not have been shown. Written so that the projection `batches` answers.
+    fn arrivals(&self, since_ns: i64) -> Query {
         let agents: Vec<_> = self
             .seen
             .keys()
@@ -181,36 +334,51 @@ impl Follower {
         let throughs: Vec<_> = self.seen.values().map(|seen| seen.through).collect();
         // The place of an agent that is not in the list is 0, and so is the element there.
         let sql = format!(
-            "SELECT agent_id, agent_epoch, groupUniqArray(sequence) AS sequences FROM connection_records \
-             WHERE recorded_at >= {SINCE} AND sequence > {{throughs:Array(UInt64)}}\
+            "SELECT node, agent_id, agent_epoch, groupArray(sequence) AS sequences, groupArray(first) AS first_ns, \
+             groupArray(last) AS last_ns FROM \
+             (SELECT node, agent_id, agent_epoch, sequence, toUnixTimestamp64Nano(min(recorded_at)) AS first, \
+             toUnixTimestamp64Nano(max(recorded_at)) AS last FROM connection_records \
+             WHERE toStartOfMinute(recorded_at) >= toStartOfMinute({SINCE}) AND sequence > {{throughs:Array(UInt64)}}\
              [indexOf({{agents:Array(String)}}, concat(toString(agent_epoch), '/', agent_id))] \
-             GROUP BY agent_id, agent_epoch"
+             GROUP BY node, agent_id, agent_epoch, sequence) GROUP BY node, agent_id, agent_epoch"
         );
         let params = vec![
-            ("since".into(), time_value(self.scan_since_ns)),
+            ("since".into(), time_value(since_ns)),
             ("throughs".into(), statement::numbers_value(&throughs)),
             ("agents".into(), statement::texts_value(&agents)),
         ];
         query(sql, params)
     }
 
-    /// The rows of new batches.
-    fn rows(&self, news: &[(Agent, (u64, u64))], first: Option<(i64, u64)>) -> Query {
+    /// The rows of new batches, which were recorded between these times.
+    fn rows(&self, news: &[(Agent, (u64, u64))], (from_ns, until_ns): (i64, i64)) -> Query {
         let condition = format!(
             "arrayExists((id, epoch, first, last) -> agent_id = id AND agent_epoch = epoch AND sequence BETWEEN first \
              AND last, {{ids:Array(String)}}, {{epochs:Array(UInt64)}}, {{firsts:Array(UInt64)}}, \
-             {{lasts:Array(UInt64)}}) AND recorded_at >= {SINCE} AND {}",
+             {{lasts:Array(UInt64)}}) AND node IN {{nodes:Array(String)}} AND recorded_at >= {SINCE} \
+             AND recorded_at <= {{until:DateTime64(9, 'UTC')}} AND {}",
             self.condition.sql
         );
-        let (since_ns, limit) = first.unwrap_or((self.scan_since_ns, 0));
+        let (since_ns, limit) = self.first.unwrap_or((self.scan_since_ns, 0));
         let column = |value: fn(&(Agent, (u64, u64))) -> u64| {
             statement::numbers_value(&news.iter().map(value).collect::<Vec<_>>())
         };
-        let ids: Vec<_> = news.iter().map(|(agent, _)| agent.agent_id.clone()).collect();
+        let texts = |value: fn(&Agent) -> &String| -> Vec<String> {
+            news.iter().map(|(agent, _)| value(agent).clone()).collect()
+        };
+        let nodes: BTreeSet<_> = texts(|agent| &agent.node).into_iter().collect();
         let mut params = self.condition.params.clone();
         params.extend([
-            ("since".into(), time_value(since_ns)),
-            ("ids".into(), statement::texts_value(&ids)),
+            ("since".into(), time_value(since_ns.max(from_ns))),
+            ("until".into(), time_value(until_ns)),
+            (
+                "nodes".into(),
+                statement::texts_value(&nodes.into_iter().collect::<Vec<_>>()),
+            ),
+            (
+                "ids".into(),
+                statement::texts_value(&texts(|agent| &agent.agent_id)),
+            ),
             ("epochs".into(), column(|(agent, _)| agent.agent_epoch)),
             ("firsts".into(), column(|&(_, (first, _))| first)),
             ("lasts".into(), column(|&(_, (_, last))| last)),
@@ -248,44 +416,207 @@ fn ranges(sequences: &BTreeSet<u64>) -> Vec<(u64, u64)> {
     ranges
 }
 
-/// Which sequences of a range of an agent's batches have rows in the store. A batch is there whole or not at all.
-pub async fn stored_sequences(
+/// In a cluster, a replica that may lack rows of an answered insert does not answer.
+const ALL_OF_IT: &str = "SETTINGS select_sequential_consistency = 1";
+
+/// Ranges of batches that are asked for at once.
+const RANGES: usize = 64;
+
+/// Which of these batches of an agent have rows in the store: epochs and sequences. A batch is there whole or not at
+/// all.
+pub async fn stored_batches(
     store: &dyn Store,
     node: &str,
     agent_id: &str,
     stream: Stream,
-    range: &BatchRange,
-) -> Result<Vec<u64>, StoreError> {
-    let (table, epoch) = match stream {
-        Stream::Connections => (CONNECTION_RECORDS.name, "agent_epoch"),
-        Stream::Gaps => (GAP_RECORDS.name, "reported_epoch"),
-        Stream::Unspecified => return Ok(Vec::new()),
+    ranges: &[BatchRange],
+) -> Result<Vec<(u64, u64)>, StoreError> {
+    let Some((table, epoch)) = batches_of(stream) else {
+        return Ok(Vec::new());
     };
     let sql = format!(
-        "SELECT DISTINCT sequence FROM {table} WHERE node = {{node:String}} AND agent_id = {{agent:String}} \
-         AND {epoch} = {{epoch:UInt64}} AND sequence BETWEEN {{first:UInt64}} AND {{last:UInt64}} ORDER BY sequence"
+        "SELECT {epoch}, sequence FROM {table} WHERE node = {{node:String}} AND agent_id = {{agent:String}} \
+         AND {} GROUP BY {epoch}, sequence {ALL_OF_IT}",
+        in_ranges(epoch)
+    );
+    let mut stored = Vec::new();
+    for ranges in ranges.chunks(RANGES) {
+        let mut params = range_params(ranges);
+        params.push(("node", statement::text_value(node)));
+        params.push(("agent", statement::text_value(agent_id)));
+        let answer = answer_to(store, numbers_query(sql.clone(), params)).await?;
+        for line in answer.lines() {
+            let (epoch, sequence) = line.split_once('\t').unwrap_or_default();
+            stored.push((number(epoch)?, number(sequence)?));
+        }
+    }
+    Ok(stored)
+}
+
+/// How many rows of these batches of connections of an agent are in the store, by start and namespace.
+pub async fn stored_rows(
+    store: &dyn Store,
+    node: &str,
+    agent_id: &str,
+    ranges: &[BatchRange],
+) -> Result<Vec<StoredRows>, StoreError> {
+    let table = CONNECTION_RECORDS.name;
+    let sql = format!(
+        "SELECT agent_epoch, netns, count(), countIf(NOT is_final) FROM {table} WHERE node = {{node:String}} AND agent_id = {{agent:String}} \
+         AND {} GROUP BY agent_epoch, netns {ALL_OF_IT}",
+        in_ranges("agent_epoch")
+    );
+    let mut stored = Vec::new();
+    for ranges in ranges.chunks(RANGES) {
+        let mut params = range_params(ranges);
+        params.push(("node", statement::text_value(node)));
+        params.push(("agent", statement::text_value(agent_id)));
+        let answer = answer_to(store, numbers_query(sql.clone(), params)).await?;
+        for line in answer.lines() {
+            let mut numbers = line.split('\t').map(number);
+            let mut next = || {
+                numbers
+                    .next()
+                    .unwrap_or_else(|| Err(StoreError::rejected(format!("{line:?} has too few numbers"))))
+            };
+            let (epoch, netns, rows, announced) = (next()?, next()?, next()?, next()?);
+            // The column has 32 bits.
+            stored.push(StoredRows {
+                epoch,
+                netns: netns as u32,
+                rows,
+                announced,
+            });
+        }
+    }
+    Ok(stored)
+}
+
+/// Which of these starts of an agent have their final counters in the store.
+pub async fn recorded(store: &dyn Store, agent_id: &str, epochs: &[u64]) -> Result<Vec<u64>, StoreError> {
+    if epochs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let table = LEDGER_SAMPLES.name;
+    let sql = format!(
+        "SELECT agent_epoch FROM {table} WHERE agent_id = {{agent:String}} \
+         AND has({{epochs:Array(UInt64)}}, agent_epoch) AND is_final GROUP BY agent_epoch {ALL_OF_IT}"
+    );
+    let params = vec![
+        ("agent", statement::text_value(agent_id)),
+        ("epochs", statement::numbers_value(epochs)),
+    ];
+    let answer = answer_to(store, numbers_query(sql, params)).await?;
+    answer.lines().map(number).collect()
+}
+
+/// The condition that a row's batch is in one of some ranges; `epoch` is the column with the start of the agent.
+fn in_ranges(epoch: &str) -> String {
+    format!(
+        "{epoch} BETWEEN {{oldest:UInt64}} AND {{newest:UInt64}} \
+         AND arrayExists((epoch, first, last) -> {epoch} = epoch AND sequence BETWEEN first AND last, \
+         {{epochs:Array(UInt64)}}, {{firsts:Array(UInt64)}}, {{lasts:Array(UInt64)}})"
+    )
+}
+
+fn range_params(ranges: &[BatchRange]) -> Vec<(&'static str, String)> {
+    let column = |value: fn(&BatchRange) -> u64| ranges.iter().map(value).collect::<Vec<_>>();
+    let epochs = column(|range| range.epoch);
+    let (oldest, newest) = (epochs.iter().min(), epochs.iter().max());
+    vec![
+        ("oldest", oldest.copied().unwrap_or_default().to_string()),
+        ("newest", newest.copied().unwrap_or_default().to_string()),
+        ("epochs", statement::numbers_value(&epochs)),
+        (
+            "firsts",
+            statement::numbers_value(&column(|range| range.first_sequence)),
+        ),
+        (
+            "lasts",
+            statement::numbers_value(&column(|range| range.last_sequence)),
+        ),
+    ]
+}
+
+/// The highest sequences of one start of an agent that have rows in the store, by stream; zero: none has.
+pub async fn newest_sequences(
+    store: &dyn Store,
+    node: &str,
+    agent_id: &str,
+    streams: &[Stream],
+    epoch: u64,
+) -> Result<Vec<(Stream, u64)>, StoreError> {
+    let of_stream = |stream: &Stream| {
+        let (table, epoch_column) = batches_of(*stream)?;
+        Some(format!(
+            "SELECT toInt32({}) AS stream, max(sequence) AS newest FROM (SELECT sequence FROM {table} \
+             WHERE node = {{node:String}} AND agent_id = {{agent:String}} AND {epoch_column} = {{epoch:UInt64}} \
+             GROUP BY sequence)",
+            *stream as i32
+        ))
+    };
+    let of_streams: Vec<_> = streams.iter().filter_map(of_stream).collect();
+    if of_streams.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql = format!(
+        "SELECT stream, newest FROM ({}) {ALL_OF_IT}",
+        of_streams.join(" UNION ALL ")
     );
     let params = [
-        ("node", node.to_owned()),
-        ("agent", agent_id.to_owned()),
-        ("epoch", range.epoch.to_string()),
-        ("first", range.first_sequence.to_string()),
-        ("last", range.last_sequence.to_string()),
+        ("node", statement::text_value(node)),
+        ("agent", statement::text_value(agent_id)),
+        ("epoch", epoch.to_string()),
     ];
-    let question = Query {
+    let answer = answer_to(store, numbers_query(sql, params.into())).await?;
+    let row = |line: &str| {
+        let (stream, newest) = line.split_once('\t').unwrap_or((line, ""));
+        let stream = stream
+            .parse()
+            .ok()
+            .and_then(|stream: i32| Stream::try_from(stream).ok());
+        let stream = stream.ok_or_else(|| StoreError::rejected(format!("{line:?} is of no stream")))?;
+        Ok((stream, number(newest)?))
+    };
+    answer.lines().map(row).collect()
+}
+
+/// The table that batches of a stream go to.
+pub fn table_of(stream: Stream) -> Option<&'static str> {
+    batches_of(stream).map(|(table, _)| table)
+}
+
+/// The table of a stream, and its column with the start of the agent that sealed a batch.
+fn batches_of(stream: Stream) -> Option<(&'static str, &'static str)> {
+    match stream {
+        Stream::Connections => Some((CONNECTION_RECORDS.name, "agent_epoch")),
+        Stream::Gaps => Some((GAP_RECORDS.name, "reported_epoch")),
+        Stream::OpenConnections => Some((CONNECTION_SAMPLES.name, "agent_epoch")),
+        Stream::Listeners => Some((LISTENER_SAMPLES.name, "agent_epoch")),
+        Stream::Namespaces => Some((NAMESPACE_SAMPLES.name, "agent_epoch")),
+        Stream::Cgroups => Some((CGROUP_RECORDS.name, "agent_epoch")),
+        Stream::Peers => Some((PEER_SAMPLES.name, "agent_epoch")),
+        Stream::Syscalls => Some((SYSCALL_SAMPLES.name, "agent_epoch")),
+        Stream::Overhead => Some((OVERHEAD_SAMPLES.name, "agent_epoch")),
+        Stream::Unspecified => None,
+    }
+}
+
+fn numbers_query(sql: String, params: Vec<(&str, String)>) -> Query {
+    Query {
         sql,
-        params: params.map(|(name, value)| (name.to_owned(), value)).into(),
+        params: params
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
         format: "TSV".into(),
         access: Access::Internal,
-    };
-    let answer = answer_to(store, question).await?;
-    answer
-        .lines()
-        .map(|line| {
-            line.parse()
-                .map_err(|_| StoreError::rejected(format!("{line:?} is no sequence")))
-        })
-        .collect()
+    }
+}
+
+fn number(text: &str) -> Result<u64, StoreError> {
+    text.parse()
+        .map_err(|_| StoreError::rejected(format!("{text:?} is no number")))
 }
 
 /// Whether the store answers at all.

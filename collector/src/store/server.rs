@@ -1,7 +1,9 @@
 //! A ClickHouse server over HTTP: the store at scale, and wherever libchdb does not exist.
 
 use std::{
+    collections::HashSet,
     fmt,
+    hash::{BuildHasher, Hasher, RandomState},
     pin::Pin,
     sync::{
         Arc,
@@ -18,7 +20,11 @@ use futures_util::Stream;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-use super::{Access, Block, Chunks, Query, Store, StoreError, answer_to, read_only, statement};
+use super::{
+    Access, Block, Chunks, Query, Store, StoreError, answer_to, claims,
+    layout::{ClusterNameError, LEASE_COMMENT, Layout},
+    read_only, statement,
+};
 
 /// The database of a URL that names none.
 const DEFAULT_DATABASE: &str = "holdfast";
@@ -37,6 +43,12 @@ const INSERT_TIMEOUT: Duration = Duration::from_secs(120);
 const KILL_ATTEMPTS: u32 = 20;
 const KILL_EVERY: Duration = Duration::from_millis(50);
 
+/// Begins the id of every query of a collector.
+const QUERY_ID_PREFIX: &str = "holdfast-";
+
+/// How often the inserts that run are looked for until they have ended.
+const FENCE_EVERY: Duration = Duration::from_millis(50);
+
 /// Why a URL is no server.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerUrlError {
@@ -52,9 +64,23 @@ pub struct Server {
     /// Without credentials, for messages.
     url: Arc<str>,
     database: Arc<str>,
+    layout: Layout,
     client: Client,
     queries: Arc<QueryIds>,
+    /// Random: collectors on different machines may have all else in common.
+    writer: u64,
 }
+
+/// In a cluster, rows that are inserted go to their shards at once, not later.
+const FOREGROUND: (&str, &str) = ("distributed_foreground_insert", "1");
+
+/// In a cluster, an insert is answered once its rows are on the disks of most replicas of each shard, in one place in
+/// the order of the shard's inserts, and a question can ask for all that was answered so.
+const CLUSTER_INSERT_SETTINGS: [(&str, &str); 3] = [
+    FOREGROUND,
+    ("insert_quorum", "auto"),
+    ("insert_quorum_parallel", "0"),
+];
 
 /// Names queries on the server: unique over processes and their restarts.
 struct QueryIds {
@@ -108,32 +134,33 @@ impl Server {
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_nanos());
         let queries = QueryIds {
-            prefix: format!("holdfast-{}-{started_ns:x}", std::process::id()),
+            prefix: format!("{QUERY_ID_PREFIX}{}-{started_ns:x}", std::process::id()),
             next: AtomicU64::new(0),
         };
         Ok(Self {
             url: base.as_str().into(),
             database: database.into(),
+            layout: Layout::OneServer,
             client,
             queries: Arc::new(queries),
+            writer: RandomState::new().build_hasher().finish(),
         })
     }
 
-    /// Makes the database if it is not there, which also tells whether the server is.
-    pub async fn prepare(&self) -> Result<(), StoreError> {
-        // Without a database: a request that names one which does not exist fails.
-        let sql = format!("CREATE DATABASE IF NOT EXISTS {}", self.database);
-        self.client
-            .query_raw(&sql)
-            .execute()
-            .await
-            .map_err(|error| self.error(&error))
+    /// The same server as one of a cluster, on all of which the tables lie. `name` is what the servers call the
+    /// cluster, or a macro of theirs such as `{cluster}`.
+    pub fn in_cluster(self, name: &str) -> Result<Self, ClusterNameError> {
+        Ok(Self {
+            layout: Layout::cluster(name, &self.database)?,
+            ..self
+        })
     }
 
     /// Another database of the same server.
     pub fn database(&self, name: &str) -> Result<Self, StoreError> {
         Ok(Self {
             database: statement::name(name)?.into(),
+            layout: self.layout.in_database(name),
             ..self.clone()
         })
     }
@@ -236,6 +263,47 @@ impl QueryIds {
 
 #[async_trait]
 impl Store for Server {
+    async fn prepare(&self) -> Result<(), StoreError> {
+        // Without a database: a request that names one which does not exist fails.
+        let template = format!("CREATE DATABASE IF NOT EXISTS {}{{everywhere}}", self.database);
+        let sql = self.layout.statements(&template).concat();
+        self.client
+            .query_raw(&sql)
+            .execute()
+            .await
+            .map_err(|error| self.error(&error))
+    }
+
+    fn writer(&self) -> Option<u64> {
+        Some(self.writer)
+    }
+
+    async fn fence(&self) -> Result<(), StoreError> {
+        let mut began: Option<HashSet<String>> = None;
+        loop {
+            let (processes, id) = self.layout.processes();
+            let running = Query {
+                sql: format!(
+                    "SELECT {id} FROM {processes} WHERE query_kind = 'Insert' \
+                     AND startsWith({id}, {{all:String}})"
+                ),
+                params: vec![("all".into(), QUERY_ID_PREFIX.into())],
+                format: "TabSeparated".into(),
+                access: Access::Internal,
+            };
+            let running: HashSet<String> = claims::in_time(answer_to(self, running))
+                .await?
+                .lines()
+                .map(str::to_owned)
+                .collect();
+            let began = began.get_or_insert_with(|| running.clone());
+            if began.is_disjoint(&running) {
+                return Ok(());
+            }
+            tokio::time::sleep(FENCE_EVERY).await;
+        }
+    }
+
     async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError> {
         let sql = format!(
             "{} FORMAT Native",
@@ -249,6 +317,14 @@ impl Store for Server {
             .with_setting("async_insert", "0")
             .with_setting("wait_end_of_query", "1")
             .with_setting("query_id", self.queries.next());
+        if self.layout != Layout::OneServer {
+            for (name, value) in CLUSTER_INSERT_SETTINGS {
+                insert = insert.with_setting(name, value);
+            }
+        }
+        if let Some(deadline_ms) = block.deadline_ms {
+            insert = insert.with_setting("log_comment", format!("{LEASE_COMMENT}{deadline_ms}"));
+        }
         insert
             .send(block.native)
             .await
@@ -264,11 +340,25 @@ impl Store for Server {
     }
 
     async fn execute(&self, sql: &str) -> Result<(), StoreError> {
-        let request = self
+        self.derive(sql, vec![]).await
+    }
+
+    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError> {
+        let mut request = self
             .client(Access::Internal)
             .query_raw(sql)
             .with_setting("wait_end_of_query", "1");
+        for (name, value) in params {
+            request = request.with_setting(format!("param_{name}"), value);
+        }
+        if self.layout != Layout::OneServer {
+            request = request.with_setting(FOREGROUND.0, FOREGROUND.1);
+        }
         request.execute().await.map_err(|error| self.error(&error))
+    }
+
+    fn layout(&self) -> Layout {
+        self.layout.clone()
     }
 }
 
@@ -321,14 +411,21 @@ impl Drop for Answer {
 
 /// Ends a query, as soon as the server knows of it.
 async fn kill(server: Server, id: String) {
-    let query = Query {
-        sql: "KILL QUERY WHERE query_id = {id:String} ASYNC".into(),
-        params: vec![("id".into(), id)],
-        format: "TabSeparated".into(),
-        access: Access::Internal,
+    // Not as an `Answer`: a kill that is given up, for the server hangs, is not killed in turn.
+    let ask = async || {
+        let request = server
+            .client(Access::Internal)
+            .query_raw("KILL QUERY WHERE query_id = {id:String} ASYNC")
+            .with_setting("param_id", id.clone());
+        let killed = request.fetch_bytes("TabSeparated");
+        let killed = match killed {
+            Ok(mut killed) => killed.collect().await,
+            Err(error) => Err(error),
+        };
+        killed.map_err(|error| server.error(&error))
     };
     for _ in 0..KILL_ATTEMPTS {
-        match answer_to(&server, query.clone()).await {
+        match claims::in_time(ask()).await {
             Ok(killed) if !killed.is_empty() => return,
             Ok(_) => tokio::time::sleep(KILL_EVERY).await,
             Err(error) => return tracing::debug!("a query could not be ended: {error}"),

@@ -116,6 +116,7 @@ fn connections(filter: &str) -> ConnectionsRequest {
         last_ns: 3_600_000_000_000,
         follow: false,
         limit: 0,
+        open: false,
     }
 }
 

@@ -2,8 +2,20 @@
 //!
 //! Each request gets a connection of its own with the request's settings, as on a server. Nothing here judges
 //! statements: what the server store refuses, it refuses itself.
+//!
+//! The example `clickhouse_http` runs the same in a process of its own, which can be measured and killed.
 
-use std::{collections::HashMap, convert::Infallible, io};
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -20,11 +32,13 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpListener, sync::mpsc, task::spawn_blocking};
+use tokio::{
+    net::TcpListener,
+    sync::{RwLock, mpsc},
+    task::{JoinSet, spawn_blocking},
+};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use url::form_urlencoded;
-
-use crate::store_engine::{data_folder, database};
 
 /// What the server wants to hear.
 pub(crate) const USER: &str = "tester";
@@ -34,39 +48,48 @@ pub(crate) const PASSWORD: &str = "s3cret/@";
 const NOT_SETTINGS: &[&str] = &[
     "query",
     "query_id",
+    "log_comment",
     "database",
     "default_format",
     "wait_end_of_query",
     "async_insert",
 ];
 
-/// Starts a server on a free port, which serves until the runtime ends; gives its address.
-pub(crate) async fn serve() -> std::net::SocketAddr {
-    // The engine has to be there, and to stay while the server does.
-    let engine = database();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        let _engine = engine;
-        loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                return;
-            };
-            let connection =
-                http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(respond));
-            tokio::spawn(async move {
-                // The client went away, or an answer ended in its error.
-                let _ = connection.await;
-            });
-        }
-    });
-    address
+/// Statements that were read, and for which the library still makes a connection: a server knows of a statement from
+/// the moment that it reads it.
+static STARTING: AtomicUsize = AtomicUsize::new(0);
+
+/// Held by every statement that is running: who can write to it knows that none is.
+pub(crate) type Running = Arc<RwLock<()>>;
+
+/// Serves on this port until it is dropped, its connections included. The engine has to be open on `folder`, and to
+/// stay so. What is running then still ends, with an outcome that nobody is told.
+pub(crate) async fn serve(listener: TcpListener, folder: &Path, running: Running) {
+    let folder = Arc::from(folder);
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            return;
+        };
+        // Those that have ended are forgotten.
+        while connections.try_join_next().is_some() {}
+        let folder = Arc::clone(&folder);
+        let running = Arc::clone(&running);
+        let respond = service_fn(move |request| respond(request, Arc::clone(&folder), Arc::clone(&running)));
+        let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), respond);
+        connections.spawn(async move {
+            // The client went away, or an answer ended in its error.
+            let _ = connection.await;
+        });
+    }
 }
 
 type Part = Result<Frame<Bytes>, io::Error>;
 
 async fn respond(
     request: Request<Incoming>,
+    folder: Arc<Path>,
+    running: Running,
 ) -> Result<Response<StreamBody<impl Stream<Item = Part>>>, Infallible> {
     let (parts, body) = request.into_parts();
     let header = |name| {
@@ -88,8 +111,11 @@ async fn respond(
 
     let (sender, mut receiver) = mpsc::channel(4);
     if allowed {
+        let running = running.read_owned().await;
+        STARTING.fetch_add(1, Ordering::SeqCst);
         spawn_blocking(move || {
-            if let Err(EngineError(message)) = run(&arguments, &content_type, &body, &sender) {
+            let _running = running;
+            if let Err(EngineError(message)) = run(&folder, &arguments, &content_type, &body, &sender) {
                 let _ = sender.blocking_send(Err(message));
             }
         });
@@ -127,6 +153,7 @@ async fn respond(
 }
 
 fn run(
+    folder: &Path,
     arguments: &HashMap<String, String>,
     content_type: &str,
     body: &[u8],
@@ -140,7 +167,8 @@ fn run(
         .iter()
         .filter_map(|(name, value)| Some((name.strip_prefix("param_")?.to_owned(), value.clone())))
         .collect();
-    let mut connection = connect(arguments);
+    let mut connection = connect(folder, arguments);
+    STARTING.fetch_sub(1, Ordering::SeqCst);
     if let Some(database) = arguments.get("database") {
         connection.execute(&format!("USE {database}"), "Null", &[])?;
     }
@@ -155,7 +183,19 @@ fn run(
         .get("default_format")
         .map_or("TabSeparated", String::as_str);
     // The library gives queries ids of its own; the label of a connection stands for them.
-    let sql = sql.replace("WHERE query_id =", "WHERE Settings['log_comment'] =");
+    let asks_what_runs = sql.contains("FROM system.processes");
+    let sql = if asks_what_runs || sql.starts_with("KILL QUERY") {
+        sql.replace("query_id", "Settings['log_comment']")
+    } else {
+        sql
+    };
+    if asks_what_runs {
+        while STARTING.load(Ordering::SeqCst) > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // From there to the engine's list it is not far.
+        std::thread::sleep(Duration::from_millis(5));
+    }
     if !sql
         .trim_start_matches('(')
         .trim_start()
@@ -175,12 +215,13 @@ fn run(
     Ok(())
 }
 
-fn connect(arguments: &HashMap<String, String>) -> Connection {
-    let mut options = vec![format!("--path={}", engine_dir(&data_folder()).display())];
+fn connect(folder: &Path, arguments: &HashMap<String, String>) -> Connection {
+    let mut options = vec![format!("--path={}", engine_dir(folder).display())];
     options.push("--implicit_select=0".into());
-    if let Some(id) = arguments.get("query_id") {
-        options.push(format!("--log_comment={id}"));
-    }
+    // Of an insert with a lease it ends in what the server store says there itself.
+    let comments = ["query_id", "log_comment"].map(|name| arguments.get(name).map(String::as_str));
+    let comments: Vec<&str> = comments.into_iter().flatten().collect();
+    options.push(format!("--log_comment={}", comments.join(" ")));
     for (name, value) in arguments {
         if !NOT_SETTINGS.contains(&name.as_str()) {
             options.push(format!("--{name}={value}"));

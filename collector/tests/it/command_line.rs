@@ -5,6 +5,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use crate::clickhouse_http;
 use crate::harness::{Collector, database, folder};
+use crate::store_engine;
 use crate::synthetic::{Agent, batch};
 
 /// Nobody listens at this port: binding it needs a privilege that nobody uses for it.
@@ -398,7 +399,7 @@ async fn serve_runs_stops_at_a_signal_and_keeps_its_folder_to_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn serve_keeps_its_rows_on_a_server_whose_password_is_in_the_environment() {
-    let address = clickhouse_http::serve().await;
+    let address = store_engine::server().await;
     let store = format!("http://{}@{address}/from_serve", clickhouse_http::USER);
     let arguments = [
         "serve",
@@ -445,12 +446,28 @@ async fn serve_keeps_its_rows_on_a_server_whose_password_is_in_the_environment()
             .unwrap()
     );
 
-    let refused = output(holdfast(&arguments)).await;
-    assert_eq!(refused.status.code(), Some(4), "{}", stderr(&refused));
+    // Without the password it waits until the server lets it in, and says so once.
+    let mut command = holdfast(&arguments);
+    command
+        .env("HOLDFAST_STORE_PASSWORD", "wrong")
+        .stderr(Stdio::piped());
+    let waiting = tokio::task::spawn_blocking(move || {
+        let mut serving = command.spawn().unwrap();
+        let log = BufReader::new(serving.stderr.take().unwrap())
+            .lines()
+            .map(Result::unwrap);
+        let waiting = log
+            .into_iter()
+            .find(|line| line.contains("the store is away"))
+            .expect("it says what it waits for");
+        signal(&serving, "TERM");
+        assert!(serving.wait().unwrap().success());
+        waiting
+    });
+    let waiting = waiting.await.unwrap();
     assert!(
-        !stderr(&refused).contains(clickhouse_http::PASSWORD),
-        "{}",
-        stderr(&refused)
+        waiting.contains("Authentication failed") && !waiting.contains("wrong"),
+        "{waiting}"
     );
 }
 

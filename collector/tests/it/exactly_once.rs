@@ -1,12 +1,18 @@
 //! Whatever breaks between an agent and the store, each of its rows is in the store once.
 
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use holdfast_collector::config::Limits;
+use holdfast_collector::store::{Store, migrations, server::Server};
 use holdfast_proto::v1::batch::Columns;
 use holdfast_proto::v1::{
     Batch, BatchRange, Gap, GapReason, GapRows, Hello, Stream, agent_message, collector_message,
 };
 use tonic::Code;
 
-use crate::harness::{Collector, database, number};
+use crate::clickhouse_http::{PASSWORD, USER};
+use crate::harness::{Collector, database, limits, number};
+use crate::store_engine;
 use crate::synthetic::{Agent, batch, hello, now_ns, seal};
 
 const ROWS: u32 = 50;
@@ -83,6 +89,72 @@ async fn another_collector_on_the_same_store_knows_what_the_first_one_stored() {
     second.stop().await.unwrap();
 }
 
+/// A collector on a database of a server, that inserts a block only once `batches` are in it.
+async fn patient(server: SocketAddr, batches: u32) -> Collector {
+    let url = format!("http://{USER}@{server}/handed_over");
+    let store = Server::new(&url, Some(PASSWORD)).unwrap();
+    store.prepare().await.unwrap();
+    migrations::apply(&store, now_ns()).await.unwrap();
+    let limits = Limits {
+        gather_rows: (batches * ROWS) as usize,
+        gather_interval: Duration::from_secs(3_600),
+        ..limits()
+    };
+    Collector::start_with(Arc::new(store), limits, true).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_an_agent_has_left_stores_nothing_of_it_any_more() {
+    let server = store_engine::server().await;
+    let former = patient(server, 4).await;
+    let mut left = Agent::connect(former.address, "a1").await;
+    let batches: Vec<Batch> = (1..=4).map(|sequence| batch(sequence, ROWS)).collect();
+    for batch in &batches[..3] {
+        left.deliver(batch.clone()).await;
+    }
+    former.received(3).await;
+
+    let next = patient(server, 1).await;
+    let (mut agent, known) = Agent::return_with(next.address, hello_with(7, &[(7, 1, 4)])).await;
+    assert_eq!(known, []);
+    for batch in &batches {
+        agent.deliver(batch.clone()).await;
+    }
+    agent.settled(4).await;
+
+    // Its block is full now, and its claim is gone.
+    left.deliver(batches[3].clone()).await;
+    let ended = loop {
+        match left.hear().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("it ended without a word"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(ended.code(), Code::Aborted);
+    assert!(ended.message().contains("--name"), "{}", ended.message());
+    let metrics = former.page("/metrics").await.1;
+    assert!(
+        metrics.contains("holdfast_batches_taken_over_total 4\n"),
+        "{metrics}"
+    );
+
+    next.stop().await.unwrap();
+    let last = patient(server, 1).await;
+    let (_, mut known) = Agent::return_with(last.address, hello_with(7, &[(7, 1, 4)])).await;
+    known.sort_unstable();
+    assert_eq!(known, [(7, 1), (7, 2), (7, 3), (7, 4)]);
+    let store = Server::new(&format!("http://{USER}@{server}/handed_over"), Some(PASSWORD)).unwrap();
+    let count = "SELECT count(), uniqExact(cookie) FROM connection_records";
+    let rows = 4 * ROWS;
+    assert_eq!(
+        store_engine::ask(&store, count).await,
+        format!("{rows}\t{rows}\n")
+    );
+    last.stop().await.unwrap();
+    former.stop().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn batches_of_an_earlier_start_keep_its_name() {
     let store = database().await;
@@ -103,6 +175,93 @@ async fn batches_of_an_earlier_start_keep_its_name() {
     }
     let (_, known) = Agent::return_with(collector.address, hello_with(9, &[(7, 1, 1), (8, 1, 2)])).await;
     assert_eq!(known, [(7, 1), (8, 1)]);
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_listed_and_is_stored_is_acknowledged_again_and_not_stored_again() {
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let batches: Vec<Batch> = (1..=3).map(|sequence| batch(sequence, ROWS)).collect();
+    let (mut agent, _) = Agent::return_with(collector.address, hello_with(7, &[])).await;
+    for batch in &batches[..2] {
+        agent.deliver(batch.clone()).await;
+    }
+    agent.settled(2).await;
+    // It sends before it has heard what the store has.
+    let mut hasty = Agent::dial(collector.address).await;
+    hasty
+        .send(agent_message::Body::Hello(hello_with(8, &[(7, 1, 3)])))
+        .await;
+    for batch in &batches {
+        hasty.deliver(batch.clone()).await;
+    }
+    assert!(matches!(
+        hasty.hear().await,
+        Ok(Some(collector_message::Body::Welcome(_)))
+    ));
+    // Once because they were listed, and once because they came.
+    let (mut acknowledged, refused) = hasty.settled(5).await;
+    acknowledged.sort_unstable();
+    assert_eq!((acknowledged, refused), (vec![1, 1, 2, 2, 3], vec![]));
+    assert_eq!(
+        number(&store, "SELECT count() FROM connections").await,
+        3 * u64::from(ROWS)
+    );
+    let metrics = collector.page("/metrics").await.1;
+    assert!(
+        metrics.contains("holdfast_batches_known_total 2\n")
+            && metrics.contains("holdfast_refusals_total{reason=\"replayed\"} 0\n"),
+        "{metrics}"
+    );
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sent_again_adds_nothing_even_if_its_agent_does_not_say_so() {
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let batches: Vec<Batch> = (1..=4).map(|sequence| batch(sequence, ROWS)).collect();
+    let (mut agent, _) = Agent::return_with(collector.address, hello_with(7, &[])).await;
+    let again = |reason: &str, sequences: &[u64]| -> Vec<(u64, String)> {
+        let text = format!("the batch was answered already: {reason}");
+        sequences
+            .iter()
+            .map(|sequence| (*sequence, text.clone()))
+            .collect()
+    };
+    // In flight, and acknowledged, on one connection.
+    for sequence in [1, 2, 2, 3] {
+        agent.deliver(batches[sequence - 1].clone()).await;
+    }
+    let (mut acknowledged, refused) = agent.settled(4).await;
+    acknowledged.sort_unstable();
+    let before = "it came before on this connection, or one after it did";
+    assert_eq!((acknowledged, refused), (vec![1, 2, 3], again(before, &[2])));
+    agent.deliver(batches[0].clone()).await;
+    assert_eq!(agent.settled(1).await, (vec![], again(before, &[1])));
+    // On a later one, by an agent that lists nothing: of its own start, and of an earlier one.
+    let (mut liar, known) = Agent::return_with(collector.address, hello_with(7, &[])).await;
+    assert_eq!(known, []);
+    liar.deliver(batches[1].clone()).await;
+    liar.deliver(batches[3].clone()).await;
+    let (acknowledged, refused) = liar.settled(2).await;
+    let unlisted = "later ones were stored, and it is not among the unanswered ones";
+    assert_eq!((acknowledged, refused), (vec![4], again(unlisted, &[2])));
+    let (mut later, _) = Agent::return_with(collector.address, hello_with(8, &[])).await;
+    later.deliver(batches[2].clone()).await;
+    let other = "it is of another start, and not among the unanswered ones";
+    assert_eq!(later.settled(1).await, (vec![], again(other, &[3])));
+
+    assert_eq!(
+        number(&store, "SELECT count() FROM connections").await,
+        4 * u64::from(ROWS)
+    );
+    let metrics = collector.page("/metrics").await.1;
+    assert!(
+        metrics.contains("holdfast_refusals_total{reason=\"replayed\"} 4\n"),
+        "{metrics}"
+    );
     collector.stop().await.unwrap();
 }
 
@@ -153,6 +312,8 @@ async fn what_is_missing_is_stored_like_what_is_there() {
         last_ns,
         rows: 300,
         reason: GapReason::SpoolFull.into(),
+        netns: 0,
+        at_least: false,
     };
     agent
         .deliver(Batch {

@@ -4,11 +4,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
+use bytes::BufMut;
 use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError};
 use holdfast_proto::v1::batch::Columns;
-use holdfast_proto::v1::{Hello, agent_message};
+use holdfast_proto::v1::{AgentMessage, CollectorMessage, Hello, agent_message};
+use prost::Message;
+use tokio_stream::StreamExt;
 use tonic::Code;
+use tonic::codec::{Codec, EncodeBuf, Encoder};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::Endpoint;
+use tonic_prost::ProstCodec;
 
 use crate::harness::{Collector, database, number};
 use crate::synthetic::{Agent, batch, hello, seal};
@@ -42,6 +49,61 @@ async fn a_malformed_batch_is_refused_and_counted_and_does_not_block_those_behin
         "{metrics}"
     );
     collector.stop().await.unwrap();
+}
+
+/// Waits until so many batches are set aside.
+async fn set_aside(collector: &Collector, batches: u64) {
+    let line = format!("holdfast_batches_set_aside_total {batches}\n");
+    while !collector.page("/metrics").await.1.contains(&line) {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_for_its_content_is_set_aside_with_the_reason() {
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let mut agent = Agent::connect(collector.address, "a1").await;
+    let mut bad = batch(1, 10);
+    let Some(Columns::Connections(columns)) = &mut bad.columns else {
+        unreachable!()
+    };
+    columns.process[4] = 77;
+    agent.deliver(bad.clone()).await;
+    // Bytes that were changed on the way say nothing of who sealed them.
+    let mut harmed = seal(7, &batch(2, 10));
+    harmed.checksum ^= 1;
+    agent.send(agent_message::Body::Batch(harmed)).await;
+    assert_eq!(agent.settled(2).await.1.len(), 2);
+    set_aside(&collector, 1).await;
+
+    let encoded = seal(7, &bad).encoded;
+    let hex: String = encoded.iter().map(|byte| format!("{byte:02X}")).collect();
+    for condition in [
+        "node = 'node-a1' AND agent_id = 'a1' AND agent_epoch = 7 AND stream = 'connections' AND sequence = 1",
+        "reason = 'process of row 4 is 77, and the dictionary has 3 entries' AND rows = 10",
+        "refused_at > now() - INTERVAL 1 MINUTE AND refused_at <= now64(9)",
+        &format!("encoded_bytes = {} AND hex(encoded) = '{hex}'", encoded.len()),
+    ] {
+        let sql = format!("SELECT countIf({condition}) FROM refused_batches");
+        assert_eq!(number(&store, &sql).await, 1, "{condition}");
+    }
+    assert_eq!(number(&store, "SELECT count() FROM refused_batches").await, 1);
+
+    // One agent cannot fill the table: the rest is counted.
+    for sequence in 3..=42 {
+        bad.sequence = sequence;
+        agent.deliver(bad.clone()).await;
+    }
+    assert_eq!(agent.settled(40).await.1.len(), 40);
+    set_aside(&collector, 16).await;
+    let metrics = collector.page("/metrics").await.1;
+    assert!(
+        metrics.contains("holdfast_batches_not_set_aside_total 25\n"),
+        "{metrics}"
+    );
+    collector.stop().await.unwrap();
+    assert_eq!(number(&store, "SELECT count() FROM refused_batches").await, 16);
 }
 
 /// Dials, sends this as the first message, and gives the status that the stream ends with.
@@ -125,12 +187,115 @@ async fn a_message_over_the_limit_ends_its_stream_and_no_other() {
     collector.stop().await.unwrap();
 }
 
+/// Bytes on the agents' port, whatever they are; answers as usual.
+#[derive(Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Vec<u8>;
+    type Decode = CollectorMessage;
+    type Encoder = Self;
+    type Decoder = <ProstCodec<(), CollectorMessage> as Codec>::Decoder;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstCodec::<(), CollectorMessage>::default().decoder()
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Vec<u8>;
+    type Error = tonic::Status;
+
+    fn encode(&mut self, item: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), tonic::Status> {
+        buffer.put_slice(&item);
+        Ok(())
+    }
+}
+
+/// Sends these messages on one stream, and gives the status that it ends with.
+async fn ends_with(collector: &Collector, messages: &[&[u8]]) -> tonic::Status {
+    let channel = Endpoint::from_shared(collector.url())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.unwrap();
+    let messages: Vec<Vec<u8>> = messages.iter().map(|message| message.to_vec()).collect();
+    // The stream stays open: it is the collector that ends it.
+    let messages = tokio_stream::iter(messages).chain(tokio_stream::pending());
+    let path = PathAndQuery::from_static("/holdfast.v1.Uplink/Deliver");
+    let mut answers = client
+        .streaming(tonic::Request::new(messages), path, Raw)
+        .await
+        .unwrap()
+        .into_inner();
+    loop {
+        match answers.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("ended without a status"),
+            Err(status) => return status,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_or_is_out_of_place_ends_its_stream_with_a_status_and_is_counted() {
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let message = |body| AgentMessage { body: Some(body) }.encode_to_vec();
+    let hello = message(agent_message::Body::Hello(hello("a1")));
+    let batch = message(agent_message::Body::Batch(seal(7, &batch(1, 10))));
+    let garbage = &[0xff_u8; 40][..];
+    // Field 15 of another kind: what a newer agent may say.
+    let unknown = &[0x7a, 0x00][..];
+    for (messages, reason) in [
+        (&[garbage][..], "failed to decode Protobuf message"),
+        (&[&hello[..hello.len() - 1]], "failed to decode Protobuf message"),
+        (&[&hello, garbage], "failed to decode Protobuf message"),
+        (
+            &[&hello, &batch[..batch.len() - 1]],
+            "failed to decode Protobuf message",
+        ),
+        (&[&[]], "the first message must be Hello"),
+        (&[&batch], "the first message must be Hello"),
+        (&[&hello, &hello], "a second Hello in one stream"),
+        (
+            &[&hello, &[]],
+            "a message of no known kind: upgrade the collector",
+        ),
+        (
+            &[&hello, unknown],
+            "a message of no known kind: upgrade the collector",
+        ),
+    ] {
+        let status = ends_with(&collector, messages).await;
+        assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+        assert!(status.message().contains(reason), "{status:?} is not {reason:?}");
+    }
+    let metrics = collector.page("/metrics").await.1;
+    for line in [
+        "holdfast_refusals_total{reason=\"unreadable\"} 6\n",
+        "holdfast_refusals_total{reason=\"hello\"} 3\n",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    assert_eq!(number(&store, "SELECT count() FROM connection_records").await, 0);
+    collector.stop().await.unwrap();
+}
+
 /// A store that is away for some inserts, or refuses those that contain a text.
 struct Troubled {
     store: Embedded,
     /// Inserts that still fail.
     away: AtomicUsize,
     refuses: Option<&'static str>,
+    /// Rows that get there in time.
+    rows_in_time: usize,
 }
 
 #[async_trait]
@@ -144,6 +309,9 @@ impl Store for Troubled {
             return Err(StoreError::Unavailable {
                 message: "gone fishing".to_owned(),
             });
+        }
+        if block.rows > self.rows_in_time {
+            return Err(StoreError::LeaseEnded);
         }
         let contains = |text: &str| {
             block
@@ -167,6 +335,10 @@ impl Store for Troubled {
     async fn execute(&self, sql: &str) -> Result<(), StoreError> {
         self.store.execute(sql).await
     }
+
+    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError> {
+        self.store.derive(sql, params).await
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,6 +348,7 @@ async fn a_store_that_comes_back_has_every_row_once() {
         store: (*store).clone(),
         away: AtomicUsize::new(4),
         refuses: None,
+        rows_in_time: usize::MAX,
     };
     let collector = Collector::start(Arc::new(troubled)).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
@@ -200,12 +373,39 @@ async fn a_store_that_comes_back_has_every_row_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_is_too_large_for_the_way_to_the_store_is_stored_in_parts() {
+    let store = database().await;
+    let troubled = Troubled {
+        store: (*store).clone(),
+        away: AtomicUsize::new(0),
+        refuses: None,
+        rows_in_time: 250,
+    };
+    let collector = Collector::start(Arc::new(troubled)).await;
+    let mut agent = Agent::connect(collector.address, "a1").await;
+    for sequence in 1..=9 {
+        agent.deliver(batch(sequence, 100)).await;
+    }
+    let (mut acknowledged, refused) = agent.settled(9).await;
+    acknowledged.sort_unstable();
+    assert_eq!(acknowledged, (1..=9).collect::<Vec<_>>());
+    assert!(refused.is_empty(), "{refused:?}");
+    assert_eq!(
+        number(&store, "SELECT uniqExact(sequence, cookie) FROM connections").await,
+        900
+    );
+    assert_eq!(number(&store, "SELECT count() FROM connections").await, 900);
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_the_batch_that_the_store_refuses_is_refused() {
     let store = database().await;
     let troubled = Troubled {
         store: (*store).clone(),
         away: AtomicUsize::new(0),
         refuses: Some("poison"),
+        rows_in_time: usize::MAX,
     };
     let collector = Collector::start(Arc::new(troubled)).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
@@ -235,5 +435,14 @@ async fn only_the_batch_that_the_store_refuses_is_refused() {
         metrics.contains("holdfast_refusals_total{reason=\"store\"} 1\n"),
         "{metrics}"
     );
+    // The store that refuses it in its place does not take it aside either, and nothing waits for that.
+    while !collector
+        .page("/metrics")
+        .await
+        .1
+        .contains("holdfast_batches_not_set_aside_total 1\n")
+    {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
     collector.stop().await.unwrap();
 }

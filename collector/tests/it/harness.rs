@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_collector::config::Limits;
+use holdfast_collector::config::{Limits, Retention};
 use holdfast_collector::serve::{self, Listening};
 use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::{Store, migrations};
@@ -45,6 +45,32 @@ pub(crate) async fn number(store: &Embedded, sql: &str) -> u64 {
         .unwrap_or_else(|_| panic!("{sql} gave {text:?}"))
 }
 
+/// The status and the body of a page at an address.
+pub(crate) async fn page(address: SocketAddr, path: &str) -> (u16, String) {
+    try_page(address, path).await.expect("somebody listens")
+}
+
+/// The same; `None` while nobody listens.
+pub(crate) async fn try_page(address: SocketAddr, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    Some((status, body.to_owned()))
+}
+
+/// Those of the tests: gathering does not take longer than it has to.
+pub(crate) fn limits() -> Limits {
+    Limits {
+        max_batch_bytes: 1 << 20,
+        gather_interval: Duration::from_millis(100),
+        ..Limits::default()
+    }
+}
+
 pub(crate) struct Collector {
     /// Of gRPC.
     pub(crate) address: SocketAddr,
@@ -54,21 +80,36 @@ pub(crate) struct Collector {
 }
 
 impl Collector {
+    /// On a store whose tables are there.
     pub(crate) async fn start(store: Arc<dyn Store>) -> Self {
+        Self::start_with(store, limits(), true).await
+    }
+
+    /// On a store that may be away, and where the tables have to be made.
+    pub(crate) async fn start_on_any(store: Arc<dyn Store>) -> Self {
+        Self::start_with(store, limits(), false).await
+    }
+
+    pub(crate) async fn start_with(store: Arc<dyn Store>, limits: Limits, is_prepared: bool) -> Self {
         let agents = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let browsers = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, web) = (agents.local_addr().unwrap(), browsers.local_addr().unwrap());
         let (stop, stopped) = oneshot::channel();
-        let limits = Limits {
-            max_batch_bytes: 1 << 20,
-            gather_interval: Duration::from_millis(100),
-            ..Limits::default()
-        };
         let listening = Listening { agents, browsers };
         let shutdown = async {
             let _ = stopped.await;
         };
-        let running = tokio::spawn(serve::collect(store, limits, listening, shutdown));
+        let running = if is_prepared {
+            tokio::spawn(serve::collect(store, limits, listening, shutdown))
+        } else {
+            tokio::spawn(serve::collect_once_ready(
+                store,
+                Retention::default(),
+                limits,
+                listening,
+                shutdown,
+            ))
+        };
         Self {
             address,
             web,
@@ -83,14 +124,7 @@ impl Collector {
 
     /// The status and the body of a page.
     pub(crate) async fn page(&self, path: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.web).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, body.to_owned())
+        page(self.web, path).await
     }
 
     /// Waits until the collector has read so many batches.

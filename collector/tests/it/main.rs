@@ -1,20 +1,30 @@
 //! Tests against real parts: the engine, servers over loopback, processes.
 
+mod any_order;
 mod asking;
+mod assertions;
 mod at_exit;
 mod clickhouse_http;
 mod command_line;
 mod delivery;
 mod exactly_once;
+mod fairness;
 mod faults;
+mod fuzz_corpus;
 mod harness;
+mod rollup;
+mod runs;
+mod store_blocks;
 mod store_contract;
 mod store_embedded;
 mod store_engine;
 mod store_native;
 mod store_questions;
+mod store_rollups;
 mod store_rows;
 mod store_schema;
 mod store_server;
+mod store_times;
 mod synthetic;
+mod syscalls;
 mod web;

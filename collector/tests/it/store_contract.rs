@@ -8,6 +8,7 @@ use std::{
 
 use futures_util::StreamExt;
 use holdfast_collector::filter::Filter;
+use holdfast_collector::ingest::decode;
 use holdfast_collector::store::condition::filterable;
 use holdfast_collector::store::{
     Access, Block, Query, Store, StoreError, migrations,
@@ -19,7 +20,7 @@ use holdfast_collector::store::{
 
 use crate::{
     clickhouse_http,
-    store_engine::{answer, ask, database, query},
+    store_engine::{self, answer, ask, database, query},
     store_rows::{NOON_NS, SECOND_NS, end, insert_ends},
 };
 
@@ -55,6 +56,7 @@ contract! {
     rows_that_were_inserted_are_read_back
     the_same_block_with_the_same_token_adds_nothing
     a_block_that_does_not_fit_its_table_leaves_nothing
+    a_block_is_one_part
     rows_that_look_like_sql_are_rows
     parameters_are_values_whatever_they_contain
     formats_are_those_of_clickhouse
@@ -74,7 +76,7 @@ fn embedded() -> Shared {
 }
 
 async fn stand_in() -> Shared {
-    let address = clickhouse_http::serve().await;
+    let address = store_engine::server().await;
     let password =
         percent_encoding::utf8_percent_encode(clickhouse_http::PASSWORD, percent_encoding::NON_ALPHANUMERIC);
     // A name for each: the stand-ins share their engine.
@@ -104,11 +106,8 @@ async fn real(test: &str) -> Option<Shared> {
             .await
             .unwrap();
     }
-    for table in schema::TABLES
-        .iter()
-        .map(|table| table.name)
-        .chain(["schema_migrations"])
-    {
+    let tables = schema::RETAINED.iter().map(|(table, _)| *table);
+    for table in tables.chain(["schema_migrations"]) {
         server
             .execute(&format!("DROP TABLE IF EXISTS {table} SYNC"))
             .await
@@ -191,6 +190,21 @@ async fn a_block_that_does_not_fit_its_table_leaves_nothing(store: Shared) {
     // The connection is as good as before.
     store.insert("t", "4", block(&[1], "a")).await.unwrap();
     assert_eq!(ask(&*store, "SELECT count() FROM t").await, "1\n");
+}
+
+/// The engine makes a part atomically, so a block is atomic as long as it is one.
+async fn a_block_is_one_part(store: Shared) {
+    create(&store).await;
+    store.execute("SYSTEM STOP MERGES t").await.unwrap();
+    // What is gathered by default, and the most that can be: `gather_rows` and a batch of the largest size.
+    let most = 1_000_000 + u64::from(decode::MAX_ROWS);
+    for (token, rows) in [("1", 100_000), ("2", 100_000), ("3", most)] {
+        let numbers: Vec<u64> = (0..rows).collect();
+        store.insert("t", token, block(&numbers, "a")).await.unwrap();
+    }
+    let parts = "SELECT groupArray(rows) FROM (SELECT rows FROM system.parts WHERE active \
+                 AND database = currentDatabase() AND table = 't' ORDER BY name)";
+    assert_eq!(ask(&*store, parts).await, format!("[100000,100000,{most}]\n"));
 }
 
 async fn rows_that_look_like_sql_are_rows(store: Shared) {
@@ -410,7 +424,7 @@ async fn migrations_and_retention_work(store: Shared) {
     migrations::apply(&*store, NOON_NS).await.unwrap();
     migrations::apply(&*store, NOON_NS).await.unwrap();
     for table in schema::TABLES {
-        schema::retain(&*store, table, 3_650).await.unwrap();
+        schema::retain(&*store, table.name, 3_650).await.unwrap();
     }
     insert_ends(
         &*store,
@@ -434,17 +448,23 @@ async fn migrations_and_retention_work(store: Shared) {
 async fn prepared_questions_can_be_asked(store: Shared) {
     migrations::apply(&*store, NOON_NS).await.unwrap();
     for table in schema::TABLES {
-        schema::retain(&*store, table, 3_650).await.unwrap();
+        schema::retain(&*store, table.name, 3_650).await.unwrap();
     }
     let mut follower = Follower::new(None, NOON_NS, 0, 0);
-    assert!(follower.poll(&*store).await.unwrap().is_none());
+    assert!(follower.poll(&*store, NOON_NS).await.unwrap().is_none());
     insert_ends(&*store, "1", &[end("it's \\ a", 1, NOON_NS)]).await;
-    let rows: Vec<_> = follower.poll(&*store).await.unwrap().unwrap().collect().await;
+    let rows: Vec<_> = follower
+        .poll(&*store, NOON_NS)
+        .await
+        .unwrap()
+        .unwrap()
+        .collect()
+        .await;
     assert!(
         matches!(&rows[..], [Ok(row)] if row.starts_with(b"{\"node\":\"it's \\\\ a\"")),
         "{rows:?}"
     );
-    assert!(follower.poll(&*store).await.unwrap().is_none());
+    assert!(follower.poll(&*store, NOON_NS).await.unwrap().is_none());
 
     let columns = filterable(schema::connections());
     for (filter, found) in [

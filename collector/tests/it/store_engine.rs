@@ -1,6 +1,7 @@
 //! The one engine of this test process: libchdb has one data folder in a process, so each test gets a database.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
         OnceLock,
@@ -11,12 +12,60 @@ use std::{
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use holdfast_collector::store::{Access, Query, Store, StoreError, embedded::Embedded, library};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::at_exit::leave_as_is_at_exit;
+use crate::clickhouse_http::{self, Running};
 
 /// A fresh database of the engine of this process.
 pub(crate) fn database() -> Embedded {
     static DATABASES: AtomicU32 = AtomicU32::new(0);
     let number = DATABASES.fetch_add(1, Ordering::Relaxed);
     engine().database(&format!("test_{number}")).unwrap()
+}
+
+/// A ClickHouse server with the engine of this process, on a free port, until the runtime ends; gives its address.
+pub(crate) async fn server() -> SocketAddr {
+    ServerProcess::start("127.0.0.1:0".parse().unwrap()).await.address
+}
+
+/// A ClickHouse server that can be killed, and started again with its data.
+pub(crate) struct ServerProcess {
+    address: SocketAddr,
+    serving: JoinHandle<()>,
+    running: Running,
+}
+
+impl ServerProcess {
+    pub(crate) async fn start(address: SocketAddr) -> Self {
+        engine();
+        leave_as_is_at_exit();
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let running = Running::default();
+        let running_there = running.clone();
+        let serving = tokio::spawn(async move {
+            clickhouse_http::serve(listener, &data_folder(), running_there).await;
+        });
+        Self {
+            address,
+            serving,
+            running,
+        }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// It is gone at once, its connections included. Nobody is told the outcome of what it was told, but nothing of it
+    /// is still to come.
+    pub(crate) async fn kill(self) {
+        self.serving.abort();
+        assert!(self.serving.await.unwrap_err().is_cancelled());
+        drop(self.running.write().await);
+    }
 }
 
 /// The folder that the engine of this process works in.

@@ -2,11 +2,12 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use holdfast_collector::{
     filter::Filter,
     store::{
-        Access, Store,
+        Access, Block, Chunks, Query, Store, StoreError,
         condition::filterable,
         embedded::Embedded,
         migrations,
@@ -29,7 +30,7 @@ async fn migrated() -> Embedded {
     migrations::apply(&store, NOON_NS).await.unwrap();
     // The rows of tests are from a fixed day, which the default would remove.
     for table in schema::TABLES {
-        schema::retain(&store, table, 3_650).await.unwrap();
+        schema::retain(&store, table.name, 3_650).await.unwrap();
     }
     store
 }
@@ -193,9 +194,10 @@ async fn a_connection_that_is_open_is_an_attempt_and_not_a_connection() {
     );
 }
 
-/// The cookies of the rows of one poll, oldest first.
-async fn poll(follower: &mut Follower, store: &dyn Store) -> Vec<u64> {
-    let Some(parts) = follower.poll(store).await.unwrap() else {
+/// The cookies of the rows of one poll, so many seconds after noon, oldest first.
+async fn poll(follower: &mut Follower, store: &dyn Store, second: i64) -> Vec<u64> {
+    let now_ns = NOON_NS + second * SECOND_NS;
+    let Some(parts) = follower.poll(store, now_ns).await.unwrap() else {
         return vec![];
     };
     let parts: Vec<_> = parts.try_collect().await.unwrap();
@@ -221,26 +223,85 @@ async fn following_shows_each_row_once_in_whatever_order_batches_arrive() {
     batch("it's \\ a", 2, -1, &[2]).await;
     let mut last_minute = Follower::new(None, NOON_NS, 60 * SECOND_NS, 0);
     let mut only_new = Follower::new(Some(&filter("cookie != 4")), NOON_NS, 0, 0);
-    assert_eq!(poll(&mut last_minute, &store).await, [2]);
-    assert_eq!(poll(&mut only_new, &store).await, [0; 0]);
+    assert_eq!(poll(&mut last_minute, &store, 0).await, [2]);
+    assert_eq!(poll(&mut only_new, &store, 0).await, [0; 0]);
 
     // Out of order within an agent, another agent, an older time, two rows in one batch.
     batch("it's \\ a", 5, 2, &[5]).await;
     batch("b", 9, 1, &[9]).await;
-    assert_eq!(poll(&mut last_minute, &store).await, [9, 5]);
-    assert_eq!(poll(&mut only_new, &store).await, [9, 5]);
-    assert_eq!(poll(&mut last_minute, &store).await, [0; 0]);
+    assert_eq!(poll(&mut last_minute, &store, 3).await, [9, 5]);
+    assert_eq!(poll(&mut only_new, &store, 3).await, [9, 5]);
+    assert_eq!(poll(&mut last_minute, &store, 3).await, [0; 0]);
 
+    // What is old comes when everything is looked at again.
     batch("it's \\ a", 3, -1200, &[3, 33]).await;
     batch("it's \\ a", 4, 3, &[4]).await;
     batch("b", 1, 0, &[10]).await;
-    let mut shown = poll(&mut last_minute, &store).await;
-    shown.sort_unstable();
-    assert_eq!(shown, [3, 4, 10, 33]);
-    let mut shown = poll(&mut only_new, &store).await;
-    shown.sort_unstable();
-    assert_eq!(shown, [3, 10, 33]);
-    assert_eq!(poll(&mut only_new, &store).await, [0; 0]);
+    assert_eq!(poll(&mut last_minute, &store, 5).await, [10, 4]);
+    assert_eq!(poll(&mut only_new, &store, 5).await, [10]);
+    assert_eq!(poll(&mut last_minute, &store, 10).await, [3, 33]);
+    assert_eq!(poll(&mut only_new, &store, 10).await, [3, 33]);
+    assert_eq!(poll(&mut only_new, &store, 30).await, [0; 0]);
+}
+
+/// A store whose questions fail once they read more than so many rows.
+struct Frugal(Embedded, u32);
+
+#[async_trait]
+impl Store for Frugal {
+    async fn query(&self, query: Query) -> Result<Chunks, StoreError> {
+        let sql = format!("{} SETTINGS max_rows_to_read = {}", query.sql, self.1);
+        self.0.query(Query { sql, ..query }).await
+    }
+
+    async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError> {
+        self.0.insert(table, token, block).await
+    }
+
+    async fn execute(&self, sql: &str) -> Result<(), StoreError> {
+        self.0.execute(sql).await
+    }
+
+    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError> {
+        self.0.derive(sql, params).await
+    }
+}
+
+#[tokio::test]
+async fn following_reads_what_is_new_and_little_of_what_is_there() {
+    const RATE: i64 = 8_000;
+    const OLD_SECONDS: i64 = 300;
+    let store = migrated().await;
+    // Rows of 20 nodes with a batch each second, between these seconds.
+    let record = async |from: i64, until: i64| {
+        let (rows, from_ns) = ((until - from) * RATE, NOON_NS + from * SECOND_NS);
+        let sql = format!(
+            "INSERT INTO connection_records (node, agent_id, agent_epoch, sequence, recorded_at, cookie, is_first, \
+             is_final) SELECT concat('node-', toString(number % 20)) AS node, node, 7, \
+             1000 + {from} + intDiv(number, {RATE}), \
+             fromUnixTimestamp64Nano({from_ns} + intDiv(toInt64(number) * 1000000000, {RATE})), \
+             number, true, true FROM numbers({rows})"
+        );
+        store.execute(&sql).await.unwrap();
+    };
+    record(-OLD_SECONDS, 0).await;
+    let mut follower = Follower::new(None, NOON_NS, SECOND_NS, 0);
+    assert_eq!(
+        poll(&mut follower, &store, 0).await.len() as i64,
+        RATE,
+        "the last second"
+    );
+
+    record(0, 1).await;
+    // Parts of other times are not read, and of a part that is of this time as well a few granules of each node.
+    let frugal = Frugal(store.clone(), 400_000);
+    assert_eq!(poll(&mut follower, &frugal, 1).await.len() as i64, RATE);
+    record(1, 2).await;
+    // With everything of the last hour looked at once more.
+    assert_eq!(poll(&mut follower, &frugal, 12).await.len() as i64, RATE);
+    let all = "SELECT cookie FROM connections";
+    let error = answer(&frugal, query(all, Access::Internal)).await.unwrap_err();
+    assert!(error.to_string().contains("TOO_MANY_ROWS"), "{error}");
 }
 
 fn now_ns() -> i64 {
@@ -342,5 +403,37 @@ async fn the_ledger_has_the_latest_counters_beside_the_rows_that_are_stored() {
     assert_eq!(
         answer(&store, query(ledger, Access::ReadOnly)).await.unwrap(),
         "0\t3\t0\t-3\n1\t2\t2\t0\n2\t1\t1\t0\n3\t0\t0\t0\n"
+    );
+}
+
+#[tokio::test]
+async fn the_latest_counters_are_those_that_counted_most_also_when_a_clock_was_set_back() {
+    let store = migrated().await;
+    let sample = |second: i64, opened: u64, acknowledged: u64, is_final: u64| -> Row {
+        vec![
+            ("node", "a".into()),
+            ("agent_id", "a".into()),
+            ("agent_epoch", 7.into()),
+            ("netns", 1.into()),
+            (
+                "observed_at",
+                Value::Number((NOON_NS + second * SECOND_NS).cast_unsigned()),
+            ),
+            ("opened", opened.into()),
+            ("acknowledged", acknowledged.into()),
+            ("is_final", is_final.into()),
+        ]
+    };
+    let latest = "SELECT opened, acknowledged, is_final FROM ledger";
+    insert_samples(&store, "1", &[sample(3_600, 5, 4, 0), sample(0, 5, 5, 0)]).await;
+    assert_eq!(
+        answer(&store, query(latest, Access::ReadOnly)).await.unwrap(),
+        "5\t5\tfalse\n"
+    );
+    // The next start speaks for one that was killed, by a clock that was set back once more.
+    insert_samples(&store, "2", &[sample(-3_600, 5, 5, 1)]).await;
+    assert_eq!(
+        answer(&store, query(latest, Access::ReadOnly)).await.unwrap(),
+        "5\t5\ttrue\n"
     );
 }

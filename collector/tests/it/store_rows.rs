@@ -35,7 +35,6 @@ impl From<&str> for Value {
 
 /// A finished end that agent `agent_id` sent in batch `sequence`.
 pub(crate) fn end(agent_id: &str, sequence: u64, recorded_at_ns: i64) -> Row {
-    let at = Value::Number(recorded_at_ns.cast_unsigned());
     vec![
         ("node", agent_id.into()),
         ("agent_id", agent_id.into()),
@@ -43,8 +42,7 @@ pub(crate) fn end(agent_id: &str, sequence: u64, recorded_at_ns: i64) -> Row {
         ("sequence", sequence.into()),
         ("is_first", 1.into()),
         ("is_final", 1.into()),
-        ("recorded_at", at.clone()),
-        ("closed_at", at),
+        ("recorded_at", recorded_at_ns.cast_unsigned().into()),
     ]
 }
 
@@ -94,6 +92,7 @@ pub(crate) fn block(table: &'static Table, rows: &[Row]) -> Block {
             Kind::UInt32 => block.u32s(name, &numbers.map(|n| n.try_into().unwrap()).collect::<Vec<_>>()),
             Kind::UInt64 => block.u64s(name, &numbers.collect::<Vec<_>>()),
             Kind::Int64 => block.i64s(name, &numbers.map(u64::cast_signed).collect::<Vec<_>>()),
+            Kind::Float64 => block.f64s(name, &numbers.map(|n| n as f64).collect::<Vec<_>>()),
             Kind::DateTime64 => block.datetimes(name, &numbers.map(u64::cast_signed).collect::<Vec<_>>()),
             Kind::Enum8(words) => {
                 let of = |value: &Option<&Value>| match value {
@@ -119,6 +118,8 @@ pub(crate) fn block(table: &'static Table, rows: &[Row]) -> Block {
                 let dictionary: Vec<_> = values.iter().map(text).collect();
                 block.low_cardinality(name, &dictionary, &(0..).take(rows.len()).collect::<Vec<_>>())
             }
+            Kind::ArrayIPv6 => block.ipv6_arrays(name, &vec![0; rows.len()], &[]),
+            Kind::ArrayUInt16 => block.u16_arrays(name, &vec![0; rows.len()], &[]),
             Kind::ArrayUInt32 => block.u32_arrays(name, &vec![0; rows.len()], &[]),
             Kind::ArrayUInt64 => block.u64_arrays(name, &vec![0; rows.len()], &[]),
             Kind::ArrayString => block.string_arrays::<&str>(name, &vec![vec![]; rows.len()]),

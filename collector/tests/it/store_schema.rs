@@ -1,13 +1,15 @@
 //! The schema that migrations make, against what the code believes of it.
 
 use holdfast_collector::store::{
-    Store,
+    Access, Query, Store,
+    layout::Layout,
     migrations::{self, MigrationError, NEWEST},
     native::{Column, Kind},
-    schema::{self, CONNECTION_RECORDS, RETENTION_DAYS, TABLES},
+    schema::{self, CONNECTION_RECORDS, RETAINED, RETENTION_DAYS, TABLES},
+    statement::text_value,
 };
 
-use crate::store_engine::{ask, database};
+use crate::store_engine::{answer, ask, database, query};
 
 /// 2026-01-01, in nanoseconds.
 const NOW_NS: i64 = 1_767_225_600_000_000_000;
@@ -15,7 +17,7 @@ const NOW_NS: i64 = 1_767_225_600_000_000_000;
 async fn columns(store: &dyn Store, table: &str) -> Vec<(String, String)> {
     let sql = format!(
         "SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = '{table}' \
-         ORDER BY position FORMAT TSVRaw"
+         AND default_kind = '' ORDER BY position FORMAT TSVRaw"
     );
     let text = ask(store, &sql).await;
     text.lines()
@@ -47,6 +49,17 @@ async fn the_tables_are_those_that_inserts_expect() {
         declared(schema::connections())
     );
     assert_eq!(columns(&store, "attempts").await, declared(schema::attempts()));
+    assert_eq!(
+        columns(&store, "open_connections").await,
+        declared(schema::open_connections())
+    );
+    assert_eq!(columns(&store, "listeners").await, declared(schema::listeners()));
+    let syscalls: Vec<_> = columns(&store, "syscalls").await;
+    assert!(
+        declared(schema::syscalls())
+            .iter()
+            .all(|column| syscalls.contains(column))
+    );
 }
 
 #[tokio::test]
@@ -62,7 +75,9 @@ async fn every_column_and_every_table_has_a_comment() {
                  AND engine = 'View' ORDER BY name)";
     assert_eq!(
         ask(&store, views).await,
-        "['attempts','connections','gaps','ledger','nodes']\n"
+        "['attempt_causes','attempts','attempts_1m','cgroups','connection_workloads','connections','connections_1m',\
+         'gaps','latency_1m','ledger','listeners','namespaces','nodes','open_connections','overhead',\
+         'peers','run_results','runs','syscalls','transitions','verdict_changes','verdicts']\n"
     );
     // A number that is a time or a size says so in its comment, not only in its name.
     for (suffix, unit) in [("_us", "microseconds"), ("bytes_", "bytes"), ("_at", "UTC")] {
@@ -72,6 +87,117 @@ async fn every_column_and_every_table_has_a_comment() {
         );
         assert_eq!(ask(&store, &missing).await, "");
     }
+}
+
+/// Nothing here executes what is for a cluster: the library has neither replication nor distributed tables.
+#[tokio::test]
+async fn every_statement_parses_for_one_server_and_for_a_cluster() {
+    let store = database();
+    let cluster = Layout::cluster("{cluster}", "holdfast").unwrap();
+    let parse = async |statement: &str| {
+        let question = Query {
+            sql: "SELECT formatQuery({statement:String})".into(),
+            params: vec![("statement".into(), text_value(statement))],
+            format: "TSVRaw".into(),
+            access: Access::Internal,
+        };
+        answer(&store, question)
+            .await
+            .unwrap_or_else(|error| panic!("{error}\n{statement}"))
+    };
+    for statement in migrations::all_statements(&Layout::OneServer) {
+        let parsed = parse(&statement).await;
+        assert!(!parsed.contains("CLUSTER") && !parsed.contains('{'), "{parsed}");
+    }
+    let (mut tables, mut distributed) = (0, 0);
+    for statement in migrations::all_statements(&cluster) {
+        let parsed = parse(&statement).await;
+        assert!(parsed.contains("ON CLUSTER `{cluster}`"), "{parsed}");
+        let replicated = ["MergeTree", "ReplacingMergeTree"]
+            .map(|engine| format!("ENGINE = Replicated{engine}('/clickhouse/tables/"));
+        if replicated.iter().any(|engine| parsed.contains(engine)) {
+            tables += 1;
+        }
+        if parsed.contains("ENGINE = Distributed('{cluster}', 'holdfast', ") {
+            distributed += 1;
+        }
+        // People read all shards: a view never names what is on one.
+        let is_view = parsed.starts_with("CREATE OR REPLACE VIEW");
+        assert!(!is_view || !parsed.contains("_local"), "{parsed}");
+    }
+    // Every table but the list of migrations and the claims, which are the same on every server.
+    assert_eq!((tables, distributed), (RETAINED.len() + 3, RETAINED.len()));
+}
+
+/// Two services on ten nodes for an hour, each a client of the other, and one attempt in fifty fails.
+const ROWS: u64 = 400_000;
+
+#[tokio::test]
+async fn what_people_ask_reads_a_small_part() {
+    let store = database();
+    migrations::apply(&store, NOW_NS).await.unwrap();
+    schema::retain(&store, CONNECTION_RECORDS.name, 3_650)
+        .await
+        .unwrap();
+    let fill = format!(
+        "INSERT INTO connection_records (node, service, role, outcome, recorded_at, connect_us, duration_us, local_port, \
+         remote_port, agent_id, agent_epoch, sequence, is_first, is_final) \
+         SELECT concat('node-', toString(number % 10)) AS node, if(intDiv(number, 10) % 2, 'web', 'db') AS service, \
+         if(intDiv(number, 20) % 2, 'active', 'passive') AS role, \
+         if(intDiv(number, 40) % 50, 'established', 'refused') AS outcome, \
+         fromUnixTimestamp64Nano({NOW_NS} + intDiv(toInt64(number) * 3600000000000, {ROWS})), 100, 2000, \
+         if(role = 'active', 20000 + number % 40000, if(service = 'db', 5432, 80)), \
+         if(role = 'active', if(service = 'db', 80, 5432), 20000 + number % 40000), \
+         node, 7, 1 + intDiv(number, 10000), true, true FROM numbers({ROWS})"
+    );
+    store.execute(&fill).await.unwrap();
+    let explain = async |sql: &str| answer(&store, query(sql, Access::ReadOnly)).await.unwrap();
+    for (question, most) in [
+        // The order.
+        (
+            "attempts WHERE service = 'web' AND role = 'active' AND outcome = 'established'",
+            3,
+        ),
+        ("attempts WHERE node = 'node-3' AND outcome != 'established'", 3),
+        ("connections WHERE service = 'db' AND node = 'node-3'", 3),
+        // The indexes.
+        ("connections WHERE remote_port = 5432", 3),
+        ("connections WHERE local_port = 5432", 3),
+        // Of another time than all of a part.
+        ("attempts WHERE decided_at >= '2026-01-02'", ROWS),
+    ] {
+        let estimate = explain(&format!("EXPLAIN ESTIMATE SELECT count() FROM {question}")).await;
+        let read: u64 = estimate
+            .split('\t')
+            .nth(3)
+            .map_or(0, |rows| rows.parse().unwrap());
+        assert!(read <= ROWS / most, "{question} reads {read}");
+        let found = ask(&store, &format!("SELECT count() FROM {question}")).await;
+        assert!(
+            found != "0\n" || question.contains("01-02"),
+            "{question} finds nothing"
+        );
+    }
+    // The projection.
+    for question in [
+        "SELECT * FROM ledger",
+        "SELECT agent_epoch, sequence FROM connection_records WHERE node = 'node-3' AND agent_id = 'node-3' \
+         AND agent_epoch = 7 AND sequence > 1 GROUP BY agent_epoch, sequence",
+    ] {
+        let plan = explain(&format!("EXPLAIN {question}")).await;
+        assert!(plan.contains("ReadFromMergeTree (batches)"), "{plan}");
+    }
+}
+
+#[tokio::test]
+async fn a_column_says_the_same_in_its_table_and_in_its_views() {
+    let store = database();
+    migrations::apply(&store, NOW_NS).await.unwrap();
+    let differing = "SELECT name, groupUniqArray(comment) AS comments, groupUniqArray(type) AS types \
+                     FROM system.columns WHERE database = currentDatabase() \
+                     AND table IN ('connection_records', 'connections', 'attempts', 'transitions') \
+                     GROUP BY name HAVING length(comments) > 1 OR length(types) > 1";
+    assert_eq!(ask(&store, differing).await, "");
 }
 
 #[tokio::test]
@@ -114,22 +240,36 @@ async fn retention_is_changed_only_where_it_differs() {
     let store = database();
     migrations::apply(&store, NOW_NS).await.unwrap();
     let changed = "SELECT name, extract(engine_full, 'TTL (.*) SETTINGS') FROM system.tables \
-                   WHERE database = currentDatabase() AND engine LIKE '%MergeTree' AND name != 'schema_migrations' \
+                   WHERE database = currentDatabase() AND engine LIKE '%MergeTree' AND name NOT IN ('schema_migrations', 'agent_claims', 'probe_settings') \
                    ORDER BY name FORMAT TSVRaw";
     let modified = "SELECT sum(metadata_version) FROM system.tables WHERE database = currentDatabase()";
     let before = ask(&store, modified).await;
-    for table in TABLES {
+    for (table, _) in RETAINED {
         schema::retain(&store, table, RETENTION_DAYS).await.unwrap();
     }
     assert_eq!(ask(&store, modified).await, before);
-    schema::retain(&store, &CONNECTION_RECORDS, 7).await.unwrap();
+    schema::retain(&store, CONNECTION_RECORDS.name, 7).await.unwrap();
     assert_eq!(
         ask(&store, changed).await,
         "agent_samples\ttoDateTime(observed_at) + toIntervalDay(30)\n\
+         cause_records\ttoDateTime(recorded_at) + toIntervalDay(30)\n\
+         cgroup_records\ttoDateTime(observed_at) + toIntervalDay(30)\n\
+         connection_minutes\ttoDateTime(minute) + toIntervalDay(30)\n\
          connection_records\ttoDateTime(recorded_at) + toIntervalDay(7)\n\
+         connection_samples\ttoDateTime(observed_at) + toIntervalDay(30)\n\
          gap_records\ttoDateTime(recorded_at) + toIntervalDay(30)\n\
          ledger_samples\ttoDateTime(observed_at) + toIntervalDay(30)\n\
-         node_sessions\ttoDateTime(connected_at) + toIntervalDay(30)\n"
+         listener_samples\ttoDateTime(observed_at) + toIntervalDay(30)\n\
+         load_samples\ttoDateTime(observed_at) + toIntervalDay(30)\n\
+         namespace_samples\ttoDateTime(observed_at) + toIntervalDay(30)\n\
+         node_sessions\ttoDateTime(connected_at) + toIntervalDay(30)\n\
+         overhead_samples\ttoDateTime(ended_at) + toIntervalDay(30)\n\
+         peer_samples\ttoDateTime(ended_at) + toIntervalDay(30)\n\
+         probe_reports\ttoDateTime(reported_at) + toIntervalDay(30)\n\
+         refused_batches\ttoDateTime(refused_at) + toIntervalDay(30)\n\
+         run_records\ttoDateTime(began_at) + toIntervalDay(30)\n\
+         syscall_samples\ttoDateTime(ended_at) + toIntervalDay(30)\n\
+         verdict_records\ttoDateTime(judged_at) + toIntervalDay(30)\n"
     );
 }
 
@@ -137,7 +277,7 @@ async fn retention_is_changed_only_where_it_differs() {
 async fn a_retention_that_would_remove_everything_is_refused() {
     let store = database();
     for days in [0, 3_651, 36_500, u32::MAX] {
-        let error = schema::retain(&store, &CONNECTION_RECORDS, days)
+        let error = schema::retain(&store, CONNECTION_RECORDS.name, days)
             .await
             .unwrap_err()
             .to_string();

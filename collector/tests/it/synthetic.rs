@@ -40,6 +40,9 @@ pub(crate) fn hello(id: &str) -> Hello {
         observed_netns: "all".to_owned(),
         missing_features: vec!["cgroups".to_owned()],
         unanswered: Vec::new(),
+        unsettled: Vec::new(),
+        predecessors: Vec::new(),
+        addresses: Vec::new(),
     }
 }
 
@@ -150,7 +153,10 @@ impl Agent {
                 }
                 collector_message::Body::Refusal(refusal) => refused.push((refusal.sequence, refusal.reason)),
                 collector_message::Body::Welcome(_) => panic!("welcomed twice"),
-                collector_message::Body::Window(_) | collector_message::Body::Receipt(_) => {}
+                collector_message::Body::Window(_)
+                | collector_message::Body::Receipt(_)
+                | collector_message::Body::Probes(_)
+                | collector_message::Body::Run(_) => {}
             }
         }
         (acknowledged, refused)
@@ -227,6 +233,7 @@ pub(crate) fn batch_at(sequence: u64, rows: u32, opened_ns: i64) -> Batch {
         close_reason: bytes(|is_refused| u8::from(!is_refused)),
         attribution: vec![1; count].into(),
         flags: vec![FLAG_FIRST | FLAG_FINAL; count].into(),
+        local_cause: bytes(u8::from),
         processes: ["curl", "nginx", "a \"quoted\"\nname"]
             .into_iter()
             .zip(100..)

@@ -73,6 +73,12 @@ struct Away;
 
 #[async_trait]
 impl Store for Away {
+    async fn prepare(&self) -> Result<(), StoreError> {
+        Err(StoreError::Unavailable {
+            message: "no route to host".to_owned(),
+        })
+    }
+
     async fn insert(&self, _: &str, _: &str, _: Block) -> Result<(), StoreError> {
         Err(StoreError::Unavailable {
             message: "no route to host".to_owned(),
@@ -86,6 +92,12 @@ impl Store for Away {
     }
 
     async fn execute(&self, _: &str) -> Result<(), StoreError> {
+        Err(StoreError::Unavailable {
+            message: "no route to host".to_owned(),
+        })
+    }
+
+    async fn derive(&self, _: &str, _: Vec<(String, String)>) -> Result<(), StoreError> {
         Err(StoreError::Unavailable {
             message: "no route to host".to_owned(),
         })

@@ -28,7 +28,7 @@ const PAIRS_PER_LOOK: u32 = 64;
 /// Open and close connections in this network namespace.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// So many, one after another, each with 4 bytes both ways
+    /// So many in each thread, one after another, each with 4 bytes both ways
     #[arg(long, required_unless_present = "duration")]
     pairs: Option<u32>,
 
@@ -36,8 +36,8 @@ pub(crate) struct Arguments {
     #[arg(long = "for", value_name = "TIME", value_parser = span::parse, conflicts_with = "pairs")]
     duration: Option<Duration>,
 
-    /// Threads of --for
-    #[arg(long, default_value_t = 2)]
+    /// Each with a listener of its own
+    #[arg(long, default_value_t = 1)]
     threads: u32,
 }
 
@@ -53,8 +53,14 @@ pub(super) struct Work {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let started = Instant::now();
     let (pairs, cpu_ns) = match arguments.duration {
-        Some(duration) => flood(arguments.threads, started + duration)?,
-        None => politely(arguments.pairs.unwrap_or_default())?,
+        Some(duration) => {
+            let until = started + duration;
+            in_threads(arguments.threads, move || reconnect(until))?
+        }
+        None => {
+            let pairs = arguments.pairs.unwrap_or_default();
+            in_threads(arguments.threads, move || politely(pairs))?
+        }
     };
     let wall_ns = started.elapsed().as_nanos() as u64;
     println!(
@@ -90,13 +96,14 @@ fn open_and_close(listener: &TcpListener, address: SocketAddrV4) -> io::Result<(
     Ok(())
 }
 
-/// As many connections as the machine can make.
-fn flood(threads: u32, until: Instant) -> anyhow::Result<(u64, u64)> {
-    let flooding: Vec<_> = (0..threads)
-        .map(|_| thread::spawn(move || reconnect(until)))
-        .collect();
+/// The same in several threads: the connections and the CPU of all of them.
+fn in_threads(
+    threads: u32,
+    work: impl Fn() -> anyhow::Result<(u64, u64)> + Copy + Send + 'static,
+) -> anyhow::Result<(u64, u64)> {
+    let working: Vec<_> = (0..threads).map(|_| thread::spawn(work)).collect();
     let (mut pairs, mut cpu_ns) = (0, 0);
-    for thread in flooding {
+    for thread in working {
         let work = thread.join().map_err(|_| anyhow!("a thread panicked"))??;
         pairs += work.0;
         cpu_ns += work.1;
@@ -104,7 +111,7 @@ fn flood(threads: u32, until: Instant) -> anyhow::Result<(u64, u64)> {
     Ok((pairs, cpu_ns))
 }
 
-/// One socket connects again and again, to a listener of this thread's own. Dissolving the association sends a RST:
+/// As many connections as one core can make. One socket connects again and again, to a listener of this thread's own. Dissolving the association sends a RST:
 /// nothing is left in TIME_WAIT, and a free port is always found at once.
 fn reconnect(until: Instant) -> anyhow::Result<(u64, u64)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -141,7 +148,7 @@ fn reconnect_once(
 
 /// Time that this thread has spent on a CPU, in nanoseconds. It includes the softirqs that ran on its back, which is
 /// most of what TCP on loopback does (on kernels with CONFIG_IRQ_TIME_ACCOUNTING it does not).
-fn cpu_ns() -> anyhow::Result<u64> {
+pub(super) fn cpu_ns() -> anyhow::Result<u64> {
     const PATH: &str = "/proc/thread-self/schedstat";
     let text = fs::read_to_string(PATH).context("this kernel lacks CONFIG_SCHED_INFO")?;
     let first = text
@@ -168,9 +175,20 @@ impl Churn {
         })
     }
 
+    /// The program: it does other work too.
+    pub(super) fn into_program(self) -> PathBuf {
+        self.program
+    }
+
     /// Opens and closes so many connections in a namespace, as programs do.
     pub(super) fn run(&self, netns: &Netns, pairs: u32) -> anyhow::Result<Work> {
-        self.start(netns, &["--pairs", &pairs.to_string()])
+        self.run_in_threads(netns, pairs, 1)
+    }
+
+    /// The same in each of so many threads.
+    pub(super) fn run_in_threads(&self, netns: &Netns, pairs: u32, threads: u32) -> anyhow::Result<Work> {
+        let (pairs, threads) = (pairs.to_string(), threads.to_string());
+        self.start(netns, &["--pairs", &pairs, "--threads", &threads])
     }
 
     /// Opens and closes as many as it can.

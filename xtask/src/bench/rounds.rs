@@ -23,8 +23,8 @@ struct Subject {
 
 /// The middle of some numbers, and how far they reach.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Spread {
-    median: f64,
+pub(super) struct Spread {
+    pub(super) median: f64,
     min: f64,
     max: f64,
 }
@@ -67,6 +67,34 @@ impl Comparison {
                 .collect();
             (subject, Spread::of(subject.costs.clone()), Spread::of(ratios))
         })
+    }
+
+    /// What a subject adds to the baseline of the same round: to the cost (`None`), or to a figure.
+    pub(super) fn added(&self, subject: &str, figure: Option<&str>) -> Option<Spread> {
+        self.compared(subject, figure, |value, base| value - base)
+    }
+
+    /// A subject's ratio to the baseline of the same round: of the cost (`None`), or of a figure.
+    pub(super) fn ratio(&self, subject: &str, figure: Option<&str>) -> Option<Spread> {
+        self.compared(subject, figure, |value, base| value / base)
+    }
+
+    /// A subject held against the baseline, round by round.
+    fn compared(&self, subject: &str, figure: Option<&str>, compare: fn(f64, f64) -> f64) -> Option<Spread> {
+        let values = |subject: &'_ Subject| match figure {
+            None => Some(subject.costs.clone()),
+            Some(name) => {
+                let found = subject.figures.iter().find(|(other, _)| *other == name);
+                found.map(|(_, values)| values.clone())
+            }
+        };
+        let baseline = values(self.results.first()?)?;
+        let subject = values(self.results.iter().find(|other| other.name == subject)?)?;
+        let compared = subject
+            .iter()
+            .zip(&baseline)
+            .map(|(&value, &base)| compare(value, base));
+        Some(Spread::of(compared.collect()))
     }
 
     pub(super) fn to_json(&self) -> Value {
@@ -201,6 +229,21 @@ mod tests {
             comparison
                 .to_markdown()
                 .ends_with("| probe | rows | 5000 (4000..9000) |\n| probe | lost | 0.00 (0.00..0.00) |\n")
+        );
+    }
+
+    #[test]
+    fn what_is_added_is_added_within_its_round() {
+        let mut comparison = Comparison::new("ns", ["nothing", "probe"].into_iter());
+        for (base, cost) in [(100.0, 130.0), (300.0, 340.0), (100.0, 131.0)] {
+            comparison.add(0, measured(base, vec![("read", 2.0 * base)]));
+            comparison.add(1, measured(cost, vec![("read", 2.0 * cost)]));
+        }
+        let median = |figure| comparison.added("probe", figure).map(|added| added.median);
+        assert_eq!((median(None), median(Some("read"))), (Some(31.0), Some(62.0)));
+        assert_eq!(
+            (median(Some("write")), comparison.added("other", None)),
+            (None, None)
         );
     }
 

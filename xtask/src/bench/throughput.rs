@@ -11,11 +11,11 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 
 use super::churn::Churn;
 use super::rounds::Comparison;
-use super::{Measurement, Subject, take_turns};
+use super::{Measurement, Subject, take_turns, wait_until_idle};
 use crate::failure::Failure;
 use crate::netns::{self, Netns};
 use crate::up::system::{Binaries, Cpu, System};
@@ -27,12 +27,6 @@ const THREADS: u32 = 2;
 const FLOOD: Duration = Duration::from_secs(5);
 /// Before each turn, for caches and for ClickHouse's first insert.
 const WARM_UP: Duration = Duration::from_millis(200);
-/// Agent and collector are idle when both together take less than a twentieth of a core for so long. Both report and
-/// look after themselves once a second; merges of what was inserted begin within less.
-const IDLE_SPAN: Duration = Duration::from_secs(3);
-const IDLE_CPU: Duration = Duration::from_millis(150);
-/// How long they may take to become idle.
-const IDLE_PATIENCE: Duration = Duration::from_secs(120);
 /// How long the agent's last counters may take to be in the store.
 const LEDGER_PATIENCE: Duration = Duration::from_secs(10);
 const UNIT: &str = "connections/s";
@@ -91,16 +85,16 @@ impl Subject for Holdfast<'_> {
             fs::remove_dir_all(&state_dir)
                 .with_context(|| format!("cannot empty {}", state_dir.display()))?;
         }
-        let system = System::start(self.binaries, &state_dir, None, &AtomicBool::new(false))?;
+        let system = System::start_here(self.binaries, &state_dir, &[], &AtomicBool::new(false))?;
         let stored = || system.number(&format!("SELECT count() FROM connections WHERE netns = {inode}"));
 
         self.churn.flood(&netns, THREADS, WARM_UP)?;
-        wait_until_idle(&system)?;
+        idle(&system)?;
         let (rows_before, ledger_before) = (stored()?, Ledger::wait(&system, inode)?);
-        let before = wait_until_idle(&system)?;
+        let before = idle(&system)?;
         let work = self.churn.flood(&netns, THREADS, FLOOD)?;
         let ended = Instant::now();
-        let after = wait_until_idle(&system)?;
+        let after = idle(&system)?;
         let settled = ended.elapsed();
         let ledger = Ledger::wait(&system, inode)?.since(&ledger_before);
         let rows = stored()? - rows_before;
@@ -147,21 +141,12 @@ impl Subject for Holdfast<'_> {
 }
 
 /// Waits until agent and collector have nothing left to do, and says what they had used by then.
-fn wait_until_idle(system: &System) -> anyhow::Result<Cpu> {
-    let started = Instant::now();
-    let mut before = system.cpu()?;
-    while started.elapsed() < IDLE_PATIENCE {
-        thread::sleep(IDLE_SPAN);
-        let now = system.cpu()?;
-        if (now.agents - before.agents) + (now.collector - before.collector) <= IDLE_CPU {
-            return Ok(now);
-        }
-        before = now;
-    }
-    bail!(
-        "agent and collector are still busy {} s after the workload",
-        IDLE_PATIENCE.as_secs()
-    )
+fn idle(system: &System) -> anyhow::Result<Cpu> {
+    wait_until_idle(|| {
+        let cpu = system.cpu()?;
+        Ok(cpu.agents + cpu.collector)
+    })?;
+    system.cpu()
 }
 
 /// What the agent counted as not stored of one namespace, since it started.
@@ -189,7 +174,7 @@ impl Ledger {
     fn wait(system: &System, netns: u64) -> anyhow::Result<Self> {
         let now_ns = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
         let fresh = format!(
-            "FROM ledger WHERE netns = {netns} AND observed_at > fromUnixTimestamp64Nano(toInt64({now_ns}))"
+            "FROM ledger WHERE stream = 'connections' AND netns = {netns} AND observed_at > fromUnixTimestamp64Nano(toInt64({now_ns}))"
         );
         let started = Instant::now();
         while system.number(&format!("SELECT count() {fresh}"))? == 0 {

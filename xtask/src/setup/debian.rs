@@ -12,7 +12,7 @@ use crate::progress::{self, Finished};
 /// How long another package manager may hold apt's locks; an unattended upgrade takes a few minutes.
 const LOCK_PATIENCE: Duration = Duration::from_secs(600);
 
-pub(super) fn is_debian() -> bool {
+pub(crate) fn is_debian() -> bool {
     Path::new("/etc/debian_version").exists()
 }
 
@@ -22,14 +22,32 @@ pub(super) fn install(packages: &[&str]) -> anyhow::Result<()> {
     let mut install = vec!["install", "--yes", "--no-install-recommends"];
     install.extend(packages);
 
-    if !packages.iter().all(|package| is_known(package)) {
-        apt("fetching the package lists", &["update"])?;
-    } else if apt(&title, &install).is_ok() {
+    let are_known = packages.iter().all(|package| is_known(package));
+    if are_known && apt(&title, &install).is_ok() {
         return Ok(());
-    } else {
-        // Old lists name versions that the mirrors no longer have.
-        apt("fetching the package lists", &["update"])?;
     }
+    // Old lists name versions that the mirrors no longer have.
+    update()?;
+    apt(&title, &install)
+}
+
+/// Fetches the lists of what exists.
+pub(super) fn update() -> anyhow::Result<()> {
+    apt("fetching the package lists", &["update"])
+}
+
+/// Leaves packages in a folder, with those that they need and that are not installed. Installs nothing.
+pub(crate) fn fetch(packages: &[&str], folder: &Path) -> anyhow::Result<()> {
+    let archives = format!("Dir::Cache::Archives={}", folder.display());
+    let mut install = vec!["install", "--download-only", "--yes", "--no-install-recommends"];
+    install.extend(["-o", &archives]);
+    install.extend(packages);
+    let title = format!("fetching {}", packages.join(" "));
+    if packages.iter().all(|package| is_known(package)) && apt(&title, &install).is_ok() {
+        return Ok(());
+    }
+    // Unknown, or of a version that the mirrors no longer have.
+    update()?;
     apt(&title, &install)
 }
 

@@ -29,8 +29,10 @@ const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// What is run.
 pub(crate) struct Binaries {
-    agent: PathBuf,
-    holdfast: PathBuf,
+    pub(crate) agent: PathBuf,
+    pub(crate) holdfast: PathBuf,
+    /// The stand-in for a ClickHouse server; optimised, it is there only after [`Self::build_engine`].
+    pub(crate) clickhouse_http: PathBuf,
 }
 
 impl Binaries {
@@ -55,7 +57,23 @@ impl Binaries {
         Ok(Self {
             agent: folder.join("holdfast-agent"),
             holdfast: folder.join("holdfast"),
+            clickhouse_http: folder.join("examples/clickhouse_http"),
         })
+    }
+
+    /// Builds the stand-in for a ClickHouse server too; what `cargo test` builds includes it.
+    pub(crate) fn build_engine() -> anyhow::Result<()> {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let example = [
+            "build",
+            "--release",
+            "--package",
+            "holdfast-collector",
+            "--example",
+            "clickhouse_http",
+        ];
+        cargo.args(example).current_dir(workspace::root());
+        progress::run("building the stand-in for a ClickHouse server", &mut cargo)
     }
 }
 
@@ -81,39 +99,107 @@ pub(crate) struct Cpu {
 }
 
 impl System {
-    /// Starts the collector and the agents, and returns once every agent is connected.
+    /// Starts the collector and an agent on each node, and returns once every agent is connected.
     pub(crate) fn start(
         binaries: &Binaries,
         state_dir: &Path,
         lab: Option<&Lab>,
         stop: &AtomicBool,
     ) -> anyhow::Result<Self> {
+        let Some(lab) = lab else {
+            return Self::start_here(binaries, state_dir, &[], stop);
+        };
+        let examples = workspace::root().join("deploy/examples");
+        let mut system =
+            Self::start_collector_of(binaries, state_dir, lab.gateway().into(), Some(&examples), stop)?;
+        for node in lab.nodes() {
+            let label = format!("role={}", node.role);
+            let settings = [
+                "--name",
+                &node.name,
+                "--label",
+                &label,
+                "--netns",
+                "self",
+                "--control",
+                "all",
+            ];
+            let name = format!("{} agent", node.name);
+            system.start_agent(&binaries.agent, &name, Some(node.netns.name()), &settings)?;
+        }
+        system.wait_for_agents(stop)?;
+        Ok(system)
+    }
+
+    /// Starts the collector and an agent that sees all of this machine, with further settings, and returns once it is
+    /// connected.
+    pub(crate) fn start_here(
+        binaries: &Binaries,
+        state_dir: &Path,
+        settings: &[&str],
+        stop: &AtomicBool,
+    ) -> anyhow::Result<Self> {
+        let mut system = Self::start_collector_of(binaries, state_dir, LOOPBACK, None, stop)?;
+        let settings = [&["--netns", "all", "--control", "all"], settings].concat();
+        system.start_agent(&binaries.agent, "agent", None, &settings)?;
+        system.wait_for_agents(stop)?;
+        Ok(system)
+    }
+
+    /// Starts a collector with a store of its own in this folder.
+    fn start_collector_of(
+        binaries: &Binaries,
+        state_dir: &Path,
+        address: IpAddr,
+        assertions: Option<&Path>,
+        stop: &AtomicBool,
+    ) -> anyhow::Result<Self> {
+        let store = format!("embedded:{}", state_dir.join("data").display());
+        Self::start_collector(binaries, state_dir, address, &store, assertions, stop)
+    }
+
+    fn wait_for_agents(&mut self, stop: &AtomicBool) -> anyhow::Result<()> {
+        let expected = self.agents.len();
+        self.wait("every agent is connected", stop, |system| {
+            system.connected_agents() >= Some(expected)
+        })
+    }
+
+    /// Starts a collector alone, and returns once it answers. `store` is what its `--store` takes.
+    pub(crate) fn start_collector(
+        binaries: &Binaries,
+        state_dir: &Path,
+        address: IpAddr,
+        store: &str,
+        assertions: Option<&Path>,
+        stop: &AtomicBool,
+    ) -> anyhow::Result<Self> {
         let logs = state_dir.join("log");
         fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
-        let listen = free_port(lab.map_or(LOOPBACK, |lab| lab.gateway().into()), COLLECTOR_PORT)?;
+        let listen = free_port(address, COLLECTOR_PORT)?;
         let web = free_port(LOOPBACK, WEB_PORT)?;
         let started_ns = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
 
-        let store = format!("embedded:{}", state_dir.join("data").display());
-        let arguments = [
+        let mut arguments: Vec<String> = [
             "serve",
             "--listen",
             &listen.to_string(),
             "--web",
             &web.to_string(),
             "--store",
-            &store,
-        ];
+            store,
+        ]
+        .map(str::to_owned)
+        .into();
+        if let Some(folder) = assertions {
+            arguments.extend(["--assertions".to_owned(), folder.display().to_string()]);
+        }
         let place = Place {
             netns: None,
             log: Some(logs.join("collector.log")),
+            ..Place::default()
         };
-        let collector = Service::start(
-            "collector",
-            &binaries.holdfast,
-            &arguments.map(str::to_owned),
-            place,
-        )?;
+        let collector = Service::start("collector", &binaries.holdfast, &arguments, place)?;
 
         let mut system = Self {
             view: None,
@@ -128,22 +214,6 @@ impl System {
         };
         system.wait("the collector answers", stop, |system| {
             system.get("/healthz").is_some()
-        })?;
-
-        match lab {
-            None => system.start_agent(&binaries.agent, "agent", None, &["--netns", "all"])?,
-            Some(lab) => {
-                for node in lab.nodes() {
-                    let label = format!("role={}", node.role);
-                    let settings = ["--name", &node.name, "--label", &label, "--netns", "self"];
-                    let name = format!("{} agent", node.name);
-                    system.start_agent(&binaries.agent, &name, Some(node.netns.name()), &settings)?;
-                }
-            }
-        }
-        let expected = system.agents.len();
-        system.wait("every agent is connected", stop, |system| {
-            system.connected_agents() >= Some(expected)
         })?;
         Ok(system)
     }
@@ -216,7 +286,7 @@ impl System {
         work: &[(&str, SocketAddr)],
         rate: usize,
     ) -> anyhow::Result<()> {
-        let program = std::env::current_exe()?;
+        let program = workspace::own_program()?;
         let mut arguments = vec!["traffic".to_owned(), "--rate".to_owned(), rate.to_string()];
         arguments.extend(
             work.iter()
@@ -238,6 +308,7 @@ impl System {
         Place {
             netns,
             log: Some(log),
+            ..Place::default()
         }
     }
 
@@ -381,7 +452,7 @@ impl System {
     fn losses(&self) -> anyhow::Result<String> {
         let rows = self.ask(&format!(
             "SELECT sum(lost) AS lost, sum(dropped) AS dropped, sum(refused) AS refused, \
-             sum(untracked) AS untracked FROM ledger WHERE observed_at >= {}",
+             sum(untracked) AS untracked FROM ledger WHERE stream = 'connections' AND observed_at >= {}",
             self.since()
         ))?;
         let row = rows.first().context("no ledger")?;
@@ -413,6 +484,16 @@ impl System {
 
     fn since(&self) -> String {
         format!("fromUnixTimestamp64Nano(toInt64({}))", self.started_ns)
+    }
+
+    /// The collector's process.
+    pub(crate) fn collector(&mut self) -> &mut Service {
+        &mut self.collector
+    }
+
+    /// Where the collector listens for agents.
+    pub(crate) fn listen(&self) -> SocketAddr {
+        self.listen
     }
 
     fn url(&self) -> String {

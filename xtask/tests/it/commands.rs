@@ -88,7 +88,7 @@ fn arguments_that_make_no_sense_end_with_2_and_say_why() {
         (&["up", "--for", "30"][..], "no unit"),
         (&["up", "--nodes", "1"], "1 is not in 2..=50"),
         (&["up", "--no-traffic", "--load"], "cannot be used with"),
-        (&["bench", "everything"], "probe-cost"),
+        (&["bench", "everything"], "probes"),
         (&["fly"], "unrecognized subcommand"),
     ] {
         let output = xtask(arguments).output().unwrap();

@@ -40,7 +40,8 @@ struct Namespace {
 /// The slot of what belongs to no namespace that is observed.
 pub(crate) const ELSEWHERE: u32 = 0;
 
-/// The slot of a namespace, by its inode.
+/// The slot of a namespace, by its inode. For the state hook alone: what runs with interrupts on may be interrupted by
+/// the hook between the two words, which are then of two namespaces. Others [`look_up`].
 #[inline(always)]
 pub(crate) fn slot(inode: u32) -> u32 {
     let Some(last) = LAST_NAMESPACE.get_ptr_mut(0) else {
@@ -58,8 +59,9 @@ pub(crate) fn slot(inode: u32) -> u32 {
     }
 }
 
+/// The slot of a namespace, for programs that the hook may interrupt: its memory is not theirs to write.
 #[inline(never)]
-fn look_up(inode: u32) -> u32 {
+pub(crate) fn look_up(inode: u32) -> u32 {
     if let Some(slot) = NAMESPACES.get_ptr(&inode) {
         // SAFETY: the entry is live.
         return unsafe { *slot };
@@ -83,14 +85,24 @@ fn look_up(inode: u32) -> u32 {
     slot
 }
 
-/// Adds one, and tells whether it was this CPU's first in the slot: the moment to say so in the log, once.
+/// Adds one, in a program that the hook may interrupt on the same CPU.
+#[inline(always)]
+pub(crate) fn count_beside(slot: u32, counter: Counter) {
+    if let Some(counts) = COUNTERS.get_ptr_mut(slot) {
+        // SAFETY: the pointer is to this CPU's entry, checked by the lookup; one instruction of BPF.
+        unsafe { atomic_xadd::<u64, u64, { SeqCst }>(&raw mut (*counts).0[counter as usize], 1) };
+    }
+}
+
+/// Adds one, and tells whether it was this CPU's first in the slot: the moment to say so in the log, once. For the state
+/// hook alone; others [`count_beside`].
 #[inline(always)]
 pub(crate) fn count(slot: u32, counter: Counter) -> bool {
     let Some(counts) = COUNTERS.get_ptr_mut(slot) else {
         return false;
     };
     // SAFETY: the pointer is to this CPU's entry, checked by the lookup. A program of this kind is not preempted by
-    // itself on the same CPU, and nobody else writes the map.
+    // itself on the same CPU, and whoever it interrupts adds atomically.
     unsafe {
         let count = &mut (*counts).0[counter as usize];
         *count += 1;

@@ -15,7 +15,7 @@ use core::{
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use holdfast_agent_ebpf::{
-    event::ConnectionRecord,
+    event::{ConnectionRecord, notice},
     limits::{CONNECTIONS, WAYS, slots},
 };
 
@@ -24,9 +24,13 @@ use holdfast_agent_ebpf::{
 static SOCKETS: Array<[u64; WAYS as usize]> =
     Array::with_max_entries(slots(CONNECTIONS) / WAYS, BPF_F_MMAPABLE);
 
-/// The records, each at the place of its key. Mappable, so that the agent can look at open connections.
+/// The records, each at the place of its key. Not mappable: the agent would have all of it in its memory.
 #[map]
-static RECORDS: Array<ConnectionRecord> = Array::with_max_entries(slots(CONNECTIONS), BPF_F_MMAPABLE);
+static RECORDS: Array<ConnectionRecord> = Array::with_max_entries(slots(CONNECTIONS), 0);
+
+/// What the agent looks for, likewise (see [`notice`]). Mappable: it looks often, and takes announcements.
+#[map]
+static NOTICES: Array<u64> = Array::with_max_entries(slots(CONNECTIONS), BPF_F_MMAPABLE);
 
 /// Buckets less one; their number is a power of two.
 #[unsafe(no_mangle)]
@@ -47,16 +51,39 @@ fn bucket(key: u64, probe: u32) -> u32 {
     ((hash >> 32) as u32).wrapping_add(probe.wrapping_mul(hash as u32 | 1)) & mask
 }
 
-/// Where a followed socket's key is.
-pub(crate) struct Place(*mut u64);
+/// Where a followed socket is.
+pub(crate) struct Place {
+    key: *mut u64,
+    /// In the other two arrays.
+    index: u32,
+}
 
 impl Place {
+    /// Tells the agent of the connection; it reads the record when it finds this. It looks at connections of a certain age
+    /// only, so that a plain store is enough on every machine.
+    #[inline(always)]
+    pub(crate) fn notify(&self, notice: u64) {
+        if let Some(place) = NOTICES.get_ptr_mut(self.index) {
+            // SAFETY: the entry is live and aligned.
+            unsafe { ptr::write_volatile(place, notice) };
+        }
+    }
+
+    /// Takes back what the agent was told, and tells whether that was a connection that nobody has announced.
+    #[inline(always)]
+    pub(crate) fn take_announcement(&self) -> bool {
+        NOTICES.get_ptr_mut(self.index).is_some_and(|place| {
+            // SAFETY: the entry is live and aligned; one instruction of BPF.
+            notice::is_unannounced(unsafe { atomic_xchg::<u64, { SeqCst }>(place, 0) })
+        })
+    }
+
     /// Gives the place back. The exchange is a full barrier: whoever claims it comes after our last read of the
     /// record.
     #[inline(always)]
     pub(crate) fn release(self) {
         // SAFETY: the place is in a bucket and aligned.
-        unsafe { atomic_xchg::<u64, { SeqCst }>(self.0, 0) };
+        unsafe { atomic_xchg::<u64, { SeqCst }>(self.key, 0) };
     }
 }
 
@@ -71,15 +98,17 @@ pub(crate) fn find(key: u64) -> Option<(Place, *mut ConnectionRecord)> {
             let place = unsafe { keys.add(way as usize) };
             // SAFETY: as above; volatile, because other sockets claim places meanwhile.
             if unsafe { ptr::read_volatile(place) } == key {
-                return Some((Place(place), RECORDS.get_ptr_mut(bucket * WAYS + way)?));
+                let index = bucket * WAYS + way;
+                return Some((Place { key: place, index }, RECORDS.get_ptr_mut(index)?));
             }
         }
     }
     None
 }
 
-/// A place for the record of a socket that opens.
+/// A place for a socket that opens.
 pub(crate) struct Claim {
+    pub(crate) place: Place,
     /// Holds what some earlier connection left there.
     pub(crate) record: *mut ConnectionRecord,
     /// The socket had an entry already: the end of its last connection was missed.
@@ -94,16 +123,19 @@ pub(crate) fn claim(key: u64) -> Option<Claim> {
         let keys = SOCKETS.get_ptr_mut(bucket)?.cast::<u64>();
         for way in 0..WAYS {
             // SAFETY: a bucket has WAYS keys, each aligned as a u64; both calls are single instructions of BPF.
+            let place = unsafe { keys.add(way as usize) };
+            // SAFETY: as above.
             let (found, is_ours) = unsafe {
-                let place = keys.add(way as usize);
                 let found = ptr::read_volatile(place);
                 let is_ours = found == key
                     || (found == 0 && atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(place, 0, key).1);
                 (found, is_ours)
             };
             if is_ours {
+                let index = bucket * WAYS + way;
                 return Some(Claim {
-                    record: RECORDS.get_ptr_mut(bucket * WAYS + way)?,
+                    place: Place { key: place, index },
+                    record: RECORDS.get_ptr_mut(index)?,
                     is_again: found == key,
                 });
             }

@@ -1,46 +1,26 @@
 //! One connection end, from its opening to CLOSE.
 //!
 //! A record is begun at SYN_SENT (active) or SYN_RECV (passive), every further state is appended to its path, and
-//! CLOSE completes it and hands it over. The tracepoint fires under the socket's lock, so an entry has one writer at a
+//! CLOSE completes it and hands it over. A connection that stays open is announced by the agent, which finds its record
+//! in the table once the handshake has succeeded. The tracepoint fires under the socket's lock, so an entry has one writer at a
 //! time. It often fires in softirq, where the running task is a stranger: only states that a process reaches by
 //! its own call say who owns the socket.
 
-use aya_ebpf::{macros::map, maps::HashMap, programs::BtfTracePointContext};
+use aya_ebpf::programs::BtfTracePointContext;
 use aya_log_ebpf::warn;
 use holdfast_agent_ebpf::{
     counter::Counter,
-    event::{ConnectionRecord, attribution, flag, role, state, step},
-    limits::{COMM_BYTES, LISTENERS as MAX_LISTENERS, PATH_STEPS},
+    event::{ConnectionRecord, attribution, flag, notice, role, state, step, step_state},
+    limits::{COMM_BYTES, PATH_STEPS},
     offset::Member,
 };
 
 use crate::{
+    connects, control,
     counters::{ELSEWHERE, count, slot},
-    kernel::{Sock, current_process, now_ns},
-    ring, table,
+    kernel::{Sock, TcpSock, current_process, now_ns},
+    listeners, ring, table,
 };
-
-/// Who called listen() on a port, for the ends that come out of it.
-#[map]
-static LISTENERS: HashMap<ListenerKey, Listener> = HashMap::with_max_entries(MAX_LISTENERS, 0);
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct ListenerKey {
-    netns: u32,
-    port: u32,
-}
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Listener {
-    /// The listening socket: with SO_REUSEPORT several share a port, and only the one that is remembered may
-    /// take the entry away.
-    socket: u64,
-    comm: [u8; COMM_BYTES],
-    pid: u32,
-    reserved: u32,
-}
 
 /// The hook: one match over where the socket went.
 #[inline(always)]
@@ -52,7 +32,7 @@ pub(crate) fn changed(ctx: &BtfTracePointContext, sock: Sock, old: u8, new: u8) 
         (_, state::SYN_SENT) => open(ctx, sock, role::ACTIVE, new),
         (state::LISTEN, state::SYN_RECV) => open(ctx, sock, role::PASSIVE, new),
         (_, state::LISTEN) => listen(ctx, sock),
-        (state::LISTEN, state::CLOSE) => unlisten(sock),
+        (state::LISTEN, state::CLOSE) => listeners::forget(sock),
         _ => advance(ctx, sock, old, new),
     }
 }
@@ -60,21 +40,29 @@ pub(crate) fn changed(ctx: &BtfTracePointContext, sock: Sock, old: u8, new: u8) 
 #[inline(always)]
 fn open(ctx: &BtfTracePointContext, sock: Sock, role: u8, first: u8) {
     if !sock.is_observed() {
-        count(ELSEWHERE, Counter::Filtered);
-        return;
+        count(ELSEWHERE, Counter::Elsewhere);
+        return supersede(sock);
     }
     let counter_slot = slot(sock.netns());
     count(counter_slot, Counter::Opened);
+    if !control::follows() {
+        count(counter_slot, Counter::SampledOut);
+        return supersede(sock);
+    }
     let Some(claim) = table::claim(sock.key()) else {
+        // That it had an attempt can be told from its cookie, where connect() returns.
+        sock.cookie();
         if count(counter_slot, Counter::Untracked) {
             log_table_full(ctx);
         }
         return;
     };
-    // SAFETY: the place was claimed for this socket, whose lock makes this program its only writer.
+    // SAFETY: the place was claimed for this socket, whose lock makes this program the record's only writer.
     let record = unsafe { &mut *claim.record };
     if claim.is_again {
         count(record.counter_slot, Counter::Superseded);
+        // Nobody announces the connection before this one any more.
+        claim.place.take_announcement();
     }
     record.opened_ns = now_ns();
     record.counter_slot = counter_slot;
@@ -83,14 +71,29 @@ fn open(ctx: &BtfTracePointContext, sock: Sock, role: u8, first: u8) {
     record.role = role;
     record.flags = flag::FIRST;
     record.syn_retransmits = 0;
+    record.pid = 0;
+    record.comm = [0; COMM_BYTES];
+    record.attribution = attribution::UNKNOWN;
     if role == role::ACTIVE {
         // connect(): the caller is the owner.
-        record.pid = current_process(&mut record.comm);
-        record.attribution = attribution::EXACT;
+        own(record);
+        // Whom it calls is known before the answer: attempts that wait for one can be told apart.
+        name(sock, record);
+        claim.place.notify(notice::pending(record.opened_ns));
     } else {
-        record.pid = 0;
-        record.comm = [0; COMM_BYTES];
-        record.attribution = attribution::UNKNOWN;
+        listeners::inherit(sock, record);
+    }
+}
+
+/// A socket whose connection is not followed may lie where one lay whose end was missed: that one's record shall not go
+/// on with its steps.
+#[inline(always)]
+fn supersede(sock: Sock) {
+    if let Some((place, record)) = table::find(sock.key()) {
+        // SAFETY: the entry is live; the socket's lock makes this program its only writer.
+        count(unsafe { (*record).counter_slot }, Counter::Superseded);
+        place.take_announcement();
+        place.release();
     }
 }
 
@@ -99,15 +102,26 @@ fn open(ctx: &BtfTracePointContext, sock: Sock, role: u8, first: u8) {
 fn advance(ctx: &BtfTracePointContext, sock: Sock, old: u8, new: u8) {
     let Some((place, record)) = table::find(sock.key()) else {
         if new == state::CLOSE && sock.is_observed() {
-            count(slot(sock.netns()), Counter::Unseen);
+            let counter_slot = slot(sock.netns());
+            count(counter_slot, Counter::Unseen);
+            if is_unsent(sock, old) {
+                count(counter_slot, Counter::Unsent);
+            }
+            if old == state::SYN_SENT {
+                connects::failed(sock.cookie());
+            }
         }
         return;
     };
-    // SAFETY: the entry is live; the socket's lock makes this program its only writer.
+    // SAFETY: the entry is live; the socket's lock makes this program the record's only writer.
     let record = unsafe { &mut *record };
     append(record, new);
     match new {
-        state::ESTABLISHED => establish(sock, record),
+        state::ESTABLISHED => {
+            establish(sock, record);
+            // Not before the rest.
+            place.notify(notice::unannounced(record.opened_ns));
+        }
         // Reached only from close() or shutdown(): the caller owns the socket (tcp_close_state, net/ipv4/tcp.c).
         state::FIN_WAIT1 | state::LAST_ACK => own(record),
         state::CLOSE => {
@@ -117,6 +131,16 @@ fn advance(ctx: &BtfTracePointContext, sock: Sock, old: u8, new: u8) {
                 own(record);
             }
             count(record.counter_slot, Counter::Closed);
+            if is_unsent(sock, old) {
+                count(record.counter_slot, Counter::Unsent);
+                record.flags |= flag::UNSENT;
+            }
+            let is_unannounced = place.take_announcement();
+            if record.flags & flag::ESTABLISHED == 0 {
+                name_rest(sock, record);
+            } else if !is_unannounced {
+                record.flags &= !flag::FIRST;
+            }
             emit(ctx, sock, record);
             place.release();
         }
@@ -126,70 +150,74 @@ fn advance(ctx: &BtfTracePointContext, sock: Sock, old: u8, new: u8) {
 
 #[inline(always)]
 fn establish(sock: Sock, record: &mut ConnectionRecord) {
+    name_rest(sock, record);
     record.flags |= flag::ESTABLISHED;
     let Some(tcp) = sock.tcp() else { return };
     record.syn_retransmits = saturate(tcp.read(Member::TcpRetransmits));
-    if record.role == role::ACTIVE {
-        return;
+}
+
+/// Writes what names the connection and is known from the first call on: everything but the local end of an active
+/// one, which gets its port after SYN_SENT (tcp_v4_connect, net/ipv4/tcp_ipv4.c).
+#[inline(always)]
+pub(crate) fn name(sock: Sock, record: &mut ConnectionRecord) {
+    record.cookie = sock.cookie();
+    record.cgroup_id = sock.cgroup_id();
+    record.netns = sock.netns();
+    record.family = sock.family() as u8;
+    record.remote_port = sock.remote_port();
+    sock.remote_address(&mut record.remote_address);
+}
+
+/// Writes what names the local end.
+#[inline(always)]
+pub(crate) fn name_local(sock: Sock, record: &mut ConnectionRecord) {
+    record.local_port = sock.local_port();
+    sock.local_address(&mut record.local_address);
+}
+
+/// Writes all that names the connection and is not known yet. A passive one has nothing before its handshake ends: the
+/// kernel makes its socket first and fills it afterwards (inet_csk_clone_lock, net/ipv4/inet_connection_sock.c).
+#[inline(always)]
+fn name_rest(sock: Sock, record: &mut ConnectionRecord) {
+    if record.role == role::PASSIVE {
+        name(sock, record);
     }
-    let key = ListenerKey {
-        netns: sock.netns(),
-        port: u32::from(u16::from_be(tcp.read(Member::InetLocalPort))),
-    };
-    if let Some(listener) = LISTENERS.get_ptr(&key) {
-        // SAFETY: the entry is live; its bytes are plain integers, replaced as a whole.
-        let listener = unsafe { &*listener };
-        record.pid = listener.pid;
-        record.comm = listener.comm;
-        record.attribution = attribution::LISTENER;
-    }
+    name_local(sock, record);
+}
+
+/// Writes the volumes as they stand.
+#[inline(always)]
+pub(crate) fn measure(tcp: TcpSock, record: &mut ConnectionRecord) {
+    record.bytes_sent = tcp.read(Member::TcpBytesSent);
+    record.bytes_retransmitted = tcp.read(Member::TcpBytesRetransmitted);
+    record.bytes_received = tcp.read(Member::TcpBytesReceived);
+    record.segments_sent = tcp.read(Member::TcpSegmentsSent);
+    record.segments_received = tcp.read(Member::TcpSegmentsReceived);
+    record.retransmits = tcp.read(Member::TcpRetransmits);
+    record.srtt_us = tcp.read::<u32>(Member::TcpSrtt) >> 3;
 }
 
 #[inline(always)]
 fn listen(ctx: &BtfTracePointContext, sock: Sock) {
-    if !sock.is_observed() {
-        return;
-    }
-    let mut comm = [0; COMM_BYTES];
-    let pid = current_process(&mut comm);
-    let listener = Listener {
-        socket: sock.key(),
-        comm,
-        pid,
-        reserved: 0,
-    };
-    if LISTENERS.insert(&listener_key(sock), &listener, 0).is_err()
+    if sock.is_observed()
+        && !listeners::remember(sock)
         && count(slot(sock.netns()), Counter::ListenersUntracked)
     {
         log_listeners_full(ctx);
     }
 }
 
-#[inline(always)]
-fn unlisten(sock: Sock) {
-    let key = listener_key(sock);
-    let Some(listener) = LISTENERS.get_ptr(&key) else {
-        return;
-    };
-    // SAFETY: the entry is live.
-    if unsafe { (*listener).socket } == sock.key() {
-        let _ = LISTENERS.remove(&key);
-    }
-}
-
-#[inline(always)]
-fn listener_key(sock: Sock) -> ListenerKey {
-    ListenerKey {
-        netns: sock.netns(),
-        port: u32::from(sock.local_port()),
-    }
-}
-
-/// The running task made the call that brought the socket here.
+/// The running task made the call that brought the socket here; if it is a process, it owns the socket.
 #[inline(always)]
 fn own(record: &mut ConnectionRecord) {
-    if record.attribution != attribution::EXACT {
-        record.pid = current_process(&mut record.comm);
+    if record.attribution == attribution::EXACT {
+        return;
+    }
+    let mut comm = [0; COMM_BYTES];
+    let pid = current_process(&mut comm);
+    if pid != 0 {
+        record.pid = pid;
+        record.comm = comm;
         record.attribution = attribution::EXACT;
     }
 }
@@ -216,21 +244,8 @@ fn emit(ctx: &BtfTracePointContext, sock: Sock, record: &mut ConnectionRecord) {
         count(record.counter_slot, Counter::Lost);
         return;
     };
-    record.cookie = sock.cookie();
-    record.cgroup_id = sock.cgroup_id();
-    record.netns = sock.netns();
-    record.bytes_sent = tcp.read(Member::TcpBytesSent);
-    record.bytes_retransmitted = tcp.read(Member::TcpBytesRetransmitted);
-    record.bytes_received = tcp.read(Member::TcpBytesReceived);
-    record.segments_sent = tcp.read(Member::TcpSegmentsSent);
-    record.segments_received = tcp.read(Member::TcpSegmentsReceived);
-    record.retransmits = tcp.read(Member::TcpRetransmits);
-    record.srtt_us = tcp.read::<u32>(Member::TcpSrtt) >> 3;
-    record.local_port = u16::from_be(tcp.read(Member::InetLocalPort));
-    record.remote_port = sock.remote_port();
+    measure(tcp, record);
     record.error = sock.error();
-    record.family = sock.family() as u8;
-    sock.addresses(&mut record.local_address, &mut record.remote_address);
     if record.flags & flag::ESTABLISHED == 0 {
         record.syn_retransmits = saturate(record.retransmits);
     }
@@ -238,9 +253,32 @@ fn emit(ctx: &BtfTracePointContext, sock: Sock, record: &mut ConnectionRecord) {
         record.flags |= flag::FIN_RECEIVED;
     }
     record.flags |= flag::FINAL;
+    if record.flags & flag::UNSENT != 0 {
+        if connects::defer(record) {
+            return;
+        }
+    } else if record.flags & flag::ESTABLISHED == 0 && record.role == role::ACTIVE {
+        connects::failed(record.cookie);
+    }
+    // One that was announced has its end handed over, whatever the filter is by now. What was established when it was
+    // found never was.
+    let is_unannounced = record.flags & flag::FIRST != 0 || step_state(record.path[0]) == state::ESTABLISHED;
+    if is_unannounced && !control::hands_over(record) {
+        count(record.counter_slot, Counter::Filtered);
+        return;
+    }
     if !ring::output(record) && count(record.counter_slot, Counter::Lost) {
         log_ring_full(ctx);
     }
+}
+
+/// An attempt that ends before its SYN left is known by its segments: none.
+#[inline(always)]
+fn is_unsent(sock: Sock, old: u8) -> bool {
+    old == state::SYN_SENT
+        && sock
+            .tcp()
+            .is_some_and(|tcp| tcp.read::<u32>(Member::TcpSegmentsSent) == 0)
 }
 
 #[inline(always)]

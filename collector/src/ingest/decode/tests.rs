@@ -1,4 +1,4 @@
-use holdfast_proto::v1::{GapRows, batch::Columns};
+use holdfast_proto::v1::{self, GapRows, batch::Columns};
 use proptest::prelude::*;
 
 use super::*;
@@ -35,6 +35,7 @@ fn columns() -> ConnectionColumns {
         close_reason: Bytes::from_static(&[1, 0, 0]),
         attribution: Bytes::from_static(&[1, 1, 0]),
         flags: Bytes::from_static(&[FLAG_FIRST | FLAG_FINAL, FLAG_FIRST | FLAG_FINAL, FLAG_FIRST]),
+        local_cause: Bytes::from_static(&[0, 1, 0]),
         processes: vec![
             Process {
                 pid: 10,
@@ -74,7 +75,7 @@ fn columns() -> ConnectionColumns {
 fn unsealed(batch: &Batch, now_ns: i64) -> Result<Connections, Malformed> {
     match sealed(seal(batch), now_ns)?.rows {
         Rows::Connections(connections) => Ok(*connections),
-        Rows::Gaps(_) => panic!("no gaps"),
+        other => panic!("not connections: {other:?}"),
     }
 }
 
@@ -115,18 +116,16 @@ fn fault(change: impl FnOnce(&mut ConnectionColumns)) -> String {
 fn times_are_derived_from_the_path() {
     let decoded = unsealed(&batch(columns()), NOW_NS).unwrap();
     let (first, second, third) = (NOON_NS, NOON_NS + 1000, NOON_NS + 500);
-    assert_eq!(decoded.opened_at_ns, [first, second, third]);
     // Opened after 250 us, closed 1 s and 50 us later; refused after 300 us; not decided.
     assert_eq!(decoded.connect_us, [250, 300, 0]);
     assert_eq!(decoded.duration_us, [1_000_300, 300, 0]);
-    assert_eq!(decoded.decided_at_ns, [first + 250_000, second + 300_000, 0]);
-    assert_eq!(decoded.closed_at_ns, [first + 1_000_300_000, second + 300_000, 0]);
     assert_eq!(
         decoded.recorded_at_ns,
         [first + 1_000_300_000, second + 300_000, third]
     );
-    assert_eq!(decoded.path_us, [0, 250, 1_000_250, 1_000_300, 0, 300, 0]);
-    assert_eq!(decoded.path_ends, [4, 6, 7]);
+    // FIN_WAIT1 was entered 50 us before the end.
+    assert_eq!(decoded.step_us, [50]);
+    assert_eq!(decoded.step_ends, [1, 1, 1]);
     assert_eq!(decoded.day, 20_513);
 }
 
@@ -134,6 +133,7 @@ fn times_are_derived_from_the_path() {
 fn a_first_record_is_recorded_when_its_handshake_ended() {
     let mut columns = columns();
     columns.flags = Bytes::from_static(&[FLAG_FIRST, FLAG_FIRST, FLAG_FIRST]);
+    columns.outcome = Bytes::from_static(&[1, 1, 1]);
     columns.path = vec![0, 0, 0];
     columns.paths = vec![Path {
         states: Bytes::from_static(&[3, 1, 8]),
@@ -142,8 +142,10 @@ fn a_first_record_is_recorded_when_its_handshake_ended() {
     columns.step_us = vec![10, 90, 20, 80, 30, 70];
     let decoded = unsealed(&batch(columns), NOW_NS).unwrap();
     assert_eq!(decoded.connect_us, [10, 20, 30]);
-    assert_eq!(decoded.recorded_at_ns, decoded.decided_at_ns);
-    assert_eq!(decoded.closed_at_ns, [0, 0, 0]);
+    let decided_at = [NOON_NS + 10_000, NOON_NS + 21_000, NOON_NS + 30_500];
+    assert_eq!(decoded.recorded_at_ns, decided_at);
+    // The step after the handshake, since the opening.
+    assert_eq!(decoded.step_us, [100, 100, 100]);
     assert_eq!(decoded.duration_us, [0, 0, 0]);
 }
 
@@ -171,8 +173,8 @@ fn a_batch_of_another_stream_or_without_a_place_is_refused() {
         unsealed(&batch, NOW_NS).unwrap_err().to_string()
     };
     assert_eq!(
-        refused(|batch| batch.stream = 9),
-        "stream 9 is unknown to this collector"
+        refused(|batch| batch.stream = 99),
+        "stream 99 is unknown to this collector"
     );
     assert_eq!(refused(|batch| batch.sequence = 0), "sequence 0 (the first is 1)");
     assert_eq!(refused(|batch| batch.columns = None), "no columns of its stream");
@@ -363,12 +365,12 @@ fn a_status_is_bounded_and_of_known_streams() {
     );
     let unknown = Status {
         streams: vec![StreamCounters {
-            stream: 3,
+            stream: 99,
             ..counters
         }],
         ..good
     };
-    assert_eq!(status(unknown, NOW_NS), Err(Malformed::Stream(3)));
+    assert_eq!(status(unknown, NOW_NS), Err(Malformed::Stream(99)));
     let early = Status {
         observed_at_ns: 0,
         streams: Vec::new(),
@@ -421,6 +423,7 @@ proptest! {
             close_reason: texts(length(), 20),
             attribution: texts(length(), 25),
             flags: texts(length(), 30),
+            local_cause: texts(length(), 32),
             processes: vec![Process::default(); length()],
             paths: (0..length()).map(|at| Path { states: texts(at + 1, 35 + at), truncated: false }).collect(),
             addresses: vec![Bytes::from_static(&[0; 16]); length()],
@@ -465,6 +468,7 @@ proptest! {
             close_reason: vec![1; rows].into(),
             attribution: vec![2; rows].into(),
             flags: vec![FLAG_FIRST | FLAG_FINAL; rows].into(),
+            local_cause: vec![0; rows].into(),
             processes: vec![Process::default()],
             addresses: vec![Bytes::from_static(&[0; 16])],
             ..ConnectionColumns::default()
@@ -492,8 +496,28 @@ proptest! {
         prop_assert_eq!(&decoded.duration_us, &durations);
         prop_assert!(decoded.connect_us.iter().all(|connect_us| *connect_us == 7));
         let closed: Vec<i64> = durations.iter().map(|us| NOON_NS + *us as i64 * 1000).collect();
-        prop_assert_eq!(&decoded.closed_at_ns, &closed);
+        prop_assert_eq!(&decoded.recorded_at_ns, &closed);
+        // The steps in between, before the end.
+        let mut before_end = Vec::new();
+        for middle in &middles {
+            for step in 0..middle.len() {
+                before_end.push(9 + middle[step + 1..].iter().map(|(_, us)| us).sum::<u64>());
+            }
+        }
+        prop_assert_eq!(&decoded.step_us, &before_end);
     }
+}
+
+#[test]
+fn an_end_is_pending_until_its_path_says_otherwise() {
+    assert_eq!(
+        fault(|columns| columns.outcome = Bytes::from_static(&[1, 7, 7])),
+        "outcome of row 1 is 7 (pending without ESTABLISHED or CLOSE in its path, and only then)"
+    );
+    assert_eq!(
+        fault(|columns| columns.outcome = Bytes::from_static(&[1, 2, 1])),
+        "outcome of row 2 is 1 (pending without ESTABLISHED or CLOSE in its path, and only then)"
+    );
 }
 
 #[test]
@@ -525,6 +549,8 @@ fn gaps_are_checked_like_rows() {
         last_ns: 6,
         rows: 20,
         reason: GapReason::SpoolFull.into(),
+        netns: 5,
+        at_least: false,
     };
     let check = |gap: Gap| {
         let batch = Batch {
@@ -537,7 +563,7 @@ fn gaps_are_checked_like_rows() {
         sealed(seal(&batch), NOW_NS).map(|decoded| decoded.rows)
     };
     assert_eq!(check(gap), Ok(Rows::Gaps(vec![gap])));
-    assert_eq!(check(Gap { stream: 9, ..gap }), Err(Malformed::Stream(9)));
+    assert_eq!(check(Gap { stream: 99, ..gap }), Err(Malformed::Stream(99)));
     assert!(matches!(
         check(Gap { reason: 0, ..gap }),
         Err(Malformed::Value { column: "reason", .. })
@@ -546,4 +572,99 @@ fn gaps_are_checked_like_rows() {
         check(Gap { last_ns: 4, ..gap }),
         Err(Malformed::Time { .. })
     ));
+}
+
+/// The columns above, as they would stand before they ended, in a look.
+fn look(change: impl FnOnce(&mut v1::OpenConnections)) -> Result<Rows, Malformed> {
+    let mut look = v1::OpenConnections {
+        observed_at_ns: NOW_NS as u64,
+        one_in: 3,
+        connections: Some(ConnectionColumns {
+            // SYN_SENT, ESTABLISHED twice, the first of them the day before; SYN_SENT.
+            opened_ns_delta: vec![NOON_NS - DAY_NS, DAY_NS, -500],
+            path: vec![0, 0, 1],
+            step_us: vec![250, 300],
+            outcome: Bytes::from_static(&[1, 1, 7]),
+            close_reason: Bytes::from_static(&[0; 3]),
+            flags: Bytes::from_static(&[0; 3]),
+            paths: [&[2, 1][..], &[2]]
+                .map(|states| Path {
+                    states: Bytes::from_static(states),
+                    truncated: false,
+                })
+                .into(),
+            ..columns()
+        }),
+    };
+    change(&mut look);
+    let batch = Batch {
+        stream: Stream::OpenConnections.into(),
+        columns: Some(Columns::OpenConnections(look)),
+        ..batch(columns())
+    };
+    sealed(seal(&batch), NOW_NS).map(|decoded| decoded.rows)
+}
+
+#[test]
+fn a_look_at_what_is_open_has_rows_of_any_day_and_none_that_ended() {
+    let Ok(Rows::OpenConnections(open)) = look(|_| ()) else {
+        panic!("a look");
+    };
+    assert_eq!((open.observed_at_ns, open.one_in), (NOW_NS, 3));
+    let connections = &open.connections;
+    assert_eq!(connections.connect_us, [250, 300, 0]);
+    assert_eq!(
+        connections.recorded_at_ns,
+        [NOON_NS - DAY_NS, NOON_NS, NOON_NS - 500],
+        "when they were opened"
+    );
+    let fault = |change: fn(&mut v1::OpenConnections)| look(change).unwrap_err().to_string();
+    let ended =
+        fault(|look| look.connections.as_mut().unwrap().flags = Bytes::from_static(&[0, 0, FLAG_FINAL]));
+    assert_eq!(ended, "flags of row 2 is 2 (neither first nor final)");
+    assert_eq!(fault(|look| look.one_in = 0), "one_in of row 0 is 0 (at least 1)");
+    assert!(fault(|look| look.observed_at_ns = u64::MAX).contains("before 2000"));
+    assert_eq!(
+        fault(|look| look.connections = None),
+        Malformed::Columns.to_string()
+    );
+}
+
+#[test]
+fn listeners_are_checked_like_rows() {
+    let check = |change: fn(&mut Listener)| {
+        let mut listener = Listener {
+            address: Bytes::from_static(&[0; 16]),
+            port: 80,
+            process: Some(Process::default()),
+            attribution: Attribution::Listener.into(),
+            backlog: 2,
+            backlog_limit: 1,
+            ..Listener::default()
+        };
+        change(&mut listener);
+        let batch = Batch {
+            stream: Stream::Listeners.into(),
+            rows: 1,
+            columns: Some(Columns::Listeners(ListenerRows {
+                observed_at_ns: NOW_NS as u64,
+                listeners: vec![listener],
+            })),
+            ..batch(columns())
+        };
+        match sealed(seal(&batch), NOW_NS)?.rows {
+            Rows::Listeners(look) => Ok(look.listeners.len()),
+            other => panic!("not listeners: {other:?}"),
+        }
+    };
+    assert_eq!(check(|_| ()), Ok(1));
+    for broken in [
+        |listener: &mut Listener| listener.port = 70_000,
+        |listener: &mut Listener| listener.address = Bytes::from_static(&[0; 4]),
+        |listener: &mut Listener| listener.process = None,
+        |listener: &mut Listener| listener.attribution = 99,
+        |listener: &mut Listener| listener.process.as_mut().unwrap().comm = "x".repeat(65),
+    ] {
+        assert!(matches!(check(broken), Err(Malformed::Entry { .. })));
+    }
 }

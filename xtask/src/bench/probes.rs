@@ -1,8 +1,10 @@
-//! The benchmark `probe-cost`: what an observer in the kernel costs those who are observed.
+//! The benchmark `probes`: what an observer in the kernel costs those who are observed. This file has TCP connections,
+//! [`super::syscalls`] has system calls.
 //!
 //! Only the CPU of the observed process counts here; that of the observer's own processes is in the notes. Every
 //! turn has a fresh network namespace, because connections in TIME_WAIT change the result.
 
+use std::fmt::Write as _;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
@@ -11,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
+use super::calls::Calls;
 use super::churn::Churn;
 use super::rounds::Comparison;
 use super::{Measurement, Subject, take_turns};
@@ -29,27 +32,44 @@ const ATTACH_PATIENCE: Duration = Duration::from_secs(20);
 /// How long rows may take to be in the store.
 const STORE_PATIENCE: Duration = Duration::from_secs(20);
 const UNIT: &str = "us of CPU per pair";
+/// The same work in several threads, beside many processes.
+const CROWDED: &str = "8 threads beside 2,000 processes, us of CPU per pair";
+const BUSY_THREADS: u32 = 8;
+const PAIRS_OF_EACH: u32 = 6_000;
+const PROCESSES: u32 = 2_000;
+
+/// All defaults: the work's eleven system calls a pair are counted, too.
+const DEFAULT: &str = "holdfast";
+const CONNECTIONS: &str = "holdfast, only TCP";
+/// What the work may cost with an observer, as a ratio to its cost without.
+const TARGETS: [(&str, f64); 2] = [(DEFAULT, 1.10), (CONNECTIONS, 1.10)];
 
 const BPFTRACE_PROGRAM: &str = "tracepoint:sock:inet_sock_set_state \
     { printf(\"%s %d %d -> %d\\n\", comm, pid, args->oldstate, args->newstate); }";
 
 pub(super) fn compare(rounds: u32) -> anyhow::Result<Comparison> {
     let binaries = Binaries::build(false)?;
-    let churn = Churn::build()?;
+    let work = &Work::build()?;
     netns::remove_leftovers()?;
     let tool = |name, arguments: &[&'static str]| -> Box<dyn Subject> {
         Box::new(Tool {
             name,
             arguments: arguments.to_vec(),
-            churn: &churn,
+            work,
+        })
+    };
+    let holdfast = |name, settings| -> Box<dyn Subject> {
+        Box::new(Holdfast {
+            name,
+            settings,
+            binaries: &binaries,
+            work,
         })
     };
     let mut subjects: Vec<Box<dyn Subject>> = vec![
-        Box::new(Nothing { churn: &churn }),
-        Box::new(Holdfast {
-            binaries: &binaries,
-            churn: &churn,
-        }),
+        Box::new(Nothing { work }),
+        holdfast(DEFAULT, &[]),
+        holdfast(CONNECTIONS, &["--syscalls", "off"]),
         tool("tcplife", &[]),
         tool("tcpstates", &[]),
         tool("bpftrace", &["-e", BPFTRACE_PROGRAM]),
@@ -57,8 +77,59 @@ pub(super) fn compare(rounds: u32) -> anyhow::Result<Comparison> {
     take_turns(UNIT, &mut subjects, rounds)
 }
 
+/// What each subject adds to the work, as a ratio within each round, and whether that is within the target.
+pub(super) fn verdict(comparison: &Comparison) -> String {
+    let mut text = String::from("ratio to nothing attached: median (min..max)\n");
+    for (subject, target) in TARGETS {
+        for (figure, load) in [
+            (None, "one thread"),
+            (Some(CROWDED), "8 threads, 2,000 processes"),
+        ] {
+            let Some(ratio) = comparison.ratio(subject, figure) else {
+                continue;
+            };
+            let verdict = if ratio.median <= target { "within" } else { "OVER" };
+            writeln!(text, "  {subject:28}  {load:28}  {ratio}  {verdict} {target:.2}")
+                .expect("a string takes everything");
+        }
+    }
+    text
+}
+
+/// The work of a turn.
+struct Work {
+    churn: Churn,
+    calls: Calls,
+}
+
+impl Work {
+    fn build() -> anyhow::Result<Self> {
+        Ok(Self {
+            churn: Churn::build()?,
+            calls: Calls::build()?,
+        })
+    }
+
+    /// Once everything is warm and attached.
+    fn measure(&self, netns: &Netns) -> anyhow::Result<Measurement> {
+        let cost = self.churn.run(netns, PAIRS)?.cpu_us_per_pair();
+        let crowd = self.calls.crowd(PROCESSES)?;
+        let crowded = self.churn.run_in_threads(netns, PAIRS_OF_EACH, BUSY_THREADS)?;
+        drop(crowd);
+        Ok(Measurement {
+            cost,
+            figures: vec![(CROWDED, crowded.cpu_us_per_pair())],
+            note: String::new(),
+        })
+    }
+
+    fn pairs() -> u32 {
+        PAIRS + BUSY_THREADS * PAIRS_OF_EACH
+    }
+}
+
 struct Nothing<'a> {
-    churn: &'a Churn,
+    work: &'a Work,
 }
 
 impl Subject for Nothing<'_> {
@@ -68,58 +139,53 @@ impl Subject for Nothing<'_> {
 
     fn measure(&mut self) -> anyhow::Result<Measurement> {
         let netns = Netns::create("bench")?;
-        self.churn.run(&netns, WARM_UP_PAIRS)?;
-        Ok(Measurement {
-            cost: self.churn.run(&netns, PAIRS)?.cpu_us_per_pair(),
-            figures: Vec::new(),
-            note: String::new(),
-        })
+        self.work.churn.run(&netns, WARM_UP_PAIRS)?;
+        self.work.measure(&netns)
     }
 }
 
 /// The real agent, with a real collector, storing every row.
 struct Holdfast<'a> {
+    name: &'static str,
+    settings: &'static [&'static str],
     binaries: &'a Binaries,
-    churn: &'a Churn,
+    work: &'a Work,
 }
 
 impl Subject for Holdfast<'_> {
     fn name(&self) -> &'static str {
-        "holdfast"
+        self.name
     }
 
     fn measure(&mut self) -> anyhow::Result<Measurement> {
         let netns = Netns::create("bench")?;
-        let state_dir = workspace::target_dir()?.join("bench-probe-cost");
+        let state_dir = workspace::target_dir()?.join("bench-probes");
         if state_dir.exists() {
             fs::remove_dir_all(&state_dir)
                 .with_context(|| format!("cannot empty {}", state_dir.display()))?;
         }
-        let system = System::start(self.binaries, &state_dir, None, &AtomicBool::new(false))?;
-        self.churn.run(&netns, WARM_UP_PAIRS)?;
+        let stop = AtomicBool::new(false);
+        let system = System::start_here(self.binaries, &state_dir, self.settings, &stop)?;
+        self.work.churn.run(&netns, WARM_UP_PAIRS)?;
         let before = system.cpu()?;
-        let cost = self.churn.run(&netns, PAIRS)?.cpu_us_per_pair();
+        let mut measurement = self.work.measure(&netns)?;
 
         // It only counts if it did its work: both ends of every pair are in the store.
         let inode = fs::metadata(format!("/run/netns/{}", netns.name()))?.ino();
-        let expected = u64::from(2 * (WARM_UP_PAIRS + PAIRS));
+        let expected = u64::from(2 * (WARM_UP_PAIRS + Work::pairs()));
         let rows = wait_for_rows(&system, inode, expected)?;
         let after = system.cpu()?;
         system.stop()?;
         ensure!(rows == expected, "{rows} rows of {expected} are in the store");
-        let per_pair = |cpu: Duration| cpu.as_secs_f64() * 1e6 / f64::from(PAIRS);
+        let per_pair = |cpu: Duration| cpu.as_secs_f64() * 1e6 / f64::from(Work::pairs());
         let (agent, collector) = (
             per_pair(after.agents - before.agents),
             per_pair(after.collector - before.collector),
         );
-        let note = format!(
+        measurement.note = format!(
             "{rows} of {expected} rows stored; per pair, agent {agent:.1} us, collector {collector:.1} us"
         );
-        Ok(Measurement {
-            cost,
-            figures: Vec::new(),
-            note,
-        })
+        Ok(measurement)
     }
 }
 
@@ -138,7 +204,7 @@ fn wait_for_rows(system: &System, netns: u64, expected: u64) -> anyhow::Result<u
 struct Tool<'a> {
     name: &'static str,
     arguments: Vec<&'static str>,
-    churn: &'a Churn,
+    work: &'a Work,
 }
 
 impl Subject for Tool<'_> {
@@ -163,20 +229,18 @@ impl Subject for Tool<'_> {
             .spawn()
             .with_context(|| format!("cannot start {}", self.name))?;
         let printed = count_bytes(child.stdout.take().context("the tool has no output")?);
-        let cost = self.measure_attached(&netns, &printed);
+        let measured = self.measure_attached(&netns, &printed);
         kill_process(Pid::from_child(&child), Signal::INT)?;
         child.wait()?;
         let bytes = printed.load(Ordering::Relaxed);
-        Ok(Measurement {
-            cost: cost?,
-            figures: Vec::new(),
-            note: format!("printed {} bytes a pair", bytes / u64::from(PAIRS)),
-        })
+        let mut measurement = measured?;
+        measurement.note = format!("printed {} bytes a pair", bytes / u64::from(Work::pairs()));
+        Ok(measurement)
     }
 }
 
 impl Tool<'_> {
-    fn measure_attached(&self, netns: &Netns, printed: &AtomicU64) -> anyhow::Result<f64> {
+    fn measure_attached(&self, netns: &Netns, printed: &AtomicU64) -> anyhow::Result<Measurement> {
         let started = Instant::now();
         // Its output comes in blocks: what a warm-up makes it print fills the first one.
         while printed.load(Ordering::Relaxed) < 4096 {
@@ -187,9 +251,9 @@ impl Tool<'_> {
                     ATTACH_PATIENCE.as_secs()
                 );
             }
-            self.churn.run(netns, WARM_UP_PAIRS)?;
+            self.work.churn.run(netns, WARM_UP_PAIRS)?;
         }
-        Ok(self.churn.run(netns, PAIRS)?.cpu_us_per_pair())
+        self.work.measure(netns)
     }
 }
 

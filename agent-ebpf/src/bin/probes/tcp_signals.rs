@@ -1,0 +1,94 @@
+//! Signs of trouble: resets, what is sent again, what a filter drops. They are counted by peer; a reset that arrives is
+//! noted at its connection too. A healthy connection reaches none of these hooks but the last, once a pair.
+
+use holdfast_agent_ebpf::{
+    event::{flag, state},
+    peer::{PeerKey, Trouble},
+};
+
+use crate::{
+    kernel::{Packet, Sock, is_observed},
+    packet::{self, Way},
+    peers, table,
+};
+
+/// A reset arrived that the kernel believes. The hook fires under the socket's lock and before the socket is told
+/// (tcp_reset(), net/ipv4/tcp_input.c), so the record that CLOSE completes has it.
+#[inline(always)]
+pub(crate) fn reset_received(sock: Sock) {
+    if let Some((_, record)) = table::find(sock.key()) {
+        // SAFETY: the entry is live; the socket's lock makes this program the record's only writer.
+        unsafe { (*record).flags |= flag::RESET_RECEIVED };
+    }
+    count(sock, Trouble::ResetsReceived);
+}
+
+/// A reset is sent: to answer `packet`, or by the socket itself, without one (tcp_send_active_reset(),
+/// net/ipv4/tcp_output.c). Without a socket only since 6.10.
+#[inline(always)]
+pub(crate) fn reset_sent(sock: Sock, cause: Packet) {
+    if cause.is_none() {
+        if !sock.is_none() {
+            count(sock, Trouble::ResetsSent);
+        }
+        return;
+    }
+    let netns = if sock.is_none() {
+        cause.netns()
+    } else {
+        sock.netns()
+    };
+    if is_observed(netns)
+        && let Some(peer) = packet::peer(cause, netns, Way::In)
+    {
+        peers::count(&peer, Trouble::ResetsSent);
+    }
+}
+
+/// A segment is sent again. SYN-ACKs are those of simultaneous and fast opens here; those of others have no socket yet.
+#[inline(always)]
+pub(crate) fn retransmitted(sock: Sock) {
+    let trouble = match sock.state() {
+        state::SYN_SENT => Trouble::SynRetransmits,
+        state::SYN_RECV => Trouble::SynAckRetransmits,
+        _ => Trouble::Retransmits,
+    };
+    count(sock, trouble);
+}
+
+/// A SYN-ACK is sent again: nobody answered it. A request begins with what all sockets begin with (struct
+/// request_sock, include/net/request_sock.h), so it can be asked for its ends like one.
+#[inline(always)]
+pub(crate) fn syn_ack_retransmitted(request: Sock) {
+    count(request, Trouble::SynAckRetransmits);
+}
+
+/// The kernel drops a packet, for this reason.
+#[inline(always)]
+pub(crate) fn dropped(dropped: Packet, reason: u32) {
+    let Some(way) = dropped.way_of_filter(reason) else {
+        return;
+    };
+    let netns = dropped.netns();
+    if is_observed(netns)
+        && let Some(peer) = packet::peer(dropped, netns, way)
+    {
+        peers::count(&peer, Trouble::Filtered);
+    }
+}
+
+#[inline(always)]
+fn count(sock: Sock, trouble: Trouble) {
+    let netns = sock.netns();
+    if !is_observed(netns) {
+        return;
+    }
+    let mut key = PeerKey {
+        address: [0; 4],
+        netns,
+        port: 0,
+        family: sock.family(),
+    };
+    sock.remote_address(&mut key.address);
+    peers::count(&key, trouble);
+}

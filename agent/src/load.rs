@@ -1,0 +1,21 @@
+//! Load on request: connections by a schedule, and what became of each, honestly.
+//!
+//! A [`plan`] says what is wanted, [`consent`] whether this node's own configuration allows it. [`schedule`] says when each
+//! attempt is due and [`ports`] from where; [`worker`] makes the attempts on a thread of its own, by epoll and never by a
+//! timer of tokio's, over what [`socket`] wraps; [`tally`] is what it counted, by [`outcome`]. [`run`] starts the workers,
+//! collects their tallies, and stops them; [`order`] is how the
+//! collector says it.
+//!
+//! The loop is open: an attempt is due when its schedule says so, whatever the target does, and its latency is what somebody
+//! would have waited who came at that moment. How late the generator itself was is counted beside it.
+
+pub mod consent;
+pub mod order;
+pub mod outcome;
+pub mod plan;
+pub mod ports;
+pub mod run;
+pub mod schedule;
+pub mod socket;
+pub mod tally;
+pub mod worker;

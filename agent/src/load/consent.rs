@@ -1,0 +1,250 @@
+//! What this node's own configuration allows of load. The collector asks; only the node decides. Every refusal names the
+//! setting that would allow what was refused.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+    time::Duration,
+};
+
+use super::{plan::Plan, run::Caps};
+
+/// Addresses and ports that may be loaded: `10.0.0.0/8:80,8000-8999`, `[fd00::]/8:443` or, for all ports, `127.0.0.0/8`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Targets {
+    network: IpAddr,
+    prefix: u8,
+    /// Inclusive; empty: all.
+    ports: Vec<(u16, u16)>,
+    text: String,
+}
+
+impl Targets {
+    fn allow(&self, target: SocketAddr) -> bool {
+        let in_network = match (self.network, target.ip()) {
+            (IpAddr::V4(network), IpAddr::V4(address)) => same_prefix(
+                u128::from(u32::from(network)) << 96,
+                u128::from(u32::from(address)) << 96,
+                self.prefix,
+            ),
+            (IpAddr::V6(network), IpAddr::V6(address)) => {
+                same_prefix(network.into(), address.into(), self.prefix)
+            }
+            _ => false,
+        };
+        let is_of = |&(first, last): &(u16, u16)| (first..=last).contains(&target.port());
+        in_network && (self.ports.is_empty() || self.ports.iter().any(is_of))
+    }
+}
+
+fn same_prefix(network: u128, address: u128, prefix: u8) -> bool {
+    (network ^ address)
+        .checked_shr(128 - u32::from(prefix))
+        .unwrap_or(0)
+        == 0
+}
+
+impl FromStr for Targets {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fault = |part: &str| {
+            format!("{text:?}: {part}; write 10.0.0.0/8, 10.0.0.0/8:80,8000-8999 or [fd00::]/8:443")
+        };
+        // The ports begin after the last colon outside of the brackets that an IPv6 address with ports needs.
+        let bracket = text.rfind(']').unwrap_or(0);
+        let is_bare_ipv6 = !text.starts_with('[') && text.matches(':').count() > 1;
+        let (network, ports) = match text[bracket..].find(':').filter(|_| !is_bare_ipv6) {
+            Some(at) => (&text[..bracket + at], Some(&text[bracket + at + 1..])),
+            None => (text, None),
+        };
+        let (address, prefix) = match network.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix)),
+            None => (network, None),
+        };
+        let address = address.trim_start_matches('[').trim_end_matches(']');
+        let network: IpAddr = address.parse().map_err(|_| fault("no network"))?;
+        let longest = if network.is_ipv4() { 32 } else { 128 };
+        let prefix = match prefix {
+            None => longest,
+            Some(prefix) => prefix
+                .parse()
+                .ok()
+                .filter(|prefix| *prefix <= longest)
+                .ok_or_else(|| fault("no length of a prefix"))?,
+        };
+        let range = |range: &str| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            match (first.parse::<u16>(), last.parse::<u16>()) {
+                (Ok(first), Ok(last)) if 0 < first && first <= last => Ok((first, last)),
+                _ => Err(fault("no ports")),
+            }
+        };
+        let ports = ports.map_or(Ok(Vec::new()), |ports| ports.split(',').map(range).collect())?;
+        Ok(Self {
+            network,
+            prefix,
+            ports,
+            text: text.to_owned(),
+        })
+    }
+}
+
+/// What is allowed.
+#[derive(Clone, Debug)]
+pub struct Consent {
+    pub targets: Vec<Targets>,
+    pub connections: u64,
+    pub per_second: f64,
+    pub caps: Caps,
+}
+
+/// Why a run is not allowed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(pub String);
+
+impl Consent {
+    /// No target at all.
+    pub fn nothing() -> Self {
+        Self {
+            targets: vec![],
+            connections: 0,
+            per_second: 0.0,
+            caps: Caps {
+                bytes: 0,
+                cpus: 0.0,
+                duration: Duration::ZERO,
+            },
+        }
+    }
+
+    /// # Errors
+    /// With the setting that would allow the plan.
+    pub fn check(&self, plan: &Plan) -> Result<(), Refused> {
+        let refused = |text: String| Err(Refused(text));
+        for target in &plan.targets {
+            if !self.targets.iter().any(|allowed| allowed.allow(*target)) {
+                let allowed: Vec<_> = self.targets.iter().map(|targets| targets.text.as_str()).collect();
+                let (prefix, address) = match target.ip() {
+                    IpAddr::V4(address) => (32, address.to_string()),
+                    IpAddr::V6(address) => (128, format!("[{address}]")),
+                };
+                return refused(format!(
+                    "load on {target} is not allowed here (allowed: {}): start the agent with --load-targets \
+                     {address}/{prefix}:{} or HOLDFAST_LOAD_TARGETS",
+                    if allowed.is_empty() {
+                        "nothing".into()
+                    } else {
+                        allowed.join(" ")
+                    },
+                    target.port()
+                ));
+            }
+        }
+        // Of a rate it is what may be open at once; more are an outcome of the run and not opened.
+        let at_once = plan.at_once();
+        if at_once > self.connections && !matches!(plan.arrivals, super::plan::Arrivals::Stages(_)) {
+            return refused(format!(
+                "{at_once} connections at once are more than the {} that --load-connections of this agent allows",
+                self.connections
+            ));
+        }
+        if let Some(rate) = plan.per_second().filter(|rate| *rate > self.per_second) {
+            return refused(format!(
+                "{rate:.0} connections/s are more than the {:.0}/s that --load-rate of this agent allows",
+                self.per_second
+            ));
+        }
+        if plan.sending().saturating_add(plan.hold) > self.caps.duration {
+            return refused(format!(
+                "{} s are longer than the {} s that --load-duration of this agent allows",
+                plan.sending().saturating_add(plan.hold).as_secs(),
+                self.caps.duration.as_secs()
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::plan::{Arrivals, tests::count};
+
+    fn allows(targets: &str, target: &str) -> bool {
+        let targets: Targets = targets.parse().expect("targets");
+        targets.allow(target.parse().expect("a target"))
+    }
+
+    #[test]
+    fn networks_and_ports_are_what_they_say() {
+        assert!(allows("127.0.0.0/8", "127.1.2.3:9"));
+        assert!(!allows("127.0.0.0/8", "128.0.0.1:9"));
+        assert!(allows("10.0.0.5", "10.0.0.5:80") && !allows("10.0.0.5", "10.0.0.6:80"));
+        assert!(allows("0.0.0.0/0:80,8000-8999", "1.2.3.4:8500"));
+        assert!(!allows("0.0.0.0/0:80,8000-8999", "1.2.3.4:9000"));
+        assert!(allows("::1", "[::1]:443") && allows("[fd00::]/8:443", "[fd12::1]:443"));
+        assert!(!allows("[fd00::]/8:443", "[fd12::1]:80"));
+        assert!(!allows("0.0.0.0/0", "[::1]:80"));
+        for bad in [
+            "",
+            "10.0.0.0/33",
+            "10.0.0.0/8:",
+            "10.0.0.0/8:0",
+            "10.0.0.0/8:9-1",
+            "web:80",
+            "[::1",
+        ] {
+            let parsed = bad.parse::<Targets>();
+            assert!(parsed.is_err() || bad == "[::1", "{bad:?}: {parsed:?}");
+        }
+    }
+
+    #[test]
+    fn every_refusal_names_the_setting_that_would_allow_it() {
+        let consent = Consent {
+            targets: vec!["127.0.0.0/8".parse().expect("targets")],
+            connections: 100,
+            per_second: 1_000.0,
+            caps: Caps {
+                bytes: 0,
+                cpus: 1.0,
+                duration: Duration::from_secs(60),
+            },
+        };
+        let check = |change: fn(&mut Plan), setting: &str| {
+            let mut plan = count(100);
+            plan.arrivals = Arrivals::Count {
+                connections: 100,
+                pause: Duration::from_millis(10),
+            };
+            change(&mut plan);
+            match consent.check(&plan) {
+                Ok(()) => assert_eq!(setting, ""),
+                Err(refused) => assert!(!setting.is_empty() && refused.0.contains(setting), "{refused}"),
+            }
+        };
+        check(|_| {}, "");
+        check(
+            |plan| plan.targets[0].set_ip("10.0.0.1".parse().expect("an address")),
+            "--load-targets 10.0.0.1/32:80",
+        );
+        check(|plan| plan.hold = Duration::from_secs(60), "--load-duration");
+        let counted = |connections, pause_us| Arrivals::Count {
+            connections,
+            pause: Duration::from_micros(pause_us),
+        };
+        let mut plan = count(1);
+        plan.arrivals = counted(101, 10_000);
+        assert!(
+            consent
+                .check(&plan)
+                .expect_err("many")
+                .0
+                .contains("--load-connections")
+        );
+        plan.arrivals = counted(100, 900);
+        assert!(consent.check(&plan).expect_err("fast").0.contains("--load-rate"));
+    }
+}

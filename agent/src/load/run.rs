@@ -1,0 +1,321 @@
+//! A run on this node: starts the workers, collects what they counted, keeps to the caps, and stops them.
+
+use std::{
+    io,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+    },
+    thread,
+    time::Duration,
+};
+
+use rustix::process::{Resource, getrlimit};
+
+use super::{
+    plan::{Nonsense, Plan},
+    ports,
+    tally::Tally,
+    worker::{Filled, Part, Shared, monotonic_ns, work},
+};
+
+/// How often the workers are asked, and the caps looked at.
+const COLLECT: Duration = Duration::from_millis(200);
+
+/// File descriptors that a run leaves to the rest of the agent.
+const FILES_LEFT: u64 = 64;
+
+/// A run that nobody has wanted for so long is stopped, in nanoseconds. With [`COLLECT`] it is less than a second.
+const ORPHANED_NS: u64 = 700_000_000;
+
+/// Threads of a run: a generator thread that shares its CPU is late.
+const MOST_THREADS: u64 = 4;
+
+/// What a run may use while it lasts. Checked against the plan before it begins, and again while it runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Caps {
+    /// Payload, both ways.
+    pub bytes: u64,
+    /// CPUs of the generator's threads.
+    pub cpus: f64,
+    pub duration: Duration,
+}
+
+/// What a run takes that is ready to begin.
+#[derive(Debug)]
+pub struct Prepared {
+    pub plan: Arc<Plan>,
+    pub sources: Vec<IpAddr>,
+    pub threads: u64,
+    /// Connections that may be open or under way at once.
+    pub at_once: u64,
+}
+
+/// What happened since the report before.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// From the run's start to this report.
+    pub elapsed: Duration,
+    pub tally: Tally,
+    /// Established now, and the most since the run's start.
+    pub open: u64,
+    pub most_open: u64,
+    /// CPU time of the generator's threads since the run's start.
+    pub cpu: Duration,
+    /// When the first attempt was made, in nanoseconds since the run's start.
+    pub first_ns: Option<u64>,
+    pub end: Option<End>,
+}
+
+/// Why a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    Finished,
+    Stopped,
+    /// One of this node's caps was reached; names it.
+    Capped(String),
+    /// The generator itself failed.
+    Failed(String),
+    /// Nobody said any more that the run is wanted.
+    Orphaned,
+}
+
+/// Whether this machine can make the load, before any of it is made.
+///
+/// # Errors
+/// With the figures, if it lacks ports or file descriptors.
+pub fn prepare(plan: Plan) -> Result<Prepared, Nonsense> {
+    let in_range = ports::in_range()
+        .map_err(|error| Nonsense(format!("the range of local ports cannot be read: {error}")))?;
+    let sources = ports::sources(&plan, in_range)?;
+    let files =
+        free_files().map_err(|error| Nonsense(format!("the open files cannot be counted: {error}")))?;
+    let at_once = plan.at_once();
+    // A rate is allowed to begin: its connections rarely take as long as they may, and what finds no file says so.
+    let is_certain = !matches!(plan.arrivals, super::plan::Arrivals::Stages(_));
+    if is_certain && at_once > files {
+        return Err(Nonsense(format!(
+            "{at_once} connections at once need as many open files, and {files} are left of this agent's limit: raise \
+             LimitNOFILE (ulimit -n) of the agent, use more agents, or ask for less"
+        )));
+    }
+    let cpus = thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    Ok(Prepared {
+        threads: cpus.min(MOST_THREADS).min(at_once).max(1),
+        at_once: at_once.min(files),
+        plan: Arc::new(plan),
+        sources,
+    })
+}
+
+fn free_files() -> io::Result<u64> {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let used = std::fs::read_dir("/proc/self/fd")?.count() as u64;
+    Ok(limit.saturating_sub(used + FILES_LEFT))
+}
+
+/// Makes the load from `start_ns` of the monotonic clock on, and reports every `interval`; the last report has an end.
+/// Blocks until then.
+///
+/// # Errors
+/// If no thread can be started.
+pub fn generate(
+    prepared: &Prepared,
+    caps: Caps,
+    start_ns: u64,
+    interval: Duration,
+    shared: &Arc<Shared>,
+    mut report: impl FnMut(Report),
+) -> io::Result<()> {
+    let sources: Arc<[IpAddr]> = prepared.sources.clone().into();
+    let mut workers = Vec::new();
+    for thread in 0..prepared.threads {
+        let (blank, blanks) = sync_channel(1);
+        let (filled, filled_there) = sync_channel(2);
+        let part = Part {
+            plan: Arc::clone(&prepared.plan),
+            thread,
+            threads: prepared.threads,
+            sources: Arc::clone(&sources),
+            at_once: prepared.at_once.div_ceil(prepared.threads) as usize,
+            start_ns,
+            shared: Arc::clone(shared),
+            blanks,
+            filled,
+        };
+        let handle = thread::Builder::new()
+            .name(format!("load-{thread}"))
+            .spawn(move || work(part));
+        match handle {
+            Ok(handle) => workers.push(Collected::new(blank, filled_there, handle)),
+            Err(error) => {
+                shared.stop.store(true, Ordering::Relaxed);
+                return Err(error);
+            }
+        }
+    }
+    collect(workers, caps, start_ns, interval, shared, &mut report);
+    Ok(())
+}
+
+/// A worker, from the outside.
+struct Collected {
+    blank: SyncSender<Tally>,
+    filled: Receiver<Filled>,
+    handle: Option<thread::JoinHandle<io::Result<()>>>,
+    spare: Option<Tally>,
+    cpu: Duration,
+    first_ns: Option<u64>,
+    at_ns: u64,
+}
+
+impl Collected {
+    fn new(
+        blank: SyncSender<Tally>,
+        filled: Receiver<Filled>,
+        handle: thread::JoinHandle<io::Result<()>>,
+    ) -> Self {
+        Self {
+            blank,
+            filled,
+            handle: Some(handle),
+            spare: None,
+            cpu: Duration::ZERO,
+            first_ns: None,
+            at_ns: 0,
+        }
+    }
+
+    /// Adds what was counted since the last time. False once the worker has ended.
+    fn collect(&mut self, sum: &mut Tally) -> bool {
+        let blank = self.spare.take().unwrap_or_default();
+        // One that waits for the start has not taken the one before; one that has ended has its last tally in the channel.
+        if let Err(TrySendError::Full(blank)) = self.blank.try_send(blank) {
+            self.spare = Some(blank);
+        }
+        loop {
+            let mut filled = match self.filled.recv_timeout(COLLECT) {
+                Ok(filled) => filled,
+                Err(RecvTimeoutError::Timeout) => return true,
+                Err(RecvTimeoutError::Disconnected) => return false,
+            };
+            sum.add(&filled.tally);
+            self.cpu = filled.cpu;
+            self.first_ns = filled.first_ns;
+            self.at_ns = filled.at_ns;
+            if !filled.is_last {
+                filled.tally.clear();
+                self.spare = Some(filled.tally);
+                return true;
+            }
+        }
+    }
+}
+
+fn collect(
+    mut workers: Vec<Collected>,
+    caps: Caps,
+    start_ns: u64,
+    interval: Duration,
+    shared: &Shared,
+    report: &mut impl FnMut(Report),
+) {
+    let mut end: Option<End> = None;
+    let mut since_report = Tally::default();
+    let mut next_report = interval;
+    let mut bytes = 0;
+    let (mut cpu_before, mut looked_at) = (Duration::ZERO, Duration::ZERO);
+    loop {
+        let mut sum = Tally::default();
+        let mut running = 0;
+        for worker in &mut workers {
+            if worker.handle.is_some() && worker.collect(&mut sum) {
+                running += 1;
+            } else if let Some(handle) = worker.handle.take() {
+                let failure = match handle.join() {
+                    Ok(Ok(())) => None,
+                    Ok(Err(error)) => Some(error.to_string()),
+                    Err(_) => Some("a thread of the generator panicked".to_owned()),
+                };
+                if let Some(failure) = failure {
+                    shared.stop.store(true, Ordering::Relaxed);
+                    end = Some(End::Failed(failure));
+                }
+            }
+        }
+        let elapsed = Duration::from_nanos(monotonic_ns().saturating_sub(start_ns));
+        let cpu: Duration = workers.iter().map(|worker| worker.cpu).sum();
+        bytes += sum.bytes_sent + sum.bytes_received;
+        since_report.add(&sum);
+        if end.is_none() && running > 0 {
+            let used = (cpu.saturating_sub(cpu_before)).as_secs_f64();
+            let passed = elapsed.saturating_sub(looked_at).as_secs_f64();
+            let capped = if bytes > caps.bytes {
+                Some(format!(
+                    "{bytes} bytes were exchanged: --load-bytes of this agent allows {}",
+                    caps.bytes
+                ))
+            } else if elapsed > caps.duration {
+                Some(format!(
+                    "the run lasted {} s: --load-duration of this agent allows {} s",
+                    elapsed.as_secs(),
+                    caps.duration.as_secs()
+                ))
+            } else if passed >= 1.0 && used / passed > caps.cpus {
+                Some(format!(
+                    "the generator used {:.2} CPUs: --load-cpus of this agent allows {}",
+                    used / passed,
+                    caps.cpus
+                ))
+            } else {
+                None
+            };
+            if passed >= 1.0 {
+                (cpu_before, looked_at) = (cpu, elapsed);
+            }
+            if let Some(reason) = capped {
+                shared.stop.store(true, Ordering::Relaxed);
+                end = Some(End::Capped(reason));
+            }
+        }
+        let beat_ns = load(&shared.beat_ns);
+        if end.is_none() && running > 0 && beat_ns > 0 && monotonic_ns().saturating_sub(beat_ns) > ORPHANED_NS
+        {
+            shared.stop.store(true, Ordering::Relaxed);
+            end = Some(End::Orphaned);
+        }
+        let is_over = running == 0;
+        if is_over || elapsed >= next_report {
+            next_report = elapsed + interval;
+            let ended = workers
+                .iter()
+                .map(|worker| worker.at_ns)
+                .max()
+                .map(Duration::from_nanos);
+            let is_stopped = shared.stop.load(Ordering::Relaxed);
+            report(Report {
+                // Nothing was made after the workers' end.
+                elapsed: ended.filter(|_| is_over).unwrap_or(elapsed),
+                tally: std::mem::take(&mut since_report),
+                open: shared.open.load(Ordering::Relaxed),
+                most_open: load(&shared.most_open),
+                cpu,
+                first_ns: workers.iter().filter_map(|worker| worker.first_ns).min(),
+                end: is_over.then(|| {
+                    let natural = if is_stopped { End::Stopped } else { End::Finished };
+                    end.take().unwrap_or(natural)
+                }),
+            });
+        }
+        if is_over {
+            return;
+        }
+        thread::sleep(COLLECT);
+    }
+}
+
+fn load(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}

@@ -1,0 +1,94 @@
+//! The system calls of the generator that no safe crate wraps, and those around them: a socket that connects without
+//! waiting, from a chosen address, and tells its own round trip.
+#![allow(unsafe_code)]
+
+use std::{
+    mem,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    time::Duration,
+};
+
+use rustix::{
+    io::{self, Errno},
+    net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt},
+};
+
+/// What the kernel measured of a connection's handshake (struct tcp_info, linux/tcp.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handshake {
+    /// The smoothed round trip; right after the handshake, the handshake's own. Its SYN was sent once.
+    pub round_trip: Option<Duration>,
+    pub syn_retransmits: u32,
+}
+
+/// A socket that connects without waiting, from `source` if one is given.
+///
+/// # Errors
+/// What the kernel says: no descriptor left, no such address.
+pub fn open(target: SocketAddr, source: Option<IpAddr>, reset_at_close: bool) -> Result<OwnedFd, Errno> {
+    let family = if target.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    if let Some(source) = source {
+        // The port is chosen at connect(), when the target is known: so one port serves many targets.
+        set_flag(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT)?;
+        bind(&socket, &SocketAddr::new(source, 0))?;
+    }
+    if reset_at_close {
+        sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
+    }
+    Ok(socket)
+}
+
+fn set_flag(socket: &OwnedFd, level: i32, name: i32) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the option takes an int, and is given the address and the size of one that lives through the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            name,
+            (&raw const on).cast(),
+            mem::size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL))
+    }
+}
+
+/// What the kernel measured, or `None` where it does not say.
+pub fn handshake(socket: &OwnedFd) -> Option<Handshake> {
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+    let mut length = mem::size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `info`, which has as many and lives through the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    // An older kernel writes less; tcpi_total_retrans is the last that is read here.
+    let read = mem::offset_of!(libc::tcp_info, tcpi_total_retrans) + mem::size_of::<u32>();
+    if result != 0 || (length as usize) < read {
+        return None;
+    }
+    let syn_retransmits = info.tcpi_total_retrans;
+    Some(Handshake {
+        round_trip: (syn_retransmits == 0 && info.tcpi_rtt > 0)
+            .then(|| Duration::from_micros(info.tcpi_rtt.into())),
+        syn_retransmits,
+    })
+}

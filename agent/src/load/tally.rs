@@ -1,0 +1,199 @@
+//! What a generator counted: outcomes, losses, and the distributions of times. Pure; tallies add up exactly, those of
+//! threads to an agent's and those of agents to the run's.
+
+use hdrhistogram::Histogram;
+
+use super::outcome::{Loss, Outcome};
+
+/// Times are told apart to a thousandth of their value, and never finer than this, in nanoseconds.
+const FINEST_NS: u64 = 64;
+
+/// Longer ones count as this: nanoseconds. Longer than any handshake lasts.
+const LONGEST_NS: u64 = 300_000_000_000;
+
+/// An attempt that was made so much after it was due counts as late, in nanoseconds: what a quiet machine never is.
+pub const LATE_NS: u64 = 1_000_000;
+
+/// Losses whose time is kept, of each tally; all are counted.
+pub const LOSSES: usize = 256;
+
+/// Counts and times, since the tally was begun.
+#[derive(Clone, Debug)]
+pub struct Tally {
+    /// Attempts that were begun.
+    pub started: u64,
+    pub outcomes: [u64; Outcome::ALL.len()],
+    pub losses: [u64; Loss::ALL.len()],
+    /// When connections were lost, in nanoseconds since the run's start: the first [`LOSSES`].
+    pub lost_at: Vec<(u64, Loss)>,
+    /// Connections that we closed.
+    pub closed: u64,
+    /// Of `started`: attempts made [`LATE_NS`] or more after they were due.
+    pub late: u64,
+    /// SYNs that were sent again, of attempts that were established.
+    pub syn_retransmits: u64,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    /// From when an attempt was due until it was established: what somebody would have waited.
+    pub connect: Histogram<u64>,
+    /// From the call of connect() until the generator knew that it was established.
+    pub dial: Histogram<u64>,
+    /// The handshake's round trip as the kernel measured it: what the network took.
+    pub network: Histogram<u64>,
+    /// From when an attempt was due until it failed.
+    pub error: Histogram<u64>,
+    /// From when a payload was sent until all of it was back.
+    pub exchange: Histogram<u64>,
+    /// From when an attempt was due until it was made.
+    pub lateness: Histogram<u64>,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            started: 0,
+            outcomes: [0; Outcome::ALL.len()],
+            losses: [0; Loss::ALL.len()],
+            lost_at: Vec::new(),
+            closed: 0,
+            late: 0,
+            syn_retransmits: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+            connect: times(),
+            dial: times(),
+            network: times(),
+            error: times(),
+            exchange: times(),
+            lateness: times(),
+        }
+    }
+}
+
+/// A distribution of nanoseconds.
+pub fn times() -> Histogram<u64> {
+    Histogram::new_with_bounds(FINEST_NS, LONGEST_NS, 3).expect("the bounds are in order")
+}
+
+impl Tally {
+    pub fn outcome(&mut self, outcome: Outcome) {
+        self.outcomes[outcome as usize] += 1;
+    }
+
+    pub fn count(&self, outcome: Outcome) -> u64 {
+        self.outcomes[outcome as usize]
+    }
+
+    pub fn lost(&mut self, loss: Loss, at_ns: u64) {
+        self.losses[loss as usize] += 1;
+        if self.lost_at.len() < LOSSES {
+            self.lost_at.push((at_ns, loss));
+        }
+    }
+
+    /// Attempts that were decided.
+    pub fn decided(&self) -> u64 {
+        self.outcomes.iter().sum()
+    }
+
+    /// Of these, all that were not established, but for those that the end of the run cut off.
+    pub fn errors(&self) -> u64 {
+        self.decided() - self.count(Outcome::Established) - self.count(Outcome::Abandoned)
+    }
+
+    /// Begins anew, in the memory that it has.
+    pub fn clear(&mut self) {
+        self.started = 0;
+        self.outcomes = Default::default();
+        self.losses = Default::default();
+        self.lost_at.clear();
+        self.closed = 0;
+        self.late = 0;
+        self.syn_retransmits = 0;
+        self.bytes_sent = 0;
+        self.bytes_received = 0;
+        for times in [
+            &mut self.connect,
+            &mut self.dial,
+            &mut self.network,
+            &mut self.error,
+            &mut self.exchange,
+            &mut self.lateness,
+        ] {
+            times.reset();
+        }
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        self.started += other.started;
+        for (mine, theirs) in self.outcomes.iter_mut().zip(other.outcomes) {
+            *mine += theirs;
+        }
+        for (mine, theirs) in self.losses.iter_mut().zip(other.losses) {
+            *mine += theirs;
+        }
+        let room = LOSSES.saturating_sub(self.lost_at.len());
+        self.lost_at.extend(other.lost_at.iter().take(room));
+        self.closed += other.closed;
+        self.late += other.late;
+        self.syn_retransmits += other.syn_retransmits;
+        self.bytes_sent += other.bytes_sent;
+        self.bytes_received += other.bytes_received;
+        for (mine, theirs) in [
+            (&mut self.connect, &other.connect),
+            (&mut self.dial, &other.dial),
+            (&mut self.network, &other.network),
+            (&mut self.error, &other.error),
+            (&mut self.exchange, &other.exchange),
+            (&mut self.lateness, &other.lateness),
+        ] {
+            if !theirs.is_empty() {
+                mine.add(theirs).expect("all have the same bounds");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn percentiles_of_the_parts_together_are_those_of_the_whole(
+            values in prop::collection::vec((1u64..10_000_000_000, 0usize..3), 1..200),
+        ) {
+            let mut parts = [Tally::default(), Tally::default(), Tally::default()];
+            let mut whole = Tally::default();
+            for (value, part) in values {
+                parts[part].connect.saturating_record(value);
+                whole.connect.saturating_record(value);
+            }
+            let mut sum = Tally::default();
+            for part in &parts {
+                sum.add(part);
+            }
+            for quantile in [0.0, 0.5, 0.9, 0.99, 1.0] {
+                prop_assert_eq!(
+                    sum.connect.value_at_quantile(quantile),
+                    whole.connect.value_at_quantile(quantile)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_loss_is_counted_and_the_first_ones_keep_their_time() {
+        let mut tally = Tally::default();
+        for at in 0..LOSSES as u64 + 5 {
+            tally.lost(Loss::ResetByPeer, at);
+        }
+        assert_eq!(tally.losses[Loss::ResetByPeer as usize], LOSSES as u64 + 5);
+        assert_eq!(tally.lost_at.len(), LOSSES);
+        let mut sum = tally.clone();
+        sum.add(&tally);
+        assert_eq!(sum.lost_at.len(), LOSSES);
+    }
+}

@@ -1,0 +1,720 @@
+//! One thread of the generator: makes the attempts of its part of the schedule when they are due, and follows each
+//! connection to its end, by epoll.
+//!
+//! A timer wakes 50 us late, a thousand times what an attempt may be late: so the worker sleeps until shortly before
+//! the next attempt and looks at the clock from there on.
+
+use std::{
+    collections::VecDeque,
+    io, mem,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU64,
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender},
+    },
+    time::Duration,
+};
+
+use rustix::{
+    buffer::spare_capacity,
+    event::{Timespec, epoll},
+    io::Errno,
+    net::{RecvFlags, SendFlags, connect, connect_unspec, recv, send},
+    time::{ClockId, clock_gettime},
+};
+
+use super::{
+    outcome::{Loss, Outcome},
+    plan::{Arrivals, Close, Plan, share},
+    schedule::Schedule,
+    socket,
+    tally::{LATE_NS, Tally},
+};
+
+/// So long before an attempt is due the worker stops sleeping, in nanoseconds: what epoll_pwait2 may be late by.
+const SPIN_NS: u64 = 60_000;
+
+/// The longest sleep, in nanoseconds: a stop and a question for the tally are noticed after it.
+const LONGEST_SLEEP_NS: u64 = 20_000_000;
+
+/// Attempts that are made before what came is looked at.
+const BURST: usize = 64;
+
+/// Events that are taken at once.
+const EVENTS: usize = 256;
+
+/// What is read at once.
+const READ_BYTES: usize = 64 << 10;
+
+/// What the workers of a run share.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Ends the run.
+    pub stop: AtomicBool,
+    /// Connections that are established now, and the most that ever were.
+    pub open: AtomicU64,
+    pub most_open: AtomicU64,
+    /// When it was last heard that the run is wanted, by the monotonic clock; zero: nobody has to say so.
+    pub beat_ns: AtomicU64,
+    /// Workers of a count that have decided all of theirs: it is held from when all have.
+    pub settled: AtomicU64,
+}
+
+/// The monotonic clock, in nanoseconds.
+pub fn monotonic_ns() -> u64 {
+    nanoseconds(ClockId::Monotonic)
+}
+
+fn nanoseconds(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// What a worker is given.
+pub struct Part {
+    pub plan: Arc<Plan>,
+    /// This thread of how many.
+    pub thread: u64,
+    pub threads: u64,
+    pub sources: Arc<[IpAddr]>,
+    /// Most connections that it may have open or under way.
+    pub at_once: usize,
+    /// The run's start, by the monotonic clock.
+    pub start_ns: u64,
+    pub shared: Arc<Shared>,
+    /// Empty tallies; each is a question for the one that was filled meanwhile.
+    pub blanks: Receiver<Tally>,
+    pub filled: SyncSender<Filled>,
+}
+
+/// What a worker hands over.
+pub struct Filled {
+    pub tally: Tally,
+    /// CPU time of the thread so far.
+    pub cpu: Duration,
+    /// When its first attempt was made, and when it hands over, in nanoseconds since the run's start.
+    pub first_ns: Option<u64>,
+    pub at_ns: u64,
+    /// The worker has ended.
+    pub is_last: bool,
+}
+
+/// Where a connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Dialing,
+    Exchanging,
+    Held,
+}
+
+/// A place for a connection.
+struct Slot {
+    socket: Option<OwnedFd>,
+    is_ipv4: bool,
+    phase: Phase,
+    /// Changes with each use: what was noted for an earlier one is stale.
+    generation: u32,
+    target: u16,
+    due_ns: u64,
+    /// When connect() was called; then when the present exchange began.
+    began_ns: u64,
+    sent: u32,
+    received: u32,
+    rounds_left: u64,
+}
+
+/// A moment at which something has to be looked at. All of one queue are equally far ahead when they are noted, so they
+/// are in order.
+struct Moment {
+    at_ns: u64,
+    slot: u32,
+    generation: u32,
+}
+
+struct Worker {
+    part: Part,
+    schedule: Schedule,
+    /// How many at once in a closed loop; zero: an open one.
+    concurrency: u64,
+    epoll: OwnedFd,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    deadlines: VecDeque<Moment>,
+    ends: VecDeque<Moment>,
+    /// Attempts and exchanges under way.
+    undecided: u64,
+    open: u64,
+    /// The next target and source.
+    turn: usize,
+    /// A connection of this machine to itself is established as soon as connect() is asked again.
+    is_local: bool,
+    payload: Vec<u8>,
+    /// When everything of a count is decided and held for long enough.
+    until_ns: Option<u64>,
+    is_settled: bool,
+    first_ns: Option<u64>,
+    tally: Tally,
+    scratch: Vec<u8>,
+}
+
+/// Makes and follows the attempts of a part, until all are done or the run is stopped.
+///
+/// # Errors
+/// If there is no epoll to be had; what becomes of a connection is in the tally.
+pub fn work(part: Part) -> io::Result<()> {
+    // A sleep of the default slack would be 50 us longer than it was asked to be.
+    rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
+    let mut worker = Worker::new(part)?;
+    worker.wait_for_the_start();
+    worker.generate()?;
+    worker.finish();
+    Ok(())
+}
+
+impl Worker {
+    fn new(part: Part) -> io::Result<Self> {
+        let plan = &part.plan;
+        let (first, step) = (plan.first + plan.step * part.thread, plan.step * part.threads);
+        let concurrency = match plan.arrivals {
+            Arrivals::Closed { concurrency, .. } => share(concurrency, first, step),
+            _ => 0,
+        };
+        Ok(Self {
+            schedule: Schedule::new(&plan.arrivals, first, step),
+            concurrency,
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            slots: Vec::new(),
+            free: Vec::new(),
+            deadlines: VecDeque::new(),
+            ends: VecDeque::new(),
+            undecided: 0,
+            open: 0,
+            turn: usize::try_from(part.thread).unwrap_or(0),
+            is_local: plan.targets.iter().all(|target| target.ip().is_loopback()),
+            payload: vec![0x5a; plan.payload.map_or(0, |payload| payload.bytes)],
+            until_ns: None,
+            is_settled: false,
+            first_ns: None,
+            tally: Tally::default(),
+            scratch: Vec::with_capacity(READ_BYTES),
+            part,
+        })
+    }
+
+    /// Nanoseconds since the run's start.
+    fn now(&self) -> u64 {
+        monotonic_ns().saturating_sub(self.part.start_ns)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.part.shared.stop.load(Ordering::Relaxed)
+    }
+
+    fn wait_for_the_start(&self) {
+        loop {
+            let left_ns = self.part.start_ns.saturating_sub(monotonic_ns());
+            if left_ns == 0 || self.is_stopped() {
+                return;
+            }
+            match left_ns.saturating_sub(SPIN_NS) {
+                0 => std::hint::spin_loop(),
+                sleep_ns => std::thread::sleep(Duration::from_nanos(sleep_ns.min(LONGEST_SLEEP_NS))),
+            }
+        }
+    }
+
+    fn generate(&mut self) -> io::Result<()> {
+        let mut events = Vec::with_capacity(EVENTS);
+        loop {
+            while let Ok(blank) = self.part.blanks.try_recv() {
+                let tally = mem::replace(&mut self.tally, blank);
+                self.hand_over(tally, false);
+            }
+            let now_ns = self.now();
+            self.look_at_the_clock(now_ns);
+            self.send();
+            if self.is_stopped() || self.is_done(now_ns) {
+                return Ok(());
+            }
+            let sleep_ns = self.sleep_ns();
+            let timeout = Timespec {
+                tv_sec: 0,
+                tv_nsec: sleep_ns as i64,
+            };
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&timeout)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for event in events.drain(..) {
+                self.follow(event.data.u64() as u32);
+            }
+        }
+    }
+
+    /// How long nothing is due.
+    fn sleep_ns(&self) -> u64 {
+        if self.concurrency > 0 && self.has_room_in_the_loop(self.now()) {
+            return 0;
+        }
+        let now_ns = self.now();
+        let moments = [self.deadlines.front(), self.ends.front()];
+        let next_ns = moments
+            .into_iter()
+            .flatten()
+            .map(|moment| moment.at_ns)
+            .chain(self.until_ns)
+            .min();
+        let sleep_ns = next_ns.map_or(LONGEST_SLEEP_NS, |at_ns| at_ns.saturating_sub(now_ns));
+        let attempt_ns = self.schedule.peek().map_or(LONGEST_SLEEP_NS, |due_ns| {
+            due_ns.saturating_sub(now_ns).saturating_sub(SPIN_NS)
+        });
+        sleep_ns.min(attempt_ns).min(LONGEST_SLEEP_NS)
+    }
+
+    /// Ends what has taken too long, and what was held long enough.
+    fn look_at_the_clock(&mut self, now_ns: u64) {
+        while let Some(moment) = self.deadlines.pop_front() {
+            let slot = &self.slots[moment.slot as usize];
+            let is_stale = slot.generation != moment.generation || slot.phase == Phase::Held;
+            if is_stale || slot.phase == Phase::Idle {
+                continue;
+            }
+            if moment.at_ns > now_ns {
+                self.deadlines.push_front(moment);
+                break;
+            }
+            match slot.phase {
+                Phase::Dialing => self.fail(moment.slot, Outcome::TimedOut, now_ns),
+                // The exchange that the moment was noted for may be over, and the next one under way.
+                Phase::Exchanging if now_ns.saturating_sub(slot.began_ns) >= self.timeout_ns() => {
+                    self.lose(moment.slot, Loss::TimedOut, now_ns);
+                }
+                _ => {}
+            }
+        }
+        while let Some(moment) = self.ends.pop_front() {
+            let slot = &self.slots[moment.slot as usize];
+            if slot.generation != moment.generation || slot.phase != Phase::Held {
+                continue;
+            }
+            if moment.at_ns > now_ns {
+                self.ends.push_front(moment);
+                break;
+            }
+            self.close(moment.slot);
+        }
+        let is_count = matches!(self.part.plan.arrivals, Arrivals::Count { .. });
+        if is_count && !self.is_settled && self.schedule.peek().is_none() && self.undecided == 0 {
+            self.is_settled = true;
+            self.part.shared.settled.fetch_add(1, Ordering::Relaxed);
+        }
+        let settled = self.part.shared.settled.load(Ordering::Relaxed);
+        if self.is_settled && self.until_ns.is_none() && settled == self.part.threads {
+            self.until_ns = Some(now_ns.saturating_add(self.part.plan.hold.as_nanos() as u64));
+        }
+    }
+
+    fn is_done(&self, now_ns: u64) -> bool {
+        match &self.part.plan.arrivals {
+            Arrivals::Count { .. } => self
+                .until_ns
+                .is_some_and(|until_ns| now_ns >= until_ns || self.open == 0),
+            Arrivals::Stages(_) => self.schedule.peek().is_none() && self.undecided == 0 && self.open == 0,
+            Arrivals::Closed { duration, .. } => {
+                now_ns >= duration.as_nanos() as u64 && self.undecided == 0 && self.open == 0
+            }
+        }
+    }
+
+    fn has_room_in_the_loop(&self, now_ns: u64) -> bool {
+        let Arrivals::Closed { duration, .. } = self.part.plan.arrivals else {
+            return false;
+        };
+        self.in_use() < self.concurrency && now_ns < duration.as_nanos() as u64
+    }
+
+    /// Connections that are open or under way.
+    fn in_use(&self) -> u64 {
+        (self.slots.len() - self.free.len()) as u64
+    }
+
+    /// Makes the attempts that are due.
+    fn send(&mut self) {
+        for _ in 0..BURST {
+            let now_ns = self.now();
+            if self.concurrency > 0 {
+                if !self.has_room_in_the_loop(now_ns) {
+                    return;
+                }
+                self.attempt(now_ns, now_ns);
+                continue;
+            }
+            match self.schedule.peek() {
+                Some(due_ns) if due_ns <= now_ns => {
+                    self.schedule.advance();
+                    self.tally.lateness.saturating_record(now_ns - due_ns);
+                    self.tally.late += u64::from(now_ns - due_ns >= LATE_NS);
+                    self.attempt(due_ns, now_ns);
+                }
+                _ => return,
+            }
+        }
+    }
+
+    fn target(&self, slot: u32) -> SocketAddr {
+        self.part.plan.targets[usize::from(self.slots[slot as usize].target)]
+    }
+
+    fn timeout_ns(&self) -> u64 {
+        self.part.plan.timeout.as_nanos() as u64
+    }
+
+    fn attempt(&mut self, due_ns: u64, now_ns: u64) {
+        self.tally.started += 1;
+        self.first_ns.get_or_insert(now_ns);
+        let turn = self.turn;
+        self.turn = self.turn.wrapping_add(1);
+        let target_index = turn % self.part.plan.targets.len();
+        let target = self.part.plan.targets[target_index];
+        let index = match self.take_slot(turn, target) {
+            Ok(index) => index,
+            Err(errno) => return self.failed(Outcome::of(errno), due_ns),
+        };
+        let slot = &mut self.slots[index as usize];
+        slot.phase = Phase::Dialing;
+        slot.target = target_index as u16;
+        slot.due_ns = due_ns;
+        slot.began_ns = now_ns;
+        self.undecided += 1;
+        let mut answer = self.dial(index);
+        if self.is_local && answer == Err(Errno::INPROGRESS) {
+            answer = self.dial(index);
+        }
+        self.answered(index, answer);
+        if self.slots[index as usize].phase == Phase::Dialing {
+            self.note_deadline(index, now_ns);
+        }
+    }
+
+    fn dial(&self, index: u32) -> Result<(), Errno> {
+        let socket = self.slots[index as usize].socket.as_ref();
+        connect(
+            socket.expect("a slot that dials has a socket"),
+            &self.target(index),
+        )
+    }
+
+    fn note_deadline(&mut self, index: u32, now_ns: u64) {
+        self.deadlines.push_back(Moment {
+            at_ns: now_ns.saturating_add(self.timeout_ns()),
+            slot: index,
+            generation: self.slots[index as usize].generation,
+        });
+    }
+
+    /// A place with a socket: one that was used before, if there is one, or a new one.
+    fn take_slot(&mut self, turn: usize, target: SocketAddr) -> Result<u32, Errno> {
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None if self.slots.len() >= self.part.at_once => return Err(Errno::MFILE),
+            None => {
+                self.slots.push(Slot {
+                    socket: None,
+                    is_ipv4: target.is_ipv4(),
+                    phase: Phase::Idle,
+                    generation: 0,
+                    target: 0,
+                    due_ns: 0,
+                    began_ns: 0,
+                    sent: 0,
+                    received: 0,
+                    rounds_left: 0,
+                });
+                (self.slots.len() - 1) as u32
+            }
+        };
+        let slot = &mut self.slots[index as usize];
+        slot.generation = slot.generation.wrapping_add(1);
+        if slot.socket.is_none() || slot.is_ipv4 != target.is_ipv4() {
+            let sources = &self.part.sources;
+            let source =
+                (!sources.is_empty()).then(|| sources[turn / self.part.plan.targets.len() % sources.len()]);
+            let opened =
+                socket::open(target, source, self.part.plan.close == Close::Reset).and_then(|socket| {
+                    use epoll::EventFlags as Flags;
+                    // Told once of each change: what is held and quiet costs nothing.
+                    let flags = Flags::IN | Flags::OUT | Flags::RDHUP | Flags::ET;
+                    epoll::add(
+                        &self.epoll,
+                        &socket,
+                        epoll::EventData::new_u64(index.into()),
+                        flags,
+                    )?;
+                    Ok(socket)
+                });
+            match opened {
+                Ok(socket) => {
+                    slot.socket = Some(socket);
+                    slot.is_ipv4 = target.is_ipv4();
+                }
+                Err(errno) => {
+                    self.free.push(index);
+                    return Err(errno);
+                }
+            }
+        }
+        Ok(index)
+    }
+
+    /// Something happened to a socket. Which is found out by asking, so a stale event does no harm.
+    fn follow(&mut self, index: u32) {
+        match self.slots[index as usize].phase {
+            Phase::Idle => {}
+            Phase::Dialing => {
+                let answer = self.dial(index);
+                self.answered(index, answer);
+            }
+            Phase::Exchanging => self.exchange(index),
+            Phase::Held => self.listen(index),
+        }
+    }
+
+    /// Takes what connect() said.
+    fn answered(&mut self, index: u32, answer: Result<(), Errno>) {
+        match answer {
+            Ok(()) | Err(Errno::ISCONN) => {
+                let now_ns = self.now();
+                self.established(index, now_ns);
+                self.use_it(index, now_ns);
+            }
+            // A reset of the SYN is a refusal (tcp_reset, net/ipv4/tcp_input.c): this one came after the handshake.
+            Err(errno @ (Errno::CONNRESET | Errno::PIPE)) => {
+                let now_ns = self.now();
+                self.established(index, now_ns);
+                self.slots[index as usize].phase = Phase::Held;
+                self.lose(index, Loss::of(errno), now_ns);
+            }
+            Err(Errno::INPROGRESS | Errno::ALREADY | Errno::INTR) => {}
+            Err(errno) => {
+                let now_ns = self.now();
+                self.fail(index, Outcome::of(errno), now_ns);
+            }
+        }
+    }
+
+    fn established(&mut self, index: u32, now_ns: u64) {
+        let slot = &mut self.slots[index as usize];
+        self.tally.outcome(Outcome::Established);
+        self.tally
+            .connect
+            .saturating_record(now_ns.saturating_sub(slot.due_ns));
+        self.tally
+            .dial
+            .saturating_record(now_ns.saturating_sub(slot.began_ns));
+        if let Some(handshake) = slot.socket.as_ref().and_then(socket::handshake) {
+            self.tally.syn_retransmits += u64::from(handshake.syn_retransmits);
+            if let Some(round_trip) = handshake.round_trip {
+                self.tally.network.saturating_record(round_trip.as_nanos() as u64);
+            }
+        }
+        self.undecided -= 1;
+        self.open += 1;
+        let shared = &self.part.shared;
+        let open = shared.open.fetch_add(1, Ordering::Relaxed) + 1;
+        if open > shared.most_open.load(Ordering::Relaxed) {
+            shared.most_open.fetch_max(open, Ordering::Relaxed);
+        }
+    }
+
+    fn use_it(&mut self, index: u32, now_ns: u64) {
+        let slot = &mut self.slots[index as usize];
+        match self.part.plan.payload {
+            Some(payload) => {
+                slot.phase = Phase::Exchanging;
+                slot.rounds_left = payload.rounds;
+                (slot.sent, slot.received, slot.began_ns) = (0, 0, now_ns);
+                self.undecided += 1;
+                self.note_deadline(index, now_ns);
+                self.exchange(index);
+            }
+            None => self.hold(index, now_ns),
+        }
+    }
+
+    fn hold(&mut self, index: u32, now_ns: u64) {
+        let is_count = matches!(self.part.plan.arrivals, Arrivals::Count { .. });
+        if !is_count && self.part.plan.hold.is_zero() {
+            return self.close(index);
+        }
+        let slot = &mut self.slots[index as usize];
+        slot.phase = Phase::Held;
+        if !is_count {
+            self.ends.push_back(Moment {
+                at_ns: now_ns.saturating_add(self.part.plan.hold.as_nanos() as u64),
+                slot: index,
+                generation: slot.generation,
+            });
+        }
+        // Whatever came before is not told again.
+        self.listen(index);
+    }
+
+    /// Sends what is to be sent and reads what has come back, until either has to wait.
+    fn exchange(&mut self, index: u32) {
+        let length = self.payload.len();
+        loop {
+            let slot = &mut self.slots[index as usize];
+            let socket = slot.socket.as_ref().expect("a slot that is in use has a socket");
+            let (mut is_stuck, mut failure) = (true, None);
+            if (slot.sent as usize) < length {
+                match send(socket, &self.payload[slot.sent as usize..], SendFlags::NOSIGNAL) {
+                    Ok(bytes) => {
+                        slot.sent += bytes as u32;
+                        self.tally.bytes_sent += bytes as u64;
+                        is_stuck = false;
+                    }
+                    Err(Errno::AGAIN | Errno::INTR) => {}
+                    Err(errno) => failure = Some(Loss::of(errno)),
+                }
+            }
+            self.scratch.clear();
+            match recv(socket, spare_capacity(&mut self.scratch), RecvFlags::empty()) {
+                Ok((0, _)) => failure = Some(Loss::ClosedByPeer),
+                Ok((bytes, _)) => {
+                    slot.received = slot.received.saturating_add(bytes as u32);
+                    self.tally.bytes_received += bytes as u64;
+                    is_stuck = false;
+                }
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(errno) => failure = Some(Loss::of(errno)),
+            }
+            let now_ns = monotonic_ns().saturating_sub(self.part.start_ns);
+            if slot.sent as usize == length && slot.received as usize >= length {
+                self.tally
+                    .exchange
+                    .saturating_record(now_ns.saturating_sub(slot.began_ns));
+                slot.rounds_left -= 1;
+                (slot.sent, slot.received, slot.began_ns) = (0, 0, now_ns);
+                if slot.rounds_left == 0 {
+                    self.undecided -= 1;
+                    return self.hold(index, now_ns);
+                }
+                self.note_deadline(index, now_ns);
+                is_stuck = false;
+            }
+            if let Some(loss) = failure {
+                return self.lose(index, loss, now_ns);
+            }
+            if is_stuck {
+                return;
+            }
+        }
+    }
+
+    /// Reads what a held connection was sent, to learn of its end.
+    fn listen(&mut self, index: u32) {
+        loop {
+            let slot = &self.slots[index as usize];
+            let Some(socket) = slot.socket.as_ref().filter(|_| slot.phase == Phase::Held) else {
+                return;
+            };
+            self.scratch.clear();
+            let loss = match recv(socket, spare_capacity(&mut self.scratch), RecvFlags::empty()) {
+                Ok((0, _)) => Loss::ClosedByPeer,
+                Ok((bytes, _)) => {
+                    self.tally.bytes_received += bytes as u64;
+                    continue;
+                }
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR) => continue,
+                Err(errno) => Loss::of(errno),
+            };
+            let now_ns = self.now();
+            return self.lose(index, loss, now_ns);
+        }
+    }
+
+    /// An attempt that failed before it had a place.
+    fn failed(&mut self, outcome: Outcome, due_ns: u64) {
+        self.tally.outcome(outcome);
+        let waited_ns = self.now().saturating_sub(due_ns);
+        self.tally.error.saturating_record(waited_ns);
+    }
+
+    fn fail(&mut self, index: u32, outcome: Outcome, now_ns: u64) {
+        let due_ns = self.slots[index as usize].due_ns;
+        self.tally.outcome(outcome);
+        self.tally.error.saturating_record(now_ns.saturating_sub(due_ns));
+        self.undecided -= 1;
+        self.release(index, false);
+    }
+
+    fn lose(&mut self, index: u32, loss: Loss, now_ns: u64) {
+        self.tally.lost(loss, now_ns);
+        self.undecided -= u64::from(self.slots[index as usize].phase == Phase::Exchanging);
+        self.not_open();
+        self.release(index, false);
+    }
+
+    fn close(&mut self, index: u32) {
+        self.tally.closed += 1;
+        self.not_open();
+        self.release(index, true);
+    }
+
+    fn not_open(&mut self) {
+        self.open -= 1;
+        self.part.shared.open.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Gives a place back. The socket of a connection that we reset is kept for the next one.
+    fn release(&mut self, index: u32, keep: bool) {
+        let slot = &mut self.slots[index as usize];
+        slot.phase = Phase::Idle;
+        let is_kept = keep
+            && self.part.plan.close == Close::Reset
+            && slot
+                .socket
+                .as_ref()
+                .is_some_and(|socket| connect_unspec(socket).is_ok());
+        if !is_kept {
+            slot.socket = None;
+        }
+        self.free.push(index);
+    }
+
+    fn hand_over(&mut self, tally: Tally, is_last: bool) {
+        let filled = Filled {
+            tally,
+            cpu: Duration::from_nanos(nanoseconds(ClockId::ThreadCPUTime)),
+            first_ns: self.first_ns,
+            at_ns: self.now(),
+            is_last,
+        };
+        // Nobody listens when the run was given up.
+        let _ = self.part.filled.send(filled);
+    }
+
+    /// Closes what is open and says what is left to say.
+    fn finish(mut self) {
+        let now_ns = self.now();
+        for index in 0..self.slots.len() as u32 {
+            match self.slots[index as usize].phase {
+                Phase::Idle => {}
+                Phase::Dialing => self.fail(index, Outcome::Abandoned, now_ns),
+                Phase::Exchanging | Phase::Held => {
+                    self.undecided -= u64::from(self.slots[index as usize].phase == Phase::Exchanging);
+                    self.tally.closed += 1;
+                    self.not_open();
+                    self.release(index, false);
+                }
+            }
+        }
+        let tally = mem::take(&mut self.tally);
+        self.hand_over(tally, true);
+    }
+}

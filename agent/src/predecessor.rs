@@ -1,0 +1,438 @@
+//! An earlier start of this agent, for which the agent of today speaks: what became of its rows, until every one of
+//! them is somewhere for good and the store says so. Pure.
+//!
+//! It begins with what that start had counted when it wrote its state last, up to a second before its end. What
+//! happened after that is measured, not remembered: the witness says how many connections were opened since, the store
+//! which batches it has, the spool which ones are left. What is missing then came to its end with the start.
+
+use std::collections::BTreeMap;
+
+use holdfast_proto::v1::{BatchRange, Status, StoredRows, Stream, StreamCounters};
+
+use crate::{
+    counters::{End, RowsByNetns},
+    sequences::Sequences,
+    spool::{Gap, GapReason},
+};
+
+/// An earlier start.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Predecessor {
+    pub epoch: u64,
+    pub boot_id: String,
+    /// When it counted last.
+    pub observed_ns: u64,
+    /// When the start after it began to count: what was opened until then is its own.
+    pub ended_ns: u64,
+    /// It said that it would end: nothing was open in it that counts, nothing was on its way.
+    pub is_clean: bool,
+    pub namespaces: BTreeMap<u32, Namespace>,
+    /// Batches of connections that are in no counter for good: the spool holds them, or the store may have them.
+    pub open: Sequences,
+    /// What was opened until the start after it is known for good.
+    pub is_measured: bool,
+    /// The collector said on some connection of this start, or of one that left nothing open, what it has of it.
+    pub is_settled: bool,
+}
+
+/// A namespace of an earlier start.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Namespace {
+    ///
+    /// `announced` has the first records that are in a counter for good; the others are gone, or in the spool.
+    pub counters: StreamCounters,
+    /// First records that the spool holds.
+    pub announced_held: u64,
+    /// Opens since the namespace began, by the witness, up to which they are in `counters.opened`. `None` where they
+    /// could not be read at the end.
+    pub opens: Option<u64>,
+    /// Connections may have been opened that nobody counted: the witness could never read it, or cannot since.
+    pub at_least: bool,
+    /// It has a gap.
+    pub is_told: bool,
+}
+
+impl Predecessor {
+    /// Takes in what the witness says now, at `now_ns`: what was opened since the last state has no record, and never
+    /// will. The witness of another start of the machine says nothing.
+    pub fn measure(&mut self, boot_id: &str, opens: &BTreeMap<u32, u64>, now_ns: u64) {
+        if self.is_clean {
+            return;
+        }
+        self.ended_ns = now_ns.max(self.observed_ns);
+        for (netns, namespace) in &mut self.namespaces {
+            // One that could not be read any more at the end was gone.
+            let Some(since) = namespace.opens else { continue };
+            match opens.get(netns).filter(|_| self.boot_id == boot_id) {
+                Some(&until) if since <= until => {
+                    namespace.counters.opened += until - since;
+                    namespace.counters.witnessed = namespace
+                        .counters
+                        .witnessed
+                        .map(|witnessed| witnessed + (until - since));
+                    namespace.opens = Some(until);
+                }
+                _ => namespace.at_least |= namespace.counters.opened > 0,
+            }
+        }
+    }
+
+    /// The spool still has rows of it.
+    pub fn adopt(&mut self, rows: &RowsByNetns) {
+        for (&netns, rows) in rows {
+            self.counters(netns).unacknowledged += rows.all();
+            self.namespaces.entry(netns).or_default().announced_held += rows.announced;
+        }
+    }
+
+    /// A batch of it left the spool.
+    pub fn ended(&mut self, sequence: u64, rows: &RowsByNetns, end: End) {
+        self.open.remove(sequence);
+        for (&netns, rows) in rows {
+            self.namespaces.entry(netns).or_default().announced_held -= rows.announced;
+            let counters = self.counters(netns);
+            counters.unacknowledged -= rows.all();
+            counters.announced += rows.announced;
+            *match end {
+                End::Acknowledged => &mut counters.acknowledged,
+                End::Refused => &mut counters.refused,
+                End::Dropped => &mut counters.dropped,
+            } += rows.all();
+        }
+    }
+
+    /// The batches that neither a counter nor the spool knows, of which `held` are the sequences.
+    pub fn unsettled(&self, held: &[u64]) -> Vec<BatchRange> {
+        let mut unknown = self.open.clone();
+        held.iter().for_each(|&sequence| {
+            unknown.remove(sequence);
+        });
+        let range = |&(first_sequence, last_sequence): &(u64, u64)| BatchRange {
+            epoch: self.epoch,
+            stream: Stream::Connections.into(),
+            first_sequence,
+            last_sequence,
+        };
+        unknown.ranges().iter().map(range).collect()
+    }
+
+    /// The collector has told what it has of [`Self::unsettled`].
+    pub fn settle(&mut self, stored: &[StoredRows], held: &[u64]) {
+        let epoch = self.epoch;
+        for stored in stored.iter().filter(|stored| stored.epoch == epoch) {
+            let counters = self.counters(stored.netns);
+            counters.acknowledged += stored.rows;
+            counters.announced += stored.announced;
+        }
+        self.open = Sequences::of(held.iter().copied());
+        self.is_settled = true;
+    }
+
+    /// Closes the account once it is settled: what is nowhere came to its end with the start, and is a gap.
+    pub fn close(&mut self) -> Vec<Gap> {
+        if !self.is_settled {
+            return Vec::new();
+        }
+        let (epoch, first_ns, last_ns) = (self.epoch, self.observed_ns, self.ended_ns);
+        let gap = |(&netns, namespace): (&u32, &mut Namespace)| {
+            let rows = namespace.end();
+            let is_gap = rows > 0 || (namespace.at_least && !namespace.is_told);
+            namespace.is_told |= is_gap;
+            is_gap.then_some(Gap {
+                epoch,
+                stream: Stream::Connections,
+                netns,
+                first_sequence: 0,
+                last_sequence: 0,
+                first_ns,
+                last_ns,
+                rows,
+                at_least: namespace.at_least,
+                reason: GapReason::EpochEnd,
+            })
+        };
+        self.namespaces.iter_mut().filter_map(gap).collect()
+    }
+
+    /// What is known of it, as it travels; the time is not told here.
+    pub fn status(&self) -> Status {
+        Status {
+            epoch: self.epoch,
+            streams: self
+                .namespaces
+                .iter()
+                // In most of a machine's namespaces nothing ever happens; 0 is always there.
+                .filter(|(netns, namespace)| **netns == 0 || namespace.counters.opened > 0)
+                .map(|(_, namespace)| StreamCounters {
+                    announced: namespace.counters.announced + namespace.announced_held,
+                    ..namespace.counters
+                })
+                .collect(),
+            is_final: self.is_settled && self.is_measured && self.open.is_empty(),
+            ..Status::default()
+        }
+    }
+
+    fn counters(&mut self, netns: u32) -> &mut StreamCounters {
+        let counters = &mut self.namespaces.entry(netns).or_default().counters;
+        counters.stream = Stream::Connections.into();
+        counters.netns = netns;
+        counters
+    }
+}
+
+impl Namespace {
+    /// Closes the account: what is opened and nowhere is added to `ended`, and given.
+    fn end(&mut self) -> u64 {
+        let counters = &mut self.counters;
+        let rows = counters.unacknowledged + counters.acknowledged + counters.dropped + counters.refused;
+        counters.received = rows.saturating_sub(counters.announced + self.announced_held);
+        counters.closed = counters.received + counters.lost + counters.filtered;
+        let elsewhere = counters.closed
+            + counters.open
+            + counters.untracked
+            + counters.superseded
+            + counters.sampled_out
+            + counters.ended;
+        // Attempts without a SYN, of which the witness does not know, may have followed the last state.
+        counters.opened = counters.opened.max(elsewhere.saturating_sub(counters.seeded));
+        let missing = counters.opened + counters.seeded - elsewhere;
+        counters.ended += missing;
+        missing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::counters::{Counters, Rows};
+
+    const NETNS: u32 = 5;
+
+    fn predecessor(counters: StreamCounters, opens: Option<u64>) -> Predecessor {
+        let mut open = Sequences::default();
+        open.push((4, u64::MAX));
+        let namespace = Namespace {
+            counters,
+            announced_held: 0,
+            opens,
+            at_least: false,
+            is_told: false,
+        };
+        Predecessor {
+            epoch: 7,
+            boot_id: "boot".into(),
+            observed_ns: 1_000,
+            ended_ns: 1_000,
+            is_clean: false,
+            namespaces: BTreeMap::from([(NETNS, namespace)]),
+            open,
+            is_measured: false,
+            is_settled: false,
+        }
+    }
+
+    fn settle(predecessor: &mut Predecessor, rows: u64, held: &[u64]) -> Vec<Gap> {
+        predecessor.settle(&[stored(rows)], held);
+        predecessor.close()
+    }
+
+    fn stored(rows: u64) -> StoredRows {
+        StoredRows {
+            epoch: 7,
+            netns: NETNS,
+            rows,
+            announced: 0,
+        }
+    }
+
+    fn ends(ends: u64) -> RowsByNetns {
+        RowsByNetns::from([(NETNS, Rows { ends, announced: 0 })])
+    }
+
+    /// The equations of the ledger.
+    fn closes(counters: &StreamCounters) -> bool {
+        counters.opened + counters.seeded
+            == counters.closed
+                + counters.open
+                + counters.untracked
+                + counters.superseded
+                + counters.sampled_out
+                + counters.ended
+            && counters.closed == counters.received + counters.lost + counters.filtered
+            && counters.received + counters.announced
+                == counters.unacknowledged + counters.acknowledged + counters.dropped + counters.refused
+    }
+
+    #[test]
+    fn what_was_opened_and_is_nowhere_is_a_gap_once() {
+        let counters = StreamCounters {
+            opened: 100,
+            acknowledged: 60,
+            dropped: 5,
+            lost: 3,
+            ..StreamCounters::default()
+        };
+        let mut predecessor = predecessor(counters, Some(1_000));
+        predecessor.measure("boot", &BTreeMap::from([(NETNS, 1_020)]), 3_000);
+        predecessor.adopt(&ends(10));
+        assert_eq!(
+            predecessor
+                .unsettled(&[5])
+                .iter()
+                .map(|range| (range.first_sequence, range.last_sequence))
+                .collect::<Vec<_>>(),
+            [(4, 4), (6, u64::MAX)]
+        );
+        assert_eq!(predecessor.close(), [], "nothing is known yet");
+        let gaps = settle(&mut predecessor, 7, &[5]);
+        let [gap] = &gaps[..] else { panic!("{gaps:?}") };
+        assert_eq!(
+            (gap.rows, gap.first_ns, gap.last_ns, gap.at_least),
+            (120 - 60 - 5 - 3 - 10 - 7, 1_000, 3_000, false)
+        );
+        assert!(!predecessor.status().is_final);
+        predecessor.is_measured = true;
+        assert!(!predecessor.status().is_final, "the spool holds a batch");
+        assert_eq!(settle(&mut predecessor, 0, &[5]), []);
+        predecessor.ended(5, &ends(10), End::Acknowledged);
+        let status = predecessor.status();
+        assert!(status.is_final && closes(&status.streams[0]), "{status:?}");
+        assert_eq!(status.streams[0].acknowledged, 77);
+    }
+
+    #[test]
+    fn first_records_are_rows_and_no_ends() {
+        let counters = StreamCounters {
+            opened: 90,
+            seeded: 10,
+            acknowledged: 60,
+            announced: 20,
+            ..StreamCounters::default()
+        };
+        let mut predecessor = predecessor(counters, Some(1_000));
+        predecessor.measure("boot", &BTreeMap::from([(NETNS, 1_000)]), 3_000);
+        let held = RowsByNetns::from([(
+            NETNS,
+            Rows {
+                ends: 5,
+                announced: 4,
+            },
+        )]);
+        predecessor.adopt(&held);
+        predecessor.settle(
+            &[StoredRows {
+                announced: 3,
+                ..stored(10)
+            }],
+            &[5],
+        );
+        let gaps = predecessor.close();
+        assert_eq!(gaps[0].rows, 100 - (60 - 20) - 5 - (10 - 3));
+        assert!(closes(&predecessor.status().streams[0]));
+        predecessor.ended(5, &held, End::Dropped);
+        assert_eq!(predecessor.close(), []);
+        let counters = predecessor.status().streams[0];
+        assert!(closes(&counters), "{counters:?}");
+        assert_eq!((counters.announced, counters.dropped), (27, 9));
+    }
+
+    #[test]
+    fn a_batch_that_was_answered_after_the_state_was_written_is_not_missing() {
+        let counters = StreamCounters {
+            opened: 30,
+            acknowledged: 20,
+            ..StreamCounters::default()
+        };
+        // The spool held one more batch then; it is not there any more.
+        let written = Predecessor {
+            open: Sequences::of([5]),
+            is_measured: true,
+            is_settled: true,
+            ..predecessor(counters, Some(1_000))
+        };
+        let next = Counters::speaking_for(vec![written]);
+        let mut starts = next.predecessors();
+        let start = starts.get_mut(&7).expect("the start");
+        assert_eq!(start.close(), [], "the collector was not asked");
+        assert_eq!(settle(start, 10, &[]), []);
+        let status = start.status();
+        assert!(status.is_final && closes(&status.streams[0]), "{status:?}");
+        assert_eq!(status.streams[0].acknowledged, 30);
+    }
+
+    #[test]
+    fn another_start_of_the_machine_leaves_a_lower_bound() {
+        let counters = StreamCounters {
+            opened: 10,
+            acknowledged: 10,
+            ..StreamCounters::default()
+        };
+        let mut predecessor = predecessor(counters, Some(1_000));
+        predecessor.measure("another boot", &BTreeMap::from([(NETNS, 3)]), 3_000);
+        let gaps = settle(&mut predecessor, 0, &[]);
+        assert_eq!(gaps.len(), 1);
+        assert!(gaps[0].at_least && gaps[0].rows == 0);
+        assert_eq!(predecessor.close(), [], "it is said once");
+    }
+
+    #[test]
+    fn a_start_that_stopped_leaves_no_gap_for_what_was_open() {
+        let counters = StreamCounters {
+            opened: 10,
+            open: 4,
+            acknowledged: 6,
+            ..StreamCounters::default()
+        };
+        let mut predecessor = Predecessor {
+            is_clean: true,
+            ..predecessor(counters, Some(1_000))
+        };
+        predecessor.measure("boot", &BTreeMap::from([(NETNS, 9_000)]), 3_000);
+        assert_eq!(settle(&mut predecessor, 0, &[]), []);
+        assert!(closes(&predecessor.status().streams[0]));
+    }
+
+    proptest! {
+        /// Wherever the rows went, whenever the start ended and however often its successors did: the ledger closes,
+        /// and the gaps have what is nowhere else.
+        #[test]
+        fn every_row_is_somewhere(
+            known in prop::array::uniform8(0..1_000_u64), since in 0..1_000_u64, later in 0..500_u64, held in 0..300_u64,
+            restarts in 1..4_usize
+        ) {
+            let [acknowledged, dropped, refused, lost, untracked, filtered, sampled_out, on_its_way] = known;
+            let counters = StreamCounters {
+                opened: known.iter().sum(),
+                acknowledged, dropped, refused, lost, untracked, filtered, sampled_out,
+                ..StreamCounters::default()
+            };
+            let mut predecessor = predecessor(counters, Some(50));
+            // Of what was on its way and came since, some is in the store, some in the spool, the rest is gone.
+            let all = on_its_way + since;
+            let held = held.min(all);
+            let in_store = later.min(all - held);
+            predecessor.measure("boot", &BTreeMap::from([(NETNS, 50 + since / 2)]), 2_000);
+            predecessor.measure("boot", &BTreeMap::from([(NETNS, 50 + since)]), 3_000);
+            predecessor.adopt(&ends(held));
+            let mut missing = settle(&mut predecessor, in_store, &[9]);
+            for _ in 1..restarts {
+                missing.extend(settle(&mut predecessor, 0, &[9]));
+            }
+            // The baseline of the start after it turned out to be a little higher.
+            predecessor.measure("boot", &BTreeMap::from([(NETNS, 53 + since)]), 3_000);
+            missing.extend(predecessor.close());
+            predecessor.ended(9, &ends(held), End::Acknowledged);
+            missing.extend(settle(&mut predecessor, 0, &[]));
+            let rows: u64 = missing.iter().map(|gap| gap.rows).sum();
+            prop_assert_eq!(rows, all - held - in_store + 3);
+            predecessor.is_measured = true;
+            let status = predecessor.status();
+            prop_assert!(status.is_final && closes(&status.streams[0]));
+            prop_assert_eq!(status.streams[0].acknowledged, acknowledged + held + in_store);
+            prop_assert_eq!(status.streams[0].ended, rows);
+        }
+    }
+}

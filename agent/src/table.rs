@@ -1,0 +1,174 @@
+//! The kernel's table of open connections: its notices mapped into the agent, so that a look costs no system call and the
+//! programs never notice, and its records, which are read one by one where a notice says so. Connections that live longer
+//! than a moment are announced from here; those that end before are announced by their end.
+
+use std::{
+    io,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use aya::maps::{Array, MapData};
+use holdfast_agent_ebpf::{
+    event::{ConnectionRecord, flag, notice, role, state, step_offset_ns, step_state},
+    limits::PATH_STEPS,
+};
+
+use crate::mapping::Mapping;
+
+/// A record as aya wants it: plain integers.
+type RecordWords = [u64; size_of::<ConnectionRecord>() / 8];
+
+/// How long a connection that was not wanted is not asked for again: what is wanted may change.
+const NOT_WANTED: Duration = Duration::from_secs(5);
+
+/// The notices of the table and its records.
+pub struct Table {
+    notices: Mapping,
+    records: Array<MapData, RecordWords>,
+    /// The notices of connections that were not wanted lately, by their places, and since when.
+    unwanted: Mutex<(Vec<u64>, Instant)>,
+}
+
+impl Table {
+    /// Maps the notices of `places` connections.
+    ///
+    /// # Errors
+    /// If the kernel does not map them: the map is smaller, or not mappable.
+    pub fn map(notices: &MapData, records: Array<MapData, RecordWords>, places: u32) -> io::Result<Self> {
+        Ok(Self {
+            notices: Mapping::new(notices, places as usize)?,
+            records,
+            unwanted: Mutex::new((Vec::new(), Instant::now())),
+        })
+    }
+
+    /// Hands over the first record of each connection whose handshake ended before `until_ns` (nanoseconds of the boot
+    /// clock) and that nobody has announced, and takes the announcement: its end will know of it.
+    ///
+    /// `until_ns` lies at least some microseconds back: by then what the hook wrote is visible on every machine. One that is
+    /// not `wanted` keeps its announcement.
+    pub fn announce(
+        &self,
+        until_ns: u64,
+        wanted: impl Fn(&ConnectionRecord) -> bool,
+        mut first: impl FnMut(&ConnectionRecord),
+    ) {
+        let mut unwanted = self.unwanted.lock().unwrap_or_else(PoisonError::into_inner);
+        if unwanted.1.elapsed() > NOT_WANTED {
+            *unwanted = (Vec::new(), Instant::now());
+        }
+        for (place, told) in self.told() {
+            if !notice::is_unannounced(told)
+                || notice::opened_ns(told) >= until_ns
+                || unwanted.0.get(place) == Some(&told)
+            {
+                continue;
+            }
+            let Some(record) = self.first(place, told, until_ns) else {
+                continue;
+            };
+            if !wanted(&record) {
+                unwanted.0.resize(self.notices.words().len(), 0);
+                unwanted.0[place] = told;
+            } else if self.take(place, told) {
+                first(&record);
+            }
+        }
+    }
+
+    /// Hands over each attempt that began before `until_ns` (nanoseconds of the boot clock) and waits for its answer.
+    pub fn pending(&self, until_ns: u64, mut each: impl FnMut(&ConnectionRecord)) {
+        for (place, told) in self.told() {
+            if !notice::is_unannounced(told)
+                && notice::opened_ns(told) < until_ns
+                && let Some(record) = self.record(place, told)
+                && record.role == role::ACTIVE
+                && record.steps().len() == 1
+                && record.steps().first().map(|&step| step_state(step)) == Some(state::SYN_SENT)
+            {
+                each(&ConnectionRecord {
+                    flags: record.flags & flag::SEEDED,
+                    ..without_volumes(record)
+                });
+            }
+        }
+    }
+
+    /// The places that have a notice, and it.
+    fn told(&self) -> impl Iterator<Item = (usize, u64)> {
+        let notices = self.notices.words().iter().enumerate();
+        notices
+            .map(|(place, notice)| (place, notice.load(Ordering::Acquire)))
+            .filter(|(_, notice)| *notice != 0)
+    }
+
+    fn notice(&self, place: usize) -> &AtomicU64 {
+        &self.notices.words()[place]
+    }
+
+    /// The record that a notice is about, if the hook did not write to it meanwhile; one that it did is looked at again the
+    /// next time.
+    fn record(&self, place: usize, told: u64) -> Option<ConnectionRecord> {
+        let read = || {
+            let words = self.records.get(&(place as u32), 0).ok()?;
+            let mut bytes = [0; size_of::<ConnectionRecord>()];
+            for (bytes, word) in bytes.chunks_exact_mut(8).zip(words) {
+                bytes.copy_from_slice(&word.to_ne_bytes());
+            }
+            ConnectionRecord::from_bytes(&bytes)
+        };
+        // The hook adds to the path before anything else: the same twice means that it wrote nothing between.
+        let record = read().filter(|record| record.opened_ns == notice::opened_ns(told))?;
+        (read()? == record).then_some(record)
+    }
+
+    /// The first record of a connection, if its handshake ended before.
+    fn first(&self, place: usize, told: u64, until_ns: u64) -> Option<ConnectionRecord> {
+        let record = first_record(self.record(place, told)?)?;
+        let decided_ns = record.opened_ns + record.steps().last().map_or(0, |&step| step_offset_ns(step));
+        (decided_ns < until_ns).then_some(record)
+    }
+
+    /// Takes an announcement. It fails if the connection ended meanwhile: then its end is its first record too.
+    fn take(&self, place: usize, told: u64) -> bool {
+        self.notice(place)
+            .compare_exchange(told, 0, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+}
+
+/// What was known when the handshake ended: the path up to there, and nothing that is only written at the end.
+fn first_record(record: ConnectionRecord) -> Option<ConnectionRecord> {
+    let established = record
+        .steps()
+        .iter()
+        .position(|&step| step_state(step) == state::ESTABLISHED)?;
+    let mut path = [0; PATH_STEPS];
+    path[..=established].copy_from_slice(&record.path[..=established]);
+    Some(ConnectionRecord {
+        path,
+        path_len: established as u8 + 1,
+        flags: flag::FIRST | flag::ESTABLISHED | record.flags & flag::SEEDED,
+        retransmits: record.syn_retransmits.into(),
+        ..without_volumes(record)
+    })
+}
+
+/// Without what is written at the end only, and meanwhile belongs to whoever had the place before.
+fn without_volumes(record: ConnectionRecord) -> ConnectionRecord {
+    ConnectionRecord {
+        bytes_sent: 0,
+        bytes_retransmitted: 0,
+        bytes_received: 0,
+        segments_sent: 0,
+        segments_received: 0,
+        retransmits: 0,
+        srtt_us: 0,
+        error: 0,
+        ..record
+    }
+}

@@ -1,0 +1,245 @@
+//! The load generator against real listeners on loopback. Needs no privileges.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, atomic::Ordering},
+    thread,
+    time::Duration,
+};
+
+use holdfast_agent::load::{
+    outcome::{Loss, Outcome},
+    plan::{Arrivals, Close, Payload, Plan, Stage},
+    run::{Caps, End, Report, generate, prepare},
+    tally::Tally,
+    worker::{Shared, monotonic_ns},
+};
+
+/// Longer than a busy machine takes for anything here.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A listener whose connections are each given to `serve`, for as long as the test's process lasts.
+fn server(mut serve: impl FnMut(TcpStream) + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let address = listener.local_addr().expect("its address");
+    thread::spawn(move || listener.incoming().flatten().for_each(&mut serve));
+    address
+}
+
+/// One that keeps what it accepts.
+fn keeper() -> SocketAddr {
+    let mut kept = Vec::new();
+    server(move |stream| kept.push(stream))
+}
+
+fn echo(mut stream: TcpStream) {
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(bytes @ 1..) = stream.read(&mut buffer) {
+            if stream.write_all(&buffer[..bytes]).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+fn count(target: SocketAddr, connections: u64) -> Plan {
+    Plan {
+        targets: vec![target],
+        arrivals: Arrivals::Count {
+            connections,
+            pause: Duration::from_micros(100),
+        },
+        first: 0,
+        step: 1,
+        hold: Duration::ZERO,
+        timeout: PATIENCE,
+        payload: None,
+        close: Close::Reset,
+        sources: vec![],
+    }
+}
+
+const UNBOUNDED: Caps = Caps {
+    bytes: u64::MAX,
+    cpus: f64::MAX,
+    duration: Duration::MAX,
+};
+
+/// Everything that a run counted, and its last report.
+fn run(plan: Plan, caps: Caps, mut at_report: impl FnMut(&Report, &Shared)) -> (Tally, Report) {
+    let prepared = prepare(plan.check().expect("a plan that makes sense")).expect("the machine can make it");
+    let shared = Arc::new(Shared::default());
+    let (mut sum, mut last) = (Tally::default(), None);
+    generate(
+        &prepared,
+        caps,
+        monotonic_ns(),
+        Duration::from_millis(200),
+        &shared,
+        |report| {
+            at_report(&report, &shared);
+            sum.add(&report.tally);
+            last = Some(report);
+        },
+    )
+    .expect("threads");
+    let last = last.expect("a last report");
+    assert!(last.end.is_some(), "the last report has an end");
+    assert_eq!(last.open, 0, "nothing is left open");
+    assert_eq!(sum.started, sum.decided(), "every attempt was decided");
+    (sum, last)
+}
+
+#[test]
+fn a_count_is_established_held_at_once_and_closed() {
+    let (tally, last) = run(count(keeper(), 150), UNBOUNDED, |_, _| {});
+    assert_eq!(last.end, Some(End::Finished));
+    assert_eq!(tally.count(Outcome::Established), 150);
+    assert_eq!((tally.errors(), tally.closed, last.most_open), (0, 150, 150));
+    assert_eq!((tally.connect.len(), tally.network.len()), (150, 150));
+    assert!(tally.network.value_at_quantile(0.5) <= tally.connect.max());
+}
+
+#[test]
+fn a_closed_port_refuses() {
+    let address = TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a port that nobody listens on");
+    let (tally, _) = run(count(address, 20), UNBOUNDED, |_, _| {});
+    assert_eq!(tally.count(Outcome::Refused), 20);
+    assert_eq!((tally.error.len(), tally.connect.len()), (20, 0));
+}
+
+#[test]
+fn a_queue_that_nobody_empties_times_out() {
+    let listener = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::STREAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )
+    .expect("a socket");
+    let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+    rustix::net::bind(&listener, &any).expect("bound");
+    rustix::net::listen(&listener, 2).expect("listening");
+    let address = rustix::net::getsockname(&listener).expect("its address");
+    let address = SocketAddr::try_from(address).expect("an IP address");
+    let mut plan = count(address, 10);
+    plan.timeout = Duration::from_millis(600);
+    let (tally, _) = run(plan, UNBOUNDED, |_, _| {});
+    // A backlog of 2 holds three.
+    assert_eq!(tally.count(Outcome::Established), 3);
+    assert_eq!(tally.count(Outcome::TimedOut), 7);
+    assert!(tally.error.min() >= 599_000_000, "{}", tally.error.min());
+}
+
+#[test]
+fn a_peer_that_closes_or_resets_is_seen_while_connections_are_held() {
+    for (is_reset, loss) in [(false, Loss::ClosedByPeer), (true, Loss::ResetByPeer)] {
+        let address = server(move |stream| {
+            if is_reset {
+                rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).expect("set");
+            }
+        });
+        let mut plan = count(address, 10);
+        plan.hold = PATIENCE;
+        let (tally, last) = run(plan, UNBOUNDED, |_, _| {});
+        assert_eq!(tally.losses[loss as usize], 10, "{loss:?}: {:?}", tally.losses);
+        assert_eq!((tally.lost_at.len(), tally.closed), (10, 0));
+        // Nothing is left to hold.
+        assert!(last.elapsed < PATIENCE);
+    }
+}
+
+#[test]
+fn what_is_sent_comes_back_as_often_as_was_asked() {
+    let mut plan = count(server(echo), 8);
+    plan.payload = Some(Payload {
+        bytes: 9_000,
+        rounds: 5,
+    });
+    let (tally, _) = run(plan, UNBOUNDED, |_, _| {});
+    assert_eq!(tally.exchange.len(), 40);
+    assert_eq!((tally.bytes_sent, tally.bytes_received), (360_000, 360_000));
+}
+
+#[test]
+fn an_answer_that_does_not_come_is_a_loss_and_not_a_wait() {
+    let mut plan = count(keeper(), 3);
+    plan.payload = Some(Payload { bytes: 10, rounds: 1 });
+    plan.timeout = Duration::from_millis(300);
+    let (tally, _) = run(plan, UNBOUNDED, |_, _| {});
+    assert_eq!(tally.losses[Loss::TimedOut as usize], 3);
+}
+
+#[test]
+fn a_rate_makes_all_its_attempts_however_late_it_is() {
+    let mut plan = count(keeper(), 1);
+    plan.arrivals = Arrivals::Stages(vec![Stage {
+        from_per_second: 100.0,
+        to_per_second: 900.0,
+        duration: Duration::from_secs(1),
+    }]);
+    for close in [Close::Reset, Close::Finish] {
+        plan.close = close;
+        let (tally, _) = run(plan.clone(), UNBOUNDED, |_, _| {});
+        assert_eq!((tally.started, tally.closed), (500, 500));
+        assert_eq!(tally.lateness.len(), 500);
+    }
+}
+
+#[test]
+fn two_parts_of_a_run_make_the_whole() {
+    let address = keeper();
+    let part = |first| {
+        let mut plan = count(address, 25);
+        (plan.first, plan.step) = (first, 2);
+        run(plan, UNBOUNDED, |_, _| {}).0.started
+    };
+    assert_eq!((part(0), part(1)), (13, 12));
+}
+
+#[test]
+fn a_closed_loop_keeps_so_many_at_once_and_no_more() {
+    let mut plan = count(keeper(), 1);
+    plan.arrivals = Arrivals::Closed {
+        concurrency: 3,
+        duration: Duration::from_millis(500),
+    };
+    plan.hold = Duration::from_millis(1);
+    let (tally, last) = run(plan, UNBOUNDED, |_, _| {});
+    assert!(tally.started > 3, "{}", tally.started);
+    assert_eq!(last.most_open, 3);
+}
+
+#[test]
+fn a_run_that_is_stopped_ends_with_what_it_has() {
+    let mut plan = count(keeper(), 10);
+    plan.hold = Duration::from_secs(3600);
+    let (tally, last) = run(plan, UNBOUNDED, |_, shared| {
+        shared.stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(last.end, Some(End::Stopped));
+    assert_eq!(tally.closed, tally.count(Outcome::Established));
+    assert!(last.elapsed < PATIENCE);
+}
+
+#[test]
+fn a_cap_that_is_reached_stops_the_run_and_names_its_setting() {
+    let mut plan = count(server(echo), 2);
+    plan.payload = Some(Payload {
+        bytes: 60_000,
+        rounds: 1_000_000,
+    });
+    let caps = Caps {
+        bytes: 1_000_000,
+        ..UNBOUNDED
+    };
+    let (_, last) = run(plan, caps, |_, _| {});
+    match last.end {
+        Some(End::Capped(reason)) => assert!(reason.contains("--load-bytes"), "{reason}"),
+        end => panic!("{end:?}"),
+    }
+}

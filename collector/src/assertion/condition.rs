@@ -1,0 +1,481 @@
+//! One line of `expect:`, such as `connect.p99 < 20ms`: a signal, a comparison and a limit in the signal's unit.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::problem::instead;
+use super::signal::{Chosen, Measure, Unit, names};
+use crate::filter::Operator;
+
+/// A condition that can be judged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Condition {
+    pub signal: Chosen,
+    /// Of `syscall(read, write)`: which ones. Empty: all.
+    pub syscalls: Vec<String>,
+    pub operator: Operator,
+    pub limit: Limit,
+}
+
+/// A limit in its unit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Limit {
+    Microseconds(u64),
+    /// Of one: 0.001 is 0.1 %.
+    Ratio(f64),
+    Count(u64),
+    PerSecond(f64),
+    Bytes(u64),
+    Truth(bool),
+}
+
+/// Why a text is no condition: at which of its characters, counted from zero.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub character: usize,
+    pub message: String,
+}
+
+fn fault<T>(character: usize, message: impl Into<String>) -> Result<T, Fault> {
+    Err(Fault {
+        character,
+        message: message.into(),
+    })
+}
+
+const OPERATORS: [(&str, Operator); 8] = [
+    // Longer ones first.
+    ("<=", Operator::LessOrEqual),
+    (">=", Operator::GreaterOrEqual),
+    ("!=", Operator::NotEqual),
+    ("<>", Operator::NotEqual),
+    ("==", Operator::Equal),
+    ("<", Operator::Less),
+    (">", Operator::Greater),
+    ("=", Operator::Equal),
+];
+
+impl Condition {
+    pub fn parse(text: &str) -> Result<Self, Fault> {
+        let Some((at, &(sign, operator))) = first_operator(text) else {
+            return fault(
+                text.chars().count(),
+                "expected a comparison such as `connect.p99 < 20ms`",
+            );
+        };
+        let (name, syscalls) = named(text[..at].trim_end())?;
+        let Some(signal) = Chosen::named(&name) else {
+            let all: Vec<_> = names().collect();
+            let message = format!(
+                "there is no signal `{name}`, {}",
+                instead(&name, all.iter().map(String::as_str))
+            );
+            return fault(0, message);
+        };
+        if !syscalls.is_empty() && !name.starts_with("syscall.") {
+            return fault(
+                0,
+                format!("only `syscall` takes names in brackets, `{name}` does not"),
+            );
+        }
+        let at = at + sign.len();
+        let typed = text[at..].trim();
+        let character = text[..at].chars().count() + leading_blanks(&text[at..]);
+        let limit = limit(typed, signal).map_err(|message| Fault { character, message })?;
+        let is_exact = matches!(operator, Operator::Equal | Operator::NotEqual);
+        let has_no_equal = matches!(signal.signal.unit, Unit::Time | Unit::Rate);
+        if is_exact && has_no_equal {
+            return fault(
+                text[..at - sign.len()].chars().count(),
+                format!("`{signal}` is never exactly something: use <, <=, > or >="),
+            );
+        }
+        if !is_exact && signal.signal.unit == Unit::Truth {
+            return fault(
+                text[..at - sign.len()].chars().count(),
+                format!("`{signal}` is true or false: use ="),
+            );
+        }
+        Ok(Self {
+            signal,
+            syscalls,
+            operator,
+            limit,
+        })
+    }
+
+    /// Whether a value passes. Quantiles are not judged by their value but by counting: see [`Self::counts_from_us`].
+    pub fn admits(&self, value: f64) -> bool {
+        let limit = self.limit.value();
+        match self.operator {
+            Operator::Equal => value == limit,
+            Operator::NotEqual => value != limit,
+            Operator::Less => value < limit,
+            Operator::LessOrEqual => value <= limit,
+            Operator::Greater => value > limit,
+            Operator::GreaterOrEqual => value >= limit,
+        }
+    }
+
+    /// Of a quantile: from which time on (microseconds) its values are counted. `p99 < T` says that at most 1 % of the
+    /// values are T or more; `p99 <= T` that at most 1 % are more than T, and values are whole.
+    pub fn counts_from_us(&self) -> Option<u64> {
+        let (Measure::Quantiles(_), Limit::Microseconds(limit)) = (self.signal.signal.measure, self.limit)
+        else {
+            return None;
+        };
+        match self.operator {
+            Operator::Less | Operator::GreaterOrEqual => Some(limit),
+            _ => Some(limit.saturating_add(1)),
+        }
+    }
+}
+
+impl Limit {
+    /// As a number in the signal's unit.
+    pub fn value(self) -> f64 {
+        match self {
+            Self::Microseconds(number) | Self::Count(number) | Self::Bytes(number) => number as f64,
+            Self::Ratio(number) | Self::PerSecond(number) => number,
+            Self::Truth(truth) => f64::from(u8::from(truth)),
+        }
+    }
+}
+
+fn first_operator(text: &str) -> Option<(usize, &'static (&'static str, Operator))> {
+    text.char_indices().find_map(|(at, _)| {
+        let found = OPERATORS.iter().find(|(sign, _)| text[at..].starts_with(sign))?;
+        Some((at, found))
+    })
+}
+
+fn leading_blanks(text: &str) -> usize {
+    text.chars().take_while(|c| c.is_whitespace()).count()
+}
+
+/// `syscall(read, write).count` is `syscall.count` of these two.
+fn named(text: &str) -> Result<(String, Vec<String>), Fault> {
+    let Some((name, rest)) = text.split_once('(') else {
+        return Ok((text.to_owned(), Vec::new()));
+    };
+    let Some((arguments, rest)) = rest.split_once(')') else {
+        return fault(name.chars().count(), "this bracket is not closed");
+    };
+    let mut syscalls = Vec::new();
+    let mut character = name.chars().count() + 1;
+    for argument in arguments.split(',') {
+        let typed = argument.trim();
+        if !syscall_names().any(|known| known == typed) {
+            let known: Vec<_> = syscall_names().collect();
+            let message = match instead(typed, known.into_iter()) {
+                hint if hint.starts_with("did you mean") => format!("there is no syscall `{typed}`, {hint}"),
+                _ => format!("there is no syscall `{typed}`"),
+            };
+            return fault(character + leading_blanks(argument), message);
+        }
+        syscalls.push(typed.to_owned());
+        character += argument.chars().count() + 1;
+    }
+    Ok((format!("{}{rest}", name.trim()), syscalls))
+}
+
+/// Of this architecture, and of none of our own.
+fn syscall_names() -> impl Iterator<Item = &'static str> {
+    syscalls::Sysno::iter().map(|number| number.name())
+}
+
+/// `0.1%`, `20ms`, `10MB`, `100/s`, `3`, `true`: what the signal is counted in.
+fn limit(typed: &str, signal: Chosen) -> Result<Limit, String> {
+    let unit = signal.signal.unit;
+    let wrong = |kind: &str| {
+        if typed.is_empty() {
+            format!("expected {kind} such as {}, got the end", unit.example())
+        } else {
+            format!(
+                "`{signal}` is {kind}, such as {}; `{typed}` is none",
+                unit.example()
+            )
+        }
+    };
+    match unit {
+        Unit::Time => duration(typed)
+            .and_then(|time| u64::try_from(time.as_micros()).ok())
+            .map(Limit::Microseconds)
+            .ok_or_else(|| wrong("a time with its unit")),
+        Unit::Ratio => {
+            let share = typed
+                .strip_suffix('%')
+                .and_then(|number| decimal(number.trim_end()));
+            let share = share.ok_or_else(|| wrong("a share in percent"))? / 100.0;
+            if share > 1.0 && !matches!(signal.signal.measure, Measure::Fullest) {
+                return Err(format!("`{signal}` is never more than 100%"));
+            }
+            Ok(Limit::Ratio(share))
+        }
+        Unit::Count => whole(typed)
+            .map(Limit::Count)
+            .ok_or_else(|| wrong("a whole number")),
+        Unit::Rate => typed
+            .strip_suffix("/s")
+            .and_then(|number| decimal(number.trim_end()))
+            .map(Limit::PerSecond)
+            .ok_or_else(|| wrong("a number for each second")),
+        Unit::Bytes => bytes(typed)
+            .map(Limit::Bytes)
+            .ok_or_else(|| wrong("a size with its unit")),
+        Unit::Truth => match typed {
+            "true" => Ok(Limit::Truth(true)),
+            "false" => Ok(Limit::Truth(false)),
+            _ => Err(wrong("true or false")),
+        },
+    }
+}
+
+/// `90s`, `1.5h`, `500ms`; never without a unit, never below a microsecond.
+pub fn duration(text: &str) -> Option<Duration> {
+    /// Names and nanoseconds.
+    const UNITS: [(&str, u64); 6] = [
+        ("us", 1_000),
+        ("ms", 1_000_000),
+        ("s", 1_000_000_000),
+        ("m", 60_000_000_000),
+        ("h", 3_600_000_000_000),
+        ("d", 86_400_000_000_000),
+    ];
+    let (number, unit) = split_unit(text);
+    let (_, ns) = UNITS.iter().find(|(name, _)| *name == unit)?;
+    let ns = decimal(number)? * *ns as f64;
+    // A year and more is a slip of the keyboard.
+    (ns <= 366.0 * 86_400e9).then(|| Duration::from_nanos(ns.round() as u64 / 1_000 * 1_000))
+}
+
+fn bytes(text: &str) -> Option<u64> {
+    const UNITS: [(&str, u64); 9] = [
+        ("B", 1),
+        ("kB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+    ];
+    let (number, unit) = split_unit(text);
+    let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit)?;
+    Some((decimal(number)? * *factor as f64).round() as u64)
+}
+
+fn split_unit(text: &str) -> (&str, &str) {
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.' && c != '_')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    (number, unit.trim_start())
+}
+
+/// No sign, no exponent, no infinity.
+fn decimal(text: &str) -> Option<f64> {
+    let plain = text.replace('_', "");
+    let is_plain = plain.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+        && plain.starts_with(|c: char| c.is_ascii_digit())
+        && plain.ends_with(|c: char| c.is_ascii_digit());
+    if is_plain { plain.parse().ok() } else { None }
+}
+
+fn whole(text: &str) -> Option<u64> {
+    let plain = text.replace('_', "");
+    if !plain.is_empty() && plain.bytes().all(|byte| byte.is_ascii_digit()) {
+        plain.parse().ok()
+    } else {
+        None
+    }
+}
+
+/// A length of time as it is written here: the largest unit that leaves no rest.
+pub fn duration_text(time: Duration) -> String {
+    let us = time.as_micros();
+    for (unit, factor) in [
+        ("d", 86_400_000_000),
+        ("h", 3_600_000_000),
+        ("m", 60_000_000),
+        ("s", 1_000_000),
+        ("ms", 1_000),
+    ] {
+        if us != 0 && us.is_multiple_of(factor) {
+            return format!("{}{unit}", us / factor);
+        }
+    }
+    if us == 0 {
+        "0s".to_owned()
+    } else {
+        format!("{us}us")
+    }
+}
+
+/// A value in a signal's unit, as people read it.
+pub fn value_text(unit: Unit, value: f64) -> String {
+    match unit {
+        Unit::Time => match value {
+            us if us < 1_000.0 => format!("{us:.0}us"),
+            us if us < 1_000_000.0 => format!("{}ms", short(us / 1e3)),
+            us if us < 120_000_000.0 => format!("{}s", short(us / 1e6)),
+            us => format!("{}m", short(us / 60e6)),
+        },
+        Unit::Ratio => format!("{}%", short(value * 100.0)),
+        Unit::Count => format!("{value:.0}"),
+        Unit::Rate => format!("{}/s", short(value)),
+        Unit::Bytes => match value {
+            bytes if bytes < 1e3 => format!("{bytes:.0}B"),
+            bytes if bytes < 1e6 => format!("{}kB", short(bytes / 1e3)),
+            bytes if bytes < 1e9 => format!("{}MB", short(bytes / 1e6)),
+            bytes => format!("{}GB", short(bytes / 1e9)),
+        },
+        Unit::Truth => (value != 0.0).to_string(),
+    }
+}
+
+/// Three digits, without zeros at the end.
+fn short(value: f64) -> String {
+    let decimals = match value {
+        value if value >= 100.0 => 0,
+        value if value >= 10.0 => 1,
+        value if value >= 1.0 => 2,
+        _ => 3,
+    };
+    let text = format!("{value:.decimals$}");
+    if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    } else {
+        text
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.signal.to_string();
+        let name = if self.syscalls.is_empty() {
+            name
+        } else {
+            name.replacen("syscall", &format!("syscall({})", self.syscalls.join(", ")), 1)
+        };
+        let sign = match self.operator {
+            Operator::Equal => "=",
+            Operator::NotEqual => "!=",
+            Operator::Less => "<",
+            Operator::LessOrEqual => "<=",
+            Operator::Greater => ">",
+            Operator::GreaterOrEqual => ">=",
+        };
+        let limit = match self.limit {
+            Limit::Microseconds(us) => duration_text(Duration::from_micros(us)),
+            limit => value_text(self.signal.signal.unit, limit.value()),
+        };
+        write!(f, "{name} {sign} {limit}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_is_read_and_written_alike() {
+        for text in [
+            "connect.p99 < 20ms",
+            "connect.p99.9 <= 1500us",
+            "connect.refused_ratio < 0.1%",
+            "connect.count >= 100",
+            "connect.rate > 0.5/s",
+            "connections.bytes_sent < 10MB",
+            "syscall(read, write).error_ratio < 1%",
+            "node.up = true",
+            "listener.drops = 0",
+        ] {
+            assert_eq!(Condition::parse(text).expect(text).to_string(), text);
+        }
+        assert_eq!(
+            Condition::parse("connect.p99<0.02s").map(|condition| condition.to_string()),
+            Ok("connect.p99 < 20ms".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_fault_says_what_was_expected() {
+        for (text, character, message) in [
+            (
+                "connect.p99",
+                11,
+                "expected a comparison such as `connect.p99 < 20ms`",
+            ),
+            (
+                "connect.p98 < 1ms",
+                0,
+                "there is no signal `connect.p98`, did you mean connect.p90?",
+            ),
+            (
+                "connect.p99 < 20",
+                14,
+                "`connect.p99` is a time with its unit, such as 20ms; `20` is none",
+            ),
+            (
+                "connect.p99 <",
+                13,
+                "expected a time with its unit such as 20ms, got the end",
+            ),
+            (
+                "connect.p99 = 1ms",
+                12,
+                "`connect.p99` is never exactly something: use <, <=, > or >=",
+            ),
+            (
+                "connect.refused_ratio < 0.001",
+                24,
+                "`connect.refused_ratio` is a share in percent, such as 0.1%; `0.001` is none",
+            ),
+            (
+                "connect.refused_ratio < 101%",
+                24,
+                "`connect.refused_ratio` is never more than 100%",
+            ),
+            (
+                "connect.count < -1",
+                16,
+                "`connect.count` is a whole number, such as 0; `-1` is none",
+            ),
+            (
+                "connect.rate < 5",
+                15,
+                "`connect.rate` is a number for each second, such as 100/s; `5` is none",
+            ),
+            (
+                "syscall(raed).count < 1",
+                8,
+                "there is no syscall `raed`, did you mean read?",
+            ),
+            (
+                "connect(read).count < 1",
+                0,
+                "only `syscall` takes names in brackets, `connect.count` does not",
+            ),
+            ("node.up < true", 8, "`node.up` is true or false: use ="),
+        ] {
+            let fault = Condition::parse(text).expect_err(text);
+            assert_eq!(
+                (fault.character, fault.message.as_str()),
+                (character, message),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn quantiles_are_judged_by_counting() {
+        let from = |text| Condition::parse(text).expect(text).counts_from_us();
+        assert_eq!(from("connect.p99 < 20ms"), Some(20_000));
+        assert_eq!(from("connect.p99 >= 20ms"), Some(20_000));
+        assert_eq!(from("connect.p99 <= 20ms"), Some(20_001));
+        assert_eq!(from("connect.p99 > 20ms"), Some(20_001));
+        assert_eq!(from("connect.max < 20ms"), None);
+    }
+}

@@ -1,0 +1,352 @@
+use super::*;
+use crate::assertion::coverage::Report;
+use crate::assertion::document::Source;
+use crate::assertion::plan::{Schedule, schedules};
+use crate::assertion::{Set, parse};
+use crate::store::buckets::bucket;
+use crate::store::evidence::columns;
+
+const SECOND: i64 = 1_000_000_000;
+const T: i64 = 1_000_000 * SECOND;
+const WINDOW: Window = Window {
+    from_ns: T,
+    to_ns: T + 60 * SECOND,
+};
+
+/// `web-1`, `web-2` and `db-1`, which everything up to the window's end was heard of; of those in `silent` nothing for a
+/// while.
+struct World {
+    set: Set,
+    schedule: Schedule,
+    roster: Roster,
+    addresses: Addresses,
+    coverage: Coverage,
+    now_ns: i64,
+}
+
+impl World {
+    fn new(assertion: &str, silent: &[&str]) -> Self {
+        let text = format!(
+            "groups: {{ web: role = web, db: role = db }}\nassertions:\n  - {{ name: a, over: 1m, {assertion} }}\n"
+        );
+        let set = parse::set(
+            &[Source {
+                file: "a",
+                text: &text,
+            }],
+            columns,
+        )
+        .unwrap_or_else(|problems| panic!("{problems:?}"));
+        let names = [("web-1", "web", 1), ("web-2", "web", 2), ("db-1", "db", 3)];
+        let nodes = names.map(|(name, role, at)| Node {
+            labelled: Labelled {
+                node: name.to_owned(),
+                labels: BTreeMap::from([("role".to_owned(), role.to_owned())]),
+            },
+            addresses: vec![address(at)],
+        });
+        let roster = Roster { nodes: nodes.into() };
+        let mut coverage = Coverage::default();
+        for (name, ..) in names {
+            let until = if silent.contains(&name) { 30 } else { 62 };
+            for at in -10..=until {
+                let at_ns = T + at * SECOND;
+                coverage.hear(&Report {
+                    node: name.to_owned(),
+                    agent_epoch: 1,
+                    observed_ns: at_ns,
+                    received_ns: at_ns,
+                    records_ns: at_ns - SECOND,
+                    attempts_ns: at_ns - SECOND,
+                    ..Report::default()
+                });
+            }
+        }
+        Self {
+            schedule: schedules(&set).remove(0),
+            set,
+            addresses: Addresses::of(&roster),
+            roster,
+            coverage,
+            now_ns: T + 62 * SECOND,
+        }
+    }
+
+    fn judge(&self, rows: &[LabelledRows]) -> Vec<Judgement> {
+        let moment = Moment {
+            window: WINDOW,
+            now_ns: self.now_ns,
+            groups: &self.set.groups,
+            roster: &self.roster,
+            addresses: &self.addresses,
+            coverage: &self.coverage,
+        };
+        let assertion = &self.set.assertions[0];
+        let observers = Observers::of(assertion, &moment);
+        let answers: Vec<_> = self.schedule.classes.iter().map(|_| Ok(rows.to_vec())).collect();
+        judge(
+            assertion,
+            &self.schedule.assertions[0],
+            &moment,
+            &observers,
+            &answers,
+            &BTreeSet::new(),
+        )
+    }
+
+    /// Each key with what it came to, and why.
+    fn said(&self, rows: &[LabelledRows]) -> Vec<String> {
+        self.judge(rows)
+            .iter()
+            .map(|judgement| {
+                let cause = judgement
+                    .cause
+                    .as_ref()
+                    .map(|cause| format!(": {cause}"))
+                    .unwrap_or_default();
+                format!("{} {:?}{cause}", judgement.key.join(","), judgement.outcome)
+                    .trim()
+                    .to_owned()
+            })
+            .collect()
+    }
+}
+
+fn address(last: u8) -> Ipv6Addr {
+    std::net::Ipv4Addr::new(10, 0, 0, last).to_ipv6_mapped()
+}
+
+/// Attempts of a node to db-1, of which some took longer than the class' bounds reached.
+fn attempts(node: &str, established: &[(u64, u8, u64)], refused: u64) -> LabelledRows {
+    let mut sums = [0; SUMS];
+    let counted: u64 = established.iter().map(|(.., count)| count).sum();
+    sums[Sum::Rows as usize] = counted + refused;
+    sums[Sum::Established as usize] = counted;
+    sums[Sum::Refused as usize] = refused;
+    sums[Sum::Failed as usize] = refused;
+    LabelledRows {
+        node: node.to_owned(),
+        remote: Some(address(3)),
+        port: 5432,
+        service: String::new(),
+        comm: String::new(),
+        passes: 0,
+        sums,
+        largest: established.iter().map(|(us, ..)| *us).max().unwrap_or(0),
+        fullest: 0.0,
+        histogram: established
+            .iter()
+            .map(|(us, reached, count)| (bucket(*us), *reached, *count))
+            .collect(),
+    }
+}
+
+#[test]
+fn a_quantile_is_judged_exactly_by_counting() {
+    let world = World::new("from: web, to: 'db:5432', expect: connect.p99 < 20ms", &[]);
+    assert_eq!(
+        world.said(&[attempts("web-1", &[(5_000, 0, 99), (20_000, 1, 1)], 0)]),
+        ["Passed"]
+    );
+    assert_eq!(
+        world.said(&[attempts("web-1", &[(5_000, 0, 98), (20_000, 1, 1)], 0)]),
+        ["Failed"]
+    );
+    // Of the same bucket, on either side of the limit.
+    assert_eq!(
+        world.said(&[attempts("web-1", &[(19_999, 0, 100)], 0)]),
+        ["Passed"]
+    );
+    assert_eq!(
+        world.said(&[attempts("web-1", &[(20_001, 1, 100)], 0)]),
+        ["Failed"]
+    );
+    let judgement = &world.judge(&[attempts("web-1", &[(5_000, 0, 99), (20_000, 1, 1)], 0)])[0];
+    let shown = judgement.readings[0].value.unwrap();
+    assert!((shown / 5_000.0 - 1.0).abs() < 0.016, "{shown}");
+}
+
+#[test]
+fn nothing_passes_for_lack_of_data() {
+    let ratio = World::new("from: web, expect: connect.refused_ratio < 1%", &[]);
+    assert_eq!(ratio.said(&[]), ["Unknown: no data in the window"]);
+    let enough = World::new(
+        "from: web, expect: connect.refused_ratio < 1%, min_samples: 50",
+        &[],
+    );
+    assert_eq!(
+        enough.said(&[attempts("web-1", &[(5, 0, 49)], 0)]),
+        ["Unknown: 49 samples, 50 are needed"]
+    );
+    let sum = World::new("from: web, expect: connect.count >= 1", &[]);
+    assert_eq!(sum.said(&[]), ["Failed"]);
+    let chosen = World::new(
+        "from: web, expect: connect.refused_ratio < 1%, no_data: holds",
+        &[],
+    );
+    assert_eq!(chosen.said(&[]), ["Passed"]);
+}
+
+#[test]
+fn a_silent_node_makes_unknown_what_depends_on_it_and_nothing_else() {
+    let by = "from: web, expect: connect.refused = 0, by: from.node";
+    let rows = [attempts("web-2", &[(5, 0, 1)], 0)];
+    assert_eq!(World::new(by, &[]).said(&rows), ["web-1 Passed", "web-2 Passed"]);
+    assert_eq!(
+        World::new(by, &["web-1"]).said(&rows),
+        ["web-1 Unknown: web-1 is silent", "web-2 Passed"]
+    );
+    let together = "from: web, expect: connect.refused = 0";
+    assert_eq!(
+        World::new(together, &["web-1"]).said(&rows),
+        ["Unknown: web-1 is silent"]
+    );
+    assert_eq!(World::new(together, &["db-1"]).said(&rows), ["Passed"]);
+    // One cause for both: the first.
+    assert_eq!(
+        World::new(together, &["web-2", "web-1"]).said(&rows),
+        ["Unknown: web-1 is silent"]
+    );
+}
+
+#[test]
+fn a_node_that_may_still_deliver_is_waited_for() {
+    let mut world = World::new("from: web, expect: connect.refused = 0, by: from.node", &[]);
+    world.coverage = Coverage::default();
+    for (node, until) in [("web-1", 61), ("web-2", 62)] {
+        for at in -10..=until {
+            world.coverage.hear(&Report {
+                node: node.to_owned(),
+                agent_epoch: 1,
+                observed_ns: T + at * SECOND,
+                received_ns: T + at * SECOND,
+                records_ns: T + at * SECOND - 3 * SECOND / 2,
+                attempts_ns: T + at * SECOND - 3 * SECOND / 2,
+                ..Report::default()
+            });
+        }
+    }
+    assert_eq!(world.said(&[]), ["web-2 Passed"]);
+    world.now_ns = T + 71 * SECOND;
+    assert_eq!(
+        world.said(&[]),
+        [
+            "web-1 Unknown: web-1 has not delivered everything",
+            "web-2 Passed"
+        ]
+    );
+}
+
+#[test]
+fn an_end_counts_if_it_goes_where_the_assertion_says() {
+    let world = |to: &str| World::new(&format!("from: web, to: '{to}', expect: connect.count = 7"), &[]);
+    let rows = [attempts("web-1", &[(5, 0, 7)], 0)];
+    for to in [
+        "db",
+        "db:5432",
+        "10.0.0.3",
+        "10.0.0.0/29:5432",
+        "[::ffff:10.0.0.3]:5432",
+        "node = db-1",
+    ] {
+        assert_eq!(world(to).said(&rows), ["Passed"], "{to}");
+    }
+    for to in ["web", "db:80", "10.0.0.4", "10.0.1.0/24"] {
+        assert_eq!(world(to).said(&rows), ["Failed"], "{to}");
+    }
+    let other = World::new("from: db, expect: connect.count = 7", &[]);
+    assert_eq!(other.said(&rows), ["Failed"]);
+}
+
+#[test]
+fn an_address_of_two_nodes_is_nobodys_and_loopback_is_ones_own() {
+    let mut world = World::new("from: web, to: web, expect: connect.count = 1", &[]);
+    let to = |remote| LabelledRows {
+        remote: Some(remote),
+        ..attempts("web-1", &[(5, 0, 1)], 0)
+    };
+    assert_eq!(world.said(&[to(address(2))]), ["Passed"]);
+    assert_eq!(
+        world.said(&[to(std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped())]),
+        ["Passed"]
+    );
+    world.roster.nodes[2].addresses.push(address(2));
+    world.addresses = Addresses::of(&world.roster);
+    assert_eq!(world.said(&[to(address(2))]), ["Failed"]);
+}
+
+#[test]
+fn keys_are_what_by_says() {
+    let world = World::new(
+        "from: web, expect: connect.refused = 0, by: [from.node, to.node, port]",
+        &[],
+    );
+    let rows = [attempts("web-1", &[], 1), attempts("web-2", &[(1, 0, 1)], 0)];
+    assert_eq!(
+        world.said(&rows),
+        ["web-1,db-1,5432 Failed", "web-2,db-1,5432 Passed"]
+    );
+}
+
+#[test]
+fn a_quorum_is_known_when_what_is_unknown_cannot_change_it() {
+    let all = "on: all, expect: connect.refused = 0, by: on.node";
+    let rows = [attempts("web-1", &[], 1)];
+    let world =
+        |share: &str, silent: &[&str]| World::new(&format!("{all}, quorum: '>= {share}% of nodes'"), silent);
+    assert_eq!(world("60", &[]).said(&rows), ["Passed"]);
+    assert_eq!(world("90", &[]).said(&rows), ["Failed"]);
+    assert_eq!(world("60", &["web-2"]).said(&rows), ["Unknown: web-2 is silent"]);
+    assert_eq!(world("90", &["web-2"]).said(&rows), ["Failed"]);
+    assert_eq!(world("30", &["web-2"]).said(&rows), ["Passed"]);
+    assert_eq!(
+        world("60", &["web-1", "web-2"]).said(&rows),
+        ["Unknown: 2 of 3 nodes are unknown"]
+    );
+}
+
+#[test]
+fn what_the_agents_say_of_themselves_is_judged_without_rows() {
+    let up = |silent: &[&str]| World::new("on: all, expect: node.up = true, by: on.node", silent).said(&[]);
+    assert_eq!(up(&["web-1"]), ["db-1 Passed", "web-1 Failed", "web-2 Passed"]);
+    let lag = World::new("on: all, expect: agent.lag < 5s", &["web-1"]);
+    assert_eq!(lag.said(&[]), ["Failed"]);
+}
+
+#[test]
+fn a_group_without_nodes_is_unknown() {
+    let world = World::new(
+        "from: role = cache, expect: connect.refused = 0, by: from.node",
+        &[],
+    );
+    assert_eq!(world.said(&[]), ["Unknown: no node belongs to role = cache"]);
+}
+
+#[test]
+fn a_question_without_an_answer_is_unknown() {
+    let world = World::new("from: web, expect: connect.refused = 0, by: from.node", &[]);
+    let moment = Moment {
+        window: WINDOW,
+        now_ns: world.now_ns,
+        groups: &world.set.groups,
+        roster: &world.roster,
+        addresses: &world.addresses,
+        coverage: &world.coverage,
+    };
+    let assertion = &world.set.assertions[0];
+    let observers = Observers::of(assertion, &moment);
+    let answers = [Err(Cause::TooMany { most: 5 })];
+    let judged = judge(
+        assertion,
+        &world.schedule.assertions[0],
+        &moment,
+        &observers,
+        &answers,
+        &BTreeSet::new(),
+    );
+    let causes: Vec<_> = judged.iter().map(|judgement| judgement.cause.clone()).collect();
+    assert_eq!(
+        causes,
+        [Some(Cause::TooMany { most: 5 }), Some(Cause::TooMany { most: 5 })]
+    );
+}

@@ -1,0 +1,767 @@
+//! From a tree of YAML to assertions: every key is known, every value has the form that its key wants, and every name
+//! means something. A key that would do nothing is an error.
+
+pub mod trial;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::condition::{self, Condition, Fault};
+use super::document::{self, Node, Source, Value};
+use super::group::{self, ALL, Members};
+use super::problem::{Problem, instead};
+use super::signal::{End, Measure, Rows};
+use super::{Assertion, Dimension, NoData, Origin, Pace, Quorum, Set, Subject, Target, TargetPlace};
+use crate::filter::{Column, Filter, Network};
+
+/// In all files together.
+pub const MOST_ASSERTIONS: usize = 10_000;
+pub const MOST_GROUPS: usize = 500;
+const NAME_CHARS: usize = 120;
+
+/// How long after a window's end its evidence may come, where the assertion does not say.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// A key of an assertion, for the parser, the documentation and the JSON schema.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    pub name: &'static str,
+    pub shape: Shape,
+    pub about: &'static str,
+}
+
+/// What a value looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    Text,
+    /// One or several.
+    Texts,
+    Time,
+    Number,
+    /// One of these.
+    Word(&'static [&'static str]),
+    TextMap,
+}
+
+const fn key(name: &'static str, shape: Shape, about: &'static str) -> Key {
+    Key { name, shape, about }
+}
+
+/// The keys of an assertion.
+#[rustfmt::skip]
+pub static KEYS: [Key; 21] = [
+    key("name", Shape::Text, "what it is called; unique in all files"),
+    key("description", Shape::Text, "what it is for, for those who are woken up by it"),
+    key("from", Shape::Text, "the clients: a group, or an expression over labels [all]"),
+    key("to", Shape::Text, "where they connect to: a group, an address or a network, with a port behind a colon [anywhere]"),
+    key("on", Shape::Text, "instead of from and to: the servers, or the nodes, with a port behind a colon"),
+    key("where", Shape::Text, "only these rows, as in `holdfast connections --where`"),
+    key("ignore", Shape::Text, "not these rows"),
+    key("expect", Shape::Texts, "what has to be true of every window: one condition, or several"),
+    key("over", Shape::Time, "how long a window is, from 1s to 1d"),
+    key("every", Shape::Time, "how often a window is judged [500ms for windows up to 10s, 5s up to 5m, else 1m]"),
+    key("by", Shape::Texts, "one verdict for each: from.node, to.node, on.node, service, comm, port"),
+    key("for", Shape::Text, "how long it fails before it is violated: a time, or `3 of 5` windows [0s]"),
+    key("clear_after", Shape::Time, "how long it holds before a violation is over [0s]"),
+    key("hold", Shape::Time, "how long a violation lasts at least [0s]"),
+    key("deadline", Shape::Time, "how long after a window's end its evidence may come, before it is Unknown [10s]"),
+    key("min_samples", Shape::Number, "with fewer rows in the window it is Unknown [1 for ratios, times and the like, else 0]"),
+    key("no_data", Shape::Word(&["unknown", "holds", "violated"]), "what a window means that has too few rows though everybody watched [unknown]"),
+    key("quorum", Shape::Text, "one verdict for all keys of `by`: `>= 95% of nodes` have to hold"),
+    key("severity", Shape::Text, "passed on with notifications"),
+    key("labels", Shape::TextMap, "passed on with notifications"),
+    key("runbook", Shape::Text, "passed on with notifications: what to do"),
+];
+
+/// The keys of a file.
+pub static FILE_KEYS: [(&str, &str); 3] = [
+    (
+        "groups",
+        "names for nodes: a group is an expression over labels, such as `role = web and zone in (a, b)`",
+    ),
+    ("assertions", "what should hold: a list"),
+    (
+        "tests",
+        "what is said of made-up connections, for `holdfast test`: a list",
+    ),
+];
+
+/// Reads files. `columns` tells what can be filtered by.
+pub fn set(sources: &[Source<'_>], columns: impl Fn(Rows) -> Vec<Column>) -> Result<Set, Vec<Problem>> {
+    let mut reader = Reader {
+        columns: &columns,
+        problems: Vec::new(),
+        set: Set::default(),
+        groups: BTreeMap::new(),
+        names: BTreeMap::new(),
+    };
+    let mut files = Vec::new();
+    for &source in sources {
+        match document::read(source) {
+            Ok(Some(root)) => files.push((source, root)),
+            Ok(None) => {}
+            Err(problem) => reader.problems.push(problem),
+        }
+    }
+    // Groups of every file come first: an assertion may name one of another file.
+    for (source, root) in &files {
+        let outcome = reader.file(*source, root);
+        reader.keep(outcome);
+    }
+    reader.check_groups();
+    for (source, root) in &files {
+        reader.assertions(*source, root);
+    }
+    for (source, root) in &files {
+        reader.trials(*source, root);
+    }
+    if reader.problems.is_empty() {
+        Ok(reader.set)
+    } else {
+        Err(reader.problems)
+    }
+}
+
+struct Reader<'a, F> {
+    columns: &'a F,
+    problems: Vec<Problem>,
+    set: Set,
+    /// Where each group is defined.
+    groups: BTreeMap<String, (Source<'a>, &'a Node)>,
+    /// Where each assertion is.
+    names: BTreeMap<String, Origin>,
+}
+
+impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
+    fn keep<T>(&mut self, outcome: Result<T, Problem>) -> Option<T> {
+        outcome.map_err(|problem| self.problems.push(problem)).ok()
+    }
+
+    fn file(&mut self, source: Source<'a>, root: &'a Node) -> Result<(), Problem> {
+        let known = FILE_KEYS.map(|(name, _)| name);
+        let entries = entries(source, root, "a file of assertions")?;
+        for (name, _) in entries {
+            let text = text(source, name)?;
+            if !known.contains(&text) {
+                let message = format!("unknown key `{text}`, {}", instead(text, known.into_iter()));
+                return Err(source.problem(name.place, message));
+            }
+        }
+        let Some(groups) = find(entries, "groups") else {
+            return Ok(());
+        };
+        for (name, definition) in self::entries(source, groups, "`groups`")? {
+            let outcome = self.group(source, name, definition);
+            self.keep(outcome);
+        }
+        Ok(())
+    }
+
+    fn group(&mut self, source: Source<'a>, name: &'a Node, definition: &'a Node) -> Result<(), Problem> {
+        let name_text = checked_name(source, name)?;
+        if name_text == ALL {
+            return Err(source.problem(name.place, "`all` is every node, and needs no definition"));
+        }
+        if let Some((other, earlier)) = self.groups.get(name_text) {
+            let (file, line) = (other.file, earlier.place.line);
+            let message = format!("the group `{name_text}` is defined in {file}, line {line} already");
+            return Err(source.problem(name.place, message));
+        }
+        if self.groups.len() == MOST_GROUPS {
+            return Err(source.problem(name.place, format!("more than {MOST_GROUPS} groups")));
+        }
+        let members = members(source, definition)?;
+        self.groups.insert(name_text.to_owned(), (source, definition));
+        self.set.groups.insert(name_text.to_owned(), members);
+        Ok(())
+    }
+
+    fn check_groups(&mut self) {
+        let Some((name, fault)) = group::fault(&self.set.groups) else {
+            return;
+        };
+        if let Some((source, definition)) = self.groups.get(&name) {
+            let problem = source.problem_within(definition, fault.character, fault.message);
+            self.problems.push(problem);
+        }
+        // What names it would be told of the same fault again.
+        for name in self.set.groups.keys().cloned().collect::<Vec<_>>() {
+            self.set.groups.insert(name, Members::Or(Vec::new()));
+        }
+    }
+
+    fn assertions(&mut self, source: Source<'a>, root: &'a Node) {
+        let Value::Map(entries) = &root.value else { return };
+        let Some(list) = find(entries, "assertions") else {
+            return;
+        };
+        let items = match &list.value {
+            Value::List(items) => items,
+            Value::Empty => return,
+            _ => {
+                let message = format!("`assertions` is a list (`- name: ...`), this is {}", list.what());
+                return self.problems.push(source.problem(list.place, message));
+            }
+        };
+        for item in items {
+            let outcome = self.assertion(source, item);
+            if let Some(assertion) = self.keep(outcome) {
+                self.set.assertions.push(assertion);
+            }
+        }
+    }
+
+    fn assertion(&mut self, source: Source<'a>, item: &'a Node) -> Result<Assertion, Problem> {
+        let entries = entries(source, item, "an assertion")?;
+        for (name, _) in entries {
+            let text = text(source, name)?;
+            if !KEYS.iter().any(|key| key.name == text) {
+                let known = KEYS.iter().map(|key| key.name);
+                let message = format!("unknown key `{text}`, {}", instead(text, known));
+                return Err(source.problem(name.place, message));
+            }
+        }
+        let fields = Fields {
+            source,
+            item,
+            entries,
+        };
+        let name_node = fields.needed("name")?;
+        let name = checked_name(source, name_node)?.to_owned();
+        let origin = Origin {
+            file: source.file.to_owned(),
+            place: name_node.place,
+        };
+        if let Some(earlier) = self.names.get(&name) {
+            let (file, line) = (&earlier.file, earlier.place.line);
+            let message = format!("the assertion `{name}` is in {file}, line {line} already");
+            return Err(source.problem(name_node.place, message));
+        }
+        if self.names.len() == MOST_ASSERTIONS {
+            return Err(source.problem(name_node.place, format!("more than {MOST_ASSERTIONS} assertions")));
+        }
+        self.names.insert(name.clone(), origin.clone());
+
+        let expect = expect(&fields)?;
+        let subject = self.subject(&fields, &expect)?;
+        let over = over(&fields, &expect)?;
+        let every = every(&fields, over)?;
+        let by = by(&fields, &subject, &expect)?;
+        let quorum = quorum(&fields, &by)?;
+        let filter = self.filter(&fields, &expect)?;
+        let time = |key| Ok::<_, Problem>(fields.time(key)?.unwrap_or_default());
+        let (clear_after, hold) = (time("clear_after")?, time("hold")?);
+        let deadline = fields.time("deadline")?.unwrap_or(DEADLINE);
+        if !(Duration::from_secs(1)..=Duration::from_secs(600)).contains(&deadline) {
+            return Err(fields.wrong(
+                "deadline",
+                "from 1s to 10m: evidence takes a second or two to come",
+            ));
+        }
+        let assertion = Assertion {
+            name,
+            description: fields.text_or("description", "")?,
+            subject,
+            filter,
+            min_samples: fields.number("min_samples")?.unwrap_or(0),
+            expect,
+            over,
+            every,
+            by,
+            pace: pace(&fields)?,
+            clear_after,
+            hold,
+            deadline,
+            no_data: match fields.word("no_data")? {
+                Some("holds") => NoData::Holds,
+                Some("violated") => NoData::Violated,
+                _ => NoData::Unknown,
+            },
+            quorum,
+            severity: fields.text_or("severity", "")?,
+            labels: fields.text_map("labels")?,
+            runbook: fields.text_or("runbook", "")?,
+            origin,
+        };
+        Ok(assertion)
+    }
+
+    fn subject(&self, fields: &Fields<'_>, expect: &[Condition]) -> Result<Subject, Problem> {
+        let (from, to, on) = (fields.get("from"), fields.get("to"), fields.get("on"));
+        let of_nodes = expect
+            .iter()
+            .find(|condition| condition.signal.signal.end != End::Either);
+        let all = || Members::Group {
+            name: ALL.to_owned(),
+            character: 0,
+        };
+        let is_of_agents = expect
+            .iter()
+            .any(|condition| matches!(condition.signal.signal.rows, Rows::Agents | Rows::Syscalls));
+        if let (Some(condition), Some(node)) = (of_nodes, from.or(to)) {
+            let signal = condition.signal;
+            let message = format!("`{signal}` is read at {}: use `on`", signal.signal.end.about());
+            return Err(fields.source.problem(node.place, message));
+        }
+        if let (Some(node), Some(_)) = (to, on) {
+            return Err(fields.source.problem(
+                node.place,
+                "`to` is where clients connect to, `on` the end that listens: use one of them",
+            ));
+        }
+        let members_of = |node: Option<&Node>| node.map(|node| self.members(fields.source, node)).transpose();
+        if on.is_none() && of_nodes.is_none() {
+            return Ok(Subject::Client {
+                from: members_of(from)?.unwrap_or_else(all),
+                to: match to {
+                    Some(node) => self.target(fields.source, node)?,
+                    None => Target::default(),
+                },
+            });
+        }
+        let Target { place, port } = match on {
+            Some(node) => self.target(fields.source, node)?,
+            None => Target::default(),
+        };
+        let on_members = match place {
+            None => all(),
+            Some(TargetPlace::Nodes(members)) => members,
+            Some(_) => {
+                return Err(fields.wrong("on", "a group of nodes, not an address: agents look at nodes"));
+            }
+        };
+        if port.is_some() && is_of_agents {
+            return Err(fields.wrong("on", "a group without a port: what is asserted has none"));
+        }
+        Ok(Subject::Server {
+            on: on_members,
+            port,
+            from: members_of(from)?,
+        })
+    }
+
+    fn members(&self, source: Source<'_>, node: &Node) -> Result<Members, Problem> {
+        let members = members(source, node)?;
+        self.check_members(source, node, &members)?;
+        Ok(members)
+    }
+
+    fn check_members(&self, source: Source<'_>, node: &Node, members: &Members) -> Result<(), Problem> {
+        for (name, character) in members.groups() {
+            if name != ALL && !self.set.groups.contains_key(name) {
+                let known = self.set.groups.keys().map(String::as_str).chain([ALL]);
+                let message = format!(
+                    "there is no group `{name}`, {}; one node is `node = {name}`",
+                    instead(name, known).trim_end_matches('?')
+                );
+                return Err(source.problem_within(node, character, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// `db:5432`, `10.0.0.0/8`, `[fd00::1]:443`, `role = db:5432`.
+    fn target(&self, source: Source<'_>, node: &Node) -> Result<Target, Problem> {
+        let text = text(source, node)?;
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Target {
+                place: Some(TargetPlace::Address(address)),
+                port: None,
+            });
+        }
+        let (place, port) = match text.rsplit_once(':') {
+            Some((place, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => {
+                let number = port
+                    .parse::<u16>()
+                    .ok()
+                    .filter(|port| *port != 0)
+                    .ok_or_else(|| {
+                        let at = place.chars().count() + 1;
+                        source.problem_within(node, at, format!("a port is from 1 to 65535, {port} is not"))
+                    })?;
+                (place.trim_end(), Some(number))
+            }
+            _ => (text, None),
+        };
+        let bare = place
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+            .unwrap_or(place);
+        let place = if let Ok(address) = bare.parse::<IpAddr>() {
+            TargetPlace::Address(address)
+        } else if let Some(network) = bare
+            .split_once('/')
+            .and_then(|(address, bits)| network(address, bits))
+        {
+            TargetPlace::Network(network.map_err(|message| source.problem(node.place, message))?)
+        } else {
+            let members = Members::parse(place).map_err(|fault| within(source, node, fault))?;
+            self.check_members(source, node, &members)?;
+            TargetPlace::Nodes(members)
+        };
+        Ok(Target {
+            place: Some(place),
+            port,
+        })
+    }
+
+    fn filter(&self, fields: &Fields<'_>, expect: &[Condition]) -> Result<Option<Filter>, Problem> {
+        let kinds: BTreeSet<Rows> = expect
+            .iter()
+            .map(|condition| condition.signal.signal.rows)
+            .collect();
+        let parsed = |key| -> Result<Option<Filter>, Problem> {
+            let Some(node) = fields.get(key) else {
+                return Ok(None);
+            };
+            let text = text(fields.source, node)?;
+            let mut filter = None;
+            for &rows in &kinds {
+                if rows == Rows::Agents {
+                    let message = format!("`{key}` chooses rows, and what is asserted is not made of rows");
+                    return Err(fields.source.problem(node.place, message));
+                }
+                let found = Filter::parse(text, &(self.columns)(rows)).map_err(|error| {
+                    let mut problem = fields
+                        .source
+                        .problem_within(node, error.column - 1, error.message);
+                    if error.line > 1 {
+                        problem = fields.source.problem(node.place, problem.message);
+                    }
+                    problem
+                })?;
+                filter = Some(found);
+            }
+            Ok(filter)
+        };
+        let ignored = parsed("ignore")?.map(|filter| Filter::Not(Box::new(filter)));
+        Ok(match (parsed("where")?, ignored) {
+            (Some(wanted), Some(ignored)) => Some(Filter::And(vec![wanted, ignored])),
+            (one, other) => one.or(other),
+        })
+    }
+}
+
+/// The keys of one assertion.
+struct Fields<'a> {
+    source: Source<'a>,
+    item: &'a Node,
+    entries: &'a [(Node, Node)],
+}
+
+impl<'a> Fields<'a> {
+    fn get(&self, key: &str) -> Option<&'a Node> {
+        find(self.entries, key)
+    }
+
+    fn needed(&self, key: &str) -> Result<&'a Node, Problem> {
+        self.get(key).ok_or_else(|| {
+            let place = self.item.place;
+            self.source
+                .problem(place, format!("this assertion has no `{key}`"))
+        })
+    }
+
+    fn wrong(&self, key: &str, expected: &str) -> Problem {
+        let place = self.get(key).map_or(self.item.place, |node| node.place);
+        self.source.problem(place, format!("`{key}` is {expected}"))
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&'a str>, Problem> {
+        self.get(key).map(|node| text(self.source, node)).transpose()
+    }
+
+    fn text_or(&self, key: &str, default: &str) -> Result<String, Problem> {
+        Ok(self.text(key)?.unwrap_or(default).to_owned())
+    }
+
+    fn time(&self, key: &str) -> Result<Option<Duration>, Problem> {
+        let Some(text) = self.text(key)? else {
+            return Ok(None);
+        };
+        match condition::duration(text) {
+            Some(time) => Ok(Some(time)),
+            None => Err(self.wrong(
+                key,
+                &format!("a time with its unit, such as 30s or 5m; `{text}` is none"),
+            )),
+        }
+    }
+
+    fn number(&self, key: &str) -> Result<Option<u64>, Problem> {
+        let Some(text) = self.text(key)? else {
+            return Ok(None);
+        };
+        match text.parse() {
+            Ok(number) => Ok(Some(number)),
+            Err(_) => Err(self.wrong(key, &format!("a whole number, `{text}` is none"))),
+        }
+    }
+
+    fn word(&self, key: &str) -> Result<Option<&'a str>, Problem> {
+        let Some(text) = self.text(key)? else {
+            return Ok(None);
+        };
+        let shape = KEYS
+            .iter()
+            .find(|known| known.name == key)
+            .map(|known| known.shape);
+        let Some(Shape::Word(words)) = shape else {
+            return Ok(None);
+        };
+        if words.contains(&text) {
+            return Ok(Some(text));
+        }
+        Err(self.wrong(key, &format!("one of {}; `{text}` is none", words.join(", "))))
+    }
+
+    fn text_map(&self, key: &str) -> Result<BTreeMap<String, String>, Problem> {
+        let Some(node) = self.get(key) else {
+            return Ok(BTreeMap::new());
+        };
+        let entries = entries(self.source, node, &format!("`{key}`"))?;
+        entries
+            .iter()
+            .map(|(name, value)| {
+                Ok((
+                    text(self.source, name)?.to_owned(),
+                    text(self.source, value)?.to_owned(),
+                ))
+            })
+            .collect()
+    }
+
+    /// One text, or a list of them.
+    fn texts(&self, key: &str) -> Result<Vec<&'a Node>, Problem> {
+        match self.get(key) {
+            None => Ok(Vec::new()),
+            Some(Node {
+                value: Value::List(items),
+                ..
+            }) => Ok(items.iter().collect()),
+            Some(node) => Ok(vec![node]),
+        }
+    }
+}
+
+fn find<'a>(entries: &'a [(Node, Node)], key: &str) -> Option<&'a Node> {
+    let is_named = |name: &Node| matches!(&name.value, Value::Scalar { text, .. } if text == key);
+    entries
+        .iter()
+        .find(|(name, _)| is_named(name))
+        .map(|(_, node)| node)
+}
+
+fn entries<'a>(source: Source<'_>, node: &'a Node, what: &str) -> Result<&'a [(Node, Node)], Problem> {
+    match &node.value {
+        Value::Map(entries) => Ok(entries),
+        Value::Empty => Ok(&[]),
+        _ => Err(source.problem(
+            node.place,
+            format!("{what} is keys and values, this is {}", node.what()),
+        )),
+    }
+}
+
+fn text<'a>(source: Source<'_>, node: &'a Node) -> Result<&'a str, Problem> {
+    match &node.value {
+        Value::Scalar { text, .. } => Ok(text),
+        _ => Err(source.problem(node.place, format!("expected a text, this is {}", node.what()))),
+    }
+}
+
+fn checked_name<'a>(source: Source<'_>, node: &'a Node) -> Result<&'a str, Problem> {
+    let name = text(source, node)?;
+    if name.trim() != name || name.is_empty() || name.chars().any(char::is_control) {
+        return Err(source.problem(node.place, "a name is a line of text without blanks around it"));
+    }
+    if name.chars().count() > NAME_CHARS {
+        return Err(source.problem(node.place, format!("a name has at most {NAME_CHARS} characters")));
+    }
+    Ok(name)
+}
+
+fn within(source: Source<'_>, node: &Node, fault: Fault) -> Problem {
+    source.problem_within(node, fault.character, fault.message)
+}
+
+fn members(source: Source<'_>, node: &Node) -> Result<Members, Problem> {
+    Members::parse(text(source, node)?).map_err(|fault| within(source, node, fault))
+}
+
+/// `None`: it does not look like one.
+fn network(address: &str, bits: &str) -> Option<Result<Network, String>> {
+    let address: IpAddr = address.parse().ok()?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    let Some(bits) = bits.parse::<u8>().ok().filter(|bits| *bits <= most) else {
+        return Some(Err(format!(
+            "a network has a number of bits from 0 to {most}, {bits:?} is none"
+        )));
+    };
+    Some(Ok(Network { address, bits }))
+}
+
+fn expect(fields: &Fields<'_>) -> Result<Vec<Condition>, Problem> {
+    let place = fields.needed("expect")?.place;
+    let lines = fields.texts("expect")?;
+    if lines.is_empty() {
+        return Err(fields
+            .source
+            .problem(place, "`expect` is empty: nothing would be asserted"));
+    }
+    lines
+        .into_iter()
+        .map(|node| {
+            Condition::parse(text(fields.source, node)?).map_err(|fault| within(fields.source, node, fault))
+        })
+        .collect()
+}
+
+fn over(fields: &Fields<'_>, expect: &[Condition]) -> Result<Duration, Problem> {
+    fields.needed("over")?;
+    let over = fields.time("over")?.unwrap_or_default();
+    if !(Duration::from_secs(1)..=Duration::from_secs(86_400)).contains(&over) {
+        return Err(fields.wrong("over", "from 1s to 1d"));
+    }
+    for condition in expect {
+        let signal = condition.signal;
+        let least = match signal.signal.rows {
+            // Two looks or intervals of theirs.
+            Rows::Listeners | Rows::Syscalls => Duration::from_secs(20),
+            _ => continue,
+        };
+        if over < least {
+            let least = condition::duration_text(least);
+            let expected = format!("at least {least} for `{signal}`: agents report it every 10 s");
+            return Err(fields.wrong("over", &expected));
+        }
+    }
+    Ok(over)
+}
+
+fn every(fields: &Fields<'_>, over: Duration) -> Result<Duration, Problem> {
+    let Some(every) = fields.time("every")? else {
+        return Ok(default_every(over));
+    };
+    let least = Duration::from_millis(500);
+    if every < least || every > over || !every.as_millis().is_multiple_of(500) {
+        return Err(fields.wrong(
+            "every",
+            "from 500ms to the window's length, in half seconds: what is between would be missed",
+        ));
+    }
+    Ok(every)
+}
+
+/// How often windows of this length are judged.
+pub fn default_every(over: Duration) -> Duration {
+    match over.as_secs() {
+        0..=10 => Duration::from_millis(500),
+        11..=300 => Duration::from_secs(5),
+        _ => Duration::from_secs(60),
+    }
+}
+
+fn by(fields: &Fields<'_>, subject: &Subject, expect: &[Condition]) -> Result<Vec<Dimension>, Problem> {
+    let mut by = Vec::new();
+    for node in fields.texts("by")? {
+        let name = text(fields.source, node)?;
+        let fault = |message: String| Err(fields.source.problem(node.place, message));
+        let Some(dimension) = Dimension::ALL.into_iter().find(|known| known.name() == name) else {
+            let known = Dimension::ALL.map(Dimension::name);
+            return fault(format!(
+                "there is no dimension `{name}`, {}",
+                instead(name, known.into_iter())
+            ));
+        };
+        if by.contains(&dimension) {
+            return fault(format!("`{name}` is there twice"));
+        }
+        let fits = match (dimension, subject) {
+            (Dimension::FromNode | Dimension::ToNode, Subject::Client { .. })
+            | (Dimension::OnNode, Subject::Server { .. }) => true,
+            (Dimension::FromNode, Subject::Server { .. }) => expect
+                .iter()
+                .all(|condition| condition.signal.signal.end == End::Either),
+            (Dimension::OnNode, Subject::Client { .. }) => {
+                return fault("`on.node` needs `on`; here it is from.node or to.node".into());
+            }
+            (Dimension::ToNode, Subject::Server { .. }) => {
+                return fault("`to.node` needs `to`; here it is on.node".into());
+            }
+            (Dimension::Service | Dimension::Comm, _) => expect
+                .iter()
+                .all(|condition| condition.signal.signal.rows != Rows::Agents),
+            (Dimension::Port, _) => expect
+                .iter()
+                .all(|condition| !matches!(condition.signal.signal.rows, Rows::Agents | Rows::Syscalls)),
+        };
+        if !fits {
+            return fault(format!("what is asserted cannot be told apart by `{name}`"));
+        }
+        by.push(dimension);
+    }
+    Ok(by)
+}
+
+fn pace(fields: &Fields<'_>) -> Result<Pace, Problem> {
+    let Some(text) = fields.text("for")? else {
+        return Ok(Pace::For(Duration::ZERO));
+    };
+    if let Some((failures, windows)) = text.split_once(" of ") {
+        let number = |text: &str| text.trim().parse::<u32>().ok();
+        return match (number(failures), number(windows)) {
+            (Some(failures), Some(windows)) if 1 <= failures && failures <= windows && windows <= 64 => {
+                Ok(Pace::Of { failures, windows })
+            }
+            _ => Err(fields.wrong(
+                "for",
+                &format!("like `3 of 5`, of 64 windows at most; `{text}` is not"),
+            )),
+        };
+    }
+    match condition::duration(text) {
+        Some(time) => Ok(Pace::For(time)),
+        None => Err(fields.wrong(
+            "for",
+            &format!("a time such as 2m, or `3 of 5` windows; `{text}` is neither"),
+        )),
+    }
+}
+
+fn quorum(fields: &Fields<'_>, by: &[Dimension]) -> Result<Option<Quorum>, Problem> {
+    let Some(text) = fields.text("quorum")? else {
+        return Ok(None);
+    };
+    let wrong = || fields.wrong("quorum", &format!("like `>= 95% of nodes`; `{text}` is not"));
+    let rest = text.strip_prefix(">=").ok_or_else(wrong)?.trim_start();
+    let (percent, rest) = rest.split_once('%').ok_or_else(wrong)?;
+    let percent: f64 = percent.trim().parse().map_err(|_| wrong())?;
+    if rest.trim() != "of nodes" || !(percent > 0.0 && percent <= 100.0) {
+        return Err(wrong());
+    }
+    match by {
+        [Dimension::FromNode | Dimension::ToNode | Dimension::OnNode] => Ok(Some(Quorum {
+            share: percent / 100.0,
+        })),
+        _ => Err(fields.wrong(
+            "quorum",
+            "a share of nodes: it needs `by` with one of from.node, to.node, on.node",
+        )),
+    }
+}
+
+impl Condition {
+    /// Whether nothing at all is a value too: a sum is zero then, and nothing else is anything.
+    pub fn needs_rows(&self) -> bool {
+        !matches!(
+            self.signal.signal.measure,
+            Measure::Sum(_) | Measure::PerSecond(_) | Measure::Agent(_)
+        )
+    }
+}
+
+#[cfg(test)]
+#[path = "parse/tests.rs"]
+mod tests;

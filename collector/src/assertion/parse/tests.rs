@@ -1,0 +1,274 @@
+use super::*;
+use crate::store::evidence::columns;
+
+fn parsed(text: &str) -> Result<Set, Vec<Problem>> {
+    set(&[Source { file: "a.yaml", text }], columns)
+}
+
+/// One assertion with these lines beside its name, and the first problem.
+fn check(lines: &str, expected: &str) {
+    let indented: String = lines.lines().map(|line| format!("    {line}\n")).collect();
+    let text = format!("groups:\n  web: role = web\nassertions:\n  - name: a\n{indented}");
+    let problems = parsed(&text).expect_err(&text);
+    assert_eq!(problems[0].to_string(), expected, "{text}");
+}
+
+#[test]
+fn an_assertion_is_read() {
+    let text = r#"
+groups:
+  web: role = web
+  db:  role = db
+assertions:
+  - name: web reaches the database
+    from: web
+    to: db:5432
+    where: comm = "nginx" and not connect_us > 3s
+    expect:                          # all must hold
+      - connect.p99 < 20ms
+      - connect.refused_ratio < 0.1%
+    over: 1m
+    by: [from.node]
+    for: 2m
+    clear_after: 5m
+    min_samples: 50
+    severity: page
+    labels: { team: shop }
+  - name: queues
+    on: web:80
+    expect: listener.backlog_ratio < 80%
+    over: 30s
+    for: 3 of 5
+    by: on.node
+    quorum: ">= 95% of nodes"
+"#;
+    let set = parsed(text).expect("it is right");
+    let [first, second] = &set.assertions[..] else {
+        panic!("{set:?}");
+    };
+    assert_eq!(
+        (first.over, first.every, first.pace),
+        (
+            Duration::from_secs(60),
+            Duration::from_secs(5),
+            Pace::For(Duration::from_secs(120))
+        )
+    );
+    assert!(matches!(
+        &first.subject,
+        Subject::Client {
+            to: Target { port: Some(5432), .. },
+            ..
+        }
+    ));
+    assert_eq!(first.labels["team"], "shop");
+    assert!(first.filter.is_some() && first.min_samples == 50);
+    assert!(matches!(&second.subject, Subject::Server { port: Some(80), .. }));
+    assert_eq!(second.quorum, Some(Quorum { share: 0.95 }));
+    assert_eq!(
+        second.pace,
+        Pace::Of {
+            failures: 3,
+            windows: 5
+        }
+    );
+}
+
+#[test]
+fn a_fault_shows_its_place_and_what_was_expected() {
+    check(
+        "expect: connect.p98 < 1ms\nover: 1m",
+        "a.yaml:5:13: there is no signal `connect.p98`, did you mean connect.p90?\n      expect: connect.p98 < 1ms\n              ^",
+    );
+    check(
+        "expect: connect.count > 1\noevr: 1m",
+        "a.yaml:6:5: unknown key `oevr`, did you mean over?\n      oevr: 1m\n      ^",
+    );
+    check(
+        "expect: [connect.count > 1, connect.p99 < 20]\nover: 1m",
+        "a.yaml:5:47: `connect.p99` is a time with its unit, such as 20ms; `20` is none\n      expect: [connect.count > 1, connect.p99 < 20]\n                                                ^",
+    );
+    check(
+        "from: wbe\nexpect: connect.count > 1\nover: 1m",
+        "a.yaml:5:11: there is no group `wbe`, did you mean web; one node is `node = wbe`\n      from: wbe\n            ^",
+    );
+    check(
+        "where: comm = \"x\" and remote_prot = 5\nexpect: connect.count > 1\nover: 1m",
+        "a.yaml:5:27: there is no column \"remote_prot\", did you mean remote_port?\n      where: comm = \"x\" and remote_prot = 5\n                            ^",
+    );
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    for (lines, message) in [
+        ("over: 1m", "this assertion has no `expect`"),
+        (
+            "expect: []\nover: 1m",
+            "`expect` is empty: nothing would be asserted",
+        ),
+        ("expect: connect.count > 1", "this assertion has no `over`"),
+        (
+            "expect: connect.count > 1\nover: 60",
+            "`over` is a time with its unit, such as 30s or 5m; `60` is none",
+        ),
+        (
+            "expect: connect.count > 1\nover: 100ms",
+            "`over` is from 1s to 1d",
+        ),
+        ("expect: connect.count > 1\nover: 2d", "`over` is from 1s to 1d"),
+        (
+            "expect: connect.count > 1\nover: 1m\nevery: 2m",
+            "`every` is from 500ms to the window's length, in half seconds: what is between would be missed",
+        ),
+        (
+            "on: web\nexpect: listener.drops = 0\nover: 5s",
+            "`over` is at least 20s for `listener.drops`: agents report it every 10 s",
+        ),
+        (
+            "from: web\nexpect: node.up = true\nover: 5s",
+            "`node.up` is read at the node (`on`): use `on`",
+        ),
+        (
+            "to: web\non: web\nexpect: connect.count > 1\nover: 5s",
+            "`to` is where clients connect to, `on` the end that listens: use one of them",
+        ),
+        (
+            "on: 10.0.0.1\nexpect: connect.count > 1\nover: 5s",
+            "`on` is a group of nodes, not an address: agents look at nodes",
+        ),
+        (
+            "to: web:0\nexpect: connect.count > 1\nover: 5s",
+            "a port is from 1 to 65535, 0 is not",
+        ),
+        (
+            "expect: connect.count > 1\nover: 5s\nby: [node]",
+            "there is no dimension `node`, did you mean on.node?",
+        ),
+        (
+            "expect: connect.count > 1\nover: 5s\nby: on.node",
+            "`on.node` needs `on`; here it is from.node or to.node",
+        ),
+        (
+            "on: web\nexpect: syscall.count > 1\nover: 30s\nby: port",
+            "what is asserted cannot be told apart by `port`",
+        ),
+        (
+            "expect: connect.count > 1\nover: 5s\nby: [service, service]",
+            "`service` is there twice",
+        ),
+        (
+            "expect: connect.count > 1\nover: 5s\nfor: 6 of 5",
+            "`for` is like `3 of 5`, of 64 windows at most; `6 of 5` is not",
+        ),
+        (
+            "expect: connect.count > 1\nover: 5s\nfor: soon",
+            "`for` is a time such as 2m, or `3 of 5` windows; `soon` is neither",
+        ),
+        (
+            "expect: connect.count > 1\nover: 5s\nquorum: '>= 95% of nodes'",
+            "`quorum` is a share of nodes: it needs `by` with one of from.node, to.node, on.node",
+        ),
+        (
+            "expect: connect.count > 1\nover: 5s\nno_data: fine",
+            "`no_data` is one of unknown, holds, violated; `fine` is none",
+        ),
+        (
+            "on: web\nexpect: node.up = true\nover: 5s\nwhere: comm = 'x'",
+            "`where` chooses rows, and what is asserted is not made of rows",
+        ),
+        (
+            "expect: connect.count > 1\nover: 5s\nmin_samples: -1",
+            "`min_samples` is a whole number, `-1` is none",
+        ),
+        (
+            "expect: connect.count > 1\nover: 5s\ndeadline: 1h",
+            "`deadline` is from 1s to 10m: evidence takes a second or two to come",
+        ),
+        (
+            "expect: connect.count > 1\nover: 5s\nslo: 99%",
+            "unknown key `slo`, there are: ",
+        ),
+    ] {
+        let indented: String = lines.lines().map(|line| format!("    {line}\n")).collect();
+        let text = format!("groups:\n  web: role = web\nassertions:\n  - name: a\n{indented}");
+        let problems = parsed(&text).expect_err(&text);
+        assert!(
+            problems[0].message.starts_with(message),
+            "{text}: {}",
+            problems[0].message
+        );
+    }
+}
+
+#[test]
+fn names_are_unique_in_all_files() {
+    let one = "assertions:\n  - { name: a, expect: connect.count > 1, over: 5s }\n";
+    let sources = [
+        Source {
+            file: "1.yaml",
+            text: one,
+        },
+        Source {
+            file: "2.yaml",
+            text: one,
+        },
+    ];
+    let problems = set(&sources, columns).expect_err("there are two");
+    assert_eq!(
+        problems[0].message,
+        "the assertion `a` is in 1.yaml, line 2 already"
+    );
+    assert_eq!(problems[0].file, "2.yaml");
+    let groups = "groups: { g: a = b }\n";
+    let sources = [
+        Source {
+            file: "1.yaml",
+            text: groups,
+        },
+        Source {
+            file: "2.yaml",
+            text: groups,
+        },
+    ];
+    let problems = set(&sources, columns).expect_err("there are two");
+    assert_eq!(
+        problems[0].message,
+        "the group `g` is defined in 1.yaml, line 1 already"
+    );
+}
+
+#[test]
+fn every_fault_is_told_at_once() {
+    let text = "
+groups: { a: b, b: a }
+assertions:
+  - { name: x, expect: connect.cuont > 1, over: 5s }
+  - { name: y, from: a, expect: connect.count > 1, over: 5s }
+  - { name: z, expect: connect.count > 1, ovre: 5s }
+";
+    let problems = parsed(text).expect_err("three faults");
+    let messages: Vec<_> = problems.iter().map(|problem| problem.message.as_str()).collect();
+    assert_eq!(
+        messages,
+        [
+            "the group is defined by itself: a -> b -> a",
+            "there is no signal `connect.cuont`, did you mean connect.count?",
+            "unknown key `ovre`, did you mean over?",
+        ]
+    );
+}
+
+#[test]
+fn a_long_chain_of_groups_is_no_danger() {
+    let mut text = "groups:\n  g0: a = b\n".to_owned();
+    for at in 1..MOST_GROUPS {
+        text.push_str(&format!("  g{at}: g{}\n", at - 1));
+    }
+    text.push_str(&format!(
+        "assertions:\n  - {{ name: x, from: g{}, expect: connect.count > 1, over: 5s }}\n",
+        MOST_GROUPS - 1
+    ));
+    let set = parsed(&text).expect("it is right");
+    let node = super::group::Labelled::default();
+    assert!(!set.assertions[0].observers().contains(&node, &set.groups));
+}

@@ -1,0 +1,324 @@
+//! What can be asserted: the one table of signals. The parser, `holdfast check --signals`, docs/SIGNALS.md and the JSON
+//! schema are made from it, so none of them knows a signal that the others do not.
+
+use std::fmt;
+
+/// Where a signal is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum End {
+    /// The end that called connect(), or with `on:` the one that came out of a listener.
+    Either,
+    /// The end that listens: `on:`.
+    Server,
+    /// The node itself: `on:`.
+    Node,
+}
+
+/// Which rows a signal is computed from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Rows {
+    /// `attempts`, by `decided_at`.
+    Attempts,
+    /// `connections`, by `closed_at`.
+    Connections,
+    /// `listeners`, by `observed_at`.
+    Listeners,
+    /// `syscalls`, by `ended_at`.
+    Syscalls,
+    /// What the collector hears of the agents themselves; no rows.
+    Agents,
+}
+
+/// What a signal's numbers count. Literals carry the unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// `20ms`; kept in microseconds.
+    Time,
+    /// `0.1%`; kept as a share.
+    Ratio,
+    /// `3`.
+    Count,
+    /// `100/s`.
+    Rate,
+    /// `10MB`.
+    Bytes,
+    /// `true`, `false`.
+    Truth,
+}
+
+/// What is added up over the rows of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Sum {
+    /// The rows themselves; of syscalls, calls.
+    Rows,
+    Established,
+    Refused,
+    TimedOut,
+    /// Decided, and neither established nor given up by the process itself.
+    Failed,
+    SynRetransmits,
+    BytesSent,
+    BytesReceived,
+    Retransmits,
+    SegmentsSent,
+    Resets,
+    /// Of listeners: how many connections they turned away within the window.
+    Drops,
+    Errors,
+}
+
+/// Times of which quantiles are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Times {
+    /// `connect_us` of established attempts.
+    Connect,
+    /// `duration_us` of established connections.
+    Duration,
+    /// `srtt_us` where one was measured.
+    RoundTrip,
+}
+
+/// How a signal comes out of what was added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    Sum(Sum),
+    /// A sum for each second of the window.
+    PerSecond(Sum),
+    /// The first over the second; nothing where the second is zero.
+    Ratio(Sum, Sum),
+    /// One for each of [`QUANTILES`].
+    Quantiles(Times),
+    Largest(Times),
+    /// The fullest queue, against its limit.
+    Fullest,
+    /// Of the agents, what the collector knows without asking the store for rows.
+    Agent(OfAgent),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OfAgent {
+    Up,
+    ClockOffset,
+    Lag,
+    Missing,
+}
+
+/// A line of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signal {
+    /// Of quantiles without its last part, which is one of [`QUANTILES`].
+    pub name: &'static str,
+    pub end: End,
+    pub rows: Rows,
+    pub unit: Unit,
+    pub measure: Measure,
+    pub about: &'static str,
+}
+
+/// A quantile's name and how many of 10,000 values are at or below it.
+pub const QUANTILES: [(&str, u32); 6] = [
+    ("p50", 5_000),
+    ("p75", 7_500),
+    ("p90", 9_000),
+    ("p95", 9_500),
+    ("p99", 9_900),
+    ("p99.9", 9_990),
+];
+
+const fn signal(
+    name: &'static str,
+    end: End,
+    rows: Rows,
+    unit: Unit,
+    measure: Measure,
+    about: &'static str,
+) -> Signal {
+    Signal {
+        name,
+        end,
+        rows,
+        unit,
+        measure,
+        about,
+    }
+}
+
+use Measure::{Agent, Fullest, Largest, PerSecond, Quantiles, Ratio};
+use Rows::{Agents, Attempts, Connections, Listeners, Syscalls};
+
+/// The table.
+#[rustfmt::skip]
+pub static SIGNALS: [Signal; 28] = [
+    signal("connect.count", End::Either, Attempts, Unit::Count, Measure::Sum(Sum::Rows),
+        "attempts to open a connection that were decided, well or badly"),
+    signal("connect.rate", End::Either, Attempts, Unit::Rate, PerSecond(Sum::Rows),
+        "the same, for each second of the window"),
+    signal("connect", End::Either, Attempts, Unit::Time, Quantiles(Times::Connect),
+        "how long established attempts took from the opening until the handshake ended, by the kernel's clock"),
+    signal("connect.max", End::Either, Attempts, Unit::Time, Largest(Times::Connect),
+        "the longest of them"),
+    signal("connect.refused", End::Either, Attempts, Unit::Count, Measure::Sum(Sum::Refused),
+        "attempts that were refused"),
+    signal("connect.refused_ratio", End::Either, Attempts, Unit::Ratio, Ratio(Sum::Refused, Sum::Rows),
+        "refused attempts of all decided ones"),
+    signal("connect.timeout_ratio", End::Either, Attempts, Unit::Ratio, Ratio(Sum::TimedOut, Sum::Rows),
+        "attempts that timed out, or that the process gave up with a SYN unanswered, of all decided ones"),
+    signal("connect.failed", End::Either, Attempts, Unit::Count, Measure::Sum(Sum::Failed),
+        "attempts that did not become connections: refused, timed out, reset, unreachable or failed otherwise"),
+    signal("connect.failed_ratio", End::Either, Attempts, Unit::Ratio, Ratio(Sum::Failed, Sum::Rows),
+        "the same, of all decided attempts"),
+    signal("connect.syn_retransmits", End::Either, Attempts, Unit::Count, Measure::Sum(Sum::SynRetransmits),
+        "segments that were sent again before a handshake ended"),
+    signal("connections.opened", End::Either, Attempts, Unit::Count, Measure::Sum(Sum::Established),
+        "connections that were established"),
+    signal("connections.closed", End::Either, Connections, Unit::Count, Measure::Sum(Sum::Rows),
+        "ends of connections that were closed, attempts that failed included"),
+    signal("connections.duration", End::Either, Connections, Unit::Time, Quantiles(Times::Duration),
+        "how long connections that ended had lasted"),
+    signal("connections.bytes_sent", End::Either, Connections, Unit::Bytes, Measure::Sum(Sum::BytesSent),
+        "payload that connections that ended had sent, without retransmissions"),
+    signal("connections.bytes_received", End::Either, Connections, Unit::Bytes, Measure::Sum(Sum::BytesReceived),
+        "payload that connections that ended had received"),
+    signal("connections.retransmit_ratio", End::Either, Connections, Unit::Ratio,
+        Ratio(Sum::Retransmits, Sum::SegmentsSent),
+        "segments that were sent again, of all segments that connections that ended had sent"),
+    signal("connections.resets", End::Either, Connections, Unit::Count, Measure::Sum(Sum::Resets),
+        "established connections that ended with a reset, from either side"),
+    signal("rtt", End::Either, Connections, Unit::Time, Quantiles(Times::RoundTrip),
+        "the smoothed round trip time of connections as they ended"),
+    signal("listener.backlog_ratio", End::Server, Listeners, Unit::Ratio, Fullest,
+        "the fullest accept queue that an agent saw, against its limit; agents look every 10 s"),
+    signal("listener.drops", End::Server, Listeners, Unit::Count, Measure::Sum(Sum::Drops),
+        "connections that listeners turned away between the first look and the last one in the window"),
+    signal("syscall.count", End::Node, Syscalls, Unit::Count, Measure::Sum(Sum::Rows),
+        "calls that returned, every one counted"),
+    signal("syscall.rate", End::Node, Syscalls, Unit::Rate, PerSecond(Sum::Rows),
+        "the same, for each second of the window"),
+    signal("syscall.errors", End::Node, Syscalls, Unit::Count, Measure::Sum(Sum::Errors),
+        "calls that failed"),
+    signal("syscall.error_ratio", End::Node, Syscalls, Unit::Ratio, Ratio(Sum::Errors, Sum::Rows),
+        "calls that failed, of all calls"),
+    signal("agent.missing", End::Node, Agents, Unit::Count, Agent(OfAgent::Missing),
+        "rows of connections that the agent or the kernel had to give up, so that nobody will see them"),
+    signal("agent.lag", End::Node, Agents, Unit::Time, Agent(OfAgent::Lag),
+        "how far what is stored of the node is behind the collector's clock"),
+    signal("node.up", End::Node, Agents, Unit::Truth, Agent(OfAgent::Up),
+        "the node's agent was heard of within the last 10 s"),
+    signal("node.clock_offset", End::Node, Agents, Unit::Time, Agent(OfAgent::ClockOffset),
+        "how far the node's clock is from the collector's, in either direction"),
+];
+
+/// A signal as an assertion names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    pub signal: &'static Signal,
+    /// Which of [`QUANTILES`], where the signal has them.
+    pub quantile: Option<usize>,
+}
+
+/// Every name that an assertion can use.
+pub fn names() -> impl Iterator<Item = String> {
+    SIGNALS.iter().flat_map(|signal| {
+        let quantiles: &[_] = match signal.measure {
+            Quantiles(_) => &QUANTILES,
+            _ => &[],
+        };
+        let plain = quantiles.is_empty().then(|| signal.name.to_owned());
+        let each = quantiles
+            .iter()
+            .map(|(quantile, _)| format!("{}.{quantile}", signal.name));
+        plain.into_iter().chain(each.collect::<Vec<_>>())
+    })
+}
+
+impl Chosen {
+    pub fn named(name: &str) -> Option<Self> {
+        SIGNALS.iter().find_map(|signal| match signal.measure {
+            Quantiles(_) => {
+                let last = name.strip_prefix(signal.name)?.strip_prefix('.')?;
+                let quantile = QUANTILES.iter().position(|(quantile, _)| *quantile == last)?;
+                Some(Self {
+                    signal,
+                    quantile: Some(quantile),
+                })
+            }
+            _ => (signal.name == name).then_some(Self {
+                signal,
+                quantile: None,
+            }),
+        })
+    }
+
+    /// What quantiles and the largest are of.
+    pub fn times(self) -> Option<Times> {
+        match self.signal.measure {
+            Quantiles(times) | Largest(times) => Some(times),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.signal.name)?;
+        match self.quantile {
+            Some(quantile) => write!(f, ".{}", QUANTILES[quantile].0),
+            None => Ok(()),
+        }
+    }
+}
+
+impl End {
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Either => "the client's (`from`, `to`), or with `on` the server's",
+            Self::Server => "the server's (`on`)",
+            Self::Node => "the node (`on`)",
+        }
+    }
+}
+
+impl Rows {
+    /// Which rows, and by which of their times they belong to a window.
+    pub fn about(self) -> &'static str {
+        match self {
+            Attempts => "`attempts` by `decided_at`",
+            Connections => "`connections` by `closed_at`",
+            Listeners => "`listeners` by `observed_at`",
+            Syscalls => "`syscalls` by `ended_at`",
+            Agents => "what the agent reports",
+        }
+    }
+}
+
+impl Unit {
+    pub fn example(self) -> &'static str {
+        match self {
+            Self::Time => "20ms",
+            Self::Ratio => "0.1%",
+            Self::Count => "0",
+            Self::Rate => "100/s",
+            Self::Bytes => "10MB",
+            Self::Truth => "true",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_name_means_one_signal() {
+        let all: Vec<_> = names().collect();
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
+        for name in all {
+            assert_eq!(Chosen::named(&name).expect("a signal").to_string(), name);
+        }
+        for none in ["connect", "connect.p42", "connect.p99.", "", "rtt", "syscall"] {
+            assert_eq!(Chosen::named(none), None, "{none}");
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! `holdfast explain`.
+
+use std::io::{self, Write};
+
+use holdfast_proto::v1::{ExplainRequest, VerdictsRequest};
+
+use super::Failure;
+use super::client::{Lines, Reach};
+use super::verdicts;
+
+/// Say what an assertion means, how the store is asked, and what was found last.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  holdfast explain 'web reaches the database'")]
+pub(super) struct Args {
+    /// The name of an assertion that the collector judges
+    #[arg(value_name = "NAME")]
+    name: String,
+
+    #[command(flatten)]
+    reach: Reach,
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    let reach = &args.reach;
+    let mut client = reach.connect().await?;
+    let request = ExplainRequest {
+        name: args.name.clone(),
+    };
+    let chunks = client
+        .explain(request)
+        .await
+        .map_err(|status| reach.failure(&status))?;
+    let mut lines = Lines::new(chunks.into_inner());
+    let mut text = String::new();
+    while let Some(more) = lines.next().await.map_err(|status| reach.failure(&status))? {
+        text.push_str(&more);
+    }
+    let request = VerdictsRequest {
+        name: args.name,
+        history_ns: 0,
+    };
+    let rows = verdicts::fetch(reach, request).await?;
+    let mut stdout = io::stdout().lock();
+    if reach.json {
+        let rows: Vec<_> = rows.iter().map(|row| row.line.clone()).collect();
+        let object = serde_json::json!({ "text": text, "verdicts": rows });
+        writeln!(stdout, "{object}")?;
+        return Ok(());
+    }
+    stdout.write_all(text.as_bytes())?;
+    writeln!(stdout, "\nVerdicts")?;
+    for row in &rows {
+        writeln!(stdout, "  {}", row.sentence())?;
+        for reading in row.readings() {
+            writeln!(stdout, "    {reading}")?;
+        }
+    }
+    if rows.is_empty() {
+        writeln!(stdout, "  none yet")?;
+    }
+    stdout.flush()?;
+    Ok(())
+}

@@ -1,0 +1,27 @@
+//! `holdfast load`: load from agents, told as it is made.
+
+mod serve;
+mod stages;
+mod tcp;
+
+use super::Failure;
+
+/// Make load from agents, and see what it does to its target.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Tcp(Box<tcp::Args>),
+    Serve(serve::Args),
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    match args.command {
+        Command::Tcp(args) => tcp::run(*args).await,
+        Command::Serve(args) => serve::run(args).await,
+    }
+}

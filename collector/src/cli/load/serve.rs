@@ -1,0 +1,102 @@
+//! `holdfast load serve`: a target to try load on, which takes as many connections as it is told, for as long.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::anyhow;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::ctrl_c;
+use tokio::time::{Instant, interval, timeout_at};
+
+use crate::cli::Failure;
+use crate::config::Span;
+
+/// Accept connections and send back what comes, as a target to try load on.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  holdfast load serve                                  echo on 127.0.0.1:8888
+  holdfast load serve --accept 50 --lifetime 2s        the first 50 connections only, each for 2 seconds")]
+pub(super) struct Args {
+    /// Where to listen
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8888")]
+    listen: SocketAddr,
+
+    /// Accept so many connections, and no more: the others wait in the kernel's queue [default: all]
+    #[arg(long, value_name = "N")]
+    accept: Option<u64>,
+
+    /// Close each connection after this time [default: when the peer does]
+    #[arg(long, value_name = "TIME")]
+    lifetime: Option<Span>,
+
+    /// How often there is a line
+    #[arg(short, long, value_name = "TIME", default_value = "1s")]
+    interval: Span,
+}
+
+/// What was served.
+#[derive(Default)]
+struct Served {
+    accepted: AtomicU64,
+    open: AtomicU64,
+}
+
+/// As long as nobody waits for.
+const EVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    if args.interval.0.is_zero() {
+        return Err(Failure::Usage(anyhow!("an interval of 0 s is none")));
+    }
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .map_err(|error| Failure::Undone(anyhow!("cannot listen on {}: {error}", args.listen)))?;
+    let address = listener.local_addr().unwrap_or(args.listen);
+    crate::cli::tell(&format!("listening on {address}; Ctrl-C ends it"));
+    let served = Arc::new(Served::default());
+    let lifetime = args.lifetime.map_or(EVER, |span| span.0);
+    let mut tick = interval(args.interval.0);
+    let mut told = (u64::MAX, u64::MAX);
+    loop {
+        let accepted = served.accepted.load(Ordering::Relaxed);
+        let has_room = args.accept.is_none_or(|most| accepted < most);
+        tokio::select! {
+            _ = ctrl_c() => return Ok(()),
+            taken = listener.accept(), if has_room => {
+                // One that was reset in the queue, or for which there is no file: the next one may do.
+                let Ok((stream, _)) = taken else { continue };
+                served.accepted.fetch_add(1, Ordering::Relaxed);
+                served.open.fetch_add(1, Ordering::Relaxed);
+                let served = served.clone();
+                tokio::spawn(async move {
+                    echo(stream, Instant::now() + lifetime).await;
+                    served.open.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+            _ = tick.tick() => {
+                let now = (accepted, served.open.load(Ordering::Relaxed));
+                if now != told {
+                    told = now;
+                    crate::cli::tell(&format!("accepted {}, open {}", now.0, now.1));
+                }
+            }
+        }
+    }
+}
+
+/// Sends back what comes until the peer closes, or time is up.
+async fn echo(mut stream: TcpStream, end: Instant) {
+    let mut buffer = vec![0; 4096];
+    let serve = async {
+        while let Ok(bytes @ 1..) = stream.read(&mut buffer).await {
+            if stream.write_all(&buffer[..bytes]).await.is_err() {
+                return;
+            }
+        }
+    };
+    let _ = timeout_at(end, serve).await;
+}

@@ -1,0 +1,414 @@
+//! `holdfast load tcp`.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::anyhow;
+use holdfast_proto::v1::{
+    LoadCount, LoadCounts, LoadLoop, LoadMessage, LoadPlan, LoadRequest, LoadStage, LoadStages, RunProgress,
+    RunStop, load_message, load_plan, run_update,
+};
+use tokio::signal::ctrl_c;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::stages::{Rate, Stages};
+use crate::cli::Failure;
+use crate::cli::client::Reach;
+use crate::cli::runs::{Row, report};
+use crate::config::Span;
+use crate::runs::counts;
+use crate::runs::result::{decode, human};
+
+/// Open TCP connections from agents, by number, by rate or by concurrency.
+///
+/// By number (the default) all are kept open until the last is decided, and then for --hold. By rate (--rate or --stages)
+/// attempts are made when they are due, whatever becomes of them, and by concurrency (--concurrency) as soon as there is
+/// room; each connection is closed at once, or after --hold. Agents only load what their own configuration allows
+/// (holdfast-agent run --load-targets).
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  holdfast load tcp web:80                              100 connections, one every 10 ms
+  holdfast load tcp web:80 -c 5000 -s 1ms --hold 10m    5,000, held for 10 minutes, each watched for loss
+  holdfast load tcp web:80 --rate 500/s --for 1m --expect 'connect.p99 < 20ms' --expect 'error_ratio < 0.1%'
+  holdfast load tcp web:80 --stages '0 -> 5000/s in 2m, hold 5m' --from role=client --agents 3
+  holdfast load tcp echo:7 --concurrency 64 --for 10s --payload 512 --rounds 100
+
+What can be expected: connect, dial, network, exchange with .p50 .p99 .p99.9 .mean .min .max; error_ratio, lost_ratio,
+refused_ratio, timed_out_ratio; established, errors, refused, timed_out, reset, unreachable, lost, closed; rate.
+
+Exit codes: 0 it holds (nothing expected: no errors and no losses), 1 it does not, 2 a wrong call, 3 unknown: the agents were
+the limit, not the target, or there is no data, 4 it could not be done.")]
+pub(super) struct Args {
+    /// HOST:PORT, or HOST PORT; several HOST:PORT are tried in turn
+    #[arg(required = true, value_name = "HOST:PORT")]
+    targets: Vec<String>,
+
+    /// Connections to open, one after another
+    #[arg(short, long, value_name = "N", default_value_t = 100, conflicts_with_all = ["rate", "stages", "concurrency"])]
+    connections: u64,
+
+    /// Pause between two of them
+    #[arg(short, long, value_name = "TIME", default_value = "10ms", conflicts_with_all = ["rate", "stages", "concurrency"])]
+    sleep: Span,
+
+    /// Connections a second instead, such as 500/s
+    #[arg(long, value_name = "N/s", requires = "duration", conflicts_with_all = ["stages", "concurrency"])]
+    rate: Option<Rate>,
+
+    /// Rates that change, such as '0 -> 5000/s in 2m, hold 5m'
+    #[arg(long, value_name = "STAGES", conflicts_with_all = ["concurrency", "duration"])]
+    stages: Option<Stages>,
+
+    /// So many connections at once instead, the next as soon as one is done
+    #[arg(long, value_name = "N", requires = "duration")]
+    concurrency: Option<u64>,
+
+    /// How long --rate or --concurrency lasts
+    #[arg(long = "for", id = "duration", value_name = "TIME")]
+    duration: Option<Span>,
+
+    /// How long connections are kept open [default: until all are decided; with a rate or concurrency: not at all]
+    #[arg(long, value_name = "TIME")]
+    hold: Option<Span>,
+
+    /// How long a handshake, or an answer, may take
+    #[arg(short = 't', long, value_name = "TIME", default_value = "5s")]
+    dial_timeout: Span,
+
+    /// How often there is a line
+    #[arg(short, long, value_name = "TIME", default_value = "1s")]
+    interval: Span,
+
+    /// Send so many bytes on each connection, and expect them back
+    #[arg(long, value_name = "BYTES", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    payload: u32,
+
+    /// How often the payload goes there and back
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "payload")]
+    rounds: u64,
+
+    /// How connections are closed: at once and without a trace, or as programs do, which keeps a port taken for a minute
+    #[arg(long, value_name = "rst|fin", default_value = "rst", value_parser = ["rst", "fin"])]
+    close: String,
+
+    /// A local address of the agents to connect from; several are taken in turn
+    #[arg(long, value_name = "IP")]
+    source: Vec<IpAddr>,
+
+    /// A node to make the load from; may be given several times
+    #[arg(long, value_name = "NODE")]
+    node: Vec<String>,
+
+    /// A label of the nodes to make the load from; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    from: Vec<(String, String)>,
+
+    /// So many agents of those [default: one; with --node or --from: all of them]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    agents: Option<u32>,
+
+    /// What the run must show; may be given several times
+    #[arg(long, value_name = "CONDITION")]
+    expect: Vec<String>,
+
+    /// Do not ask before load is made
+    #[arg(short, long)]
+    yes: bool,
+
+    /// Say more: what is asked of the agents, and the latency of each interval
+    #[arg(short, long)]
+    debug: bool,
+
+    #[command(flatten)]
+    reach: Reach,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("`{text}` is no label; write KEY=VALUE")),
+    }
+}
+
+/// The targets as one text each, HOST:PORT: `HOST PORT` is one target in two words.
+fn joined(words: &[String]) -> Vec<String> {
+    match words {
+        [host, port] if port.parse::<u16>().is_ok() => {
+            let is_bare_ipv6 = host.contains(':') && !host.starts_with('[');
+            vec![if is_bare_ipv6 {
+                format!("[{host}]:{port}")
+            } else {
+                format!("{host}:{port}")
+            }]
+        }
+        words => words.to_vec(),
+    }
+}
+
+async fn resolve(target: &str) -> Result<SocketAddr, Failure> {
+    let has_port = target
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
+    if !has_port {
+        return Err(Failure::Usage(anyhow!(
+            "the target `{target}` has no port; write HOST:PORT"
+        )));
+    }
+    let found = tokio::net::lookup_host(target).await;
+    let mut found = found.map_err(|error| Failure::Usage(anyhow!("cannot resolve `{target}`: {error}")))?;
+    found
+        .next()
+        .ok_or_else(|| Failure::Usage(anyhow!("`{target}` has no address")))
+}
+
+fn nanoseconds(span: Span) -> Result<u64, Failure> {
+    u64::try_from(span.0.as_nanos()).map_err(|_| Failure::Usage(anyhow!("{:?} is too long", span.0)))
+}
+
+impl Args {
+    fn arrivals(&self) -> Result<load_plan::Arrivals, Failure> {
+        let duration_ns = self.duration.map_or(Ok(0), nanoseconds)?;
+        Ok(if let Some(Stages(stages)) = &self.stages {
+            load_plan::Arrivals::Stages(LoadStages {
+                stages: stages.clone(),
+            })
+        } else if let Some(Rate(rate)) = self.rate {
+            let stage = LoadStage {
+                from_per_second: rate,
+                to_per_second: rate,
+                duration_ns,
+            };
+            load_plan::Arrivals::Stages(LoadStages { stages: vec![stage] })
+        } else if let Some(concurrency) = self.concurrency {
+            load_plan::Arrivals::Loop(LoadLoop {
+                concurrency,
+                duration_ns,
+            })
+        } else {
+            load_plan::Arrivals::Count(LoadCount {
+                connections: self.connections,
+                pause_ns: nanoseconds(self.sleep)?,
+            })
+        })
+    }
+
+    fn request(&self, targets: Vec<String>, addresses: &[SocketAddr]) -> Result<LoadRequest, Failure> {
+        if self.duration.is_some() && self.rate.is_none() && self.concurrency.is_none() {
+            return Err(Failure::Usage(anyhow!(
+                "--for needs --rate or --concurrency; --hold keeps connections open"
+            )));
+        }
+        let plan = LoadPlan {
+            targets: addresses.iter().map(ToString::to_string).collect(),
+            arrivals: Some(self.arrivals()?),
+            hold_ns: self.hold.map_or(Ok(0), nanoseconds)?,
+            timeout_ns: nanoseconds(self.dial_timeout)?,
+            payload_bytes: self.payload,
+            rounds: self.rounds,
+            finish: self.close == "fin",
+            sources: self.source.iter().map(ToString::to_string).collect(),
+            // The collector's to fill in.
+            first: 0,
+            step: 0,
+            interval_ns: 0,
+        };
+        if self.interval.0 < Duration::from_millis(100) {
+            return Err(Failure::Usage(anyhow!(
+                "an interval of {:?} is shorter than 100ms",
+                self.interval.0
+            )));
+        }
+        let is_choice = !self.node.is_empty() || !self.from.is_empty();
+        Ok(LoadRequest {
+            plan: Some(plan),
+            nodes: self.node.clone(),
+            labels: self.from.iter().cloned().collect(),
+            agents: self.agents.unwrap_or(u32::from(!is_choice)),
+            interval_ns: nanoseconds(self.interval)?,
+            expect: self.expect.clone(),
+            targets,
+        })
+    }
+
+    fn describe(&self) -> String {
+        match (&self.stages, self.rate, self.concurrency) {
+            (Some(Stages(stages)), ..) => format!("{} stages", stages.len()),
+            (_, Some(Rate(rate)), _) => format!("{rate} connections/s"),
+            (.., Some(concurrency)) => format!("{concurrency} connections at once"),
+            _ => format!("{} connections, one every {:?}", self.connections, self.sleep.0),
+        }
+    }
+}
+
+/// Nobody makes load by mistake: a person says yes, a script says --yes.
+fn confirm(question: &str) -> Result<(), Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::Usage(anyhow!(
+            "this is no terminal, so nobody can say yes to {question}: give --yes"
+        )));
+    }
+    let mut stderr = io::stderr().lock();
+    let _ = write!(
+        stderr,
+        "{question}\nDo this only to what is yours. Type yes to go on: "
+    );
+    let _ = stderr.flush();
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    if answer.trim().eq_ignore_ascii_case("yes") || answer.trim().eq_ignore_ascii_case("y") {
+        return Ok(());
+    }
+    Err(Failure::Usage(anyhow!("nothing was done")))
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    let targets = joined(&args.targets);
+    let mut addresses = Vec::new();
+    for target in &targets {
+        addresses.push(resolve(target).await?);
+    }
+    let request = args.request(targets.clone(), &addresses)?;
+    let named: Vec<_> = targets
+        .iter()
+        .zip(&addresses)
+        .map(|(target, address)| {
+            if *target == address.to_string() {
+                target.clone()
+            } else {
+                format!("{target} ({address})")
+            }
+        })
+        .collect();
+    let what = format!("load on {}: {}", named.join(", "), args.describe());
+    if args.yes {
+        crate::cli::tell(&what);
+    } else {
+        confirm(&what)?;
+    }
+    if args.debug {
+        crate::cli::tell(&format!("asked of the agents: {:?}", request.plan));
+    }
+    let mut client = args.reach.connect().await?;
+    let (say, said) = mpsc::channel(2);
+    let message = |body| LoadMessage { body: Some(body) };
+    // Room for it is certain: the channel is new.
+    let _ = say.try_send(message(load_message::Body::Begin(request)));
+    let updates = client.load(ReceiverStream::new(said)).await;
+    let mut updates = updates
+        .map_err(|status| args.reach.failure(&status))?
+        .into_inner();
+    let mut stdout = io::stdout();
+    let mut is_stopping = false;
+    loop {
+        let update = tokio::select! {
+            update = updates.message() => update.map_err(|status| args.reach.failure(&status))?,
+            _ = ctrl_c() => {
+                if is_stopping {
+                    // Twice is meant: the collector stops the run when we are gone.
+                    return Err(Failure::Undone(anyhow!("interrupted before the report")));
+                }
+                is_stopping = true;
+                crate::cli::tell("stopping; once more to leave without the report");
+                let _ = say.try_send(message(load_message::Body::Stop(RunStop {})));
+                continue;
+            }
+        };
+        match update.and_then(|update| update.body) {
+            Some(run_update::Body::Begun(begun)) => {
+                crate::cli::tell(&format!("run {} from {}", begun.run_id, begun.nodes.join(", ")));
+            }
+            Some(run_update::Body::Progress(progress)) if !args.reach.json => {
+                stdout.write_all(line(&progress, args.debug).as_bytes())?;
+                stdout.flush()?;
+            }
+            Some(run_update::Body::Progress(_)) => {}
+            Some(run_update::Body::Result(result)) => {
+                let row = Row::parse(&result.json)?;
+                if args.reach.json {
+                    writeln!(stdout, "{}", result.json)?;
+                } else {
+                    stdout.write_all(report(&row, row.summary()?.as_ref()).as_bytes())?;
+                }
+                return match row.verdict.as_str() {
+                    "holds" => Ok(()),
+                    "violated" => Err(Failure::DoesNotHold),
+                    _ => Err(Failure::Unknown),
+                };
+            }
+            None => {
+                return Err(Failure::Undone(anyhow!(
+                    "the collector at {} ended the run without a result; holdfast runs tells what is known",
+                    args.reach.collector
+                )));
+            }
+        }
+    }
+}
+
+/// Where a run stands.
+fn line(progress: &RunProgress, debug: bool) -> String {
+    let all: LoadCounts = progress.counts.unwrap_or_default();
+    let total = if progress.planned > 0 {
+        progress.planned
+    } else {
+        all.started
+    };
+    let mut line = format!(
+        "{:>7.1}s  Total: {total}, Dialing: {}, Established: {}, Closed: {}, Error: {}, Not initiated: {}",
+        progress.elapsed_ns as f64 / 1e9,
+        all.started.saturating_sub(counts::decided(&all)),
+        progress.open,
+        all.closed + counts::lost(&all),
+        counts::errors(&all),
+        total.saturating_sub(all.started),
+    );
+    if let (true, Ok(Some(times))) = (debug, decode(&progress.connect)) {
+        line += &format!(
+            "; connect p50 {}, p99 {}",
+            human(times.value_at_quantile(0.5)),
+            human(times.value_at_quantile(0.99))
+        );
+    }
+    line + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(words: &[&str]) -> Vec<String> {
+        joined(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_host_and_a_port_are_one_target() {
+        assert_eq!(words(&["web", "80"]), ["web:80"]);
+        assert_eq!(words(&["::1", "80"]), ["[::1]:80"]);
+        assert_eq!(words(&["web:80", "db:5432"]), ["web:80", "db:5432"]);
+    }
+
+    #[test]
+    fn a_line_says_where_every_connection_is() {
+        let progress = RunProgress {
+            elapsed_ns: 1_500_000_000,
+            counts: Some(LoadCounts {
+                started: 60,
+                established: 50,
+                refused: 4,
+                closed: 2,
+                reset_by_peer: 1,
+                ..LoadCounts::default()
+            }),
+            open: 47,
+            planned: 100,
+            connect: Default::default(),
+        };
+        assert_eq!(
+            line(&progress, true),
+            "    1.5s  Total: 100, Dialing: 6, Established: 47, Closed: 3, Error: 4, Not initiated: 40\n"
+        );
+    }
+}

@@ -1,0 +1,370 @@
+//! `holdfast runs` and `holdfast run`.
+
+use std::io::{self, Write};
+
+use anyhow::{Context, anyhow};
+use holdfast_proto::v1::{RunsRequest, StopRunRequest};
+use serde::Deserialize;
+
+use super::Failure;
+use super::client::{Lines, Reach};
+use super::table::{Align, BAD, Cell, FAINT, GOOD, Table};
+use crate::runs::result::{Kernel, Summary, Times, human};
+
+/// List runs, the latest first.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  holdfast runs
+  holdfast runs --json | jq 'select(.verdict != \"holds\")'")]
+pub(super) struct Args {
+    #[command(flatten)]
+    reach: Reach,
+
+    /// Most runs
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    limit: u64,
+}
+
+/// Show one run, or stop it.
+#[derive(Debug, clap::Args)]
+pub(super) struct One {
+    #[command(subcommand)]
+    command: OneCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum OneCommand {
+    /// Show what came of a run
+    Show(Show),
+    /// Stop a run that is under way
+    Stop(Show),
+}
+
+#[derive(Debug, clap::Args)]
+struct Show {
+    /// The run, or how its id begins
+    #[arg(value_name = "ID")]
+    run_id: String,
+
+    #[command(flatten)]
+    reach: Reach,
+}
+
+/// A row of `runs`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Row {
+    pub(super) run_id: String,
+    pub(super) state: String,
+    pub(super) verdict: String,
+    #[serde(default)]
+    began_at: String,
+    pub(super) nodes: Vec<String>,
+    pub(super) targets: Vec<String>,
+    pub(super) reasons: Vec<String>,
+    /// JSON; empty while the run lasts.
+    result: String,
+}
+
+const COLUMNS: [(&str, Align); 7] = [
+    ("RUN", Align::Left),
+    ("BEGAN (UTC)", Align::Left),
+    ("STATE", Align::Left),
+    ("VERDICT", Align::Left),
+    ("FROM", Align::Left),
+    ("TARGETS", Align::Left),
+    ("WHY", Align::Left),
+];
+
+impl Row {
+    pub(super) fn parse(line: &str) -> Result<Self, Failure> {
+        serde_json::from_str(line)
+            .with_context(|| format!("the collector answers with a run of another version: {line}"))
+            .map_err(Failure::Undone)
+    }
+
+    /// What came of it, once it is over.
+    pub(super) fn summary(&self) -> Result<Option<Summary>, Failure> {
+        if self.result.is_empty() {
+            return Ok(None);
+        }
+        serde_json::from_str(&self.result)
+            .with_context(|| format!("the result of the run {} is of another version", self.run_id))
+            .map(Some)
+            .map_err(Failure::Undone)
+    }
+
+    fn cells(&self) -> [Cell; COLUMNS.len()] {
+        let verdict = match self.verdict.as_str() {
+            "holds" => Cell::styled("holds", GOOD),
+            "violated" => Cell::styled("violated", BAD),
+            other => other.into(),
+        };
+        [
+            self.run_id.clone().into(),
+            Cell::styled(self.began_at.get(..19).unwrap_or(&self.began_at), FAINT),
+            self.state.clone().into(),
+            verdict,
+            self.nodes.join(",").into(),
+            self.targets.join(",").into(),
+            self.reasons.join("; ").into(),
+        ]
+    }
+}
+
+async fn rows(reach: &Reach, run_id: &str, limit: u64) -> Result<Vec<String>, Failure> {
+    let mut client = reach.connect().await?;
+    let request = RunsRequest {
+        run_id: run_id.to_owned(),
+        limit,
+    };
+    let chunks = client
+        .runs(request)
+        .await
+        .map_err(|status| reach.failure(&status))?;
+    let mut lines = Lines::new(chunks.into_inner());
+    let mut rows = Vec::new();
+    while let Some(text) = lines.next().await.map_err(|status| reach.failure(&status))? {
+        rows.extend(text.lines().map(str::to_owned));
+    }
+    Ok(rows)
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    let lines = rows(&args.reach, "", args.limit).await?;
+    let mut stdout = io::stdout().lock();
+    if args.reach.json {
+        for line in &lines {
+            writeln!(stdout, "{line}")?;
+        }
+        return Ok(());
+    }
+    let cells: Result<Vec<_>, _> = lines
+        .iter()
+        .map(|line| Row::parse(line).map(|row| row.cells()))
+        .collect();
+    let cells = cells?;
+    let mut table = Table::new(COLUMNS, super::colours(&io::stdout()));
+    table.fit(&cells);
+    stdout.write_all(table.head().as_bytes())?;
+    for row in &cells {
+        stdout.write_all(table.line(row).as_bytes())?;
+    }
+    if cells.is_empty() {
+        super::tell("there were no runs yet; holdfast load tcp HOST:PORT makes one");
+    }
+    Ok(())
+}
+
+pub(super) async fn one(args: One) -> Result<(), Failure> {
+    match args.command {
+        OneCommand::Show(show) => self::show(&show).await,
+        OneCommand::Stop(stop) => {
+            let mut client = stop.reach.connect().await?;
+            let request = StopRunRequest {
+                run_id: stop.run_id.clone(),
+            };
+            client
+                .stop_run(request)
+                .await
+                .map_err(|status| stop.reach.failure(&status))?;
+            super::tell(&format!("the run {} is being stopped", stop.run_id));
+            Ok(())
+        }
+    }
+}
+
+async fn show(args: &Show) -> Result<(), Failure> {
+    let lines = rows(&args.reach, &args.run_id, 2).await?;
+    let line = match lines.as_slice() {
+        [] => {
+            return Err(Failure::Usage(anyhow!(
+                "there is no run {}; holdfast runs lists them",
+                args.run_id
+            )));
+        }
+        [line] => line,
+        _ => {
+            return Err(Failure::Usage(anyhow!(
+                "the ids of several runs begin with {}; give more of it",
+                args.run_id
+            )));
+        }
+    };
+    let mut stdout = io::stdout().lock();
+    if args.reach.json {
+        writeln!(stdout, "{line}")?;
+        return Ok(());
+    }
+    let row = Row::parse(line)?;
+    stdout.write_all(report(&row, row.summary()?.as_ref()).as_bytes())?;
+    Ok(())
+}
+
+/// A run for people.
+pub(super) fn report(row: &Row, summary: Option<&Summary>) -> String {
+    let mut text = format!(
+        "--- run {}: {} from {} to {}\n",
+        row.run_id,
+        row.state,
+        row.nodes.join(", "),
+        row.targets.join(", ")
+    );
+    if let Some(summary) = summary {
+        text += &body(summary);
+    } else {
+        text += "there is no result: it runs, or its collector ended before it did; what came until then is in load_samples\n";
+    }
+    if !row.verdict.is_empty() {
+        text += &format!("verdict: {}\n", row.verdict);
+    }
+    for reason in &row.reasons {
+        text += &format!("  {reason}\n");
+    }
+    text
+}
+
+fn body(summary: &Summary) -> String {
+    let count = |name: &str| summary.counts.get(name).copied().unwrap_or(0);
+    let nonzero = |names: &[&str]| {
+        let parts: Vec<_> = names
+            .iter()
+            .filter(|name| count(name) > 0)
+            .map(|name| format!("{} {}", count(name), name.replace('_', " ")))
+            .collect();
+        if parts.is_empty() {
+            "none".to_owned()
+        } else {
+            parts.join(", ")
+        }
+    };
+    let mut text = format!(
+        "attempts:     {} in {}: {} established\n",
+        count("started"),
+        human(summary.elapsed_ns),
+        count("established")
+    );
+    text += &format!(
+        "errors:       {}\n",
+        nonzero(&[
+            "refused",
+            "timed_out",
+            "reset",
+            "unreachable",
+            "failed",
+            "local_files",
+            "local_ports",
+            "local_filter",
+            "abandoned",
+        ])
+    );
+    text += &format!(
+        "connections:  {} concurrent at most, {} established at the end, {} closed by us; lost: {}\n",
+        summary.most_open,
+        summary.open_at_end,
+        count("closed"),
+        nonzero(&[
+            "closed_by_peer",
+            "reset_by_peer",
+            "lost_timed_out",
+            "lost_unreachable",
+            "lost_failed"
+        ])
+    );
+    for lost in summary.lost.iter().take(10) {
+        text += &format!(
+            "              {} after {} ({})\n",
+            lost.cause.replace('_', " "),
+            human(lost.at_ns),
+            lost.node
+        );
+    }
+    if summary.lost.len() > 10 {
+        text += "              and more: --json has them\n";
+    }
+    text += &format!(
+        "{:13} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}\n",
+        "times", "count", "min", "avg", "dev", "p50", "p99", "p99.9", "max"
+    );
+    for (name, times) in [
+        ("connect", &summary.connect),
+        ("dial", &summary.dial),
+        ("network", &summary.network),
+        ("exchange", &summary.exchange),
+        ("error", &summary.error),
+        ("late by", &summary.lateness),
+    ] {
+        text += &line_of(name, times);
+    }
+    text += "              connect: from when it was due; dial: from connect(); network: the handshake's round trip by TCP_INFO\n";
+    if let Some(kernel) = &summary.kernel {
+        text += &line_of_kernel(kernel);
+    } else {
+        text += "kernel:       no records of these connections came in time\n";
+    }
+    text += &format!(
+        "generator:    {} CPU, {} of {} late by 1 ms or more, {} SYNs sent again, {} sent, {} received\n",
+        human(summary.cpu_ns),
+        count("late"),
+        summary.lateness.count,
+        count("syn_retransmits"),
+        bytes(count("bytes_sent")),
+        bytes(count("bytes_received"))
+    );
+    if summary.skew_error_ns > 0 {
+        text += &format!(
+            "start:        nodes within {} of each other, give or take {}\n",
+            human(summary.skew_ns),
+            human(summary.skew_error_ns)
+        );
+    }
+    for judged in &summary.expectations {
+        text += &format!(
+            "expect:       {}: {} ({})\n",
+            judged.expected, judged.seen, judged.verdict
+        );
+    }
+    text
+}
+
+fn line_of(name: &str, times: &Times) -> String {
+    if times.count == 0 {
+        return String::new();
+    }
+    let [min, avg, dev, p50, p99, p999, max] = [
+        times.min_ns,
+        times.mean_ns,
+        times.dev_ns,
+        times.p50_ns,
+        times.p99_ns,
+        times.p999_ns,
+        times.max_ns,
+    ]
+    .map(human);
+    format!(
+        "  {name:11} {:>9} {min:>9} {avg:>9} {dev:>9} {p50:>9} {p99:>9} {p999:>9} {max:>9}\n",
+        times.count
+    )
+}
+
+fn line_of_kernel(kernel: &Kernel) -> String {
+    format!(
+        "kernel:       {} attempts recorded: {} established (p50 {}, p99 {}), {} refused, {} timed out; {} also at the target's end\n",
+        kernel.attempts,
+        kernel.established,
+        human(kernel.connect_p50_us * 1_000),
+        human(kernel.connect_p99_us * 1_000),
+        kernel.refused,
+        kernel.timed_out,
+        kernel.seen_by_target
+    )
+}
+
+fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..1_024 => format!("{bytes} B"),
+        1_024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1_024.0),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+        _ => format!("{:.1} GiB", bytes as f64 / 1_073_741_824.0),
+    }
+}

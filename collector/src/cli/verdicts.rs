@@ -1,0 +1,287 @@
+//! `holdfast verdicts`.
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use anyhow::Context;
+use holdfast_proto::v1::VerdictsRequest;
+use serde::Deserialize;
+
+use super::Failure;
+use super::client::{Lines, Reach};
+use super::table::{Align, BAD, Cell, FAINT, GOOD, Table};
+use crate::assertion::condition::{Condition, value_text};
+use crate::config::Span;
+
+/// Show what holds, what does not, and what cannot be told.
+///
+/// A verdict is Holds, Pending (it fails, but not for long enough yet), Violated, or Unknown: the evidence does not tell, and
+/// the last column says why.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  holdfast verdicts
+  holdfast verdicts --watch
+  holdfast verdicts --history 'web reaches the database' --last 7d
+  holdfast verdicts --json | jq 'select(.verdict == \"violated\")'")]
+pub(super) struct Args {
+    /// Show them again every second, until Ctrl-C
+    #[arg(long, conflicts_with = "history")]
+    watch: bool,
+
+    /// Every change of one assertion, oldest first
+    #[arg(long, value_name = "NAME")]
+    history: Option<String>,
+
+    /// With --history: how far back
+    #[arg(long, value_name = "TIME", default_value = "1d", requires = "history")]
+    last: Span,
+
+    #[command(flatten)]
+    reach: Reach,
+}
+
+/// To the top of the screen, and clear what is below (ECMA-48, CUP and ED).
+const CLEAR_SCREEN: &str = "\x1b[H\x1b[J";
+
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    let request = VerdictsRequest {
+        name: args.history.clone().unwrap_or_default(),
+        history_ns: match &args.history {
+            Some(_) => u64::try_from(args.last.0.as_nanos()).unwrap_or(u64::MAX),
+            None => 0,
+        },
+    };
+    loop {
+        let rows = fetch(&args.reach, request.clone()).await?;
+        let mut stdout = io::stdout().lock();
+        if args.watch && stdout.is_terminal() && !args.reach.json {
+            write!(stdout, "{CLEAR_SCREEN}")?;
+        }
+        if args.reach.json {
+            for row in &rows {
+                writeln!(stdout, "{}", row.line)?;
+            }
+        } else {
+            stdout.write_all(text(&rows, args.history.is_some()).as_bytes())?;
+            if rows.is_empty() {
+                super::tell(match &args.history {
+                    Some(_) => "no verdict of that name has changed within that time",
+                    None => "no verdicts; a collector judges what --assertions DIR declares",
+                });
+            }
+        }
+        stdout.flush()?;
+        drop(stdout);
+        if !args.watch {
+            return Ok(());
+        }
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}
+
+/// Asks for verdicts.
+pub(super) async fn fetch(reach: &Reach, request: VerdictsRequest) -> Result<Vec<Row>, Failure> {
+    let mut client = reach.connect().await?;
+    let chunks = client
+        .verdicts(request)
+        .await
+        .map_err(|status| reach.failure(&status))?;
+    let mut lines = Lines::new(chunks.into_inner());
+    let mut rows = Vec::new();
+    while let Some(text) = lines.next().await.map_err(|status| reach.failure(&status))? {
+        for line in text.lines() {
+            rows.push(Row::parse(line)?);
+        }
+    }
+    Ok(rows)
+}
+
+/// A verdict, as it is shown.
+#[derive(Debug, Deserialize)]
+pub(super) struct Row {
+    pub(super) assertion: String,
+    #[serde(default)]
+    pub(super) key: String,
+    pub(super) verdict: String,
+    #[serde(default)]
+    since: String,
+    #[serde(default)]
+    window_to: String,
+    #[serde(default)]
+    condition: String,
+    #[serde(default)]
+    value: Option<f64>,
+    /// Of the store's rows, whose value is never absent.
+    #[serde(default)]
+    has_value: Option<bool>,
+    #[serde(default)]
+    samples: serde_json::Value,
+    #[serde(default)]
+    pub(super) cause: String,
+    #[serde(default)]
+    evidence: String,
+    #[serde(default)]
+    pub(super) is_final: bool,
+    /// As it came.
+    #[serde(skip)]
+    pub(super) line: String,
+}
+
+impl Row {
+    pub(super) fn parse(line: &str) -> Result<Self, Failure> {
+        let row: Self = serde_json::from_str(line)
+            .with_context(|| format!("the collector answers with a row of another version: {line}"))
+            .map_err(Failure::Undone)?;
+        Ok(Self {
+            line: line.to_owned(),
+            ..row
+        })
+    }
+
+    fn value(&self) -> String {
+        let value = self.value.filter(|_| self.has_value != Some(false));
+        match (value, Condition::parse(&self.condition)) {
+            (Some(value), Ok(condition)) => value_text(condition.signal.signal.unit, value),
+            _ => String::new(),
+        }
+    }
+
+    /// Why it is what it is.
+    pub(super) fn reason(&self) -> String {
+        if !self.cause.is_empty() {
+            return self.cause.clone();
+        }
+        let samples = match &self.samples {
+            serde_json::Value::String(text) => text.clone(),
+            number => number.to_string(),
+        };
+        let rows = if samples == "1" { "sample" } else { "samples" };
+        match self.value().as_str() {
+            "" => self.condition.clone(),
+            value => format!("{value}, expected {}, {samples} {rows}", self.condition),
+        }
+    }
+
+    pub(super) fn sentence(&self) -> String {
+        let key = if self.key.is_empty() {
+            String::new()
+        } else {
+            format!(" [{}]", self.key)
+        };
+        format!(
+            "{}{key} since {}: {}",
+            self.verdict,
+            second(&self.since),
+            self.reason()
+        )
+    }
+
+    /// What each condition was held against.
+    pub(super) fn readings(&self) -> Vec<String> {
+        #[derive(Deserialize)]
+        struct Evidence {
+            #[serde(default)]
+            readings: Vec<Reading>,
+        }
+        #[derive(Deserialize)]
+        struct Reading {
+            condition: String,
+            value: Option<String>,
+            samples: u64,
+            passed: Option<bool>,
+        }
+        let evidence: Option<Evidence> = serde_json::from_str(&self.evidence).ok();
+        let readings = evidence.map(|evidence| evidence.readings).unwrap_or_default();
+        readings
+            .into_iter()
+            .map(|reading| {
+                let passed = match reading.passed {
+                    Some(true) => "holds",
+                    Some(false) => "fails",
+                    None => "not known",
+                };
+                let value = reading.value.unwrap_or_else(|| "nothing".to_owned());
+                format!(
+                    "{}: {value} of {} samples, {passed}",
+                    reading.condition, reading.samples
+                )
+            })
+            .collect()
+    }
+}
+
+/// To the second: `2026-03-01 12:00:00`.
+fn second(time: &str) -> &str {
+    time.get(..19).unwrap_or(time)
+}
+
+const COLUMNS: [(&str, Align); 5] = [
+    ("VERDICT", Align::Left),
+    ("SINCE (UTC)", Align::Left),
+    ("ASSERTION", Align::Left),
+    ("KEY", Align::Left),
+    ("WHY", Align::Left),
+];
+
+pub(super) fn text(rows: &[Row], is_history: bool) -> String {
+    let cells: Vec<[Cell; 5]> = rows
+        .iter()
+        .map(|row| {
+            let style = match row.verdict.as_str() {
+                "holds" => GOOD,
+                "violated" => BAD,
+                _ => anstyle::AnsiColor::Yellow.on_default(),
+            };
+            let time = if is_history { &row.window_to } else { &row.since };
+            [
+                Cell::styled(row.verdict.clone(), style),
+                Cell::styled(second(time), FAINT),
+                row.assertion.clone().into(),
+                row.key.clone().into(),
+                row.reason().into(),
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(COLUMNS, super::colours(&io::stdout()));
+    table.fit(&cells);
+    let mut text = table.head();
+    for row in &cells {
+        text.push_str(&table.line(row));
+    }
+    if !is_history {
+        text.push_str(&totals(rows));
+    }
+    text
+}
+
+/// `5 verdicts: 3 hold, 2 unknown (web-1 is silent)`.
+pub(super) fn totals(rows: &[Row]) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut causes: BTreeMap<&str, usize> = BTreeMap::new();
+    for row in rows {
+        *counts.entry(&row.verdict).or_default() += 1;
+        if row.verdict == "unknown" {
+            *causes.entry(&row.cause).or_default() += 1;
+        }
+    }
+    let each = ["violated", "pending", "unknown", "holds"]
+        .into_iter()
+        .filter_map(|verdict| {
+            let count = counts.get(verdict)?;
+            Some(format!("{count} {verdict}"))
+        });
+    let noun = if rows.len() == 1 { "verdict" } else { "verdicts" };
+    let mut text = format!("{} {noun}: {}\n", rows.len(), each.collect::<Vec<_>>().join(", "));
+    for (cause, count) in causes {
+        text.push_str(&format!("{count} unknown: {cause}\n"));
+    }
+    text
+}

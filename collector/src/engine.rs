@@ -1,0 +1,630 @@
+//! What keeps assertions judged: it hears the agents' reports, opens a window for every tick of every schedule, asks the
+//! store once everybody's rows are there, and writes what came of it. What it decides with is in [`crate::assertion`].
+//!
+//! Windows are judged in their order, each once, however late: after a restart, or when the store was away, the engine
+//! goes on where the stored verdicts end, and comes to what it would have come to. Time is an argument of
+//! [`Engine::step`], so that the past can be judged as well (`backtest`), and made-up data (`test`).
+
+pub mod check;
+pub mod explain;
+pub mod files;
+pub mod run;
+pub mod trial;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::assertion::cause::{Cause, EXPECTED_FOR};
+use crate::assertion::condition::{Condition, value_text};
+use crate::assertion::coverage::{Coverage, Window};
+use crate::assertion::evaluate::{
+    self, Addresses, Judgement, Key, Moment, Observers, Roster, is_overdue, key_text,
+};
+use crate::assertion::plan::{self, Schedule};
+use crate::assertion::signal::Rows;
+use crate::assertion::state::{Machine, Outcome, Rules, Verdict};
+use crate::assertion::{Assertion, Set};
+use crate::store::verdicts::{Record, Stood};
+use crate::store::{Store, StoreError, evidence, verdicts};
+
+/// How often a verdict that stays is written, so that one can see that it is still judged.
+const HEARTBEAT_NS: i64 = 60_000_000_000;
+
+/// How far back stored verdicts are looked for at the start. Who was judged before begins anew.
+const REMEMBERED_NS: i64 = 24 * 3600 * 1_000_000_000;
+
+/// Windows of a schedule that wait for their rows, or for the store. Older ones are given up: nothing is said of them.
+const MOST_OPEN: usize = 240;
+
+/// Reports that came so long before the last one are looked for again: they are inserted later than they came.
+const REPORTS_AGAIN_NS: i64 = 5_000_000_000;
+
+/// How often it is looked who is there.
+const ROSTER_EVERY_NS: i64 = 5_000_000_000;
+
+/// While others are waited for, those who need not be waited for are judged once, so long after the window's end.
+const PATIENCE_NS: i64 = 2_000_000_000;
+
+/// Verdicts that wait for the store. Past this the oldest heartbeats go, and what is left is written again soon.
+const MOST_WAITING: usize = 200_000;
+
+/// The engine. It owns what it knows; all of it can be found again in the store.
+pub struct Engine {
+    store: Arc<dyn Store>,
+    set: Set,
+    schedules: Vec<Active>,
+    /// By assertion.
+    keys: BTreeMap<String, BTreeMap<Key, Kept>>,
+    coverage: Coverage,
+    roster: Roster,
+    addresses: Addresses,
+    /// When the last report came that was heard.
+    heard_ns: i64,
+    roster_ns: i64,
+    /// Verdicts that are not stored yet.
+    waiting: Vec<Record>,
+    /// A block of them that the store may have or not: the same again adds nothing.
+    in_doubt: Vec<Record>,
+    /// Verdicts are written to the store.
+    is_writing: bool,
+    /// No window is opened that ends later.
+    end_ns: i64,
+    /// Windows that were given up, and questions that were asked, since the start.
+    pub given_up: u64,
+    pub asked: u64,
+}
+
+/// A schedule and its windows that are not judged yet.
+struct Active {
+    schedule: Schedule,
+    open: VecDeque<Tick>,
+    /// The end of the next window.
+    next_ns: i64,
+}
+
+#[derive(Clone, Copy)]
+struct Tick {
+    window: Window,
+    /// Who need not be waited for was judged.
+    is_begun: bool,
+}
+
+/// What is known of a key.
+struct Kept {
+    machine: Machine,
+    written_ns: i64,
+    /// When it was last there: with rows, or as a node of the roster.
+    seen_ns: i64,
+}
+
+/// What a step was about.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// Every verdict that changed, and heartbeats.
+    pub records: Vec<Record>,
+    /// Windows that were judged whole.
+    pub judged: u64,
+}
+
+impl Engine {
+    /// Judges a set from `now_ns` on. `is_writing`: verdicts go to the store, and go on from there.
+    pub fn new(store: Arc<dyn Store>, set: Set, now_ns: i64, is_writing: bool) -> Self {
+        let mut engine = Self {
+            store,
+            set: Set::default(),
+            schedules: Vec::new(),
+            keys: BTreeMap::new(),
+            coverage: Coverage::default(),
+            roster: Roster::default(),
+            addresses: Addresses::default(),
+            heard_ns: 0,
+            roster_ns: i64::MIN,
+            waiting: Vec::new(),
+            in_doubt: Vec::new(),
+            is_writing,
+            end_ns: i64::MAX,
+            given_up: 0,
+            asked: 0,
+        };
+        engine.replace(set, now_ns);
+        engine
+    }
+
+    pub fn set(&self) -> &Set {
+        &self.set
+    }
+
+    /// Opens no window that ends after this.
+    pub fn stop_at(&mut self, end_ns: i64) {
+        self.end_ns = end_ns;
+    }
+
+    /// Whether every window until the end was judged.
+    pub fn is_done(&self, now_ns: i64) -> bool {
+        now_ns >= self.end_ns && self.schedules.iter().all(|active| active.open.is_empty())
+    }
+
+    /// The shortest time between two windows.
+    pub fn shortest(&self) -> Duration {
+        let every = self.schedules.iter().map(|active| active.schedule.every).min();
+        every.unwrap_or(Duration::from_secs(1))
+    }
+
+    /// Every key with the last of its records, brought up to date; and every assertion without any.
+    pub fn standings<'a>(
+        &self,
+        latest: &'a BTreeMap<(String, String), Record>,
+    ) -> Vec<(String, String, Option<&'a Record>)> {
+        let mut standings = Vec::new();
+        for assertion in &self.set.assertions {
+            let name = &assertion.name;
+            let range = (name.clone(), String::new())..;
+            let keys = latest.range(range).take_while(|((other, _), _)| other == name);
+            let before = standings.len();
+            standings.extend(keys.map(|((_, key), record)| (name.clone(), key.clone(), Some(record))));
+            if standings.len() == before {
+                standings.push((name.clone(), String::new(), None));
+            }
+        }
+        standings
+    }
+
+    /// How many keys have each verdict.
+    pub fn verdicts(&self) -> [(Verdict, usize); 4] {
+        let of = |verdict| {
+            let keys = self.keys.values().flat_map(BTreeMap::values);
+            keys.filter(|kept| kept.machine.verdict == verdict).count()
+        };
+        Verdict::ALL.map(|verdict| (verdict, of(verdict)))
+    }
+
+    /// How many verdicts wait for the store.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len() + self.in_doubt.len()
+    }
+
+    /// Goes on where stored verdicts end.
+    pub async fn resume(&mut self, now_ns: i64) -> Result<(), StoreError> {
+        let stood = verdicts::stood(&*self.store, now_ns.saturating_sub(REMEMBERED_NS)).await?;
+        let fingerprints: BTreeMap<_, _> = self
+            .set
+            .assertions
+            .iter()
+            .map(|assertion| (assertion.name.as_str(), assertion.fingerprint()))
+            .collect();
+        let mut latest: BTreeMap<String, i64> = BTreeMap::new();
+        for Stood {
+            assertion,
+            key,
+            fingerprint,
+            machine,
+        } in stood
+        {
+            if fingerprints.get(assertion.as_str()) != Some(&fingerprint) {
+                continue;
+            }
+            // The oldest, so that nobody's windows are passed over.
+            let begin = latest.entry(assertion.clone()).or_insert(machine.judged_ns);
+            *begin = (*begin).min(machine.judged_ns);
+            let kept = Kept {
+                written_ns: machine.judged_ns,
+                seen_ns: machine.judged_ns,
+                machine,
+            };
+            self.keys.entry(assertion).or_default().insert(key, kept);
+        }
+        for active in &mut self.schedules {
+            let names = active
+                .schedule
+                .assertions
+                .iter()
+                .map(|planned| self.set.assertions[planned.assertion].name.as_str());
+            let every_ns = ns(active.schedule.every);
+            let Some(judged_ns) = names.filter_map(|name| latest.get(name)).min() else {
+                continue;
+            };
+            let oldest_ns = now_ns - every_ns * MOST_OPEN as i64;
+            active.next_ns = aligned((judged_ns + every_ns).max(oldest_ns), every_ns);
+        }
+        Ok(())
+    }
+
+    /// Judges another set from now on. What an assertion has come to stays with it if it means the same as before.
+    pub fn replace(&mut self, set: Set, now_ns: i64) {
+        let before: BTreeMap<_, _> = self
+            .set
+            .assertions
+            .iter()
+            .map(|assertion| (assertion.name.clone(), assertion.fingerprint()))
+            .collect();
+        let mut keys = std::mem::take(&mut self.keys);
+        for assertion in &set.assertions {
+            if before.get(&assertion.name) == Some(&assertion.fingerprint())
+                && let Some(kept) = keys.remove(&assertion.name)
+            {
+                self.keys.insert(assertion.name.clone(), kept);
+            }
+        }
+        let mut active: BTreeMap<_, _> = std::mem::take(&mut self.schedules)
+            .into_iter()
+            .map(|active| ((active.schedule.over, active.schedule.every), active))
+            .collect();
+        self.schedules = plan::schedules(&set)
+            .into_iter()
+            .map(|schedule| match active.remove(&(schedule.over, schedule.every)) {
+                // Its open windows are those of the new one.
+                Some(known) => Active { schedule, ..known },
+                None => Active {
+                    next_ns: aligned(now_ns, ns(schedule.every)),
+                    schedule,
+                    open: VecDeque::new(),
+                },
+            })
+            .collect();
+        self.set = set;
+    }
+
+    /// Judges what can be judged at `now_ns`. An error means that the store is away; the same again will do.
+    pub async fn step(&mut self, now_ns: i64) -> Result<Step, StoreError> {
+        self.hear(now_ns).await?;
+        self.open(now_ns);
+        let mut step = Step::default();
+        for at in 0..self.schedules.len() {
+            self.judge_schedule(at, now_ns, &mut step).await?;
+        }
+        self.forget(now_ns);
+        if self.is_writing {
+            self.write(&step.records).await?;
+        }
+        Ok(step)
+    }
+
+    /// Hears what the agents reported since.
+    async fn hear(&mut self, now_ns: i64) -> Result<(), StoreError> {
+        if self.heard_ns == 0 {
+            for (node, epoch, began_ns) in evidence::starts(&*self.store, now_ns).await? {
+                self.coverage.began(&node, epoch, began_ns);
+            }
+            // As far back as a window may reach that is judged late.
+            let reach_ns = self.longest_ns() + 600 * 1_000_000_000;
+            self.heard_ns = now_ns.saturating_sub(reach_ns);
+        }
+        let since_ns = self.heard_ns.saturating_sub(REPORTS_AGAIN_NS);
+        for report in evidence::reports(&*self.store, since_ns, now_ns).await? {
+            self.heard_ns = self.heard_ns.max(report.received_ns);
+            self.coverage.hear(&report);
+        }
+        if now_ns.saturating_sub(self.roster_ns) >= ROSTER_EVERY_NS {
+            self.roster = evidence::roster(&*self.store, now_ns).await?;
+            self.addresses = Addresses::of(&self.roster);
+            self.roster_ns = now_ns;
+            self.coverage
+                .forget_before(now_ns.saturating_sub(self.longest_ns() + 3600 * 1_000_000_000));
+        }
+        Ok(())
+    }
+
+    fn longest_ns(&self) -> i64 {
+        let longest = self.schedules.iter().map(|active| active.schedule.over).max();
+        ns(longest.unwrap_or_default())
+    }
+
+    /// Opens the windows that have ended.
+    fn open(&mut self, now_ns: i64) {
+        for active in &mut self.schedules {
+            let (over_ns, every_ns) = (ns(active.schedule.over), ns(active.schedule.every));
+            while active.next_ns <= now_ns.min(self.end_ns) {
+                let to_ns = active.next_ns;
+                active.next_ns += every_ns;
+                if active.open.len() == MOST_OPEN {
+                    active.open.pop_front();
+                    self.given_up += 1;
+                }
+                let window = Window {
+                    from_ns: to_ns - over_ns,
+                    to_ns,
+                };
+                active.open.push_back(Tick {
+                    window,
+                    is_begun: false,
+                });
+            }
+        }
+    }
+
+    async fn judge_schedule(&mut self, at: usize, now_ns: i64, step: &mut Step) -> Result<(), StoreError> {
+        let mut place = 0;
+        while let Some(&tick) = self.schedules[at].open.get(place) {
+            let (anybody_waited_for, anybody_ready) = self.waiting_for(at, tick.window, now_ns);
+            let is_whole = !anybody_waited_for;
+            let is_time = now_ns >= tick.window.to_ns + PATIENCE_NS;
+            if !is_whole && (tick.is_begun || !anybody_ready || !is_time) {
+                // Later windows can only be waited for too, by the same.
+                place += 1;
+                continue;
+            }
+            let older = place
+                .checked_sub(1)
+                .map(|before| self.schedules[at].open[before].window.to_ns);
+            match self.judge_window(at, tick.window, older, now_ns).await {
+                Ok(records) => step.records.extend(records),
+                Err(error) => {
+                    // The time for an answer is over: that the store did not give one is what there is to say.
+                    let is_over = now_ns >= tick.window.to_ns + ns(self.patience(at)) + STORE_PATIENCE_NS;
+                    if !is_over {
+                        return Err(error);
+                    }
+                    self.schedules[at].open.remove(place);
+                    self.given_up += 1;
+                    continue;
+                }
+            }
+            if is_whole {
+                self.schedules[at].open.remove(place);
+                step.judged += 1;
+            } else {
+                self.schedules[at].open[place].is_begun = true;
+                place += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// The longest deadline of a schedule's assertions.
+    fn patience(&self, at: usize) -> Duration {
+        let planned = self.schedules[at].schedule.assertions.iter();
+        let deadlines = planned.map(|planned| self.set.assertions[planned.assertion].deadline);
+        deadlines.max().unwrap_or_default()
+    }
+
+    /// Whether anybody's rows are waited for, and whether anybody's are not.
+    fn waiting_for(&self, at: usize, window: Window, now_ns: i64) -> (bool, bool) {
+        let moment = self.moment(window, now_ns);
+        let mut state = (false, false);
+        for planned in &self.schedules[at].schedule.assertions {
+            let assertion = &self.set.assertions[planned.assertion];
+            if is_overdue(window, now_ns, assertion.deadline) || is_of_agents(assertion) {
+                state.1 = true;
+                continue;
+            }
+            let (waited_for, ready) = Observers::of(assertion, &moment).waiting();
+            state = (state.0 || waited_for, state.1 || ready);
+        }
+        state
+    }
+
+    fn moment(&self, window: Window, now_ns: i64) -> Moment<'_> {
+        Moment {
+            window,
+            now_ns,
+            groups: &self.set.groups,
+            roster: &self.roster,
+            addresses: &self.addresses,
+            coverage: &self.coverage,
+        }
+    }
+
+    /// Judges a window for everybody who need not be waited for. `older`: a window before that is still open; those who
+    /// wait for it come later.
+    async fn judge_window(
+        &mut self,
+        at: usize,
+        window: Window,
+        older: Option<i64>,
+        now_ns: i64,
+    ) -> Result<Vec<Record>, StoreError> {
+        let mut answers = Vec::new();
+        for class in &self.schedules[at].schedule.classes {
+            self.asked += 1;
+            answers.push(evidence::ask(&*self.store, class, window).await?);
+        }
+        let mut found = Vec::new();
+        let moment = self.moment(window, now_ns);
+        let none = BTreeSet::new();
+        for planned in &self.schedules[at].schedule.assertions {
+            let assertion = &self.set.assertions[planned.assertion];
+            let observers = Observers::of(assertion, &moment);
+            let known: BTreeSet<Key> = match self.keys.get(&assertion.name) {
+                Some(kept) => kept.keys().cloned().collect(),
+                None => none.clone(),
+            };
+            let judgements = evaluate::judge(assertion, planned, &moment, &observers, &answers, &known);
+            found.push((planned.assertion, judgements));
+        }
+        let every_ns = ns(self.schedules[at].schedule.every);
+        let mut records = Vec::new();
+        for (index, judgements) in found {
+            let assertion = &self.set.assertions[index];
+            let keys = self.keys.entry(assertion.name.clone()).or_default();
+            for judgement in judgements {
+                if let Some(record) = take(assertion, keys, judgement, window, older, every_ns, now_ns) {
+                    records.push(record);
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    /// Keys that nothing was seen of for as long as nodes are expected are not judged any more.
+    fn forget(&mut self, now_ns: i64) {
+        for keys in self.keys.values_mut() {
+            keys.retain(|_, kept| now_ns.saturating_sub(kept.seen_ns) <= 2 * ns(EXPECTED_FOR));
+        }
+    }
+
+    /// Writes verdicts, and those that could not be written before.
+    async fn write(&mut self, records: &[Record]) -> Result<(), StoreError> {
+        self.waiting.extend_from_slice(records);
+        if self.waiting.len() > MOST_WAITING {
+            self.waiting.retain(|record| record.is_transition);
+            let excess = self.waiting.len().saturating_sub(MOST_WAITING);
+            self.waiting.drain(..excess);
+        }
+        if self.in_doubt.is_empty() {
+            self.in_doubt = std::mem::take(&mut self.waiting);
+        }
+        while let (Some(first), Some(last)) = (self.in_doubt.first(), self.in_doubt.last()) {
+            let (begin, end, count) = (first.judged_ns, last.judged_ns, self.in_doubt.len());
+            verdicts::write(
+                &*self.store,
+                &format!("verdicts-{begin}-{end}-{count}"),
+                &self.in_doubt,
+            )
+            .await?;
+            self.in_doubt = std::mem::take(&mut self.waiting);
+        }
+        Ok(())
+    }
+}
+
+/// A question that the store did not answer is asked again for so long after the window's deadline.
+const STORE_PATIENCE_NS: i64 = 100_000_000_000;
+
+fn is_of_agents(assertion: &Assertion) -> bool {
+    let mut conditions = assertion.expect.iter();
+    conditions.all(|condition| condition.signal.signal.rows == Rows::Agents)
+}
+
+/// Takes a window of a key, and gives what is to be written of it.
+fn take(
+    assertion: &Assertion,
+    keys: &mut BTreeMap<Key, Kept>,
+    judgement: Judgement,
+    window: Window,
+    older: Option<i64>,
+    every_ns: i64,
+    now_ns: i64,
+) -> Option<Record> {
+    let at_ns = window.to_ns;
+    let rules = Rules {
+        pace: assertion.pace,
+        clear_after: assertion.clear_after,
+        hold: assertion.hold,
+    };
+    let is_new = !keys.contains_key(&judgement.key);
+    let kept = keys.entry(judgement.key.clone()).or_insert_with(|| Kept {
+        machine: Machine::new(at_ns),
+        written_ns: i64::MIN,
+        seen_ns: now_ns,
+    });
+    let judged_ns = kept.machine.judged_ns;
+    if judged_ns >= at_ns || older.is_some_and(|older| !is_new && judged_ns < older) {
+        return None;
+    }
+    let mut before = kept.machine.verdict;
+    let since_before = kept.machine.since_ns;
+    if !is_new && judged_ns < at_ns - every_ns {
+        // What came to be in between is not known.
+        kept.machine.step(&rules, at_ns - every_ns, Outcome::Unknown);
+        kept.machine.since_ns = since_before;
+    }
+    let changed = kept.machine.step(&rules, at_ns, judgement.outcome);
+    if kept.machine.verdict == before {
+        kept.machine.since_ns = since_before;
+    }
+    let is_transition = is_new || (changed.is_some() && kept.machine.verdict != before);
+    if is_new {
+        kept.machine.since_ns = at_ns;
+        before = Verdict::Unknown;
+    }
+    let is_gone = matches!(judgement.cause, Some(Cause::Gone { .. }));
+    if !judgement.readings.is_empty() {
+        kept.seen_ns = now_ns;
+    }
+    let machine = kept.machine.clone();
+    let is_due = now_ns.saturating_sub(kept.written_ns) >= HEARTBEAT_NS;
+    if is_transition || is_due {
+        kept.written_ns = now_ns;
+    }
+    if is_gone {
+        keys.remove(&judgement.key);
+    }
+    (is_transition || is_due).then(|| {
+        record(
+            assertion,
+            judgement,
+            window,
+            now_ns,
+            before,
+            is_transition,
+            machine,
+        )
+    })
+}
+
+fn record(
+    assertion: &Assertion,
+    judgement: Judgement,
+    window: Window,
+    now_ns: i64,
+    previous: Verdict,
+    is_transition: bool,
+    machine: Machine,
+) -> Record {
+    let condition = &assertion.expect[judgement.decisive];
+    let reading = judgement
+        .readings
+        .get(judgement.decisive)
+        .copied()
+        .unwrap_or_default();
+    let own = assertion
+        .by
+        .iter()
+        .position(|dimension| *dimension == assertion.own_node());
+    Record {
+        node: own
+            .and_then(|at| judgement.key.get(at))
+            .cloned()
+            .unwrap_or_default(),
+        assertion: assertion.name.clone(),
+        key: key_text(&assertion.by, &judgement.key),
+        previous,
+        is_transition,
+        window_from_ns: window.from_ns,
+        window_to_ns: window.to_ns,
+        judged_ns: now_ns,
+        cause: judgement
+            .cause
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        condition: condition.to_string(),
+        value: reading.value,
+        threshold: condition.limit.value(),
+        samples: reading.samples,
+        silenced: false,
+        severity: assertion.severity.clone(),
+        labels: assertion.labels.clone().into_iter().collect(),
+        evidence: readings_json(&assertion.expect, &judgement),
+        revision: 0,
+        fingerprint: assertion.fingerprint(),
+        machine,
+        key_values: judgement.key,
+    }
+}
+
+/// What each condition was held against, for people and programs.
+fn readings_json(expect: &[Condition], judgement: &Judgement) -> String {
+    let readings = expect
+        .iter()
+        .zip(&judgement.readings)
+        .map(|(condition, reading)| {
+            serde_json::json!({
+                "condition": condition.to_string(),
+                "value": reading.value.map(|value| value_text(condition.signal.signal.unit, value)),
+                "samples": reading.samples,
+                "passed": reading.passed,
+            })
+        });
+    serde_json::json!({ "readings": readings.collect::<Vec<_>>() }).to_string()
+}
+
+/// The first moment from there on that is a multiple of it.
+fn aligned(from_ns: i64, every_ns: i64) -> i64 {
+    from_ns.saturating_add(every_ns - 1).div_euclid(every_ns) * every_ns
+}
+
+fn ns(time: Duration) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+}

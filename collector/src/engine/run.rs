@@ -1,0 +1,195 @@
+//! The task that drives the engine in a collector: a step four times a second, another set when its files change.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+use tracing::{error, info, warn};
+
+use super::Engine;
+use super::files::{self, FilesError};
+use crate::assertion::Set;
+use crate::assertion::state::Verdict;
+use crate::clock::WallClock;
+use crate::metrics::Metrics;
+use crate::store::{Store, StoreError};
+
+/// How often it is looked whether a window can be judged: half of the shortest `every`.
+const STEP: Duration = Duration::from_millis(250);
+
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The pause after a failure of the store.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What a folder declares.
+#[derive(Clone, Debug)]
+pub struct Declared {
+    pub folder: PathBuf,
+    pub set: Set,
+}
+
+impl Declared {
+    pub fn read(folder: PathBuf) -> Result<Self, FilesError> {
+        let (_, set) = files::load(std::slice::from_ref(&folder))?;
+        Ok(Self { folder, set })
+    }
+}
+
+/// What is judged now, for those who ask.
+#[derive(Clone, Debug)]
+pub struct SharedSet(Arc<RwLock<Set>>);
+
+impl SharedSet {
+    pub fn new(set: Set) -> Self {
+        Self(Arc::new(RwLock::new(set)))
+    }
+
+    pub fn get(&self) -> Set {
+        // What it guards is replaced as a whole.
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn put(&self, set: Set) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = set;
+    }
+}
+
+/// The task: judges what is declared, until the collector stops.
+pub struct Judge {
+    pub store: Arc<dyn Store>,
+    pub declared: Declared,
+    pub shared: SharedSet,
+    pub metrics: Arc<Metrics>,
+    pub clock: WallClock,
+    /// True once the collector stops.
+    pub stopping: watch::Receiver<bool>,
+}
+
+impl Judge {
+    pub async fn run(mut self) {
+        let Declared { folder, set } = self.declared.clone();
+        let mut engine = Engine::new(self.store.clone(), set, self.clock.now_ns(), true);
+        info!(assertions = engine.set().assertions.len(), folder = %folder.display(), "judging");
+        let mut hang_up = signal(SignalKind::hangup()).ok();
+        let mut ticks = tokio::time::interval(STEP);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut seen, mut looked) = (footprint(&folder), Instant::now());
+        let (mut is_resumed, mut is_failing) = (false, false);
+        loop {
+            let is_hung_up = tokio::select! {
+                biased;
+                // An error means that the collector is gone already.
+                _ = self.stopping.wait_for(|stopping| *stopping) => return,
+                () = hung_up(&mut hang_up) => true,
+                _ = ticks.tick() => false,
+            };
+            if is_hung_up || looked.elapsed() >= LOOK {
+                looked = Instant::now();
+                let now = footprint(&folder);
+                if is_hung_up || now != seen {
+                    seen = now;
+                    self.reload(&mut engine, &folder);
+                }
+            }
+            let outcome = self.step(&mut engine, &mut is_resumed).await;
+            match outcome {
+                Ok(()) if is_failing => {
+                    is_failing = false;
+                    info!("assertions are judged again");
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    self.metrics.assertions.failures.inc();
+                    if !is_failing {
+                        is_failing = true;
+                        warn!(%error, "assertions cannot be judged; windows wait");
+                    }
+                    ticks.reset_after(PAUSE);
+                }
+            }
+        }
+    }
+
+    async fn step(&self, engine: &mut Engine, is_resumed: &mut bool) -> Result<(), StoreError> {
+        let now_ns = self.clock.now_ns();
+        if !*is_resumed {
+            engine.resume(now_ns).await?;
+            *is_resumed = true;
+        }
+        let begun = Instant::now();
+        let step = engine.step(now_ns).await?;
+        let shown = &self.metrics.assertions;
+        shown.seconds.inc_by(begun.elapsed().as_secs_f64());
+        shown.windows.inc_by(step.judged);
+        shown
+            .given_up
+            .inc_by(engine.given_up.saturating_sub(shown.given_up.get()));
+        shown.declared.set(engine.set().assertions.len() as i64);
+        for (verdict, count) in engine.verdicts() {
+            shown
+                .verdicts
+                .with_label_values(&[verdict.name()])
+                .set(count as i64);
+        }
+        for record in step.records.iter().filter(|record| record.is_transition) {
+            let (assertion, key, cause) = (&record.assertion, &record.key, &record.cause);
+            let verdict = record.machine.verdict.name();
+            match record.machine.verdict {
+                Verdict::Violated => warn!(assertion, key, condition = record.condition, "violated"),
+                Verdict::Unknown => info!(assertion, key, cause, "unknown"),
+                _ => info!(assertion, key, verdict, "verdict"),
+            }
+        }
+        Ok(())
+    }
+
+    /// A set that is wrong is not taken: the one before is judged on.
+    fn reload(&self, engine: &mut Engine, folder: &std::path::Path) {
+        match Declared::read(folder.to_owned()) {
+            Ok(declared) => {
+                self.shared.put(declared.set.clone());
+                engine.replace(declared.set, self.clock.now_ns());
+                self.metrics.assertions.is_current.set(1);
+                info!(
+                    assertions = engine.set().assertions.len(),
+                    "took up the assertions anew"
+                );
+            }
+            Err(problem) => {
+                self.metrics.assertions.is_current.set(0);
+                error!("the assertions are wrong, those from before are judged on: {problem}");
+            }
+        }
+    }
+}
+
+async fn hung_up(signal: &mut Option<tokio::signal::unix::Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// What changes when a file does: names, sizes and times.
+fn footprint(folder: &std::path::Path) -> Vec<(PathBuf, u64, Option<SystemTime>)> {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let mut files: Vec<_> = entries
+        .filter_map(Result::ok)
+        .map(|entry| {
+            let meta = std::fs::metadata(entry.path());
+            let size = meta.as_ref().map_or(0, std::fs::Metadata::len);
+            (entry.path(), size, meta.and_then(|meta| meta.modified()).ok())
+        })
+        .collect();
+    files.sort();
+    files
+}

@@ -1,0 +1,800 @@
+//! Runs: work that several agents begin at one moment, and what came of it.
+//!
+//! A run is driven by one task. It asks the agents that it chose whether they may and can; when all have said yes, it names
+//! the moment to begin; while the run lasts it says ten times a second that it is still wanted, and takes the reports in;
+//! at the end, however that came, it judges and stores. `runs/counts.rs`, `runs/result.rs` and `runs/expect.rs` are pure.
+
+pub mod counts;
+pub mod expect;
+pub mod result;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use holdfast_proto::v1::{
+    CollectorMessage, LoadEnd, LoadPlan, LoadReport, LoadRequest, RunBeat, RunBegun, RunEvent, RunOrder,
+    RunProgress, RunReady, RunResult, RunStart, RunStop, RunUpdate, collector_message, load_plan, run_event,
+    run_order, run_update,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
+use tonic::Status;
+use tracing::{info, warn};
+
+use crate::clock::WallClock;
+use crate::ingest::agent::Agent;
+use crate::store::runs::{self as store_runs, Connections, LoadSample, RunRecord};
+use crate::store::{Store, StoreError};
+use expect::Expectation;
+use result::{Kernel, Outcome, Summary, decode};
+
+/// How long the agents may take to say whether they will.
+const REGISTRATION: Duration = Duration::from_secs(5);
+
+/// From the last agent's yes to the common start: longer than an order travels.
+const LEAD: Duration = Duration::from_millis(60);
+
+/// How often the agents hear that the run is wanted; they stop after 700 ms without.
+const BEAT: Duration = Duration::from_millis(100);
+
+/// An agent that has not reported for so long after its report was due is lost.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// How long the records of the kernel are waited for after the end.
+const KERNEL_PATIENCE: Duration = Duration::from_secs(3);
+const KERNEL_PAUSE: Duration = Duration::from_millis(300);
+
+/// Events of each agent that wait for the task of a run: more than a second of reports.
+const EVENTS_PER_AGENT: usize = 16;
+
+/// Samples that wait for the store.
+const MOST_SAMPLES: usize = 16_384;
+
+/// How often the end of a run is tried to be stored, and the pause between.
+const STORE_ATTEMPTS: u32 = 5;
+const STORE_PAUSE: Duration = Duration::from_millis(500);
+
+/// The connected agents as runs see them, and the runs that are under way.
+#[derive(Default)]
+pub struct Runs {
+    members: Mutex<HashMap<String, Member>>,
+    active: Mutex<HashMap<String, Active>>,
+}
+
+/// An agent that can be ordered.
+#[derive(Clone)]
+struct Member {
+    agent: Arc<Agent>,
+    /// Weak, for a stream ends when nobody can say anything on it any more.
+    orders: mpsc::WeakSender<CollectorMessage>,
+}
+
+#[derive(Clone)]
+struct Active {
+    /// With the id of the agent that it is of.
+    events: mpsc::Sender<(String, RunEvent)>,
+    /// Events that found no place.
+    missed: Arc<AtomicU64>,
+    stop: watch::Sender<bool>,
+}
+
+/// An agent is a member for as long as this lives.
+pub struct Membership {
+    runs: Arc<Runs>,
+    agent: Arc<Agent>,
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        let mut members = lock(&self.runs.members);
+        let is_own = |member: &mut Member| Arc::ptr_eq(&member.agent, &self.agent);
+        if members.get_mut(&self.agent.id).is_some_and(is_own) {
+            members.remove(&self.agent.id);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Runs {
+    /// An agent was welcomed, and hears what is sent to `orders`.
+    pub fn join(self: &Arc<Self>, agent: &Arc<Agent>, orders: &mpsc::Sender<CollectorMessage>) -> Membership {
+        let member = Member {
+            agent: agent.clone(),
+            orders: orders.downgrade(),
+        };
+        lock(&self.members).insert(agent.id.clone(), member);
+        Membership {
+            runs: self.clone(),
+            agent: agent.clone(),
+        }
+    }
+
+    /// An agent said something of a run. What is over is of no interest. Never waits, for the agent's batches come on
+    /// the same stream.
+    pub fn event(&self, agent: &Agent, event: RunEvent) {
+        let active = lock(&self.active).get(&event.run_id).cloned();
+        if let Some(active) = active
+            && let Err(mpsc::error::TrySendError::Full(_)) = active.events.try_send((agent.id.clone(), event))
+        {
+            active.missed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Stops a run. False if none is under way that is called so.
+    pub fn stop(&self, run_id: &str) -> bool {
+        let active = lock(&self.active).get(run_id).cloned();
+        active.is_some_and(|active| active.stop.send(true).is_ok())
+    }
+
+    /// The agents that a run is for, by node.
+    fn chosen(&self, request: &LoadRequest) -> Result<Vec<Member>, Status> {
+        let mut members: Vec<Member> = lock(&self.members).values().cloned().collect();
+        members.sort_by(|one, other| {
+            (&one.agent.node, &one.agent.id).cmp(&(&other.agent.node, &other.agent.id))
+        });
+        for node in &request.nodes {
+            if !members.iter().any(|member| member.agent.node == *node) {
+                return Err(Status::failed_precondition(format!(
+                    "no agent of a node {node} is connected; holdfast nodes lists them"
+                )));
+            }
+        }
+        members.retain(|member| {
+            let agent = &member.agent;
+            let is_named = request.nodes.is_empty() || request.nodes.contains(&agent.node);
+            is_named
+                && request
+                    .labels
+                    .iter()
+                    .all(|(key, value)| agent.labels.get(key) == Some(value))
+        });
+        let wanted = request.agents as usize;
+        if members.is_empty() || members.len() < wanted {
+            let labels: Vec<_> = request
+                .labels
+                .iter()
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect();
+            let of_which = if labels.is_empty() {
+                String::new()
+            } else {
+                format!(" with {}", labels.join(","))
+            };
+            return Err(Status::failed_precondition(format!(
+                "{} agents{of_which} are connected and {} are needed; holdfast nodes lists them",
+                members.len(),
+                wanted.max(1)
+            )));
+        }
+        if wanted > 0 {
+            members.truncate(wanted);
+        }
+        Ok(members)
+    }
+}
+
+/// What a run needs beside its agents.
+pub struct Desk {
+    pub runs: Arc<Runs>,
+    pub store: Arc<dyn Store>,
+    pub clock: WallClock,
+}
+
+/// The part of one agent.
+struct Part {
+    member: Member,
+    ready: Option<RunReady>,
+    last_heard: Instant,
+    open: u64,
+    most_open: u64,
+    cpu_ns: u64,
+    first_ns: u64,
+    /// Nothing more comes of it.
+    is_over: bool,
+}
+
+impl Part {
+    fn node(&self) -> &str {
+        &self.member.agent.node
+    }
+
+    /// False if the agent is gone. One that does not read is told the next time.
+    fn order(&self, run_id: &str, order: run_order::Order) -> bool {
+        let Some(orders) = self.member.orders.upgrade() else {
+            return false;
+        };
+        let order = RunOrder {
+            run_id: run_id.to_owned(),
+            order: Some(order),
+        };
+        let message = CollectorMessage {
+            body: Some(collector_message::Body::Run(order)),
+        };
+        !matches!(
+            orders.try_send(message),
+            Err(mpsc::error::TrySendError::Closed(_))
+        )
+    }
+}
+
+/// A run under way.
+struct Run<'a> {
+    desk: &'a Desk,
+    id: String,
+    request: LoadRequest,
+    plan: LoadPlan,
+    expectations: Vec<Expectation>,
+    parts: BTreeMap<String, Part>,
+    outcome: Outcome,
+    /// Recorded since the last update.
+    since_update: hdrhistogram::Histogram<u64>,
+    samples: Vec<LoadSample>,
+    /// Samples that found no place among those that wait.
+    samples_dropped: u64,
+    sample_blocks: u64,
+    /// Events that found no place.
+    missed: Arc<AtomicU64>,
+    began_at_ns: i64,
+    most_open: u64,
+    open_at_end: u64,
+    /// What ended the run before it was done.
+    trouble: Vec<String>,
+    is_stopped: bool,
+}
+
+/// Makes a run of load and tells `updates` of it, until it is over. `stop` ends it early, as does a caller that leaves.
+///
+/// # Errors
+/// If it cannot begin; says why.
+pub async fn load(
+    desk: &Desk,
+    request: LoadRequest,
+    stop: impl Future<Output = ()>,
+    updates: &mpsc::Sender<Result<RunUpdate, Status>>,
+) -> Result<(), Status> {
+    let expectations: Result<Vec<_>, _> = request
+        .expect
+        .iter()
+        .map(|text| Expectation::parse(text))
+        .collect();
+    let expectations = expectations.map_err(Status::invalid_argument)?;
+    let plan = request
+        .plan
+        .clone()
+        .ok_or_else(|| Status::invalid_argument("a run without a plan"))?;
+    let members = desk.runs.chosen(&request)?;
+    let now_ns = desk.clock.now_ns();
+    // Milliseconds, then what tells the runs of one millisecond and of several collectors apart.
+    let id = format!(
+        "{:x}{:03x}",
+        now_ns / 1_000_000,
+        (now_ns / 1_000 + i64::from(std::process::id())) & 0xfff
+    );
+    let (events, mut arriving) = mpsc::channel(EVENTS_PER_AGENT * members.len());
+    let missed = Arc::<AtomicU64>::default();
+    let (stopper, mut stopped) = watch::channel(false);
+    lock(&desk.runs.active).insert(
+        id.clone(),
+        Active {
+            events,
+            missed: missed.clone(),
+            stop: stopper,
+        },
+    );
+    let _registered = Registered {
+        runs: &desk.runs,
+        id: &id,
+    };
+    let now = Instant::now();
+    let part = |member: Member| Part {
+        member,
+        ready: None,
+        last_heard: now,
+        open: 0,
+        most_open: 0,
+        cpu_ns: 0,
+        first_ns: 0,
+        is_over: false,
+    };
+    let mut run = Run {
+        desk,
+        id: id.clone(),
+        plan,
+        expectations,
+        parts: members
+            .into_iter()
+            .map(|member| (member.agent.id.clone(), part(member)))
+            .collect(),
+        outcome: Outcome::default(),
+        since_update: Outcome::default().connect,
+        samples: Vec::new(),
+        samples_dropped: 0,
+        sample_blocks: 0,
+        missed,
+        began_at_ns: 0,
+        most_open: 0,
+        open_at_end: 0,
+        trouble: Vec::new(),
+        is_stopped: false,
+        request,
+    };
+    if let Err(status) = run.register(&mut arriving).await {
+        run.tell_all(|| run_order::Order::Stop(RunStop {}));
+        return Err(status);
+    }
+    let begun = RunBegun {
+        run_id: id.clone(),
+        nodes: run.nodes(),
+    };
+    let _ = updates.send(Ok(update(run_update::Body::Begun(begun)))).await;
+    run.begin();
+    let stop = async {
+        tokio::select! {
+            () = stop => {}
+            () = updates.closed() => {}
+            _ = stopped.wait_for(|stop| *stop) => {}
+        }
+    };
+    run.follow(&mut arriving, stop, updates).await;
+    let result = run.conclude().await;
+    let _ = updates.send(Ok(update(run_update::Body::Result(result)))).await;
+    Ok(())
+}
+
+struct Registered<'a> {
+    runs: &'a Runs,
+    id: &'a str,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        lock(&self.runs.active).remove(self.id);
+    }
+}
+
+fn update(body: run_update::Body) -> RunUpdate {
+    RunUpdate { body: Some(body) }
+}
+
+impl Run<'_> {
+    fn nodes(&self) -> Vec<String> {
+        self.parts.values().map(|part| part.node().to_owned()).collect()
+    }
+
+    fn tell_all(&self, order: impl Fn() -> run_order::Order) {
+        for part in self.parts.values() {
+            part.order(&self.id, order());
+        }
+    }
+
+    /// Every agent says that it may and can, or the run does not begin.
+    async fn register(&mut self, arriving: &mut mpsc::Receiver<(String, RunEvent)>) -> Result<(), Status> {
+        let step = self.parts.len() as u64;
+        for (first, part) in self.parts.values().enumerate() {
+            let plan = LoadPlan {
+                first: first as u64,
+                step,
+                interval_ns: self.request.interval_ns.clamp(100_000_000, 1_000_000_000),
+                ..self.plan.clone()
+            };
+            part.order(&self.id, run_order::Order::Prepare(plan));
+        }
+        let deadline = Instant::now() + REGISTRATION;
+        let mut refused = Vec::new();
+        while self
+            .parts
+            .values()
+            .any(|part| part.ready.is_none() && !part.is_over)
+        {
+            let Ok(Some((agent_id, event))) = timeout_at(deadline, arriving.recv()).await else {
+                let is_silent = |part: &&Part| part.ready.is_none() && !part.is_over;
+                let silent: Vec<_> = self.parts.values().filter(is_silent).map(Part::node).collect();
+                return Err(Status::unavailable(format!(
+                    "no answer from {} within {} s: the agent may be older than runs, or its link is slow",
+                    silent.join(", "),
+                    REGISTRATION.as_secs()
+                )));
+            };
+            let Some(part) = self.parts.get_mut(&agent_id) else {
+                continue;
+            };
+            match event.event {
+                Some(run_event::Event::Ready(ready)) => part.ready = Some(ready),
+                Some(run_event::Event::Refusal(refusal)) => {
+                    part.is_over = true;
+                    refused.push(format!("{}: {}", part.node(), refusal.reason));
+                }
+                _ => {}
+            }
+        }
+        if refused.is_empty() {
+            Ok(())
+        } else {
+            Err(Status::failed_precondition(refused.join("\n          ")))
+        }
+    }
+
+    /// Names the moment, and writes down that the run began.
+    fn begin(&mut self) {
+        self.began_at_ns = self.desk.clock.now_ns() + LEAD.as_nanos() as i64;
+        let at_ns = self.began_at_ns.unsigned_abs();
+        self.tell_all(|| run_order::Order::Start(RunStart { at_ns }));
+        info!(run = self.id, nodes = ?self.nodes(), targets = ?self.request.targets, "a run begins");
+        let longest_ns = longest_ns(&self.plan);
+        let record = RunRecord {
+            revision: 1,
+            state: "running",
+            ended_at_ns: self.began_at_ns.saturating_add(longest_ns),
+            ..self.record(String::new(), vec![], String::new())
+        };
+        // Beside the run: the store may be slow, the start shall not wait.
+        let store = self.desk.store.clone();
+        tokio::spawn(async move {
+            if let Err(error) = store_runs::record(&*store, &record).await {
+                warn!(run = record.run_id, %error, "the beginning of a run cannot be stored");
+            }
+        });
+    }
+
+    fn record(&self, verdict: String, reasons: Vec<String>, result: String) -> RunRecord {
+        RunRecord {
+            run_id: self.id.clone(),
+            revision: 2,
+            state: if self.is_stopped { "stopped" } else { "finished" },
+            verdict,
+            began_at_ns: self.began_at_ns,
+            ended_at_ns: self.desk.clock.now_ns(),
+            nodes: self.nodes(),
+            targets: self.request.targets.clone(),
+            expect: self.request.expect.clone(),
+            reasons,
+            result,
+        }
+    }
+
+    /// Takes reports in until every agent has sent its last, or is lost.
+    async fn follow(
+        &mut self,
+        arriving: &mut mpsc::Receiver<(String, RunEvent)>,
+        stop: impl Future<Output = ()>,
+        updates: &mpsc::Sender<Result<RunUpdate, Status>>,
+    ) {
+        let mut beat = interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tick = interval(Duration::from_nanos(self.request.interval_ns.max(100_000_000)));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tick.reset();
+        let mut stop = std::pin::pin!(stop);
+        // One at a time, beside the beats: the store may be slow.
+        let mut storing = JoinSet::new();
+        let now = Instant::now();
+        self.parts.values_mut().for_each(|part| part.last_heard = now);
+        while self.parts.values().any(|part| !part.is_over) {
+            tokio::select! {
+                biased;
+                () = &mut stop, if !self.is_stopped => {
+                    self.is_stopped = true;
+                    self.tell_all(|| run_order::Order::Stop(RunStop {}));
+                }
+                _ = beat.tick() => self.beat(),
+                event = arriving.recv() => {
+                    if let Some((agent_id, RunEvent { event: Some(run_event::Event::Report(report)), .. })) = event {
+                        self.take(&agent_id, &report);
+                    }
+                }
+                _ = tick.tick() => {
+                    let progress = self.progress();
+                    // A caller that does not read is told the next time.
+                    let _ = updates.try_send(Ok(update(run_update::Body::Progress(progress))));
+                    if storing.is_empty() {
+                        self.store_samples(&mut storing);
+                    }
+                }
+                Some(stored) = storing.join_next() => self.stored(stored),
+            }
+        }
+        let progress = self.progress();
+        let _ = updates
+            .send(Ok(update(run_update::Body::Progress(progress))))
+            .await;
+        while let Some(stored) = storing.join_next().await {
+            self.stored(stored);
+        }
+        self.store_samples(&mut storing);
+        while let Some(stored) = storing.join_next().await {
+            self.stored(stored);
+        }
+        let missed = self.missed.load(Ordering::Relaxed);
+        if missed > 0 {
+            self.trouble.push(format!(
+                "{missed} reports of agents were not taken in: the collector was busy"
+            ));
+        }
+        if self.samples_dropped > 0 {
+            self.trouble.push(format!(
+                "{} samples of the run could not be stored: the store was slow",
+                self.samples_dropped
+            ));
+        }
+    }
+
+    /// Says that the run is still wanted. An agent that is gone or silent is lost, and the run ends with it.
+    fn beat(&mut self) {
+        let mut lost = Vec::new();
+        for part in self.parts.values_mut().filter(|part| !part.is_over) {
+            let is_there = part.order(&self.id, run_order::Order::Beat(RunBeat {}));
+            if !is_there || part.last_heard.elapsed() > SILENCE {
+                part.is_over = true;
+                lost.push(part.node().to_owned());
+            }
+        }
+        for node in lost {
+            self.fail(format!("the agent of {node} was lost in the middle"));
+        }
+    }
+
+    /// The run is over for all; what they have done so far is kept.
+    fn fail(&mut self, reason: String) {
+        warn!(run = self.id, reason, "a run is in trouble");
+        self.trouble.push(reason);
+        self.tell_all(|| run_order::Order::Stop(RunStop {}));
+    }
+
+    fn take(&mut self, agent_id: &str, report: &LoadReport) {
+        let Some(part) = self.parts.get_mut(agent_id) else {
+            return;
+        };
+        let node = part.node().to_owned();
+        part.last_heard = Instant::now();
+        if let Err(unreadable) = self.outcome.add(&node, report) {
+            part.is_over = true;
+            return self.fail(format!("the report of {node}: {unreadable}"));
+        }
+        part.most_open = report.most_open;
+        part.cpu_ns = report.cpu_ns;
+        if part.first_ns == 0 {
+            part.first_ns = report.first_ns;
+        }
+        let is_last = report.end.is_some();
+        if !is_last {
+            part.open = report.open;
+        }
+        let connect = decode(&report.connect).ok().flatten();
+        if let Some(connect) = &connect {
+            // Both grow as they must.
+            let _ = self.since_update.add(connect);
+        }
+        let sample = LoadSample {
+            node: node.clone(),
+            observed_at_ns: self.began_at_ns.saturating_add_unsigned(report.elapsed_ns),
+            elapsed_us: report.elapsed_ns / 1_000,
+            open: report.open,
+            most_open: report.most_open,
+            cpu_us: report.cpu_ns / 1_000,
+            counts: report.counts.unwrap_or_default(),
+            connect,
+            network: decode(&report.network).ok().flatten(),
+        };
+        if self.samples.len() < MOST_SAMPLES {
+            self.samples.push(sample);
+        } else {
+            self.samples_dropped += 1;
+        }
+        if is_last {
+            part.is_over = true;
+        }
+        let open: u64 = self.parts.values().map(|part| part.open).sum();
+        let most_of_one = self.parts.values().map(|part| part.most_open).max().unwrap_or(0);
+        self.most_open = self.most_open.max(open).max(most_of_one);
+        match report.end.and_then(|end| LoadEnd::try_from(end).ok()) {
+            Some(LoadEnd::Capped | LoadEnd::Failed) => self.fail(format!("{node}: {}", report.reason)),
+            Some(LoadEnd::Orphaned) => self.fail(format!(
+                "{node} did not hear of the collector in time and stopped"
+            )),
+            _ => {}
+        }
+    }
+
+    fn progress(&mut self) -> RunProgress {
+        let counts = self.outcome.counts;
+        let mut connect = Vec::new();
+        if !self.since_update.is_empty() {
+            use hdrhistogram::serialization::{Serializer, V2Serializer};
+            // A vector takes everything.
+            let _ = V2Serializer::new().serialize(&self.since_update, &mut connect);
+            self.since_update.reset();
+        }
+        RunProgress {
+            elapsed_ns: self.outcome.elapsed_ns,
+            open: counts.established - counts.closed - counts::lost(&counts),
+            counts: Some(counts),
+            planned: planned(&self.plan),
+            connect: connect.into(),
+        }
+    }
+
+    fn store_samples(&mut self, storing: &mut JoinSet<Result<(), StoreError>>) {
+        let samples = std::mem::take(&mut self.samples);
+        self.sample_blocks += 1;
+        let (store, id, block) = (self.desk.store.clone(), self.id.clone(), self.sample_blocks);
+        storing.spawn(async move { store_runs::sample(&*store, &id, block, &samples).await });
+    }
+
+    fn stored(&mut self, stored: Result<Result<(), StoreError>, JoinError>) {
+        let error = match stored {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        self.trouble
+            .push(format!("samples of the run could not be stored: {error}"));
+    }
+
+    /// Judges the run and stores its end.
+    async fn conclude(mut self) -> RunResult {
+        // Before the generators closed what they had: what they lost was not open.
+        let counts = self.outcome.counts;
+        self.open_at_end = match self.plan.arrivals {
+            Some(load_plan::Arrivals::Count(_)) => counts.established.saturating_sub(counts::lost(&counts)),
+            _ => self.parts.values().map(|part| part.open).sum(),
+        };
+        let ended_at_ns = self.desk.clock.now_ns();
+        let kernel = self.kernel(ended_at_ns).await;
+        let mut summary = Summary::of(&self.outcome, &self.expectations);
+        let firsts = self
+            .parts
+            .values()
+            .enumerate()
+            .filter(|(_, part)| part.first_ns > 0);
+        let lags: Vec<u64> = firsts
+            .map(|(first, part)| part.first_ns.saturating_sub(due_ns(&self.plan, first as u64)))
+            .collect();
+        summary.skew_ns = lags.iter().max().unwrap_or(&0) - lags.iter().min().unwrap_or(&0);
+        let mut errors: Vec<u64> = self
+            .parts
+            .values()
+            .filter_map(|part| part.ready)
+            .map(|ready| ready.clock_error_ns)
+            .collect();
+        errors.sort_unstable();
+        summary.skew_error_ns = if errors.len() < 2 {
+            0
+        } else {
+            errors
+                .iter()
+                .rev()
+                .take(2)
+                .fold(0, |sum: u64, error| sum.saturating_add(*error))
+        };
+        summary.cpu_ns = self.parts.values().map(|part| part.cpu_ns).sum();
+        summary.most_open = self.most_open;
+        summary.open_at_end = self.open_at_end;
+        summary.limits.splice(0..0, self.trouble.iter().cloned());
+        summary.kernel = kernel;
+        let (verdict, reasons) = summary.verdict();
+        let result = serde_json::to_string(&summary).expect("numbers and texts");
+        let mut record = self.record(verdict.to_string(), reasons, result);
+        record.ended_at_ns = ended_at_ns;
+        if !self.trouble.is_empty() {
+            record.state = "failed";
+        }
+        info!(
+            run = self.id,
+            state = record.state,
+            verdict = record.verdict,
+            "a run ends"
+        );
+        for attempt in 1..=STORE_ATTEMPTS {
+            match store_runs::record(&*self.desk.store, &record).await {
+                Ok(()) => break,
+                Err(StoreError::Unavailable { .. }) if attempt < STORE_ATTEMPTS => sleep(STORE_PAUSE).await,
+                Err(error) => {
+                    warn!(run = self.id, %error, "the end of a run cannot be stored");
+                    record
+                        .reasons
+                        .push(format!("the result could not be stored: {error}"));
+                    break;
+                }
+            }
+        }
+        RunResult {
+            json: serde_json::to_string(&record).expect("numbers and texts"),
+        }
+    }
+
+    /// What the kernels recorded of the run's connections, as soon as it is all there, or what there is by then.
+    async fn kernel(&self, ended_at_ns: i64) -> Option<Kernel> {
+        let generators: Vec<_> = self
+            .parts
+            .values()
+            .filter_map(|part| part.ready.map(|ready| (part.node().to_owned(), ready.pid)))
+            .collect();
+        let targets: Vec<_> = self
+            .plan
+            .targets
+            .iter()
+            .filter_map(|target| target.parse().ok())
+            .map(mapped)
+            .collect();
+        let connections = Connections {
+            generators: &generators,
+            targets: &targets,
+            began_at_ns: self.began_at_ns,
+            ended_at_ns,
+        };
+        let expected = counts::decided(&self.outcome.counts) - counts::local_limits(&self.outcome.counts);
+        let deadline = Instant::now() + KERNEL_PATIENCE;
+        loop {
+            match store_runs::kernel(&*self.desk.store, &connections).await {
+                Ok(kernel) if kernel.attempts >= expected || Instant::now() >= deadline => {
+                    return (kernel.attempts > 0).then_some(kernel);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    warn!(run = self.id, %error, "the kernel's records of a run cannot be read");
+                    return None;
+                }
+            }
+            sleep(KERNEL_PAUSE).await;
+        }
+    }
+}
+
+/// An address as the store has it.
+fn mapped(target: SocketAddr) -> (String, u16) {
+    let address = match target.ip() {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    };
+    (address.to_string(), target.port())
+}
+
+/// Attempts of a whole plan; zero where only the target knows.
+fn planned(plan: &LoadPlan) -> u64 {
+    match &plan.arrivals {
+        Some(load_plan::Arrivals::Count(count)) => count.connections,
+        Some(load_plan::Arrivals::Stages(stages)) => {
+            let area = |stage: &holdfast_proto::v1::LoadStage| {
+                (stage.from_per_second + stage.to_per_second) / 2.0 * stage.duration_ns as f64 / 1e9
+            };
+            (stages.stages.iter().map(area).sum::<f64>() + 1e-6) as u64
+        }
+        _ => 0,
+    }
+}
+
+/// When attempt `first` of a plan is due, in nanoseconds, as far as that is a matter of its first rate.
+fn due_ns(plan: &LoadPlan, first: u64) -> u64 {
+    match &plan.arrivals {
+        Some(load_plan::Arrivals::Count(count)) => count.pause_ns.saturating_mul(first),
+        Some(load_plan::Arrivals::Stages(stages)) => match stages.stages.first() {
+            Some(stage) if stage.from_per_second > 0.0 => (first as f64 / stage.from_per_second * 1e9) as u64,
+            _ => 0,
+        },
+        _ => 0,
+    }
+}
+
+/// The longest that a plan lasts if every answer comes.
+fn longest_ns(plan: &LoadPlan) -> i64 {
+    let sending = match &plan.arrivals {
+        Some(load_plan::Arrivals::Count(count)) => count.connections.saturating_mul(count.pause_ns),
+        Some(load_plan::Arrivals::Stages(stages)) => stages
+            .stages
+            .iter()
+            .fold(0, |sum: u64, stage| sum.saturating_add(stage.duration_ns)),
+        Some(load_plan::Arrivals::Loop(closed)) => closed.duration_ns,
+        None => 0,
+    };
+    let longest = sending
+        .saturating_add(plan.timeout_ns)
+        .saturating_add(plan.hold_ns);
+    i64::try_from(longest).unwrap_or(i64::MAX)
+}

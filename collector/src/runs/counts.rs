@@ -1,0 +1,114 @@
+//! Counts of a run, by name: what adds them up, stores them and shows them goes through one list. Pure.
+
+use holdfast_proto::v1::LoadCounts;
+
+/// How many counts there are.
+pub const COUNTS: usize = 21;
+
+/// Their names, as fields of the message and columns of the store are called.
+pub const NAMES: [&str; COUNTS] = [
+    "started",
+    "established",
+    "refused",
+    "timed_out",
+    "reset",
+    "unreachable",
+    "local_files",
+    "local_ports",
+    "local_filter",
+    "abandoned",
+    "failed",
+    "closed",
+    "closed_by_peer",
+    "reset_by_peer",
+    "lost_timed_out",
+    "lost_unreachable",
+    "lost_failed",
+    "late",
+    "syn_retransmits",
+    "bytes_sent",
+    "bytes_received",
+];
+
+/// Their values, in the order of [`NAMES`].
+pub fn values(counts: &LoadCounts) -> [u64; COUNTS] {
+    [
+        counts.started,
+        counts.established,
+        counts.refused,
+        counts.timed_out,
+        counts.reset,
+        counts.unreachable,
+        counts.local_files,
+        counts.local_ports,
+        counts.local_filter,
+        counts.abandoned,
+        counts.failed,
+        counts.closed,
+        counts.closed_by_peer,
+        counts.reset_by_peer,
+        counts.lost_timed_out,
+        counts.lost_unreachable,
+        counts.lost_failed,
+        counts.late,
+        counts.syn_retransmits,
+        counts.bytes_sent,
+        counts.bytes_received,
+    ]
+}
+
+/// Adds `other` to `counts`.
+pub fn add(counts: &mut LoadCounts, other: &LoadCounts) {
+    counts.started = counts.started.saturating_add(other.started);
+    counts.established = counts.established.saturating_add(other.established);
+    counts.refused = counts.refused.saturating_add(other.refused);
+    counts.timed_out = counts.timed_out.saturating_add(other.timed_out);
+    counts.reset = counts.reset.saturating_add(other.reset);
+    counts.unreachable = counts.unreachable.saturating_add(other.unreachable);
+    counts.local_files = counts.local_files.saturating_add(other.local_files);
+    counts.local_ports = counts.local_ports.saturating_add(other.local_ports);
+    counts.local_filter = counts.local_filter.saturating_add(other.local_filter);
+    counts.abandoned = counts.abandoned.saturating_add(other.abandoned);
+    counts.failed = counts.failed.saturating_add(other.failed);
+    counts.closed = counts.closed.saturating_add(other.closed);
+    counts.closed_by_peer = counts.closed_by_peer.saturating_add(other.closed_by_peer);
+    counts.reset_by_peer = counts.reset_by_peer.saturating_add(other.reset_by_peer);
+    counts.lost_timed_out = counts.lost_timed_out.saturating_add(other.lost_timed_out);
+    counts.lost_unreachable = counts.lost_unreachable.saturating_add(other.lost_unreachable);
+    counts.lost_failed = counts.lost_failed.saturating_add(other.lost_failed);
+    counts.late = counts.late.saturating_add(other.late);
+    counts.syn_retransmits = counts.syn_retransmits.saturating_add(other.syn_retransmits);
+    counts.bytes_sent = counts.bytes_sent.saturating_add(other.bytes_sent);
+    counts.bytes_received = counts.bytes_received.saturating_add(other.bytes_received);
+}
+
+/// Attempts that were decided and not established, but for those that the end of the run cut off.
+pub fn errors(counts: &LoadCounts) -> u64 {
+    counts.refused
+        + counts.timed_out
+        + counts.reset
+        + counts.unreachable
+        + counts.local_files
+        + counts.local_ports
+        + counts.local_filter
+        + counts.failed
+}
+
+/// Of these, those of which the machine that made the load was the reason.
+pub fn local_limits(counts: &LoadCounts) -> u64 {
+    counts.local_files + counts.local_ports + counts.local_filter
+}
+
+/// Established connections that ended without the generator's doing.
+pub fn lost(counts: &LoadCounts) -> u64 {
+    counts.closed_by_peer
+        + counts.reset_by_peer
+        + counts.lost_timed_out
+        + counts.lost_unreachable
+        + counts.lost_failed
+}
+
+/// Attempts that are decided.
+pub fn decided(counts: &LoadCounts) -> u64 {
+    counts.established + errors(counts) + counts.abandoned
+}

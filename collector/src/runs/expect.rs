@@ -1,0 +1,329 @@
+//! What a run is expected to show: `connect.p99 < 20ms`, `error_ratio < 0.1%`, `established >= 100`. Pure.
+
+use std::fmt;
+
+use super::counts;
+use super::result::Outcome;
+
+/// One condition.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Expectation {
+    text: String,
+    signal: Signal,
+    comparison: Comparison,
+    /// Nanoseconds, a ratio, or a number.
+    threshold: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Signal {
+    Time(Clock, Statistic),
+    Ratio(Count),
+    Count(Count),
+    /// Established a second.
+    Rate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clock {
+    Connect,
+    Dial,
+    Network,
+    Exchange,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Statistic {
+    Quantile(f64),
+    Mean,
+    Least,
+    Most,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Count {
+    Established,
+    Error,
+    Refused,
+    TimedOut,
+    Reset,
+    Unreachable,
+    Lost,
+    Closed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Comparison {
+    Less,
+    LessOrEqual,
+    More,
+    MoreOrEqual,
+    Equal,
+}
+
+/// Whether it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Holds,
+    Violated,
+    Unknown,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Holds => "holds",
+            Self::Violated => "violated",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+const SHAPE: &str =
+    "write connect.p99 < 20ms, error_ratio < 0.1%, established >= 100, lost = 0 or rate > 1000/s";
+
+impl Expectation {
+    /// # Errors
+    /// With what is wrong and how it is written.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let fault = |part: &str| format!("the expectation `{text}` {part}; {SHAPE}");
+        let at = text
+            .find(['<', '>', '='])
+            .ok_or_else(|| fault("has no comparison"))?;
+        let (signal, rest) = text.split_at(at);
+        let (comparison, value) = [
+            ("<=", Comparison::LessOrEqual),
+            (">=", Comparison::MoreOrEqual),
+            ("<", Comparison::Less),
+            (">", Comparison::More),
+            ("=", Comparison::Equal),
+        ]
+        .into_iter()
+        .find_map(|(sign, comparison)| rest.strip_prefix(sign).map(|value| (comparison, value.trim())))
+        .ok_or_else(|| fault("has no comparison"))?;
+        let signal = Signal::parse(signal.trim()).ok_or_else(|| fault("names nothing that a run shows"))?;
+        let threshold = match signal {
+            Signal::Time(..) => nanoseconds(value).ok_or_else(|| fault("needs a time with its unit"))?,
+            Signal::Ratio(_) => ratio(value).ok_or_else(|| fault("needs a ratio such as 0.1%"))?,
+            Signal::Count(_) => number(value).ok_or_else(|| fault("needs a number"))?,
+            Signal::Rate => {
+                let number = value.strip_suffix("/s").and_then(number);
+                number.ok_or_else(|| fault("needs a rate such as 1000/s"))?
+            }
+        };
+        Ok(Self {
+            text: text.to_owned(),
+            signal,
+            comparison,
+            threshold,
+        })
+    }
+
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// What a run showed of it, in words, and whether that is as expected. Nothing passes for lack of data.
+    pub fn judge(&self, outcome: &Outcome) -> (String, Verdict) {
+        let Some(value) = self.signal.of(outcome) else {
+            return ("no data".into(), Verdict::Unknown);
+        };
+        let holds = match self.comparison {
+            Comparison::Less => value < self.threshold,
+            Comparison::LessOrEqual => value <= self.threshold,
+            Comparison::More => value > self.threshold,
+            Comparison::MoreOrEqual => value >= self.threshold,
+            Comparison::Equal => value == self.threshold,
+        };
+        let shown = match self.signal {
+            Signal::Time(..) => super::result::human(value as u64),
+            Signal::Ratio(_) => format!("{:.3}%", value * 100.0),
+            Signal::Count(_) => format!("{value}"),
+            Signal::Rate => format!("{value:.0}/s"),
+        };
+        (shown, if holds { Verdict::Holds } else { Verdict::Violated })
+    }
+}
+
+impl Signal {
+    fn parse(text: &str) -> Option<Self> {
+        if text == "rate" {
+            return Some(Self::Rate);
+        }
+        if let Some((clock, statistic)) = text.split_once('.') {
+            let clock = match clock {
+                "connect" => Clock::Connect,
+                "dial" => Clock::Dial,
+                "network" => Clock::Network,
+                "exchange" => Clock::Exchange,
+                _ => return None,
+            };
+            let statistic = match statistic {
+                "mean" | "avg" => Statistic::Mean,
+                "min" => Statistic::Least,
+                "max" => Statistic::Most,
+                _ => {
+                    let percent: f64 = statistic.strip_prefix('p')?.parse().ok()?;
+                    Statistic::Quantile(
+                        Some(percent).filter(|percent| (0.0..=100.0).contains(percent))? / 100.0,
+                    )
+                }
+            };
+            return Some(Self::Time(clock, statistic));
+        }
+        let (name, is_ratio) = match text.strip_suffix("_ratio") {
+            Some(name) => (name, true),
+            None => (text, false),
+        };
+        let count = match name {
+            "established" => Count::Established,
+            "error" if is_ratio => Count::Error,
+            "errors" if !is_ratio => Count::Error,
+            "refused" => Count::Refused,
+            "timed_out" => Count::TimedOut,
+            "reset" => Count::Reset,
+            "unreachable" => Count::Unreachable,
+            "lost" => Count::Lost,
+            "closed" => Count::Closed,
+            _ => return None,
+        };
+        Some(if is_ratio {
+            Self::Ratio(count)
+        } else {
+            Self::Count(count)
+        })
+    }
+
+    fn of(self, outcome: &Outcome) -> Option<f64> {
+        let of = |count: Count| {
+            let counts = &outcome.counts;
+            match count {
+                Count::Established => counts.established,
+                Count::Error => counts::errors(counts),
+                Count::Refused => counts.refused,
+                Count::TimedOut => counts.timed_out,
+                Count::Reset => counts.reset,
+                Count::Unreachable => counts.unreachable,
+                Count::Lost => counts::lost(counts),
+                Count::Closed => counts.closed,
+            }
+        };
+        match self {
+            Self::Time(clock, statistic) => {
+                let times = match clock {
+                    Clock::Connect => &outcome.connect,
+                    Clock::Dial => &outcome.dial,
+                    Clock::Network => &outcome.network,
+                    Clock::Exchange => &outcome.exchange,
+                };
+                (!times.is_empty()).then(|| match statistic {
+                    Statistic::Quantile(quantile) => times.value_at_quantile(quantile) as f64,
+                    Statistic::Mean => times.mean(),
+                    Statistic::Least => times.min() as f64,
+                    Statistic::Most => times.max() as f64,
+                })
+            }
+            // What was lost or closed was established before; everything else is a part of the attempts.
+            Self::Ratio(count @ (Count::Lost | Count::Closed)) => {
+                quotient(of(count), outcome.counts.established)
+            }
+            Self::Ratio(count) => quotient(
+                of(count),
+                counts::decided(&outcome.counts) - outcome.counts.abandoned,
+            ),
+            Self::Count(count) => (outcome.counts.started > 0).then(|| of(count) as f64),
+            Self::Rate => {
+                let seconds = outcome.elapsed_ns as f64 / 1e9;
+                (seconds > 0.0).then(|| outcome.counts.established as f64 / seconds)
+            }
+        }
+    }
+}
+
+fn quotient(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| part as f64 / whole as f64)
+}
+
+fn number(text: &str) -> Option<f64> {
+    text.parse::<f64>()
+        .ok()
+        .filter(|number| number.is_finite() && *number >= 0.0)
+}
+
+fn ratio(text: &str) -> Option<f64> {
+    match text.strip_suffix('%') {
+        Some(percent) => number(percent.trim()).map(|percent| percent / 100.0),
+        None => number(text),
+    }
+}
+
+fn nanoseconds(text: &str) -> Option<f64> {
+    let unit = text.trim_start_matches(|letter: char| letter.is_ascii_digit() || letter == '.');
+    let factor = match unit.trim() {
+        "ns" => 1.0,
+        "us" => 1e3,
+        "ms" => 1e6,
+        "s" => 1e9,
+        _ => return None,
+    };
+    number(text[..text.len() - unit.len()].trim()).map(|number| number * factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome() -> Outcome {
+        let mut outcome = Outcome {
+            elapsed_ns: 2_000_000_000,
+            ..Outcome::default()
+        };
+        outcome.counts.started = 100;
+        outcome.counts.established = 98;
+        outcome.counts.refused = 2;
+        for ms in 1..=98 {
+            outcome.connect.record(ms * 1_000_000).unwrap();
+        }
+        outcome
+    }
+
+    #[test]
+    fn what_is_expected_is_judged_by_what_was_seen() {
+        let check = |text: &str, verdict| {
+            let (shown, found) = Expectation::parse(text).unwrap().judge(&outcome());
+            assert_eq!(found, verdict, "{text}: {shown}");
+        };
+        check("connect.p99 < 200ms", Verdict::Holds);
+        check("connect.p50 < 20ms", Verdict::Violated);
+        check("error_ratio < 0.1%", Verdict::Violated);
+        check("error_ratio <= 0.02", Verdict::Holds);
+        check("established >= 98", Verdict::Holds);
+        check("lost = 0", Verdict::Holds);
+        check("rate>10/s", Verdict::Holds);
+        // Nothing passes for lack of data.
+        check("exchange.p99 < 1s", Verdict::Unknown);
+        let (_, nothing) = Expectation::parse("lost = 0").unwrap().judge(&Outcome::default());
+        assert_eq!(nothing, Verdict::Unknown);
+    }
+
+    #[test]
+    fn what_cannot_be_read_says_how_it_is_written() {
+        for bad in [
+            "",
+            "connect.p99",
+            "connect.p99 < 20",
+            "connect.p101 < 1ms",
+            "conect.p99 < 1ms",
+            "error < 1",
+            "error_ratio < x%",
+            "rate > 100",
+            "lost = -1",
+            "errors_ratio < 1%",
+            "connect.p99 == 1ms",
+        ] {
+            let error = Expectation::parse(bad).expect_err(bad);
+            assert!(error.contains("connect.p99 < 20ms"), "{error}");
+        }
+    }
+}

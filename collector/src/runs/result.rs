@@ -1,0 +1,365 @@
+//! What came of a run: the parts of all agents together, and what is made of them. Pure.
+
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::Deserializer;
+use holdfast_proto::v1::{LoadCounts, LoadReport};
+use serde::{Deserialize, Serialize};
+
+use super::counts;
+use super::expect::{Expectation, Verdict};
+
+/// More than this share of attempts that were late by a millisecond, and the generator was the limit.
+const LATE_SHARE: f64 = 0.01;
+
+/// Losses whose time is kept.
+const LOSSES: usize = 1_000;
+
+/// Everything that was counted.
+#[derive(Debug)]
+pub struct Outcome {
+    pub elapsed_ns: u64,
+    pub counts: LoadCounts,
+    pub connect: Histogram<u64>,
+    pub dial: Histogram<u64>,
+    pub network: Histogram<u64>,
+    pub error: Histogram<u64>,
+    pub exchange: Histogram<u64>,
+    pub lateness: Histogram<u64>,
+    pub lost: Vec<Lost>,
+}
+
+/// A connection that was lost, and when since the run's start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    pub node: String,
+    pub at_ns: u64,
+    pub cause: String,
+}
+
+/// A histogram that grows to what is added to it.
+fn times() -> Histogram<u64> {
+    let mut times = Histogram::new(3).expect("three digits are allowed");
+    times.auto(true);
+    times
+}
+
+impl Default for Outcome {
+    fn default() -> Self {
+        Self {
+            elapsed_ns: 0,
+            counts: LoadCounts::default(),
+            connect: times(),
+            dial: times(),
+            network: times(),
+            error: times(),
+            exchange: times(),
+            lateness: times(),
+            lost: Vec::new(),
+        }
+    }
+}
+
+/// A report that cannot be read.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a distribution of times cannot be read: {0}")]
+pub struct Unreadable(String);
+
+/// A distribution as it travels; empty where nothing was recorded.
+///
+/// # Errors
+/// If it is none.
+pub fn decode(encoded: &[u8]) -> Result<Option<Histogram<u64>>, Unreadable> {
+    if encoded.is_empty() {
+        return Ok(None);
+    }
+    let mut encoded = encoded;
+    Deserializer::new()
+        .deserialize(&mut encoded)
+        .map(Some)
+        .map_err(|error| Unreadable(error.to_string()))
+}
+
+impl Outcome {
+    /// Adds a report of a node.
+    ///
+    /// # Errors
+    /// If a distribution in it cannot be read; nothing is added then.
+    pub fn add(&mut self, node: &str, report: &LoadReport) -> Result<(), Unreadable> {
+        let parts = [
+            (&mut self.connect, decode(&report.connect)?),
+            (&mut self.dial, decode(&report.dial)?),
+            (&mut self.network, decode(&report.network)?),
+            (&mut self.error, decode(&report.error)?),
+            (&mut self.exchange, decode(&report.exchange)?),
+            (&mut self.lateness, decode(&report.lateness)?),
+        ];
+        for (sum, part) in parts {
+            if let Some(part) = part {
+                sum.add(part).map_err(|error| Unreadable(error.to_string()))?;
+            }
+        }
+        counts::add(&mut self.counts, &report.counts.unwrap_or_default());
+        self.elapsed_ns = self.elapsed_ns.max(report.elapsed_ns);
+        let room = LOSSES.saturating_sub(self.lost.len());
+        self.lost.extend(report.lost.iter().take(room).map(|lost| Lost {
+            node: node.to_owned(),
+            at_ns: lost.at_ns,
+            cause: lost.cause.clone(),
+        }));
+        Ok(())
+    }
+
+    /// What kept the generator from making the load that was asked for, in words.
+    pub fn limits(&self) -> Vec<String> {
+        let mut limits = Vec::new();
+        let local = counts::local_limits(&self.counts);
+        if local > 0 {
+            limits.push(format!(
+                "{local} attempts were not made for want of files, ports or permission on the nodes that make the load"
+            ));
+        }
+        let due = self.lateness.len();
+        if self.counts.late as f64 > due as f64 * LATE_SHARE {
+            limits.push(format!(
+                "{} of {due} attempts were made 1 ms or more after they were due: the nodes that make the load lack CPU, \
+                 ask for less or use more agents",
+                self.counts.late
+            ));
+        }
+        limits
+    }
+}
+
+/// A distribution, in nanoseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Times {
+    pub count: u64,
+    pub min_ns: u64,
+    pub mean_ns: u64,
+    pub dev_ns: u64,
+    pub p50_ns: u64,
+    pub p90_ns: u64,
+    pub p99_ns: u64,
+    pub p999_ns: u64,
+    pub max_ns: u64,
+}
+
+impl Times {
+    fn of(times: &Histogram<u64>) -> Self {
+        if times.is_empty() {
+            return Self::default();
+        }
+        Self {
+            count: times.len(),
+            min_ns: times.min(),
+            mean_ns: times.mean() as u64,
+            dev_ns: times.stdev() as u64,
+            p50_ns: times.value_at_quantile(0.5),
+            p90_ns: times.value_at_quantile(0.9),
+            p99_ns: times.value_at_quantile(0.99),
+            p999_ns: times.value_at_quantile(0.999),
+            max_ns: times.max(),
+        }
+    }
+}
+
+/// The result as it is stored and shown.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Summary {
+    pub elapsed_ns: u64,
+    /// By name.
+    pub counts: std::collections::BTreeMap<String, u64>,
+    /// Established at once: of one node the most, of several the most that their reports together showed.
+    pub most_open: u64,
+    /// Established when the run ended, before the generator closed them.
+    pub open_at_end: u64,
+    pub connect: Times,
+    pub dial: Times,
+    pub network: Times,
+    pub error: Times,
+    pub exchange: Times,
+    pub lateness: Times,
+    pub cpu_ns: u64,
+    /// Between the first attempts of any two nodes, each against its own due time, and how far off that may be.
+    pub skew_ns: u64,
+    pub skew_error_ns: u64,
+    pub expectations: Vec<Judged>,
+    pub limits: Vec<String>,
+    pub lost: Vec<Lost>,
+    /// What the kernel of the nodes that made the load recorded of the same connections; absent: nothing in time.
+    pub kernel: Option<Kernel>,
+}
+
+/// What was expected, what was seen, and whether it holds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Judged {
+    pub expected: String,
+    pub seen: String,
+    pub verdict: Verdict,
+}
+
+/// The kernels' records of the run's connections, joined at both ends by address, port and time.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Kernel {
+    pub attempts: u64,
+    pub established: u64,
+    pub refused: u64,
+    pub timed_out: u64,
+    pub connect_p50_us: u64,
+    pub connect_p99_us: u64,
+    /// Of the established ones, those whose other end an agent recorded too.
+    pub seen_by_target: u64,
+}
+
+impl Summary {
+    pub fn of(outcome: &Outcome, expectations: &[Expectation]) -> Self {
+        Self {
+            elapsed_ns: outcome.elapsed_ns,
+            counts: counts::NAMES
+                .iter()
+                .map(|name| (*name).to_owned())
+                .zip(counts::values(&outcome.counts))
+                .collect(),
+            connect: Times::of(&outcome.connect),
+            dial: Times::of(&outcome.dial),
+            network: Times::of(&outcome.network),
+            error: Times::of(&outcome.error),
+            exchange: Times::of(&outcome.exchange),
+            lateness: Times::of(&outcome.lateness),
+            expectations: expectations
+                .iter()
+                .map(|expectation| {
+                    let (seen, verdict) = expectation.judge(outcome);
+                    Judged {
+                        expected: expectation.text().to_owned(),
+                        seen,
+                        verdict,
+                    }
+                })
+                .collect(),
+            limits: outcome.limits(),
+            lost: outcome.lost.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether the run shows what was expected, and why not. Where nothing was, that there were no errors and no losses. A
+    /// generator that was the limit proves nothing against the target, nor for it.
+    pub fn verdict(&self) -> (Verdict, Vec<String>) {
+        if !self.limits.is_empty() {
+            return (Verdict::Unknown, self.limits.clone());
+        }
+        let of = |wanted| {
+            let judged = self
+                .expectations
+                .iter()
+                .filter(move |judged| judged.verdict == wanted);
+            judged
+                .map(|judged| format!("{}: {}", judged.expected, judged.seen))
+                .collect::<Vec<_>>()
+        };
+        let (violated, unknown) = (of(Verdict::Violated), of(Verdict::Unknown));
+        if !violated.is_empty() {
+            return (Verdict::Violated, violated);
+        }
+        if !unknown.is_empty() {
+            return (Verdict::Unknown, unknown);
+        }
+        if !self.expectations.is_empty() {
+            return (Verdict::Holds, vec![]);
+        }
+        let count = |name: &str| self.counts.get(name).copied().unwrap_or(0);
+        if count("started") == 0 {
+            return (Verdict::Unknown, vec!["no attempt was made".into()]);
+        }
+        let bad = ["refused", "timed_out", "reset", "unreachable", "failed"]
+            .into_iter()
+            .chain([
+                "closed_by_peer",
+                "reset_by_peer",
+                "lost_timed_out",
+                "lost_unreachable",
+                "lost_failed",
+            ]);
+        let reasons: Vec<String> = bad
+            .filter(|name| count(name) > 0)
+            .map(|name| format!("{name}: {}", count(name)))
+            .collect();
+        if reasons.is_empty() {
+            (Verdict::Holds, reasons)
+        } else {
+            (Verdict::Violated, reasons)
+        }
+    }
+}
+
+/// A time with three digits and its unit.
+pub fn human(ns: u64) -> String {
+    let (value, unit) = match ns {
+        0..1_000 => return format!("{ns} ns"),
+        1_000..1_000_000 => (ns as f64 / 1e3, "us"),
+        1_000_000..1_000_000_000 => (ns as f64 / 1e6, "ms"),
+        _ => (ns as f64 / 1e9, "s"),
+    };
+    let digits = match value {
+        ..10.0 => 2,
+        10.0..100.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.digits$} {unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generator_that_was_the_limit_proves_nothing() {
+        let mut outcome = Outcome::default();
+        outcome.counts.started = 10;
+        outcome.counts.established = 9;
+        outcome.counts.local_ports = 1;
+        let expected = [Expectation::parse("established = 10").unwrap()];
+        let (verdict, reasons) = Summary::of(&outcome, &expected).verdict();
+        assert_eq!(verdict, Verdict::Unknown);
+        assert!(reasons[0].contains("1 attempts were not made"), "{reasons:?}");
+    }
+
+    #[test]
+    fn without_expectations_errors_and_losses_are_what_does_not_hold() {
+        let mut outcome = Outcome::default();
+        assert_eq!(Summary::of(&outcome, &[]).verdict().0, Verdict::Unknown);
+        outcome.counts.started = 10;
+        outcome.counts.established = 10;
+        assert_eq!(Summary::of(&outcome, &[]).verdict().0, Verdict::Holds);
+        outcome.counts.reset_by_peer = 1;
+        let (verdict, reasons) = Summary::of(&outcome, &[]).verdict();
+        assert_eq!(
+            (verdict, reasons),
+            (Verdict::Violated, vec!["reset_by_peer: 1".to_owned()])
+        );
+    }
+
+    #[test]
+    fn what_is_no_distribution_is_refused_and_adds_nothing() {
+        let mut outcome = Outcome::default();
+        let report = LoadReport {
+            counts: Some(LoadCounts {
+                started: 1,
+                ..LoadCounts::default()
+            }),
+            network: vec![1, 2, 3].into(),
+            ..LoadReport::default()
+        };
+        assert!(outcome.add("web-1", &report).is_err());
+        assert_eq!(outcome.counts.started, 0);
+    }
+
+    #[test]
+    fn times_have_three_digits() {
+        assert_eq!(
+            [999, 1_234, 56_789_000, 2_000_000_000].map(human),
+            ["999 ns", "1.23 us", "56.8 ms", "2.00 s"]
+        );
+    }
+}

@@ -1,0 +1,202 @@
+//! Verdicts in the store: how they are written, and how the engine finds where it stood.
+
+use super::{
+    Access, Block, Query, Store, StoreError, answer_to,
+    native::{BlockBuilder, BlockError},
+    questions::time_value,
+    schema::VERDICT_RECORDS,
+    statement,
+};
+use crate::assertion::state::{Machine, Verdict};
+
+/// A row of `verdict_records`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    pub node: String,
+    pub assertion: String,
+    pub key: String,
+    /// The values of the key, for the engine.
+    pub key_values: Vec<String>,
+    pub previous: Verdict,
+    pub is_transition: bool,
+    pub window_from_ns: i64,
+    pub window_to_ns: i64,
+    pub judged_ns: i64,
+    pub cause: String,
+    pub condition: String,
+    pub value: Option<f64>,
+    pub threshold: f64,
+    pub samples: u64,
+    pub silenced: bool,
+    pub severity: String,
+    pub labels: Vec<(String, String)>,
+    /// JSON.
+    pub evidence: String,
+    pub revision: u32,
+    pub fingerprint: u32,
+    pub machine: Machine,
+}
+
+/// What is stored of a key for the next start, beside its verdict.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct State {
+    key: Vec<String>,
+    machine: Machine,
+}
+
+/// Where a key stood.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stood {
+    pub assertion: String,
+    pub key: Vec<String>,
+    pub fingerprint: u32,
+    pub machine: Machine,
+}
+
+/// Makes verdicts durable, all or none.
+pub async fn write(store: &dyn Store, token: &str, records: &[Record]) -> Result<(), StoreError> {
+    let block = block(records).map_err(|error| StoreError::rejected(error.to_string()))?;
+    store.insert(VERDICT_RECORDS.name, token, block).await
+}
+
+fn block(records: &[Record]) -> Result<Block, BlockError> {
+    let mut block = BlockBuilder::new(&VERDICT_RECORDS, records.len())?;
+    let texts = |text: fn(&Record) -> &str| records.iter().map(text).collect::<Vec<_>>();
+    let times = |time: fn(&Record) -> i64| records.iter().map(time).collect::<Vec<_>>();
+    let verdicts = |verdict: fn(&Record) -> Verdict| {
+        let number = |verdict: Verdict| {
+            Verdict::ALL
+                .iter()
+                .position(|known| *known == verdict)
+                .unwrap_or_default()
+        };
+        records
+            .iter()
+            .map(|record| number(verdict(record)) as i8 + 1)
+            .collect::<Vec<_>>()
+    };
+    let bools = |truth: fn(&Record) -> bool| records.iter().map(truth).collect::<Vec<_>>();
+    let states: Vec<String> = records
+        .iter()
+        .map(|record| {
+            let state = State {
+                key: record.key_values.clone(),
+                machine: record.machine.clone(),
+            };
+            serde_json::to_string(&state).unwrap_or_default()
+        })
+        .collect();
+    low_cardinality(&mut block, "node", &texts(|record| &record.node))?;
+    low_cardinality(&mut block, "assertion", &texts(|record| &record.assertion))?;
+    block.strings("key", &texts(|record| &record.key))?;
+    block.enums("verdict", &verdicts(|record| record.machine.verdict))?;
+    block.enums("previous", &verdicts(|record| record.previous))?;
+    block.bools("is_transition", &bools(|record| record.is_transition))?;
+    block.datetimes("since", &times(|record| record.machine.since_ns))?;
+    block.datetimes("window_from", &times(|record| record.window_from_ns))?;
+    block.datetimes("window_to", &times(|record| record.window_to_ns))?;
+    block.datetimes("judged_at", &times(|record| record.judged_ns))?;
+    block.strings("cause", &texts(|record| &record.cause))?;
+    block.strings("condition", &texts(|record| &record.condition))?;
+    block.bools("has_value", &bools(|record| record.value.is_some()))?;
+    let values: Vec<f64> = records
+        .iter()
+        .map(|record| record.value.unwrap_or_default())
+        .collect();
+    block.f64s("value", &values)?;
+    let thresholds: Vec<f64> = records.iter().map(|record| record.threshold).collect();
+    block.f64s("threshold", &thresholds)?;
+    let samples: Vec<u64> = records.iter().map(|record| record.samples).collect();
+    block.u64s("samples", &samples)?;
+    let lag_us = |record: &Record| (record.judged_ns - record.window_to_ns).max(0).unsigned_abs() / 1_000;
+    block.u64s("lag_us", &records.iter().map(lag_us).collect::<Vec<_>>())?;
+    let flaps: Vec<u32> = records.iter().map(|record| record.machine.flaps).collect();
+    block.u32s("flaps", &flaps)?;
+    block.bools("silenced", &bools(|record| record.silenced))?;
+    low_cardinality(&mut block, "severity", &texts(|record| &record.severity))?;
+    let labels: Vec<_> = records.iter().map(|record| record.labels.clone()).collect();
+    block.string_maps("labels", &labels)?;
+    block.strings("evidence", &texts(|record| &record.evidence))?;
+    block.u32s(
+        "revision",
+        &records.iter().map(|record| record.revision).collect::<Vec<_>>(),
+    )?;
+    let fingerprints: Vec<u32> = records.iter().map(|record| record.fingerprint).collect();
+    block.u32s("fingerprint", &fingerprints)?;
+    block.strings("state", &states)?;
+    block.finish()
+}
+
+fn low_cardinality(block: &mut BlockBuilder, name: &str, texts: &[&str]) -> Result<(), BlockError> {
+    let mut dictionary: Vec<&str> = texts.to_vec();
+    dictionary.sort_unstable();
+    dictionary.dedup();
+    let indexes: Vec<u32> = texts
+        .iter()
+        .map(|text| dictionary.partition_point(|known| known < text) as u32)
+        .collect();
+    block.low_cardinality(name, &dictionary, &indexes)
+}
+
+/// Where every key stood that was judged since `since_ns`.
+pub async fn stood(store: &dyn Store, since_ns: i64) -> Result<Vec<Stood>, StoreError> {
+    #[derive(serde::Deserialize)]
+    struct Row {
+        assertion: String,
+        fingerprint: u32,
+        state: String,
+    }
+    let sql = "SELECT assertion, fingerprint, state FROM verdict_records \
+               WHERE judged_at > {since:DateTime64(9, 'UTC')} \
+               ORDER BY window_to DESC, revision DESC LIMIT 1 BY assertion, key";
+    let question = Query {
+        sql: sql.to_owned(),
+        params: vec![("since".to_owned(), time_value(since_ns))],
+        format: "JSONEachRow".into(),
+        access: Access::Internal,
+    };
+    let answer = answer_to(store, question).await?;
+    let stood = answer.lines().filter_map(|line| {
+        // One of another version is begun anew.
+        let row: Row = serde_json::from_str(line).ok()?;
+        let State { key, machine } = serde_json::from_str(&row.state).ok()?;
+        Some(Stood {
+            assertion: row.assertion,
+            key,
+            fingerprint: row.fingerprint,
+            machine,
+        })
+    });
+    Ok(stood.collect())
+}
+
+/// The verdicts of now, the worst first; or of one assertion every change since `since_ns`, oldest first.
+pub fn shown(name: &str, history_since_ns: Option<i64>) -> Query {
+    const FORMAT: &str = "JSONEachRow";
+    let mut params = Vec::new();
+    let named = if name.is_empty() {
+        "true"
+    } else {
+        params.push(("name".to_owned(), statement::text_value(name)));
+        "assertion = {name:String}"
+    };
+    let sql = match history_since_ns {
+        None => format!(
+            "SELECT * FROM verdicts WHERE {named} ORDER BY \
+             indexOf(['violated', 'unknown', 'pending', 'holds'], toString(verdict)), assertion, key"
+        ),
+        Some(since_ns) => {
+            params.push(("since".to_owned(), time_value(since_ns)));
+            format!(
+                "SELECT * FROM verdict_changes WHERE {named} AND judged_at > {{since:DateTime64(9, 'UTC')}} \
+                 ORDER BY window_to, revision, key"
+            )
+        }
+    };
+    Query {
+        sql,
+        params,
+        format: FORMAT.into(),
+        access: Access::Internal,
+    }
+}

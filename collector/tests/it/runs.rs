@@ -1,0 +1,317 @@
+//! Runs of load end to end: the command line, a collector, and the parts of agents that make load and talk.
+
+use std::net::SocketAddr;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_agent::clock;
+use holdfast_agent::clock_offset::ClockOffset;
+use holdfast_agent::counters::Counters;
+use holdfast_agent::delivery::Delivery;
+use holdfast_agent::gaps::GapBatcher;
+use holdfast_agent::identity::Identity;
+use holdfast_agent::load::consent::Consent;
+use holdfast_agent::load::run::Caps;
+use holdfast_agent::runs::Runs;
+use holdfast_agent::spool::{self, Spool};
+use holdfast_agent::uplink;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::harness::{Collector, database, number};
+
+/// An agent without probes that allows load on loopback.
+struct Generator {
+    stop: watch::Sender<bool>,
+    running: JoinHandle<()>,
+}
+
+impl Generator {
+    fn start(collector: &Collector, node: &str, connections: u64) -> Self {
+        let counters = Arc::new(Counters::default());
+        let spool =
+            Spool::open(spool::Limits::default(), None, Arc::clone(&counters)).expect("no disk to fail");
+        let consent = Consent {
+            targets: vec!["127.0.0.0/8".parse().expect("targets")],
+            connections,
+            per_second: 1e6,
+            caps: Caps {
+                bytes: u64::MAX,
+                cpus: f64::MAX,
+                duration: Duration::from_secs(600),
+            },
+        };
+        let mut delivery = Delivery {
+            identity: Identity {
+                agent_id: format!("agent-{node}"),
+                node: node.to_owned(),
+                labels: [("role".to_owned(), "client".to_owned())].into(),
+                epoch: 1,
+                boot_id: "boot".to_owned(),
+                observed_netns: "all".to_owned(),
+                missing_features: Vec::new(),
+            },
+            spool: Arc::new(spool),
+            counters: || Some(Default::default()),
+            gaps: GapBatcher::new(1, "boot"),
+            probes: None,
+            runs: Runs::new(consent),
+            clock: ClockOffset::default(),
+            wall_now_ns: Arc::new(|| clock::wall_now().as_nanos() as u64),
+            boot_now: Arc::new(|| Duration::from_nanos(clock::boot_now_ns())),
+        };
+        let collector = uplink::Collector::parse(&collector.url()).expect("an address");
+        let (stop, stopped) = watch::channel(false);
+        let running = tokio::spawn(async move { uplink::run(&collector, &mut delivery, stopped).await });
+        Self { stop, running }
+    }
+
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        self.running.await.expect("it ends");
+    }
+}
+
+/// A listener that keeps what it accepts, for as long as the test lasts.
+async fn keeper() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            kept.push(stream);
+        }
+    });
+    address
+}
+
+async fn holdfast(collector: &Collector, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+    command
+        .args(arguments)
+        .env("HOLDFAST_COLLECTOR", collector.url())
+        .stdin(Stdio::null());
+    tokio::task::spawn_blocking(move || command.output().unwrap())
+        .await
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Until so many agents are connected.
+async fn agents(collector: &Collector, wanted: usize) {
+    loop {
+        let output = holdfast(collector, &["nodes", "--json"]).await;
+        if stdout(&output).lines().count() == wanted {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_of_two_agents_is_one_whole_and_its_result_is_kept() {
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let generators = ["web-1", "web-2"].map(|node| Generator::start(&collector, node, 1_000));
+    agents(&collector, 2).await;
+    let target = keeper().await.to_string();
+
+    let arguments = [
+        "load",
+        "tcp",
+        &target,
+        "-y",
+        "-c",
+        "101",
+        "-s",
+        "1ms",
+        "--from",
+        "role=client",
+        "--expect",
+        "established = 101",
+        "--expect",
+        "connect.p50 < 10s",
+    ];
+    let output = holdfast(&collector, &arguments).await;
+    let (said, report) = (stderr(&output), stdout(&output));
+    // A busy machine may be late, which is said, and proves nothing.
+    let is_late = report.contains("lack CPU");
+    assert_eq!(
+        output.status.code(),
+        Some(if is_late { 3 } else { 0 }),
+        "{report}{said}"
+    );
+    assert!(
+        report.contains("attempts:     101 in") && report.contains("101 established"),
+        "{report}"
+    );
+    assert!(report.contains("errors:       none"), "{report}");
+    assert!(report.contains("finished from web-1, web-2 to"), "{report}");
+    assert!(
+        report.contains("Total: 101, Dialing: 0, Established: 0, Closed: 101, Error: 0, Not initiated: 0"),
+        "{report}"
+    );
+
+    assert_eq!(
+        number(&store, "SELECT sum(established) FROM run_results").await,
+        101
+    );
+    assert_eq!(
+        number(&store, "SELECT min(established) FROM run_results").await,
+        50
+    );
+    assert_eq!(
+        number(&store, "SELECT sum(arraySum(connect_counts)) FROM load_samples").await,
+        101
+    );
+    let id = crate::store_engine::ask(&*store, "SELECT run_id FROM runs WHERE state = 'finished'").await;
+    let shown = holdfast(&collector, &["run", "show", id.trim()]).await;
+    let shown = stdout(&shown);
+    assert!(report.ends_with(&shown), "{report}\n{shown}");
+    let listed = stdout(&holdfast(&collector, &["runs"]).await);
+    assert!(
+        listed.contains(id.trim()) && listed.contains("web-1,web-2"),
+        "{listed}"
+    );
+
+    for generator in generators {
+        generator.stop().await;
+    }
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_begin_says_why_and_what_would_help() {
+    let collector = Collector::start(database().await).await;
+    let check = async |arguments: &[&str], code: i32, parts: &[&str]| {
+        let output = holdfast(&collector, &[&["load", "tcp"], arguments].concat()).await;
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        for part in parts {
+            assert!(said.contains(part), "{arguments:?}: {said}");
+        }
+    };
+    check(
+        &["127.0.0.1:9", "-y"],
+        4,
+        &["0 agents are connected and 1 are needed", "holdfast nodes"],
+    )
+    .await;
+    let generator = Generator::start(&collector, "web-1", 50);
+    agents(&collector, 1).await;
+    check(&["127.0.0.1:9"], 2, &["no terminal", "--yes"]).await;
+    check(&["127.0.0.1", "-y"], 2, &["has no port"]).await;
+    check(&["no.such.host.invalid:80", "-y"], 2, &["cannot resolve"]).await;
+    check(
+        &["10.0.0.1:80", "-y"],
+        4,
+        &["web-1", "--load-targets 10.0.0.1/32:80"],
+    )
+    .await;
+    check(&["127.0.0.1:9", "-y", "-c", "51"], 4, &["--load-connections"]).await;
+    check(&["127.0.0.1:9", "-y", "-c", "0"], 4, &["no connections"]).await;
+    check(
+        &["127.0.0.1:9", "-y", "--expect", "connect.p99 < 20"],
+        2,
+        &["needs a time with its unit"],
+    )
+    .await;
+    check(
+        &["127.0.0.1:9", "-y", "--node", "db-1"],
+        4,
+        &["no agent of a node db-1"],
+    )
+    .await;
+    check(&["127.0.0.1:9", "-y", "--rate", "5"], 2, &["500/s"]).await;
+    check(
+        &["127.0.0.1:9", "-y", "--for", "5s"],
+        2,
+        &["--rate or --concurrency"],
+    )
+    .await;
+    generator.stop().await;
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_refuses_is_named_and_does_not_hold() {
+    let collector = Collector::start(database().await).await;
+    let generator = Generator::start(&collector, "web-1", 50);
+    agents(&collector, 1).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let output = holdfast(
+        &collector,
+        &["load", "tcp", &target, "-y", "-c", "10", "-s", "20ms", "--json"],
+    )
+    .await;
+    let row: serde_json::Value = serde_json::from_str(stdout(&output).lines().last().unwrap()).unwrap();
+    let result: serde_json::Value = serde_json::from_str(row["result"].as_str().unwrap()).unwrap();
+    assert_eq!(result["counts"]["refused"], 10, "{row}");
+    let is_late = row["verdict"] == "unknown";
+    assert_eq!(output.status.code(), Some(if is_late { 3 } else { 1 }), "{row}");
+    generator.stop().await;
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_stopped_or_whose_agent_leaves_ends_and_is_kept() {
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let generator = Generator::start(&collector, "web-1", 50);
+    agents(&collector, 1).await;
+    let target = keeper().await.to_string();
+    let hold = ["load", "tcp", target.as_str(), "-y", "-c", "5", "--hold", "5m"];
+
+    // Stopped by somebody else.
+    let running = holdfast(&collector, &hold);
+    let stopping = async {
+        loop {
+            let id =
+                crate::store_engine::ask(&*store, "SELECT run_id FROM runs WHERE state = 'running'").await;
+            let stopped = holdfast(&collector, &["run", "stop", id.trim()]).await;
+            if !id.is_empty() && stopped.status.success() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let (output, ()) = tokio::join!(running, stopping);
+    // Perhaps before all five were there.
+    let report = stdout(&output);
+    assert!(
+        report.contains("stopped from web-1") && report.contains("closed by us; lost: none"),
+        "{report}"
+    );
+
+    // The agent leaves in the middle.
+    let running = holdfast(&collector, &hold);
+    let leaving = async {
+        while number(&store, "SELECT count() FROM runs WHERE state = 'running'").await == 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        generator.stop().await;
+    };
+    let (output, ()) = tokio::join!(running, leaving);
+    assert_eq!(output.status.code(), Some(3), "{}", stdout(&output));
+    assert!(
+        stdout(&output).contains("the agent of web-1 was lost in the middle"),
+        "{}",
+        stdout(&output)
+    );
+    assert_eq!(
+        number(&store, "SELECT count() FROM runs WHERE state = 'failed'").await,
+        1
+    );
+    collector.stop().await.unwrap();
+}
