@@ -236,8 +236,9 @@ impl KernelCounters {
     }
 }
 
-/// What the kernel counts for a program in `recursion_misses` (bpf_prog_show_fdinfo, kernel/bpf/syscall.c; 5.12).
-pub(crate) fn recursion_misses(program: &ProgramFd) -> Option<u64> {
+/// What the kernel counts for a program in `recursion_misses` (bpf_prog_show_fdinfo, kernel/bpf/syscall.c; 5.12): how often
+/// it did not start the program because it, or one of its kind, ran on that CPU. `None` where the kernel does not say.
+pub fn recursion_misses(program: &ProgramFd) -> Option<u64> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd())).ok()?;
     info.lines()
         .find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())

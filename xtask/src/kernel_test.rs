@@ -73,7 +73,7 @@ const NOT_EMULATED: [&str; 2] = [
 ///
 /// They are the agent's tests that load its BPF programs: outcomes, announcements, surveys, syscalls, counters and the
 /// witness, and what `holdfast-agent check` says. Each kernel is one row of the table at the end. A machine that ends before
-/// its tests do is booted once more.
+/// its tests do, or where one fails, is booted once more.
 ///
 /// Debian's kernels and qemu come through apt, from the mirrors that this machine knows, into the cache directory; nothing is
 /// installed. Ends with 1 if a check failed, and with 4 if a kernel could not be had or booted.
@@ -215,7 +215,11 @@ fn boot_all(kernels: &[Kernel], qemu: &machine::Qemu, checks: &[String]) -> anyh
         }
         let started = Instant::now();
         let initrd = image::complete(&base, kernel, &programs.tests, &tests, &folder)?;
-        let report = machine::boot(qemu, kernel, &initrd)?;
+        let mut report = machine::boot(qemu, kernel, &initrd)?;
+        if !report.is_good() {
+            eprintln!("{kernel}: {report}; once more");
+            report = machine::boot(qemu, kernel, &initrd)?;
+        }
         eprintln!("{kernel}: {report}  {}", span::show(started.elapsed()));
         rows.push(Row {
             kernel: kernel.to_string(),

@@ -11,7 +11,7 @@ use holdfast_agent::{
     cause::local_cause,
     clock,
     outcome::{close_reason, outcome},
-    probes::{KernelCounters, KernelCounts, Options, Peers, Probes},
+    probes::{KernelCounters, KernelCounts, Options, Peers, Probes, recursion_misses},
     seeds::{Found, Seeds},
     syscalls::Mode,
     table::Table,
@@ -71,6 +71,17 @@ impl Watch {
 
     pub(crate) fn counts(&self) -> KernelCounts {
         self.counters.read().expect("the counters can be read")
+    }
+
+    /// How many returns of system calls the kernel started no program for.
+    pub(crate) fn returns_missed(&self) -> u64 {
+        let programs = self.probes.programs().expect("the programs");
+        let see_returns = programs
+            .iter()
+            .filter(|(name, _)| ["sys_exit", "connect_exit"].contains(&name.as_str()));
+        see_returns
+            .filter_map(|(_, program)| recursion_misses(program))
+            .sum()
     }
 
     /// Changes what the programs do.
