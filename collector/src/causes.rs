@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::clock::WallClock;
@@ -22,8 +22,12 @@ use crate::store::rollups::NodeMinute;
 use crate::store::{Store, StoreError};
 use decide::{Decision, decide};
 
-/// How often is looked. A cause is there soon after the row that it explains, and again once its evidence is complete.
+/// How often is looked at most. A cause is there soon after the row that it explains, and again once its evidence is complete.
 const PASS_EVERY: Duration = Duration::from_secs(2);
+
+/// After a pass the task rests for so many times as long as it took: where rows come by the hundred thousand a second, a pass
+/// reads tens of millions of them, and causes must not cost what storing does.
+const REST: u32 = 19;
 
 /// Minutes of one pass: what is late in bulk is computed over many.
 const MINUTES_A_PASS: usize = 8;
@@ -97,8 +101,7 @@ pub struct Causes {
 
 impl Causes {
     pub async fn run(mut self) {
-        let mut ticks = tokio::time::interval(PASS_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rest = Duration::ZERO;
         let mut is_behind_known = false;
         let mut is_failing = false;
         loop {
@@ -106,8 +109,9 @@ impl Causes {
                 biased;
                 // An error means that the collector is gone already.
                 _ = self.stopping.wait_for(|stopping| *stopping) => return,
-                _ = ticks.tick() => {}
+                () = tokio::time::sleep(rest) => {}
             }
+            let began = Instant::now();
             match self.pass(&mut is_behind_known).await {
                 Ok(()) if is_failing => {
                     is_failing = false;
@@ -122,6 +126,7 @@ impl Causes {
                     }
                 }
             }
+            rest = PASS_EVERY.max(began.elapsed() * REST);
         }
     }
 

@@ -29,6 +29,9 @@ const SECOND_NS: i64 = 1_000_000_000;
 /// end.
 const BEFORE_NS: i64 = 200 * SECOND_NS;
 
+/// One thread: the others are for inserts.
+const SETTINGS: &str = "max_threads = 1";
+
 /// Until so long after.
 const AFTER_NS: i64 = 30 * SECOND_NS;
 
@@ -137,7 +140,7 @@ pub async fn suspects(store: &dyn Store, minute: u32) -> Result<Vec<Attempt>, St
          outcome, toInt8(outcome) AS outcome_number, syn_retransmits, errno, local_cause, \
          count() OVER (PARTITION BY node, netns, remote_ip, remote_port, outcome) AS alike \
          FROM connection_records WHERE {} AND {SUSPICIOUS} ORDER BY recorded_at, cookie \
-         LIMIT {ATTEMPTS_ALIKE} BY node, netns, remote_ip, remote_port, outcome LIMIT {ATTEMPTS}",
+         LIMIT {ATTEMPTS_ALIKE} BY node, netns, remote_ip, remote_port, outcome LIMIT {ATTEMPTS} SETTINGS {SETTINGS}",
         within("recorded_at")
     );
     let begin_ns = NodeMinute::begin_ns(minute);
@@ -153,7 +156,7 @@ pub async fn minutes_behind(store: &dyn Store, since_ns: i64, until_ns: i64) -> 
     let sql = format!(
         "SELECT DISTINCT intDiv(toUnixTimestamp(recorded_at), 60) AS minute FROM connection_records \
          WHERE {} AND {SUSPICIOUS} AND minute GLOBAL NOT IN \
-         (SELECT intDiv(toUnixTimestamp(recorded_at), 60) FROM {} WHERE {}) ORDER BY minute",
+         (SELECT intDiv(toUnixTimestamp(recorded_at), 60) FROM {} WHERE {}) ORDER BY minute SETTINGS {SETTINGS}",
         within("recorded_at"),
         CAUSE_RECORDS.name,
         within("recorded_at")
@@ -188,7 +191,7 @@ pub async fn evidence(store: &dyn Store, attempts: &[Attempt]) -> Result<Evidenc
          arrayFilter(ip -> has({{ips:Array(IPv6)}}, ip), namespace_samples.addresses) AS addresses, listen_overflows, \
          listen_drops FROM namespace_samples WHERE {around} AND (netns IN {{own:Array(UInt64)}} OR (boot_id, netns) \
          GLOBAL IN (SELECT boot_id, netns FROM namespace_samples WHERE {around} \
-         AND hasAny(addresses, {{ips:Array(IPv6)}}))) ORDER BY observed_at LIMIT {ROWS}",
+         AND hasAny(addresses, {{ips:Array(IPv6)}}))) ORDER BY observed_at LIMIT {ROWS} SETTINGS {SETTINGS}",
         around = within("observed_at")
     );
     let mut params = window(
@@ -205,7 +208,7 @@ pub async fn evidence(store: &dyn Store, attempts: &[Attempt]) -> Result<Evidenc
         "SELECT boot_id, netns, node, cookie, local_ip, local_port, pid, comm, \
          toUnixTimestamp64Nano(observed_at) AS observed_ns, backlog, backlog_limit, drops FROM listener_samples \
          WHERE {} AND netns IN {{homes:Array(UInt64)}} AND local_port IN {{ports:Array(UInt64)}} \
-         ORDER BY observed_at LIMIT {ROWS}",
+         ORDER BY observed_at LIMIT {ROWS} SETTINGS {SETTINGS}",
         within("observed_at")
     );
     let mut params = window(from_ns, until_ns);
@@ -217,7 +220,7 @@ pub async fn evidence(store: &dyn Store, attempts: &[Attempt]) -> Result<Evidenc
         "SELECT boot_id, netns, peer_ip, port, toUnixTimestamp64Nano(began_at) AS began_ns, \
          toUnixTimestamp64Nano(ended_at) AS ended_ns, resets_sent, syn_ack_retransmits, filtered FROM peer_samples \
          WHERE {} AND netns IN {{homes:Array(UInt64)}} AND peer_ip IN {{ips:Array(IPv6)}} \
-         ORDER BY ended_at LIMIT {ROWS}",
+         ORDER BY ended_at LIMIT {ROWS} SETTINGS {SETTINGS}",
         within("ended_at")
     );
     let mut params = window(from_ns, until_ns);
@@ -230,7 +233,7 @@ pub async fn evidence(store: &dyn Store, attempts: &[Attempt]) -> Result<Evidenc
          toUnixTimestamp64Nano(opened_at) AS opened_ns, outcome, syn_retransmits, pid, comm FROM connection_records \
          WHERE {} AND role = 'passive' AND is_first AND local_port IN {{ports:Array(UInt64)}} \
          AND remote_port IN {{clients:Array(UInt64)}} AND remote_ip IN {{ips:Array(IPv6)}} \
-         ORDER BY recorded_at LIMIT {ROWS}",
+         ORDER BY recorded_at LIMIT {ROWS} SETTINGS {SETTINGS}",
         within("recorded_at")
     );
     let mut params = window(from_ns, until_ns);

@@ -3,7 +3,7 @@
 
 use super::{
     Store, StoreError, answer,
-    layout::Layout,
+    layout::{Layout, NO_STATISTICS},
     native::{BlockBuilder, BlockError, Column, Kind, Table, names},
 };
 
@@ -152,7 +152,20 @@ impl MigrationError {
 /// Takes the steps that the database has not taken yet. `now_ns`: nanoseconds since the Unix epoch.
 pub async fn apply(store: &dyn Store, now_ns: i64) -> Result<(), MigrationError> {
     let unreadable = |source| MigrationError::Unreadable { source };
-    for statement in store.layout().statements(CREATE_SCHEMA_MIGRATIONS) {
+    const KNOWN: &str = "SELECT count() FROM system.merge_tree_settings WHERE name = 'auto_statistics_types'";
+    let has_statistics = answer(store, KNOWN).await.map_err(unreadable)?.trim() != "0";
+    let layout = store.layout();
+    let statements = |template| {
+        let statements = layout.statements(template).into_iter();
+        statements.map(move |statement| {
+            if has_statistics {
+                statement
+            } else {
+                statement.replace(NO_STATISTICS, "")
+            }
+        })
+    };
+    for statement in statements(CREATE_SCHEMA_MIGRATIONS) {
         store.execute(&statement).await.map_err(unreadable)?;
     }
     let found = answer(store, "SELECT max(version) FROM schema_migrations")
@@ -174,7 +187,7 @@ pub async fn apply(store: &dyn Store, now_ns: i64) -> Result<(), MigrationError>
             name,
             source,
         };
-        for statement in store.layout().statements(migration.sql) {
+        for statement in statements(migration.sql) {
             store.execute(&statement).await.map_err(failed)?;
         }
         let mut block = BlockBuilder::new(&SCHEMA_MIGRATIONS, 1)?;
