@@ -275,7 +275,19 @@ impl QueryService for Questions {
     async fn runs(&self, request: Request<RunsRequest>) -> Result<Response<Answer>, Status> {
         self.metrics.queried("runs");
         let RunsRequest { run_id, limit } = request.into_inner();
-        self.ask(store::runs::runs(&run_id, limit)).await
+        if run_id.is_empty() {
+            return self.ask(store::runs::runs("", limit)).await;
+        }
+        // One that is asked for by its name is shown with what has become known since.
+        let rows = store::runs::rows(&*self.store, &run_id, limit).await;
+        let mut text = String::new();
+        for line in &rows.map_err(|error| status(&error))? {
+            let known = runs::known::complete(&*self.store, line).await;
+            text += &known.map_err(|error| status(&error))?;
+            text.push('\n');
+        }
+        let chunk = Chunk { data: text.into() };
+        Ok(Response::new(Box::pin(stream::iter([Ok(chunk)]))))
     }
 
     async fn stop_run(&self, request: Request<StopRunRequest>) -> Result<Response<StopRunResponse>, Status> {

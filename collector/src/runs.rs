@@ -6,6 +6,7 @@
 
 pub mod counts;
 pub mod expect;
+pub mod known;
 pub mod result;
 
 use std::collections::{BTreeMap, HashMap};
@@ -27,10 +28,10 @@ use tracing::{info, warn};
 
 use crate::clock::WallClock;
 use crate::ingest::agent::Agent;
-use crate::store::runs::{self as store_runs, Connections, LoadSample, RunRecord};
+use crate::store::runs::{self as store_runs, LoadSample, RunRecord};
 use crate::store::{Store, StoreError};
 use expect::Expectation;
-use result::{Kernel, Outcome, Summary, decode};
+use result::{Connections, Kernel, Outcome, Summary, decode};
 
 /// How long the agents may take to say whether they will.
 const REGISTRATION: Duration = Duration::from_secs(5);
@@ -44,8 +45,10 @@ const BEAT: Duration = Duration::from_millis(100);
 /// An agent that has not reported for so long after its report was due is lost.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// How long the records of the kernel are waited for after the end.
+/// How long the records of the kernel are waited for after the end: where there are none at all, perhaps because the agents see
+/// no connections, and where some of them or the causes of failures are still to come.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(3);
+const KERNEL_COMPLETE: Duration = Duration::from_secs(10);
 const KERNEL_PAUSE: Duration = Duration::from_millis(300);
 
 /// Events of each agent that wait for the task of a run: more than a second of reports.
@@ -427,12 +430,18 @@ impl Run<'_> {
         let at_ns = self.began_at_ns.unsigned_abs();
         self.tell_all(|| run_order::Order::Start(RunStart { at_ns }));
         info!(run = self.id, nodes = ?self.nodes(), targets = ?self.request.targets, "a run begins");
-        let longest_ns = longest_ns(&self.plan);
+        let ended_at_ns = self.began_at_ns.saturating_add(longest_ns(&self.plan));
+        // What whoever asks needs to find the run's connections, should there never be a result.
+        let opening = Summary {
+            connections: self.connections(ended_at_ns),
+            ..Summary::default()
+        };
+        let opening = serde_json::to_string(&opening).expect("numbers and texts");
         let record = RunRecord {
             revision: 1,
             state: "running",
-            ended_at_ns: self.began_at_ns.saturating_add(longest_ns),
-            ..self.record(String::new(), vec![], String::new())
+            ended_at_ns,
+            ..self.record(String::new(), vec![], opening)
         };
         // Beside the run: the store may be slow, the start shall not wait.
         let store = self.desk.store.clone();
@@ -646,7 +655,8 @@ impl Run<'_> {
             _ => self.parts.values().map(|part| part.open).sum(),
         };
         let ended_at_ns = self.desk.clock.now_ns();
-        let kernel = self.kernel(ended_at_ns).await;
+        let connections = self.connections(ended_at_ns);
+        let kernel = self.kernel(&connections).await;
         let mut summary = Summary::of(&self.outcome, &self.expectations);
         let firsts = self
             .parts
@@ -678,6 +688,7 @@ impl Run<'_> {
         summary.open_at_end = self.open_at_end;
         summary.limits.splice(0..0, self.trouble.iter().cloned());
         summary.kernel = kernel;
+        summary.connections = connections;
         let (verdict, reasons) = summary.verdict();
         let result = serde_json::to_string(&summary).expect("numbers and texts");
         let mut record = self.record(verdict.to_string(), reasons, result);
@@ -709,34 +720,44 @@ impl Run<'_> {
         }
     }
 
-    /// What the kernels recorded of the run's connections, as soon as it is all there, or what there is by then.
-    async fn kernel(&self, ended_at_ns: i64) -> Option<Kernel> {
-        let generators: Vec<_> = self
-            .parts
-            .values()
-            .filter_map(|part| part.ready.map(|ready| (part.node().to_owned(), ready.pid)))
-            .collect();
-        let targets: Vec<_> = self
-            .plan
-            .targets
-            .iter()
-            .filter_map(|target| target.parse().ok())
-            .map(mapped)
-            .collect();
-        let connections = Connections {
-            generators: &generators,
-            targets: &targets,
+    /// How the run's connections are found among all.
+    fn connections(&self, ended_at_ns: i64) -> Connections {
+        Connections {
+            generators: self
+                .parts
+                .values()
+                .filter_map(|part| part.ready.map(|ready| (part.node().to_owned(), ready.pid)))
+                .collect(),
+            targets: self
+                .plan
+                .targets
+                .iter()
+                .filter_map(|target| target.parse().ok())
+                .map(mapped)
+                .collect(),
             began_at_ns: self.began_at_ns,
             ended_at_ns,
-        };
+        }
+    }
+
+    /// What the kernels recorded of the run's connections, as soon as it is all there, or what there is by then.
+    async fn kernel(&self, connections: &Connections) -> Option<Kernel> {
         let expected = counts::decided(&self.outcome.counts) - counts::local_limits(&self.outcome.counts);
-        let deadline = Instant::now() + KERNEL_PATIENCE;
+        let failed = counts::errors(&self.outcome.counts) - counts::local_limits(&self.outcome.counts);
+        let began = Instant::now();
         loop {
-            match store_runs::kernel(&*self.desk.store, &connections).await {
-                Ok(kernel) if kernel.attempts >= expected || Instant::now() >= deadline => {
-                    return (kernel.attempts > 0).then_some(kernel);
+            match store_runs::kernel(&*self.desk.store, connections).await {
+                Ok(kernel) => {
+                    let is_complete = kernel.attempts >= expected && kernel.explained() >= failed;
+                    let patience = if kernel.attempts == 0 {
+                        KERNEL_PATIENCE
+                    } else {
+                        KERNEL_COMPLETE
+                    };
+                    if is_complete || began.elapsed() >= patience {
+                        return (kernel.attempts > 0).then_some(kernel);
+                    }
                 }
-                Ok(_) => {}
                 Err(error) => {
                     warn!(run = self.id, %error, "the kernel's records of a run cannot be read");
                     return None;

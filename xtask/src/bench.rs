@@ -7,6 +7,7 @@
 pub(crate) mod calls;
 pub(crate) mod churn;
 mod ingest;
+mod load;
 pub(crate) mod mix;
 mod probes;
 mod query;
@@ -77,6 +78,9 @@ enum Benchmark {
     /// What the questions that people ask cost on a store of 100 million rows: latency of a service, top talkers,
     /// failures of a node, who talks to a port. Exit code 1 if one takes 300 ms of CPU
     Query,
+    /// The load engine by itself: connections opened and closed as fast as two threads can, 19,000 held to one target, and how
+    /// late attempts are at 1,000/s and 10,000/s
+    Load,
     /// CPU per system call: nothing attached, Holdfast counting, with a sample of latencies, with all of them, and
     /// bpftrace doing the same; also with 8 busy threads and 2,000 processes
     Syscalls,
@@ -122,6 +126,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             };
             query::compare(arguments.rounds, &scale)?
         }
+        Benchmark::Load => load::churn(arguments.rounds)?,
         Benchmark::Syscalls => syscalls::compare(arguments.rounds)?,
     };
     show(arguments, &comparison);
@@ -134,6 +139,13 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
         Benchmark::Syscalls => say(arguments, &syscalls::verdict(&comparison)),
         Benchmark::Query => query::judge(&comparison)?,
+        Benchmark::Load => {
+            let held = load::held(arguments.rounds)?;
+            show(arguments, &held);
+            let rates = load::rates(arguments.rounds)?;
+            show(arguments, &rates);
+            say(arguments, &load::verdict(&comparison, &held, &rates));
+        }
         Benchmark::Throughput | Benchmark::Ingest => {}
     }
     Ok(())

@@ -78,7 +78,7 @@ impl Pair {
 }
 
 /// Like `wait_for`, for who has more to say about a failure.
-fn wait_for_or<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+pub(crate) fn wait_for_or<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = std::time::Instant::now() + Duration::from_secs(60);
     loop {
         let result = attempt();

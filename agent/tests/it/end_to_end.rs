@@ -32,13 +32,17 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    fn start(name: &'static str, arguments: &[&str]) -> Self {
+    pub(crate) fn start(name: &'static str, arguments: &[&str]) -> Self {
         let child = Command::new(binary(name))
             .args(arguments)
             .stdout(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("{name}: {error}"));
         Self { child, name }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Ends it without a word: SIGKILL.
@@ -72,7 +76,7 @@ pub(crate) fn binary(name: &str) -> PathBuf {
     path
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .expect("a free port")
@@ -98,7 +102,7 @@ impl Collector {
     }
 
     /// With the store in a folder that the test keeps.
-    fn start_on(folder: &Path, port: u16, web: u16) -> Self {
+    pub(crate) fn start_on(folder: &Path, port: u16, web: u16) -> Self {
         let store = format!("embedded:{}", folder.display());
         let (listen, web) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{web}"));
         let program = Program::start(
@@ -118,6 +122,11 @@ impl Collector {
             url: format!("http://{listen}"),
             _folder: None,
         }
+    }
+
+    /// Ends it without a word: SIGKILL.
+    pub(crate) fn kill(self) {
+        self.program.kill();
     }
 
     /// The rows of a query, by column name.

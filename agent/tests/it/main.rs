@@ -13,6 +13,7 @@ mod denied;
 mod end_to_end;
 mod host;
 mod load;
+mod load_evidence;
 mod outcomes;
 mod portability;
 mod probe;

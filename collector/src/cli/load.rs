@@ -1,5 +1,6 @@
 //! `holdfast load`: load from agents, told as it is made.
 
+mod find_max;
 mod serve;
 mod stages;
 mod tcp;

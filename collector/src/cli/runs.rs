@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::Failure;
 use super::client::{Lines, Reach};
 use super::table::{Align, BAD, Cell, FAINT, GOOD, Table};
-use crate::runs::result::{Kernel, Summary, Times, human};
+use crate::runs::result::{Ends, Kernel, Summary, Times, human};
 
 /// List runs, the latest first.
 #[derive(Debug, clap::Args)]
@@ -62,7 +62,7 @@ pub(super) struct Row {
     pub(super) nodes: Vec<String>,
     pub(super) targets: Vec<String>,
     pub(super) reasons: Vec<String>,
-    /// JSON; empty while the run lasts.
+    /// JSON.
     result: String,
 }
 
@@ -83,14 +83,10 @@ impl Row {
             .map_err(Failure::Undone)
     }
 
-    /// What came of it, once it is over.
-    pub(super) fn summary(&self) -> Result<Option<Summary>, Failure> {
-        if self.result.is_empty() {
-            return Ok(None);
-        }
+    /// What is known of it.
+    pub(super) fn summary(&self) -> Result<Summary, Failure> {
         serde_json::from_str(&self.result)
             .with_context(|| format!("the result of the run {} is of another version", self.run_id))
-            .map(Some)
             .map_err(Failure::Undone)
     }
 
@@ -197,12 +193,12 @@ async fn show(args: &Show) -> Result<(), Failure> {
         return Ok(());
     }
     let row = Row::parse(line)?;
-    stdout.write_all(report(&row, row.summary()?.as_ref()).as_bytes())?;
+    stdout.write_all(report(&row, &row.summary()?).as_bytes())?;
     Ok(())
 }
 
 /// A run for people.
-pub(super) fn report(row: &Row, summary: Option<&Summary>) -> String {
+pub(super) fn report(row: &Row, summary: &Summary) -> String {
     let mut text = format!(
         "--- run {}: {} from {} to {}\n",
         row.run_id,
@@ -210,11 +206,16 @@ pub(super) fn report(row: &Row, summary: Option<&Summary>) -> String {
         row.nodes.join(", "),
         row.targets.join(", ")
     );
-    if let Some(summary) = summary {
-        text += &body(summary);
-    } else {
-        text += "there is no result: it runs, or its collector ended before it did; what came until then is in load_samples\n";
+    if !summary.is_over {
+        text += match row.state.as_str() {
+            "lost" => {
+                "there is no result: its collector ended before it did, and its agents stopped within a second of that; this is \
+                 what came until then:\n"
+            }
+            _ => "it runs; this is what came until now:\n",
+        };
     }
+    text += &body(summary);
     if !row.verdict.is_empty() {
         text += &format!("verdict: {}\n", row.verdict);
     }
@@ -298,7 +299,7 @@ fn body(summary: &Summary) -> String {
     }
     text += "              connect: from when it was due; dial: from connect(); network: the handshake's round trip by TCP_INFO\n";
     if let Some(kernel) = &summary.kernel {
-        text += &line_of_kernel(kernel);
+        text += &lines_of_kernel(kernel);
     } else {
         text += "kernel:       no records of these connections came in time\n";
     }
@@ -347,17 +348,73 @@ fn line_of(name: &str, times: &Times) -> String {
     )
 }
 
-fn line_of_kernel(kernel: &Kernel) -> String {
-    format!(
-        "kernel:       {} attempts recorded: {} established (p50 {}, p99 {}), {} refused, {} timed out; {} also at the target's end\n",
+/// What the kernels of both ends recorded.
+fn lines_of_kernel(kernel: &Kernel) -> String {
+    let mut text = format!(
+        "kernel:       {} attempts recorded: {} established (p50 {}, p99 {}), {} refused, {} timed out\n",
         kernel.attempts,
         kernel.established,
         human(kernel.connect_p50_us * 1_000),
         human(kernel.connect_p99_us * 1_000),
         kernel.refused,
-        kernel.timed_out,
-        kernel.seen_by_target
-    )
+        kernel.timed_out
+    );
+    let by = |ends: &Ends| match (ends.comm.as_str(), ends.pid) {
+        ("", 0) => String::new(),
+        (comm, pid) => format!(" {comm} ({pid})"),
+    };
+    for ends in &kernel.ends {
+        text += &format!(
+            "              {} {} here ({}{})\n",
+            ends.connections,
+            ends.close_reason.replace('_', " "),
+            ends.node,
+            by(ends)
+        );
+    }
+    if kernel.seen_by_target > 0 {
+        text += &format!(
+            "at target:    {} of {} established there too; a process took {} or more, and answered {}\n",
+            kernel.seen_by_target, kernel.established, kernel.taken_by_target, kernel.served_by_target
+        );
+    } else if kernel.established > 0 {
+        text += "at target:    no agent saw the other ends\n";
+    }
+    for ends in &kernel.ends_at_target {
+        let span_ns = (ends.last_at_ns - ends.first_at_ns).unsigned_abs();
+        let within = if ends.connections > 1 {
+            format!(", within {}", human(span_ns))
+        } else {
+            String::new()
+        };
+        text += &format!(
+            "              {} {} there{within} ({}{})\n",
+            ends.connections,
+            ends.close_reason.replace('_', " "),
+            ends.node,
+            by(ends)
+        );
+    }
+    for cause in &kernel.causes {
+        let certainty = if cause.is_confirmed {
+            ""
+        } else {
+            ", as far as this end knows"
+        };
+        let slow = if cause.outcome == "established" {
+            "slow"
+        } else {
+            cause.outcome.as_str()
+        };
+        text += &format!(
+            "cause:        {} {}: {}{certainty}\n              {}\n",
+            cause.attempts,
+            slow.replace('_', " "),
+            cause.cause.replace('_', " "),
+            cause.evidence
+        );
+    }
+    text
 }
 
 fn bytes(bytes: u64) -> String {

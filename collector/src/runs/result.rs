@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::counts;
 use super::expect::{Expectation, Verdict};
+use crate::store::buckets::middle;
 
 /// More than this share of attempts that were late by a millisecond, and the generator was the limit.
 const LATE_SHARE: f64 = 0.01;
@@ -145,6 +146,16 @@ pub struct Times {
 }
 
 impl Times {
+    /// Of log buckets of microseconds, in their order: right to 1.6 %.
+    pub fn of_buckets(buckets: &[(u16, u64)]) -> Self {
+        let mut times = times();
+        for &(bucket, count) in buckets {
+            // It grows as it must.
+            let _ = times.record_n((middle(bucket) * 1e3) as u64, count);
+        }
+        Self::of(&times)
+    }
+
     fn of(times: &Histogram<u64>) -> Self {
         if times.is_empty() {
             return Self::default();
@@ -166,6 +177,12 @@ impl Times {
 /// The result as it is stored and shown.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Summary {
+    /// False until the run has ended: nothing but `connections` is known then.
+    #[serde(default)]
+    pub is_over: bool,
+    /// How the kernels' records of its connections are found.
+    #[serde(default)]
+    pub connections: Connections,
     pub elapsed_ns: u64,
     /// By name.
     pub counts: std::collections::BTreeMap<String, u64>,
@@ -198,8 +215,20 @@ pub struct Judged {
     pub verdict: Verdict,
 }
 
+/// Which connections are a run's: those that one process of a node opened to the targets while it lasted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    /// Names of nodes and the process of each that made the load.
+    pub generators: Vec<(String, u32)>,
+    /// Addresses, IPv4 as ::ffff:a.b.c.d, and ports.
+    pub targets: Vec<(String, u16)>,
+    pub began_at_ns: i64,
+    /// While it runs, when it ends at the latest.
+    pub ended_at_ns: i64,
+}
+
 /// The kernels' records of the run's connections, joined at both ends by address, port and time.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernel {
     pub attempts: u64,
     pub established: u64,
@@ -208,12 +237,69 @@ pub struct Kernel {
     pub connect_p50_us: u64,
     pub connect_p99_us: u64,
     /// Of the established ones, those whose other end an agent recorded too.
+    #[serde(default)]
     pub seen_by_target: u64,
+    /// Of those, the ones that a process of the target is known to have taken, for it answered or closed them. One that waited
+    /// for the generator to close is not among them.
+    #[serde(default)]
+    pub taken_by_target: u64,
+    /// Of those, the ones in which the target sent payload.
+    #[serde(default)]
+    pub served_by_target: u64,
+    /// How established connections ended: what the kernel says at our end, and at the target's.
+    #[serde(default)]
+    pub ends: Vec<Ends>,
+    #[serde(default)]
+    pub ends_at_target: Vec<Ends>,
+    /// Why attempts failed or were slow.
+    #[serde(default)]
+    pub causes: Vec<Cause>,
+}
+
+/// Connections that ended in one way, by one process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ends {
+    /// As `connections` has it.
+    pub close_reason: String,
+    pub node: String,
+    /// Who had this end; zero and empty where that is not known.
+    pub pid: u32,
+    pub comm: String,
+    pub connections: u64,
+    pub first_at_ns: i64,
+    pub last_at_ns: i64,
+}
+
+/// Attempts that have one cause.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cause {
+    /// As `attempt_causes` has it.
+    pub cause: String,
+    pub outcome: String,
+    /// The other end says so too.
+    pub is_confirmed: bool,
+    /// The node of the other end; empty where no agent has seen it.
+    pub node: String,
+    pub attempts: u64,
+    /// In words, of one of them.
+    pub evidence: String,
+}
+
+impl Kernel {
+    /// Attempts that failed for a reason that is named.
+    pub fn explained(&self) -> u64 {
+        self.causes
+            .iter()
+            .filter(|cause| cause.outcome != "established" && cause.is_confirmed)
+            .map(|cause| cause.attempts)
+            .sum()
+    }
 }
 
 impl Summary {
     pub fn of(outcome: &Outcome, expectations: &[Expectation]) -> Self {
         Self {
+            is_over: true,
             elapsed_ns: outcome.elapsed_ns,
             counts: counts::NAMES
                 .iter()

@@ -1,13 +1,17 @@
 //! Runs in the store: the rows that are written while one lasts, and the questions about them.
 
+use std::collections::BTreeMap;
+
 use super::{
     Access, Query, Store, StoreError, answer_to,
     buckets::bucket,
     native::{BlockBuilder, BlockError},
+    rollups::lines,
     schema::{LOAD_SAMPLES, RUN_RECORDS},
+    statement::{numbers_value, text_value, texts_value},
 };
 use crate::runs::counts;
-use crate::runs::result::Kernel;
+use crate::runs::result::{Connections, Kernel};
 use hdrhistogram::Histogram;
 use holdfast_proto::v1::LoadCounts;
 
@@ -147,115 +151,169 @@ pub fn runs(run_id: &str, limit: u64) -> Query {
         sql: format!(
             "SELECT * FROM runs WHERE startsWith(run_id, {{run_id:String}}) ORDER BY began_at DESC, run_id{limit}"
         ),
-        params: vec![("run_id".into(), super::statement::text_value(run_id))],
+        params: vec![("run_id".into(), text_value(run_id))],
         format: "JSONEachRow".into(),
         access: Access::Internal,
     }
 }
 
-/// Which connections are a run's: those that one process of a node opened to the targets while it lasted.
-pub struct Connections<'a> {
-    /// Names of nodes and the process of each that made the load.
-    pub generators: &'a [(String, u32)],
-    /// Addresses, IPv4 as ::ffff:a.b.c.d, and ports.
-    pub targets: &'a [(String, u16)],
-    pub began_at_ns: i64,
-    pub ended_at_ns: i64,
+/// The rows of [`runs`], a JSON object each.
+pub async fn rows(store: &dyn Store, run_id: &str, limit: u64) -> Result<Vec<String>, StoreError> {
+    let answer = answer_to(store, runs(run_id, limit)).await?;
+    Ok(answer.lines().map(str::to_owned).collect())
+}
+
+/// What is in the store of a run that has no result.
+#[derive(Debug, Default)]
+pub struct Samples {
+    /// Sums of the nodes' counts by name, and beside them `most_open` and `elapsed_us`, the greatest of a node, and `cpu_us`.
+    pub numbers: BTreeMap<String, u64>,
+    /// Log buckets of microseconds and what is in each.
+    pub connect: Vec<(u16, u64)>,
+    pub network: Vec<(u16, u64)>,
+}
+
+/// What nodes said of a run while it lasted.
+pub async fn samples(store: &dyn Store, run_id: &str) -> Result<Samples, StoreError> {
+    let params = vec![("run_id".to_owned(), text_value(run_id))];
+    let sums: Vec<_> = counts::NAMES
+        .iter()
+        .map(|name| format!("sum({name}) AS {name}"))
+        .collect();
+    let sql = format!(
+        "SELECT {}, max(most_open) AS most_open, max(elapsed_us) AS elapsed_us, sum(cpu_us) AS cpu_us \
+         FROM run_results WHERE run_id = {{run_id:String}}",
+        sums.join(", ")
+    );
+    let numbers = one(lines(store, sql, params.clone()).await?)?;
+
+    #[derive(serde::Deserialize)]
+    struct Times {
+        connect: (Vec<u16>, Vec<u64>),
+        network: (Vec<u16>, Vec<u64>),
+    }
+    let sql = "SELECT sumMap(connect_buckets, connect_counts) AS connect, sumMap(network_buckets, network_counts) AS network \
+               FROM load_samples WHERE run_id = {run_id:String}";
+    let Times { connect, network } = one(lines(store, sql.into(), params).await?)?;
+    let pairs = |(ids, numbers): (Vec<u16>, Vec<u64>)| ids.into_iter().zip(numbers).collect();
+    Ok(Samples {
+        numbers,
+        connect: pairs(connect),
+        network: pairs(network),
+    })
 }
 
 /// Clocks of the nodes may be so far from the collector's, and a record is decided so long after its attempt was made.
 const MARGIN_NS: i64 = 2_000_000_000;
 
-/// What the kernels recorded of a run's connections, at both ends.
-pub async fn kernel(store: &dyn Store, run: &Connections<'_>) -> Result<Kernel, StoreError> {
-    let quoted = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
-    let nodes: Vec<_> = run.generators.iter().map(|(node, _)| quoted(node)).collect();
-    let pids: Vec<_> = run.generators.iter().map(|(_, pid)| pid.to_string()).collect();
-    let addresses: Vec<_> = run.targets.iter().map(|(address, _)| quoted(address)).collect();
-    let ports: Vec<_> = run.targets.iter().map(|(_, port)| port.to_string()).collect();
-    let array = |values: Vec<String>| format!("[{}]", values.join(","));
-    let sql = "
-        WITH
-            fromUnixTimestamp64Nano({began:Int64}, 'UTC') AS began, fromUnixTimestamp64Nano({ended:Int64}, 'UTC') AS ended,
-            active AS
-            (
-                SELECT local_ip, local_port, remote_ip, remote_port, outcome, connect_us
-                FROM attempts
-                WHERE role = 'active' AND decided_at BETWEEN began AND ended
-                    AND has(arrayZip({nodes:Array(String)}, {pids:Array(UInt32)}), (toString(node), pid))
-                    AND has(arrayZip({addresses:Array(String)}, {ports:Array(UInt16)}), (toString(remote_ip), remote_port))
-            ),
-            passive AS
-            (
-                SELECT local_ip, local_port, remote_ip, remote_port, count() AS ends
-                FROM attempts
-                WHERE role = 'passive' AND outcome = 'established' AND decided_at BETWEEN began AND ended
-                    AND has({ports:Array(UInt16)}, local_port)
-                GROUP BY local_ip, local_port, remote_ip, remote_port
-            )
-        SELECT count(), countIf(outcome = 'established'), countIf(outcome = 'refused'), countIf(outcome = 'timed_out'),
-            toUInt64(quantileExactIf(0.5)(connect_us, outcome = 'established')),
-            toUInt64(quantileExactIf(0.99)(connect_us, outcome = 'established')),
-            (
-                SELECT sum(least(made, ends)) FROM
-                (
-                    SELECT local_ip, local_port, remote_ip, remote_port, count() AS made
-                    FROM active WHERE outcome = 'established'
-                    GROUP BY local_ip, local_port, remote_ip, remote_port
-                ) AS mine
-                INNER JOIN passive ON mine.local_ip = passive.remote_ip AND mine.local_port = passive.remote_port
-                    AND mine.remote_ip = passive.local_ip AND mine.remote_port = passive.local_port
-            )
-        FROM active";
-    let query = Query {
-        sql: sql.into(),
-        params: vec![
-            ("began".into(), (run.began_at_ns - MARGIN_NS).to_string()),
-            ("ended".into(), (run.ended_at_ns + MARGIN_NS).to_string()),
-            ("nodes".into(), array(nodes)),
-            ("pids".into(), array(pids)),
-            ("addresses".into(), array(addresses)),
-            ("ports".into(), array(ports)),
-        ],
-        format: "TabSeparated".into(),
-        access: Access::Internal,
-    };
-    let answer = answer_to(store, query).await?;
-    let numbers: Option<Vec<u64>> = answer
-        .trim()
-        .split('\t')
-        .map(|number| {
-            if number == "\\N" {
-                Some(0)
-            } else {
-                number.parse().ok()
-            }
-        })
-        .collect();
-    match numbers.as_deref() {
-        Some(
-            &[
-                attempts,
-                established,
-                refused,
-                timed_out,
-                connect_p50_us,
-                connect_p99_us,
-                seen_by_target,
-            ],
-        ) => Ok(Kernel {
-            attempts,
-            established,
-            refused,
-            timed_out,
-            connect_p50_us,
-            connect_p99_us,
-            seen_by_target,
-        }),
-        _ => Err(StoreError::rejected(format!(
-            "the store answers {answer:?} to the question for a run's connections"
-        ))),
+/// Ways to end, and causes, that are told apart; the most frequent ones.
+const WAYS: usize = 20;
+
+impl Connections {
+    fn params(&self) -> Vec<(String, String)> {
+        let nodes: Vec<_> = self.generators.iter().map(|(node, _)| node.clone()).collect();
+        let pids: Vec<_> = self.generators.iter().map(|(_, pid)| u64::from(*pid)).collect();
+        let addresses: Vec<_> = self.targets.iter().map(|(address, _)| address.clone()).collect();
+        let ports: Vec<_> = self.targets.iter().map(|(_, port)| u64::from(*port)).collect();
+        vec![
+            ("began".into(), (self.began_at_ns - MARGIN_NS).to_string()),
+            ("ended".into(), (self.ended_at_ns + MARGIN_NS).to_string()),
+            ("nodes".into(), texts_value(&nodes)),
+            ("pids".into(), numbers_value(&pids)),
+            ("addresses".into(), texts_value(&addresses)),
+            ("ports".into(), numbers_value(&ports)),
+        ]
     }
+}
+
+/// A moment of the run, by the clocks of its nodes.
+const MEANWHILE: &str =
+    "BETWEEN fromUnixTimestamp64Nano({began:Int64}, 'UTC') AND fromUnixTimestamp64Nano({ended:Int64}, 'UTC')";
+
+/// Rows whose process is a generator of the run and whose other end is one of its targets.
+const OURS: &str = "role = 'active' \
+    AND has(arrayZip({nodes:Array(String)}, {pids:Array(UInt32)}), (toString(node), pid)) \
+    AND has(arrayZip({addresses:Array(String)}, {ports:Array(UInt16)}), (toString(remote_ip), remote_port))";
+
+/// What the kernels recorded of a run's connections, at both ends. A connection is found at the other end by its addresses and
+/// ports; since a pair of ports serves many connections one after another, of each pair no more than were made of it.
+pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, StoreError> {
+    let sql = format!(
+        "SELECT count() AS attempts, countIf(outcome = 'established') AS established, countIf(outcome = 'refused') AS refused, \
+         countIf(outcome = 'timed_out') AS timed_out, \
+         toUInt64(quantileExactIf(0.5)(connect_us, outcome = 'established')) AS connect_p50_us, \
+         toUInt64(quantileExactIf(0.99)(connect_us, outcome = 'established')) AS connect_p99_us \
+         FROM attempts WHERE {OURS} AND decided_at {MEANWHILE}"
+    );
+    let mut kernel: Kernel = one(lines(store, sql, run.params()).await?)?;
+    if kernel.attempts == 0 {
+        return Ok(kernel);
+    }
+
+    #[derive(serde::Deserialize)]
+    struct There {
+        established: u64,
+        taken: u64,
+        served: u64,
+    }
+    let names = "local_ip, local_port, remote_ip, remote_port";
+    let sql = format!(
+        "SELECT sum(least(made, established_there)) AS established, sum(least(made, taken_there)) AS taken, \
+         sum(least(made, served_there)) AS served FROM \
+         (SELECT {names}, count() AS made FROM attempts \
+          WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE} GROUP BY {names}) AS mine \
+         INNER JOIN \
+         (SELECT {names}, countIf(is_first) AS established_there, \
+              countIf(is_final AND (attribution = 'exact' OR bytes_sent > 0)) AS taken_there, \
+              countIf(is_final AND bytes_sent > 0) AS served_there \
+          FROM connection_records WHERE role = 'passive' AND outcome = 'established' \
+              AND has({{ports:Array(UInt16)}}, local_port) AND decided_at {MEANWHILE} GROUP BY {names}) AS theirs \
+         ON mine.local_ip = theirs.remote_ip AND mine.local_port = theirs.remote_port \
+             AND mine.remote_ip = theirs.local_ip AND mine.remote_port = theirs.local_port"
+    );
+    let There {
+        established,
+        taken,
+        served,
+    } = one(lines(store, sql, run.params()).await?)?;
+    kernel.seen_by_target = established;
+    kernel.taken_by_target = taken;
+    kernel.served_by_target = served;
+
+    let ends = "close_reason, toString(node) AS node, pid, toString(comm) AS comm, count() AS connections, \
+        toUnixTimestamp64Nano(min(closed_at)) AS first_at_ns, toUnixTimestamp64Nano(max(closed_at)) AS last_at_ns";
+    let by = format!("GROUP BY close_reason, node, pid, comm ORDER BY connections DESC LIMIT {WAYS}");
+    let here = format!(
+        "SELECT {ends} FROM connections WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE} {by}"
+    );
+    kernel.ends = lines(store, here, run.params()).await?;
+    let there = format!(
+        "SELECT {ends} FROM connections WHERE role = 'passive' AND outcome = 'established' \
+         AND has({{ports:Array(UInt16)}}, local_port) AND decided_at {MEANWHILE} \
+         AND (remote_ip, remote_port, local_ip, local_port) GLOBAL IN \
+             (SELECT {names} FROM attempts WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE}) {by}"
+    );
+    kernel.ends_at_target = lines(store, there, run.params()).await?;
+
+    // The first of a kind in a minute stand for all of them.
+    let sql = format!(
+        "SELECT toString(cause) AS cause, toString(outcome) AS outcome, is_confirmed, toString(peer) AS node, \
+         toUInt64(round(sum(weight))) AS attempts, any(words) AS evidence FROM \
+         (SELECT cause, outcome, is_confirmed, peer_node AS peer, evidence AS words, \
+              alike / count() OVER (PARTITION BY node, netns, remote_ip, remote_port, outcome, toStartOfMinute(recorded_at)) \
+                  AS weight \
+          FROM attempt_causes WHERE {} AND decided_at {MEANWHILE}) \
+         GROUP BY cause, outcome, is_confirmed, node ORDER BY attempts DESC LIMIT {WAYS}",
+        OURS.replace("role = 'active' AND ", "")
+    );
+    kernel.causes = lines(store, sql, run.params()).await?;
+    Ok(kernel)
+}
+
+fn one<T>(rows: Vec<T>) -> Result<T, StoreError> {
+    rows.into_iter()
+        .next()
+        .ok_or_else(|| StoreError::rejected("the store gives no row where there is always one"))
 }
 
 #[cfg(test)]

@@ -21,6 +21,18 @@ struct Subject {
     note: String,
 }
 
+impl Subject {
+    fn values(&self, figure: Option<&str>) -> Option<Vec<f64>> {
+        match figure {
+            None => Some(self.costs.clone()),
+            Some(name) => {
+                let found = self.figures.iter().find(|(other, _)| *other == name);
+                found.map(|(_, values)| values.clone())
+            }
+        }
+    }
+}
+
 /// The middle of some numbers, and how far they reach.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Spread {
@@ -79,17 +91,17 @@ impl Comparison {
         self.compared(subject, figure, |value, base| value / base)
     }
 
+    /// A subject's cost (`None`), or one of its figures.
+    pub(super) fn spread(&self, subject: &str, figure: Option<&str>) -> Option<Spread> {
+        let subject = self.results.iter().find(|other| other.name == subject)?;
+        subject.values(figure).map(Spread::of)
+    }
+
     /// A subject held against the baseline, round by round.
     fn compared(&self, subject: &str, figure: Option<&str>, compare: fn(f64, f64) -> f64) -> Option<Spread> {
-        let values = |subject: &'_ Subject| match figure {
-            None => Some(subject.costs.clone()),
-            Some(name) => {
-                let found = subject.figures.iter().find(|(other, _)| *other == name);
-                found.map(|(_, values)| values.clone())
-            }
-        };
-        let baseline = values(self.results.first()?)?;
-        let subject = values(self.results.iter().find(|other| other.name == subject)?)?;
+        let baseline = self.results.first()?.values(figure)?;
+        let subject = self.results.iter().find(|other| other.name == subject)?;
+        let subject = subject.values(figure)?;
         let compared = subject
             .iter()
             .zip(&baseline)

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::anyhow;
+use holdfast_proto::v1::query_client::QueryClient;
 use holdfast_proto::v1::{
     LoadCount, LoadCounts, LoadLoop, LoadMessage, LoadPlan, LoadRequest, LoadStage, LoadStages, RunProgress,
     RunStop, load_message, load_plan, run_update,
@@ -12,7 +13,10 @@ use holdfast_proto::v1::{
 use tokio::signal::ctrl_c;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::transport::Channel;
 
+use super::find_max::{Search, Shown};
 use super::stages::{Rate, Stages};
 use crate::cli::Failure;
 use crate::cli::client::Reach;
@@ -34,6 +38,7 @@ Examples:
   holdfast load tcp web:80 -c 5000 -s 1ms --hold 10m    5,000, held for 10 minutes, each watched for loss
   holdfast load tcp web:80 --rate 500/s --for 1m --expect 'connect.p99 < 20ms' --expect 'error_ratio < 0.1%'
   holdfast load tcp web:80 --stages '0 -> 5000/s in 2m, hold 5m' --from role=client --agents 3
+  holdfast load tcp web:80 --find-max 'connect.p99 < 5ms'
   holdfast load tcp echo:7 --concurrency 64 --for 10s --payload 512 --rounds 100
 
 What can be expected: connect, dial, network, exchange with .p50 .p99 .p99.9 .mean .min .max; error_ratio, lost_ratio,
@@ -55,8 +60,13 @@ pub(super) struct Args {
     sleep: Span,
 
     /// Connections a second instead, such as 500/s
-    #[arg(long, value_name = "N/s", requires = "duration", conflicts_with_all = ["stages", "concurrency"])]
+    #[arg(long, value_name = "N/s", conflicts_with_all = ["stages", "concurrency"])]
     rate: Option<Rate>,
+
+    /// Find the highest rate at which this holds and fewer than 0.1% fail (unless --expect says of errors otherwise): run after
+    /// run, each --for so long [default: 5s], beginning with --rate [default: 100/s]
+    #[arg(long, value_name = "CONDITION", conflicts_with_all = ["connections", "sleep", "stages", "concurrency"])]
+    find_max: Option<String>,
 
     /// Rates that change, such as '0 -> 5000/s in 2m, hold 5m'
     #[arg(long, value_name = "STAGES", conflicts_with_all = ["concurrency", "duration"])]
@@ -66,7 +76,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", requires = "duration")]
     concurrency: Option<u64>,
 
-    /// How long --rate or --concurrency lasts
+    /// How long --rate, --concurrency, or a run of --find-max lasts
     #[arg(long = "for", id = "duration", value_name = "TIME")]
     duration: Option<Span>,
 
@@ -196,10 +206,17 @@ impl Args {
     }
 
     fn request(&self, targets: Vec<String>, addresses: &[SocketAddr]) -> Result<LoadRequest, Failure> {
-        if self.duration.is_some() && self.rate.is_none() && self.concurrency.is_none() {
+        if self.duration.is_some()
+            && self.rate.is_none()
+            && self.concurrency.is_none()
+            && self.find_max.is_none()
+        {
             return Err(Failure::Usage(anyhow!(
                 "--for needs --rate or --concurrency; --hold keeps connections open"
             )));
+        }
+        if self.rate.is_some() && self.duration.is_none() && self.find_max.is_none() {
+            return Err(Failure::Usage(anyhow!("--rate needs --for, how long it lasts")));
         }
         let plan = LoadPlan {
             targets: addresses.iter().map(ToString::to_string).collect(),
@@ -234,6 +251,9 @@ impl Args {
     }
 
     fn describe(&self) -> String {
+        if let Some(condition) = &self.find_max {
+            return format!("the highest rate at which {condition}");
+        }
         match (&self.stages, self.rate, self.concurrency) {
             (Some(Stages(stages)), ..) => format!("{} stages", stages.len()),
             (_, Some(Rate(rate)), _) => format!("{rate} connections/s"),
@@ -292,6 +312,21 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         crate::cli::tell(&format!("asked of the agents: {:?}", request.plan));
     }
     let mut client = args.reach.connect().await?;
+    if let Some(condition) = &args.find_max {
+        return find_max(&args, &mut client, request, condition).await;
+    }
+    let row = one(&args, &mut client, request).await?;
+    match row.verdict.as_str() {
+        "holds" => Ok(()),
+        "violated" => Err(Failure::DoesNotHold),
+        _ => Err(Failure::Unknown),
+    }
+}
+
+type Client = QueryClient<Channel>;
+
+/// Makes one run, and tells it as it is made.
+async fn one(args: &Args, client: &mut Client, request: LoadRequest) -> Result<Row, Failure> {
     let (say, said) = mpsc::channel(2);
     let message = |body| LoadMessage { body: Some(body) };
     // Room for it is certain: the channel is new.
@@ -302,9 +337,14 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         .into_inner();
     let mut stdout = io::stdout();
     let mut is_stopping = false;
+    let mut run_id = String::new();
     loop {
         let update = tokio::select! {
-            update = updates.message() => update.map_err(|status| args.reach.failure(&status))?,
+            update = updates.message() => match update {
+                Ok(update) => update,
+                Err(status) if !run_id.is_empty() => return Err(lost(&args.reach, &status, &run_id)),
+                Err(status) => return Err(args.reach.failure(&status)),
+            },
             _ = ctrl_c() => {
                 if is_stopping {
                     // Twice is meant: the collector stops the run when we are gone.
@@ -319,6 +359,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         match update.and_then(|update| update.body) {
             Some(run_update::Body::Begun(begun)) => {
                 crate::cli::tell(&format!("run {} from {}", begun.run_id, begun.nodes.join(", ")));
+                run_id = begun.run_id;
             }
             Some(run_update::Body::Progress(progress)) if !args.reach.json => {
                 stdout.write_all(line(&progress, args.debug).as_bytes())?;
@@ -330,13 +371,9 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
                 if args.reach.json {
                     writeln!(stdout, "{}", result.json)?;
                 } else {
-                    stdout.write_all(report(&row, row.summary()?.as_ref()).as_bytes())?;
+                    stdout.write_all(report(&row, &row.summary()?).as_bytes())?;
                 }
-                return match row.verdict.as_str() {
-                    "holds" => Ok(()),
-                    "violated" => Err(Failure::DoesNotHold),
-                    _ => Err(Failure::Unknown),
-                };
+                return Ok(row);
             }
             None => {
                 return Err(Failure::Undone(anyhow!(
@@ -345,6 +382,126 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
                 )));
             }
         }
+    }
+}
+
+/// A run under way went on without us, or ended with its collector.
+fn lost(reach: &Reach, status: &Status, run_id: &str) -> Failure {
+    match reach.failure(status) {
+        Failure::Undone(error) => Failure::Undone(error.context(format!(
+            "no more is heard of the run {run_id}; if its collector is gone its agents stop within a second, and holdfast run show \
+             {run_id} tells what is known"
+        ))),
+        failure => failure,
+    }
+}
+
+/// The first rate of a search, connections a second, and how long a run of it lasts, where nothing else is said.
+const FIRST_RATE: f64 = 100.0;
+const STEP: Duration = Duration::from_secs(5);
+
+/// More is never asked for, connections a second; agents allow less.
+const HIGHEST_RATE: f64 = 10_000_000.0;
+
+/// Makes runs until the highest rate is known at which the condition holds.
+async fn find_max(
+    args: &Args,
+    client: &mut Client,
+    request: LoadRequest,
+    condition: &str,
+) -> Result<(), Failure> {
+    let mut expect = vec![condition.to_owned()];
+    expect.extend(args.expect.iter().cloned());
+    if !expect
+        .iter()
+        .any(|text| text.contains("error") || text.contains("established"))
+    {
+        expect.push("error_ratio < 0.1%".into());
+    }
+    let duration_ns = nanoseconds(args.duration.unwrap_or(Span(STEP)))?;
+    let mut search = Search::new(HIGHEST_RATE);
+    let mut next = Some(args.rate.map_or(FIRST_RATE, |Rate(rate)| rate));
+    let mut holds_in = String::new();
+    let mut fails_in = (String::new(), String::new());
+    while let Some(rate) = next {
+        let stage = LoadStage {
+            from_per_second: rate,
+            to_per_second: rate,
+            duration_ns,
+        };
+        let mut request = request.clone();
+        request.expect.clone_from(&expect);
+        if let Some(plan) = &mut request.plan {
+            plan.arrivals = Some(load_plan::Arrivals::Stages(LoadStages { stages: vec![stage] }));
+        }
+        crate::cli::tell(&format!("trying {rate}/s"));
+        let row = match one(args, client, request).await {
+            // More than an agent allows or can: beyond it nothing is known.
+            Err(Failure::Undone(error)) if search.holds.is_some() => {
+                fails_in = (String::new(), format!("{error:#}"));
+                next = search.next(rate, Shown::Unknown);
+                continue;
+            }
+            row => row?,
+        };
+        if row.state == "stopped" {
+            crate::cli::tell("stopped");
+            return Err(Failure::Unknown);
+        }
+        let shown = match row.verdict.as_str() {
+            "holds" => Shown::Holds,
+            "violated" => Shown::DoesNotHold,
+            _ => Shown::Unknown,
+        };
+        if shown == Shown::Holds {
+            holds_in = row.run_id;
+        } else {
+            fails_in = (row.run_id, row.reasons.join("; "));
+        }
+        next = search.next(rate, shown);
+    }
+    conclude(args, &search, &holds_in, &fails_in, condition)
+}
+
+/// Says what a search found: the runs are those of the highest rate that holds and of the least that does not, with its reasons.
+fn conclude(
+    args: &Args,
+    search: &Search,
+    holds_in: &str,
+    (fails_in, why): &(String, String),
+    condition: &str,
+) -> Result<(), Failure> {
+    let is_of_the_target = !matches!(search.fails, Some((_, Shown::Unknown)) | None);
+    let mut stdout = io::stdout();
+    if args.reach.json {
+        let found = serde_json::json!({
+            "find_max": condition,
+            "holds_per_second": search.holds,
+            "holds_in": holds_in,
+            "fails_per_second": search.fails.map(|(rate, _)| rate),
+            "fails_in": fails_in,
+            "why": why,
+            "limited_by": if is_of_the_target { "target" } else { "agents" },
+        });
+        writeln!(stdout, "{found}")?;
+    } else {
+        match search.holds {
+            Some(rate) => writeln!(stdout, "=== {condition}: holds at {rate}/s (run {holds_in})")?,
+            None => writeln!(stdout, "=== {condition}: holds at no rate that was tried")?,
+        }
+        if let Some((rate, shown)) = search.fails {
+            let what = if shown == Shown::DoesNotHold {
+                "not at"
+            } else {
+                "the agents were the limit at"
+            };
+            writeln!(stdout, "    {what} {rate}/s: {why}")?;
+        }
+    }
+    match search.holds {
+        Some(_) if is_of_the_target => Ok(()),
+        None if is_of_the_target => Err(Failure::DoesNotHold),
+        _ => Err(Failure::Unknown),
     }
 }
 

@@ -1,0 +1,229 @@
+//! The load engine by itself, without a collector and without probes, and targets for it: what `cargo xtask bench load`
+//! measures. Prints one JSON object.
+
+use std::{
+    fs,
+    io::Write,
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, ensure};
+use clap::{Parser, Subcommand};
+use hdrhistogram::Histogram;
+use holdfast_agent::load::{
+    outcome::Outcome,
+    plan::{Arrivals, Close, Plan, Stage},
+    run::{Caps, generate, prepare},
+    tally::Tally,
+    worker::{Shared, monotonic_ns},
+};
+use rustix::{
+    net::{AddressFamily, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt},
+    process::{Resource, getrlimit, setrlimit},
+};
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make load, and say what it took
+    Tcp(Tcp),
+    /// Accept connections until killed; says `ready` once it does
+    Accept {
+        address: SocketAddr,
+        /// Each with a listener of its own
+        #[arg(long, default_value_t = 1)]
+        threads: u32,
+        /// Keep what was accepted, instead of closing it at once
+        #[arg(long)]
+        keep: bool,
+    },
+}
+
+#[derive(clap::Args)]
+struct Tcp {
+    target: SocketAddr,
+    /// So many, as fast as possible, and then held
+    #[arg(long)]
+    count: Option<u64>,
+    /// So many a second
+    #[arg(long)]
+    rate: Option<f64>,
+    /// So many at once, the next as soon as one is done
+    #[arg(long)]
+    concurrency: Option<u64>,
+    /// How long, in milliseconds
+    #[arg(long, default_value_t = 1_000)]
+    millis: u64,
+    /// How long connections are held, in milliseconds
+    #[arg(long, default_value_t = 0)]
+    hold: u64,
+    /// Generator threads [default: as many as the engine takes]
+    #[arg(long)]
+    threads: Option<u64>,
+    #[arg(long)]
+    source: Vec<IpAddr>,
+}
+
+const UNBOUNDED: Caps = Caps {
+    bytes: u64::MAX,
+    cpus: f64::MAX,
+    duration: Duration::MAX,
+};
+
+fn main() -> anyhow::Result<()> {
+    // What the agent's unit asks for.
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).context("the limit of open files")?;
+    match Arguments::parse().command {
+        Command::Tcp(tcp) => make(tcp),
+        Command::Accept {
+            address,
+            threads,
+            keep,
+        } => accept(address, threads, keep),
+    }
+}
+
+fn make(tcp: Tcp) -> anyhow::Result<()> {
+    let duration = Duration::from_millis(tcp.millis);
+    let arrivals = match (tcp.count, tcp.rate, tcp.concurrency) {
+        (Some(connections), None, None) => Arrivals::Count {
+            connections,
+            pause: Duration::ZERO,
+        },
+        (None, Some(rate), None) => Arrivals::Stages(vec![Stage {
+            from_per_second: rate,
+            to_per_second: rate,
+            duration,
+        }]),
+        (None, None, Some(concurrency)) => Arrivals::Closed {
+            concurrency,
+            duration,
+        },
+        _ => anyhow::bail!("one of --count, --rate and --concurrency"),
+    };
+    let plan = Plan {
+        targets: vec![tcp.target],
+        arrivals,
+        first: 0,
+        step: 1,
+        hold: Duration::from_millis(tcp.hold),
+        timeout: Duration::from_secs(5),
+        payload: None,
+        close: Close::Reset,
+        sources: tcp.source,
+    };
+    let mut prepared = prepare(plan.check()?)?;
+    if let Some(threads) = tcp.threads {
+        prepared.threads = threads;
+    }
+    let resident_before = resident_bytes()?;
+    let shared = Arc::new(Shared::default());
+    let mut sum = Tally::default();
+    let mut last = None;
+    let mut most_resident = 0;
+    generate(
+        &prepared,
+        UNBOUNDED,
+        monotonic_ns() + 5_000_000,
+        Duration::from_millis(500),
+        &shared,
+        |report| {
+            most_resident = most_resident.max(resident_bytes().unwrap_or(0));
+            sum.add(&report.tally);
+            last = Some(report);
+        },
+    )?;
+    let last = last.context("no report")?;
+    let outcomes: serde_json::Map<_, _> = Outcome::ALL
+        .iter()
+        .map(|outcome| (format!("{outcome:?}"), sum.count(*outcome).into()))
+        .collect();
+    let quantiles = |times: &Histogram<u64>| {
+        serde_json::json!({
+            "p50_ns": times.value_at_quantile(0.5),
+            "p99_ns": times.value_at_quantile(0.99),
+            "max_ns": times.max(),
+        })
+    };
+    let result = serde_json::json!({
+        "started": sum.started,
+        "outcomes": outcomes,
+        "closed": sum.closed,
+        "elapsed_ns": last.elapsed.as_nanos() as u64,
+        "cpu_ns": last.cpu.as_nanos() as u64,
+        "most_open": last.most_open,
+        "resident_before": resident_before,
+        "resident_held": most_resident,
+        "late": sum.late,
+        "lateness": quantiles(&sum.lateness),
+        "connect": quantiles(&sum.connect),
+        "dial": quantiles(&sum.dial),
+        "network": quantiles(&sum.network),
+        "threads": prepared.threads,
+    });
+    println!("{result}");
+    Ok(())
+}
+
+/// Memory of this process, in bytes.
+fn resident_bytes() -> anyhow::Result<u64> {
+    let text = fs::read_to_string("/proc/self/statm")?;
+    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    Ok(pages.context("/proc/self/statm")? * rustix::param::page_size() as u64)
+}
+
+fn accept(address: SocketAddr, threads: u32, keep: bool) -> anyhow::Result<()> {
+    ensure!(threads > 0, "no thread accepts nothing");
+    let listeners: Vec<OwnedFd> = (0..threads)
+        .map(|_| listener(address))
+        .collect::<rustix::io::Result<_>>()
+        .with_context(|| format!("cannot listen on {address}"))?;
+    println!("ready");
+    std::io::stdout().flush()?;
+    let serving: Vec<_> = listeners
+        .into_iter()
+        .map(|listener| {
+            thread::spawn(move || {
+                let mut kept = Vec::new();
+                loop {
+                    // One that was reset in the queue, or for which there is no file: the next one may do.
+                    let Ok(socket) = accept_with(&listener, SocketFlags::CLOEXEC) else {
+                        continue;
+                    };
+                    if keep {
+                        kept.push(socket);
+                    }
+                }
+            })
+        })
+        .collect();
+    for thread in serving {
+        let _ = thread.join();
+    }
+    Ok(())
+}
+
+fn listener(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
+    let family = if address.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
+    let listener = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_reuseaddr(&listener, true)?;
+    sockopt::set_socket_reuseport(&listener, true)?;
+    bind(&listener, &address)?;
+    listen(&listener, 65_535)?;
+    Ok(listener)
+}
