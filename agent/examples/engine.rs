@@ -15,14 +15,21 @@ use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
 use hdrhistogram::Histogram;
 use holdfast_agent::load::{
-    outcome::Outcome,
+    http::{Http, Version},
+    outcome::{Answer, Outcome},
     plan::{Arrivals, Close, Plan, Stage},
     run::{Caps, generate, prepare},
     tally::Tally,
     worker::{Shared, monotonic_ns},
 };
 use rustix::{
-    net::{AddressFamily, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt},
+    buffer::spare_capacity,
+    event::epoll,
+    io::Errno,
+    net::{
+        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, accept_with, bind, listen, recv, send,
+        socket_with, sockopt,
+    },
     process::{Resource, getrlimit, setrlimit},
 };
 
@@ -36,6 +43,21 @@ struct Arguments {
 enum Command {
     /// Make load, and say what it took
     Tcp(Tcp),
+    /// Send requests, and say what it took
+    Http {
+        /// For each request a connection of its own
+        #[arg(long)]
+        close: bool,
+        #[command(flatten)]
+        load: Tcp,
+    },
+    /// Answer requests without a body with a fixed answer, until killed; says `ready` once it does
+    Serve {
+        address: SocketAddr,
+        /// Each with a listener of its own
+        #[arg(long, default_value_t = 1)]
+        threads: u32,
+    },
     /// Accept connections until killed; says `ready` once it does
     Accept {
         address: SocketAddr,
@@ -85,7 +107,12 @@ fn main() -> anyhow::Result<()> {
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit).context("the limit of open files")?;
     match Arguments::parse().command {
-        Command::Tcp(tcp) => make(tcp),
+        Command::Tcp(tcp) => make(tcp, None),
+        Command::Http { close, load } => {
+            let http = get(load.target, !close, load.concurrency.unwrap_or(100));
+            make(load, Some(http))
+        }
+        Command::Serve { address, threads } => serve(address, threads),
         Command::Accept {
             address,
             threads,
@@ -94,7 +121,24 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-fn make(tcp: Tcp) -> anyhow::Result<()> {
+fn get(target: SocketAddr, keep_alive: bool, connections: u64) -> Http {
+    Http {
+        version: Version::Http1,
+        tls: None,
+        method: "GET".into(),
+        authority: target.to_string(),
+        path: "/".into(),
+        fields: vec![],
+        body: vec![],
+        keep_alive,
+        streams: 1,
+        connections,
+        statuses: vec![(200, 200)],
+        wanted: vec![],
+    }
+}
+
+fn make(tcp: Tcp, http: Option<Http>) -> anyhow::Result<()> {
     let duration = Duration::from_millis(tcp.millis);
     let arrivals = match (tcp.count, tcp.rate, tcp.concurrency) {
         (Some(connections), None, None) => Arrivals::Count {
@@ -120,6 +164,8 @@ fn make(tcp: Tcp) -> anyhow::Result<()> {
         hold: Duration::from_millis(tcp.hold),
         timeout: Duration::from_secs(5),
         payload: None,
+        http,
+        udp: None,
         close: Close::Reset,
         sources: tcp.source,
     };
@@ -158,6 +204,8 @@ fn make(tcp: Tcp) -> anyhow::Result<()> {
     };
     let result = serde_json::json!({
         "started": sum.started,
+        "requests": sum.requests,
+        "answered": sum.answers[Answer::Expected as usize],
         "outcomes": outcomes,
         "closed": sum.closed,
         "elapsed_ns": last.elapsed.as_nanos() as u64,
@@ -170,6 +218,8 @@ fn make(tcp: Tcp) -> anyhow::Result<()> {
         "connect": quantiles(&sum.connect),
         "dial": quantiles(&sum.dial),
         "network": quantiles(&sum.network),
+        "request": quantiles(&sum.request),
+        "response": quantiles(&sum.exchange),
         "threads": prepared.threads,
     });
     println!("{result}");
@@ -212,6 +262,98 @@ fn accept(address: SocketAddr, threads: u32, keep: bool) -> anyhow::Result<()> {
         let _ = thread.join();
     }
     Ok(())
+}
+
+/// What every request is answered with.
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nServer: engine\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!";
+const LAST_ANSWER: &[u8] =
+    b"HTTP/1.1 200 OK\r\nServer: engine\r\nContent-Type: text/plain\r\nContent-Length: 13\r\nConnection: close\r\n\r\nHello, world!";
+
+/// The same answer to all, by epoll: as little as a server can do, so that the clients are what is measured.
+fn serve(address: SocketAddr, threads: u32) -> anyhow::Result<()> {
+    let listeners: Vec<OwnedFd> = (0..threads)
+        .map(|_| listener(address))
+        .collect::<rustix::io::Result<_>>()
+        .with_context(|| format!("cannot listen on {address}"))?;
+    println!("ready");
+    std::io::stdout().flush()?;
+    let serving: Vec<_> = listeners
+        .into_iter()
+        .map(|listener| thread::spawn(move || answer_all(&listener)))
+        .collect();
+    for thread in serving {
+        match thread.join() {
+            Ok(served) => served?,
+            Err(_) => anyhow::bail!("a thread panicked"),
+        }
+    }
+    Ok(())
+}
+
+fn answer_all(listener: &OwnedFd) -> anyhow::Result<()> {
+    const LISTENER: u64 = u64::MAX;
+    rustix::io::ioctl_fionbio(listener, true)?;
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    epoll::add(
+        &epoll,
+        listener,
+        epoll::EventData::new_u64(LISTENER),
+        epoll::EventFlags::IN,
+    )?;
+    let mut connections: Vec<Option<OwnedFd>> = Vec::new();
+    let mut free: Vec<usize> = Vec::new();
+    let mut events = Vec::with_capacity(256);
+    let mut buffer = Vec::with_capacity(16 << 10);
+    loop {
+        match epoll::wait(&epoll, spare_capacity(&mut events), None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for event in events.drain(..) {
+            let data = event.data.u64();
+            if data == LISTENER {
+                while let Ok(socket) = accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                    let place = free.pop().unwrap_or_else(|| {
+                        connections.push(None);
+                        connections.len() - 1
+                    });
+                    sockopt::set_tcp_nodelay(&socket, true)?;
+                    let data = epoll::EventData::new_u64(place as u64);
+                    epoll::add(&epoll, &socket, data, epoll::EventFlags::IN)?;
+                    connections[place] = Some(socket);
+                }
+                continue;
+            }
+            let place = data as usize;
+            let Some(socket) = &connections[place] else {
+                continue;
+            };
+            buffer.clear();
+            let is_over = match recv(socket, spare_capacity(&mut buffer), RecvFlags::empty()) {
+                Ok((0, _)) => true,
+                Ok(_) => {
+                    // A request of a benchmark comes in one piece.
+                    let is_last = has(&buffer, b"onnection: close")
+                        || has(&buffer, b" HTTP/1.0\r\n") && !has(&buffer, b"eep-");
+                    let answer = if is_last { LAST_ANSWER } else { ANSWER };
+                    let requests = buffer.windows(4).filter(|end| end == b"\r\n\r\n").count();
+                    let sent =
+                        (0..requests).try_for_each(|_| send(socket, answer, SendFlags::NOSIGNAL).map(drop));
+                    is_last || sent.is_err()
+                }
+                Err(Errno::AGAIN | Errno::INTR) => false,
+                Err(_) => true,
+            };
+            if is_over {
+                connections[place] = None;
+                free.push(place);
+            }
+        }
+    }
+}
+
+fn has(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
 }
 
 fn listener(address: SocketAddr) -> rustix::io::Result<OwnedFd> {

@@ -2,7 +2,9 @@
 //!
 //! A [`plan`] says what is wanted, [`consent`] whether this node's own configuration allows it. [`schedule`] says when each
 //! attempt is due and [`ports`] from where; [`worker`] makes the attempts on a thread of its own, by epoll and never by a
-//! timer of tokio's, over what [`socket`] wraps; [`tally`] is what it counted, by [`outcome`]. [`run`] starts the workers,
+//! timer of tokio's, over what [`socket`] wraps; [`tally`] is what it counted, by [`outcome`]. Where an attempt is a request
+//! ([`http`]) it is [`requests`] that makes them, in the words of [`http1`] or [`http2`], perhaps over [`tls`]; where
+//! it is a datagram, [`datagrams`]. [`run`] starts the workers,
 //! collects their tallies, and stops them; [`order`] is how the
 //! collector says it.
 //!
@@ -10,12 +12,18 @@
 //! would have waited who came at that moment. How late the generator itself was is counted beside it.
 
 pub mod consent;
+pub mod datagrams;
+pub mod http;
+pub mod http1;
+pub mod http2;
 pub mod order;
 pub mod outcome;
 pub mod plan;
 pub mod ports;
+pub mod requests;
 pub mod run;
 pub mod schedule;
 pub mod socket;
 pub mod tally;
+pub mod tls;
 pub mod worker;

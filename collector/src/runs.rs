@@ -576,9 +576,11 @@ impl Run<'_> {
             part.open = report.open;
         }
         let connect = decode(&report.connect).ok().flatten();
-        if let Some(connect) = &connect {
+        let request = decode(&report.request).ok().flatten();
+        // What somebody waits for, who comes.
+        if let Some(times) = request.as_ref().or(connect.as_ref()) {
             // Both grow as they must.
-            let _ = self.since_update.add(connect);
+            let _ = self.since_update.add(times);
         }
         let sample = LoadSample {
             node: node.clone(),
@@ -590,6 +592,7 @@ impl Run<'_> {
             counts: report.counts.unwrap_or_default(),
             connect,
             network: decode(&report.network).ok().flatten(),
+            request,
         };
         if self.samples.len() < MOST_SAMPLES {
             self.samples.push(sample);

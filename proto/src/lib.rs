@@ -1,8 +1,10 @@
 //! The messages that Holdfast's agents, collector and CLI exchange, generated from `proto/holdfast/v1.proto`.
 //!
-//! This crate holds no logic. The generated code is committed; `tests/generated.rs` regenerates it and fails
+//! What datagrams of load look like, which no protobuf is, stands in [`datagram`]. This crate holds no logic. The generated code is committed; `tests/generated.rs` regenerates it and fails
 //! when the two differ (`HOLDFAST_BLESS=1 cargo test -p holdfast-proto` writes it anew).
 #![forbid(unsafe_code)]
+
+pub mod datagram;
 
 /// The version of the protocol. A peer with another number is refused, and told which side to upgrade.
 pub const PROTOCOL: u32 = 1;

@@ -8,6 +8,7 @@ pub(crate) mod calls;
 pub(crate) mod churn;
 mod ingest;
 mod load;
+mod load_http;
 pub(crate) mod mix;
 mod probes;
 mod query;
@@ -79,7 +80,7 @@ enum Benchmark {
     /// failures of a node, who talks to a port. Exit code 1 if one takes 300 ms of CPU
     Query,
     /// The load engine by itself: connections opened and closed as fast as two threads can, 19,000 held to one target, and how
-    /// late attempts are at 1,000/s and 10,000/s
+    /// late attempts are at 1,000/s and 10,000/s; then HTTP/1.1 beside wrk, ab, hey, h2load and oha
     Load,
     /// CPU per system call: nothing attached, Holdfast counting, with a sample of latencies, with all of them, and
     /// bpftrace doing the same; also with 8 busy threads and 2,000 processes
@@ -111,7 +112,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let message = "--minutes is for `bench ingest` only\n";
         clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, message).exit();
     }
-    setup::provide(&[Need::Build, Need::Up, Need::Bench])?;
+    if matches!(arguments.name, Benchmark::Load) {
+        setup::provide(&[Need::Build, Need::Peers])?;
+    } else {
+        setup::provide(&[Need::Build, Need::Up, Need::Bench])?;
+    }
     if let Some(minutes) = arguments.minutes {
         return ingest::endure(minutes);
     }
@@ -145,6 +150,13 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let rates = load::rates(arguments.rounds)?;
             show(arguments, &rates);
             say(arguments, &load::verdict(&comparison, &held, &rates));
+            let kept = load_http::kept(arguments.rounds)?;
+            show(arguments, &kept);
+            let fresh = load_http::fresh(arguments.rounds)?;
+            show(arguments, &fresh);
+            let exact = load_http::exact(arguments.rounds)?;
+            show(arguments, &exact);
+            say(arguments, &load_http::verdict(&kept, &fresh, &exact));
         }
         Benchmark::Throughput | Benchmark::Ingest => {}
     }

@@ -5,6 +5,7 @@
 pub(crate) mod debian;
 mod libchdb;
 mod linker;
+pub(crate) mod oha;
 
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -38,6 +39,8 @@ pub(crate) enum Need {
     Test,
     /// The tools that benchmarks compare with.
     Bench,
+    /// Other load generators.
+    Peers,
 }
 
 /// One thing that may be missing.
@@ -67,9 +70,10 @@ enum Source {
     },
     Linker,
     Libchdb,
+    Oha,
 }
 
-use Need::{Bench, Build, Test, Up};
+use Need::{Bench, Build, Peers, Test, Up};
 
 const ITEMS: &[Item] = &[
     Item {
@@ -171,13 +175,33 @@ const ITEMS: &[Item] = &[
             elsewhere: "(your package manager) bpftrace",
         },
     },
+    Item {
+        name: "wrk, hey, ab and h2load",
+        needed_for: &[Peers],
+        look: || {
+            let missing = ["wrk", "hey", "ab", "h2load"]
+                .into_iter()
+                .find(|name| process::find_program(name).is_none());
+            missing.map_or_else(|| look_for_program("wrk"), State::Missing)
+        },
+        source: Source::Packages {
+            debian: &["wrk", "hey", "apache2-utils", "nghttp2-client"],
+            elsewhere: "(your package manager) wrk hey apache2-utils nghttp2",
+        },
+    },
+    Item {
+        name: "oha",
+        needed_for: &[Peers],
+        look: oha::look,
+        source: Source::Oha,
+    },
 ];
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.check {
         check()
     } else {
-        provide(&[Build, Up, Test, Bench])
+        provide(&[Build, Up, Test, Bench, Peers])
     }
 }
 
@@ -203,6 +227,7 @@ pub(crate) fn provide(needs: &[Need]) -> anyhow::Result<()> {
             Source::Packages { .. } => {}
             Source::Linker => linker::install(&cache)?,
             Source::Libchdb => libchdb::install(&cache)?,
+            Source::Oha => oha::install(&cache)?,
         }
     }
     eprintln!("setup: done in {}", span::show(started.elapsed()));
@@ -216,7 +241,7 @@ fn provide_packages(missing: &[&Item]) -> anyhow::Result<()> {
         .iter()
         .filter_map(|item| match item.source {
             Source::Packages { debian, elsewhere } => Some((debian, elsewhere)),
-            Source::Linker | Source::Libchdb => None,
+            Source::Linker | Source::Libchdb | Source::Oha => None,
         })
         .collect();
     let mut packages: Vec<&str> = from_packages

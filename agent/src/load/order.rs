@@ -6,11 +6,12 @@ use hdrhistogram::{
     Histogram,
     serialization::{Serializer, V2Serializer},
 };
-use holdfast_proto::v1::{LoadCounts, LoadEnd, LoadLoss, LoadPlan, LoadReport, load_plan};
+use holdfast_proto::v1::{LoadCounts, LoadEnd, LoadHttp, LoadLoss, LoadPlan, LoadReport, load_plan};
 
 use super::{
-    outcome::{Loss, Outcome},
-    plan::{Arrivals, Close, Nonsense, Payload, Plan, Stage},
+    http::{Http, Tls, Version},
+    outcome::{Answer, Loss, Outcome},
+    plan::{Arrivals, Close, Nonsense, Payload, Plan, Stage, Udp},
     run::{End, Report},
     tally::Tally,
 };
@@ -65,6 +66,11 @@ pub fn plan(wire: &LoadPlan) -> Result<(Plan, Duration), Nonsense> {
             bytes: wire.payload_bytes as usize,
             rounds: wire.rounds,
         }),
+        http: wire.http.as_ref().map(http).transpose()?,
+        udp: wire.udp.map(|udp| Udp {
+            bytes: udp.bytes as usize,
+            is_one_way: udp.one_way,
+        }),
         close: if wire.finish { Close::Finish } else { Close::Reset },
         sources: wire.sources.iter().map(source).collect::<Result<_, _>>()?,
     };
@@ -72,6 +78,45 @@ pub fn plan(wire: &LoadPlan) -> Result<(Plan, Duration), Nonsense> {
         return Err(Nonsense("reports without an interval".into()));
     }
     Ok((plan.check()?, Duration::from_nanos(wire.interval_ns)))
+}
+
+fn http(wire: &LoadHttp) -> Result<Http, Nonsense> {
+    let status =
+        |status: u32| u16::try_from(status).map_err(|_| Nonsense(format!("{status} is no status of HTTP")));
+    Ok(Http {
+        version: match wire.version {
+            1 => Version::Http1,
+            2 => Version::Http2,
+            other => {
+                return Err(Nonsense(format!(
+                    "HTTP of the version {other} is nothing that this agent knows: upgrade it"
+                )));
+            }
+        },
+        tls: wire.tls.as_ref().map(|tls| Tls {
+            name: tls.name.clone(),
+            authorities: tls.authorities.to_vec(),
+            is_blind: tls.trust_anybody,
+        }),
+        method: wire.method.clone(),
+        authority: wire.authority.clone(),
+        path: wire.path.clone(),
+        fields: wire
+            .fields
+            .iter()
+            .map(|field| (field.name.clone(), field.value.clone()))
+            .collect(),
+        body: wire.body.to_vec(),
+        keep_alive: !wire.close,
+        streams: wire.streams,
+        connections: wire.connections,
+        statuses: wire
+            .statuses
+            .iter()
+            .map(|range| Ok((status(range.first)?, status(range.last)?)))
+            .collect::<Result<_, Nonsense>>()?,
+        wanted: wire.wanted.to_vec(),
+    })
 }
 
 /// A report as it is sent.
@@ -93,6 +138,14 @@ pub fn report(report: &Report) -> LoadReport {
         network: histogram(&tally.network),
         error: histogram(&tally.error),
         exchange: histogram(&tally.exchange),
+        request: histogram(&tally.request),
+        jitter: histogram(&tally.jitter),
+        statuses: tally
+            .statuses
+            .iter()
+            .map(|(&status, &count)| (status.into(), count))
+            .collect(),
+        remarks: tally.remarks.clone(),
         lateness: histogram(&tally.lateness),
         lost: tally
             .lost_at
@@ -124,6 +177,7 @@ fn histogram(times: &Histogram<u64>) -> bytes::Bytes {
 
 fn counts(tally: &Tally) -> LoadCounts {
     let lost = |loss: Loss| tally.losses[loss as usize];
+    let answers = |answer: Answer| tally.answers[answer as usize];
     LoadCounts {
         started: tally.started,
         established: tally.count(Outcome::Established),
@@ -146,6 +200,18 @@ fn counts(tally: &Tally) -> LoadCounts {
         syn_retransmits: tally.syn_retransmits,
         bytes_sent: tally.bytes_sent,
         bytes_received: tally.bytes_received,
+        requests: tally.requests,
+        answered: answers(Answer::Expected),
+        unexpected_status: answers(Answer::UnexpectedStatus),
+        unexpected_body: answers(Answer::UnexpectedBody),
+        request_timed_out: answers(Answer::TimedOut),
+        request_lost: answers(Answer::Lost),
+        malformed: answers(Answer::Malformed),
+        unsent: answers(Answer::Unsent),
+        request_abandoned: answers(Answer::Abandoned),
+        insecure: tally.insecure,
+        reordered: tally.reordered,
+        duplicated: tally.duplicated,
     }
 }
 

@@ -90,6 +90,39 @@ impl Loss {
     }
 }
 
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Answer {
+    /// With the status and the body that were expected.
+    Expected,
+    UnexpectedStatus,
+    UnexpectedBody,
+    /// The answer did not come in time.
+    TimedOut,
+    /// The connection ended before the answer was complete.
+    Lost,
+    /// What came was no answer.
+    Malformed,
+    /// It found no connection: none came about, or none had room in time.
+    Unsent,
+    /// The run ended before.
+    Abandoned,
+}
+
+impl Answer {
+    pub const ALL: [Self; 8] = [
+        Self::Expected,
+        Self::UnexpectedStatus,
+        Self::UnexpectedBody,
+        Self::TimedOut,
+        Self::Lost,
+        Self::Malformed,
+        Self::Unsent,
+        Self::Abandoned,
+    ];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,6 +2,10 @@
 
 use std::{net::IpAddr, net::SocketAddr, time::Duration};
 
+use holdfast_proto::datagram::LEAST_BYTES;
+
+use super::http::Http;
+
 /// Longest a run may last, whatever is asked: a forgotten run ends.
 pub const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -25,6 +29,10 @@ pub struct Plan {
     /// For the handshake, and again for each answer.
     pub timeout: Duration,
     pub payload: Option<Payload>,
+    /// Then attempts are requests, and connections are what they need.
+    pub http: Option<Http>,
+    /// Then attempts are datagrams, and there are no connections.
+    pub udp: Option<Udp>,
     pub close: Close,
     /// Local addresses to connect from, in turn; empty: the kernel's choice.
     pub sources: Vec<IpAddr>,
@@ -56,6 +64,17 @@ pub struct Payload {
     pub bytes: usize,
     pub rounds: u64,
 }
+
+/// Datagrams that are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Udp {
+    pub bytes: usize,
+    /// The target counts them, and is asked at the end; else it sends them back.
+    pub is_one_way: bool,
+}
+
+/// The longest datagram over IPv4, without its heads.
+pub const MAX_DATAGRAM_BYTES: usize = 65_507;
 
 /// How a connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +125,30 @@ impl Plan {
                 "{} rounds of {} bytes: a payload has 1 to {MAX_PAYLOAD_BYTES} bytes, and one round or more",
                 payload.rounds, payload.bytes
             ));
+        }
+        if let Some(http) = &self.http {
+            http.check()?;
+            if self.payload.is_some() || !self.hold.is_zero() {
+                return fault(
+                    "requests have no payload beside them, and their connections are not held".into(),
+                );
+            }
+        }
+        if let Some(udp) = self.udp {
+            if !(LEAST_BYTES..=MAX_DATAGRAM_BYTES).contains(&udp.bytes) {
+                return fault(format!(
+                    "datagrams of {} bytes are not from {LEAST_BYTES} to {MAX_DATAGRAM_BYTES}",
+                    udp.bytes
+                ));
+            }
+            if matches!(self.arrivals, Arrivals::Closed { .. }) {
+                return fault(
+                    "datagrams have a number or a rate: nothing says when there is room for the next".into(),
+                );
+            }
+            if self.http.is_some() || self.payload.is_some() || !self.hold.is_zero() {
+                return fault("datagrams have neither connections nor requests".into());
+            }
         }
         match &self.arrivals {
             Arrivals::Count { connections: 0, .. } | Arrivals::Closed { concurrency: 0, .. } => {
@@ -177,6 +220,18 @@ impl Plan {
 
     /// The most connections of this part that can be open or under way at once, if each takes as long as it may.
     pub fn at_once(&self) -> u64 {
+        if self.udp.is_some() {
+            // Sockets of a thread: one to each target.
+            return self.targets.len() as u64;
+        }
+        if let Some(http) = &self.http {
+            return match self.arrivals {
+                Arrivals::Closed { concurrency, .. } => {
+                    share(concurrency, self.first, self.step).div_ceil(http.streams.into())
+                }
+                _ => share(http.connections, self.first, self.step).max(1),
+            };
+        }
         match &self.arrivals {
             Arrivals::Count { connections, .. } => share(*connections, self.first, self.step),
             Arrivals::Closed { concurrency, .. } => share(*concurrency, self.first, self.step),
@@ -194,10 +249,14 @@ impl Plan {
     /// Ports that connections of this part take at once if the target answers: those that are open, and with
     /// [`Close::Finish`] those of the last minute.
     pub fn ports(&self) -> u64 {
+        if self.udp.is_some() {
+            return 1;
+        }
         const TIME_WAIT_SECONDS: f64 = 60.0;
         let lingering = match (self.close, self.per_second()) {
+            _ if self.http.as_ref().is_some_and(|http| http.keep_alive) => 0,
             // One end of a connection to be held is closed once, at the end of the run.
-            _ if matches!(self.arrivals, Arrivals::Count { .. }) => 0,
+            _ if self.http.is_none() && matches!(self.arrivals, Arrivals::Count { .. }) => 0,
             (Close::Reset, _) => 0,
             (Close::Finish, Some(rate)) => {
                 (rate * TIME_WAIT_SECONDS.min(self.sending().as_secs_f64())).ceil() as u64
@@ -206,7 +265,7 @@ impl Plan {
             (Close::Finish, None) => 0,
         };
         let open = match &self.arrivals {
-            Arrivals::Stages(_) => {
+            Arrivals::Stages(_) if self.http.is_none() => {
                 (self.per_second().unwrap_or_default() * self.hold.as_secs_f64()).ceil() as u64 + 1
             }
             _ => self.at_once(),
@@ -236,6 +295,8 @@ pub(crate) mod tests {
             hold: Duration::ZERO,
             timeout: Duration::from_secs(5),
             payload: None,
+            http: None,
+            udp: None,
             close: Close::Reset,
             sources: vec![],
         }

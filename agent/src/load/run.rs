@@ -15,9 +15,11 @@ use std::{
 use rustix::process::{Resource, getrlimit};
 
 use super::{
-    plan::{Nonsense, Plan},
-    ports,
+    datagrams,
+    plan::{Nonsense, Plan, share},
+    ports, requests,
     tally::Tally,
+    tls::Terms,
     worker::{Filled, Part, Shared, monotonic_ns, work},
 };
 
@@ -48,6 +50,8 @@ pub struct Caps {
 pub struct Prepared {
     pub plan: Arc<Plan>,
     pub sources: Vec<IpAddr>,
+    /// Of requests over TLS.
+    pub terms: Option<Terms>,
     pub threads: u64,
     /// Connections that may be open or under way at once.
     pub at_once: u64,
@@ -101,12 +105,21 @@ pub fn prepare(plan: Plan) -> Result<Prepared, Nonsense> {
              LimitNOFILE (ulimit -n) of the agent, use more agents, or ask for less"
         )));
     }
+    let terms = match &plan.http {
+        Some(http) => http
+            .tls
+            .as_ref()
+            .map(|tls| Terms::new(tls, http.version))
+            .transpose()?,
+        None => None,
+    };
     let cpus = thread::available_parallelism().map_or(1, |count| count.get() as u64);
     Ok(Prepared {
         threads: cpus.min(MOST_THREADS).min(at_once).max(1),
         at_once: at_once.min(files),
         plan: Arc::new(plan),
         sources,
+        terms,
     })
 }
 
@@ -139,7 +152,8 @@ pub fn generate(
             thread,
             threads: prepared.threads,
             sources: Arc::clone(&sources),
-            at_once: prepared.at_once.div_ceil(prepared.threads) as usize,
+            terms: prepared.terms.clone(),
+            at_once: share(prepared.at_once, thread, prepared.threads).max(1) as usize,
             start_ns,
             shared: Arc::clone(shared),
             blanks,
@@ -147,7 +161,15 @@ pub fn generate(
         };
         let handle = thread::Builder::new()
             .name(format!("load-{thread}"))
-            .spawn(move || work(part));
+            .spawn(move || {
+                if part.plan.udp.is_some() {
+                    datagrams::work(part)
+                } else if part.plan.http.is_some() {
+                    requests::work(part)
+                } else {
+                    work(part)
+                }
+            });
         match handle {
             Ok(handle) => workers.push(Collected::new(blank, filled_there, handle)),
             Err(error) => {

@@ -11,7 +11,7 @@ use std::{
 
 use rustix::{
     io::{self, Errno},
-    net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt},
+    net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt},
 };
 
 /// What the kernel measured of a connection's handshake (struct tcp_info, linux/tcp.h).
@@ -43,6 +43,27 @@ pub fn open(target: SocketAddr, source: Option<IpAddr>, reset_at_close: bool) ->
     if reset_at_close {
         sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
     }
+    Ok(socket)
+}
+
+/// A socket for datagrams to one target and from it alone, from `source` if one is given, with room for so many bytes that came.
+///
+/// # Errors
+/// What the kernel says.
+pub fn open_datagrams(target: SocketAddr, source: Option<IpAddr>, room: usize) -> Result<OwnedFd, Errno> {
+    let family = if target.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(family, SocketType::DGRAM, flags, None)?;
+    // As much of it as the kernel allows (net.core.rmem_max).
+    sockopt::set_socket_recv_buffer_size(&socket, room)?;
+    if let Some(source) = source {
+        bind(&socket, &SocketAddr::new(source, 0))?;
+    }
+    connect(&socket, &target)?;
     Ok(socket)
 }
 

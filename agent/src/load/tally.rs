@@ -1,9 +1,11 @@
 //! What a generator counted: outcomes, losses, and the distributions of times. Pure; tallies add up exactly, those of
 //! threads to an agent's and those of agents to the run's.
 
+use std::collections::BTreeMap;
+
 use hdrhistogram::Histogram;
 
-use super::outcome::{Loss, Outcome};
+use super::outcome::{Answer, Loss, Outcome};
 
 /// Times are told apart to a thousandth of their value, and never finer than this, in nanoseconds.
 const FINEST_NS: u64 = 64;
@@ -16,6 +18,9 @@ pub const LATE_NS: u64 = 1_000_000;
 
 /// Losses whose time is kept, of each tally; all are counted.
 pub const LOSSES: usize = 256;
+
+/// Different remarks that are kept, and statuses that are told apart; servers can be strange.
+pub const REMARKS: usize = 8;
 
 /// Counts and times, since the tally was begun.
 #[derive(Clone, Debug)]
@@ -34,6 +39,18 @@ pub struct Tally {
     pub syn_retransmits: u64,
     pub bytes_sent: u64,
     pub bytes_received: u64,
+    /// Requests that were due, and how they ended.
+    pub requests: u64,
+    pub answers: [u64; Answer::ALL.len()],
+    /// By status, of all answers.
+    pub statuses: BTreeMap<u16, u64>,
+    /// Datagrams that came out of their order, and those that came again.
+    pub reordered: u64,
+    pub duplicated: u64,
+    /// Connections whose handshake of TLS failed.
+    pub insecure: u64,
+    /// What went wrong, in words: the first [`REMARKS`] that differ.
+    pub remarks: Vec<String>,
     /// From when an attempt was due until it was established: what somebody would have waited.
     pub connect: Histogram<u64>,
     /// From the call of connect() until the generator knew that it was established.
@@ -42,8 +59,12 @@ pub struct Tally {
     pub network: Histogram<u64>,
     /// From when an attempt was due until it failed.
     pub error: Histogram<u64>,
-    /// From when a payload was sent until all of it was back.
+    /// From when a payload, or a request, was sent until all of it, or of the answer, was back.
     pub exchange: Histogram<u64>,
+    /// From when a request was due until its answer was complete: what somebody would have waited.
+    pub request: Histogram<u64>,
+    /// How much longer or shorter a datagram took than the one before.
+    pub jitter: Histogram<u64>,
     /// From when an attempt was due until it was made.
     pub lateness: Histogram<u64>,
 }
@@ -60,11 +81,20 @@ impl Default for Tally {
             syn_retransmits: 0,
             bytes_sent: 0,
             bytes_received: 0,
+            requests: 0,
+            answers: [0; Answer::ALL.len()],
+            statuses: BTreeMap::new(),
+            reordered: 0,
+            duplicated: 0,
+            insecure: 0,
+            remarks: Vec::new(),
             connect: times(),
             dial: times(),
             network: times(),
             error: times(),
             exchange: times(),
+            request: times(),
+            jitter: times(),
             lateness: times(),
         }
     }
@@ -91,6 +121,16 @@ impl Tally {
         }
     }
 
+    pub fn answer(&mut self, answer: Answer) {
+        self.answers[answer as usize] += 1;
+    }
+
+    pub fn remark(&mut self, remark: String) {
+        if self.remarks.len() < REMARKS && !self.remarks.contains(&remark) {
+            self.remarks.push(remark);
+        }
+    }
+
     /// Attempts that were decided.
     pub fn decided(&self) -> u64 {
         self.outcomes.iter().sum()
@@ -112,12 +152,21 @@ impl Tally {
         self.syn_retransmits = 0;
         self.bytes_sent = 0;
         self.bytes_received = 0;
+        self.requests = 0;
+        self.answers = Default::default();
+        self.statuses.clear();
+        self.reordered = 0;
+        self.duplicated = 0;
+        self.insecure = 0;
+        self.remarks.clear();
         for times in [
             &mut self.connect,
             &mut self.dial,
             &mut self.network,
             &mut self.error,
             &mut self.exchange,
+            &mut self.request,
+            &mut self.jitter,
             &mut self.lateness,
         ] {
             times.reset();
@@ -139,12 +188,27 @@ impl Tally {
         self.syn_retransmits += other.syn_retransmits;
         self.bytes_sent += other.bytes_sent;
         self.bytes_received += other.bytes_received;
+        self.requests += other.requests;
+        for (mine, theirs) in self.answers.iter_mut().zip(other.answers) {
+            *mine += theirs;
+        }
+        for (&status, count) in &other.statuses {
+            *self.statuses.entry(status).or_insert(0) += count;
+        }
+        self.reordered += other.reordered;
+        self.duplicated += other.duplicated;
+        self.insecure += other.insecure;
+        for remark in &other.remarks {
+            self.remark(remark.clone());
+        }
         for (mine, theirs) in [
             (&mut self.connect, &other.connect),
             (&mut self.dial, &other.dial),
             (&mut self.network, &other.network),
             (&mut self.error, &other.error),
             (&mut self.exchange, &other.exchange),
+            (&mut self.request, &other.request),
+            (&mut self.jitter, &other.jitter),
             (&mut self.lateness, &other.lateness),
         ] {
             if !theirs.is_empty() {

@@ -32,22 +32,23 @@ use super::{
     schedule::Schedule,
     socket,
     tally::{LATE_NS, Tally},
+    tls::Terms,
 };
 
 /// So long before an attempt is due the worker stops sleeping, in nanoseconds: what epoll_pwait2 may be late by.
-const SPIN_NS: u64 = 60_000;
+pub(super) const SPIN_NS: u64 = 60_000;
 
 /// The longest sleep, in nanoseconds: a stop and a question for the tally are noticed after it.
-const LONGEST_SLEEP_NS: u64 = 20_000_000;
+pub(super) const LONGEST_SLEEP_NS: u64 = 20_000_000;
 
 /// Attempts that are made before what came is looked at.
 const BURST: usize = 64;
 
 /// Events that are taken at once.
-const EVENTS: usize = 256;
+pub(super) const EVENTS: usize = 256;
 
 /// What is read at once.
-const READ_BYTES: usize = 64 << 10;
+pub(super) const READ_BYTES: usize = 64 << 10;
 
 /// What the workers of a run share.
 #[derive(Debug, Default)]
@@ -68,7 +69,7 @@ pub fn monotonic_ns() -> u64 {
     nanoseconds(ClockId::Monotonic)
 }
 
-fn nanoseconds(clock: ClockId) -> u64 {
+pub(super) fn nanoseconds(clock: ClockId) -> u64 {
     let time = clock_gettime(clock);
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
@@ -80,6 +81,8 @@ pub struct Part {
     pub thread: u64,
     pub threads: u64,
     pub sources: Arc<[IpAddr]>,
+    /// Of requests over TLS.
+    pub terms: Option<Terms>,
     /// Most connections that it may have open or under way.
     pub at_once: usize,
     /// The run's start, by the monotonic clock.
@@ -169,10 +172,24 @@ pub fn work(part: Part) -> io::Result<()> {
     // A sleep of the default slack would be 50 us longer than it was asked to be.
     rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
     let mut worker = Worker::new(part)?;
-    worker.wait_for_the_start();
+    wait_for_the_start(&worker.part);
     worker.generate()?;
     worker.finish();
     Ok(())
+}
+
+/// Sleeps until shortly before the run's start, and looks at the clock from there on.
+pub(super) fn wait_for_the_start(part: &Part) {
+    loop {
+        let left_ns = part.start_ns.saturating_sub(monotonic_ns());
+        if left_ns == 0 || part.shared.stop.load(Ordering::Relaxed) {
+            return;
+        }
+        match left_ns.saturating_sub(SPIN_NS) {
+            0 => std::hint::spin_loop(),
+            sleep_ns => std::thread::sleep(Duration::from_nanos(sleep_ns.min(LONGEST_SLEEP_NS))),
+        }
+    }
 }
 
 impl Worker {
@@ -212,19 +229,6 @@ impl Worker {
 
     fn is_stopped(&self) -> bool {
         self.part.shared.stop.load(Ordering::Relaxed)
-    }
-
-    fn wait_for_the_start(&self) {
-        loop {
-            let left_ns = self.part.start_ns.saturating_sub(monotonic_ns());
-            if left_ns == 0 || self.is_stopped() {
-                return;
-            }
-            match left_ns.saturating_sub(SPIN_NS) {
-                0 => std::hint::spin_loop(),
-                sleep_ns => std::thread::sleep(Duration::from_nanos(sleep_ns.min(LONGEST_SLEEP_NS))),
-            }
-        }
     }
 
     fn generate(&mut self) -> io::Result<()> {

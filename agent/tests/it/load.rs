@@ -20,7 +20,7 @@ use holdfast_agent::load::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A listener whose connections are each given to `serve`, for as long as the test's process lasts.
-fn server(mut serve: impl FnMut(TcpStream) + Send + 'static) -> SocketAddr {
+pub(crate) fn server(mut serve: impl FnMut(TcpStream) + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
     let address = listener.local_addr().expect("its address");
     thread::spawn(move || listener.incoming().flatten().for_each(&mut serve));
@@ -44,7 +44,7 @@ fn echo(mut stream: TcpStream) {
     });
 }
 
-fn count(target: SocketAddr, connections: u64) -> Plan {
+pub(crate) fn count(target: SocketAddr, connections: u64) -> Plan {
     Plan {
         targets: vec![target],
         arrivals: Arrivals::Count {
@@ -56,19 +56,21 @@ fn count(target: SocketAddr, connections: u64) -> Plan {
         hold: Duration::ZERO,
         timeout: PATIENCE,
         payload: None,
+        http: None,
+        udp: None,
         close: Close::Reset,
         sources: vec![],
     }
 }
 
-const UNBOUNDED: Caps = Caps {
+pub(crate) const UNBOUNDED: Caps = Caps {
     bytes: u64::MAX,
     cpus: f64::MAX,
     duration: Duration::MAX,
 };
 
 /// Everything that a run counted, and its last report.
-fn run(plan: Plan, caps: Caps, mut at_report: impl FnMut(&Report, &Shared)) -> (Tally, Report) {
+pub(crate) fn run(plan: Plan, caps: Caps, mut at_report: impl FnMut(&Report, &Shared)) -> (Tally, Report) {
     let prepared = prepare(plan.check().expect("a plan that makes sense")).expect("the machine can make it");
     let shared = Arc::new(Shared::default());
     let (mut sum, mut last) = (Tally::default(), None);

@@ -14,6 +14,8 @@ mod end_to_end;
 mod host;
 mod load;
 mod load_evidence;
+mod load_http;
+mod load_udp;
 mod outcomes;
 mod portability;
 mod probe;

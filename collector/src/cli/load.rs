@@ -1,9 +1,13 @@
 //! `holdfast load`: load from agents, told as it is made.
 
 mod find_max;
+mod http;
+mod received;
+mod run;
 mod serve;
 mod stages;
 mod tcp;
+mod udp;
 
 use super::Failure;
 
@@ -17,12 +21,16 @@ pub(super) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Tcp(Box<tcp::Args>),
+    Http(Box<http::Args>),
+    Udp(Box<udp::Args>),
     Serve(serve::Args),
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Tcp(args) => tcp::run(*args).await,
+        Command::Http(args) => http::run(*args).await,
+        Command::Udp(args) => udp::run(*args).await,
         Command::Serve(args) => serve::run(args).await,
     }
 }

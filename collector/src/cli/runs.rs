@@ -239,7 +239,47 @@ fn body(summary: &Summary) -> String {
             parts.join(", ")
         }
     };
-    let mut text = format!(
+    let is_of_requests = count("requests") > 0;
+    let mut text = String::new();
+    if is_of_requests {
+        text += &format!(
+            "requests:     {} in {}: {} answered as expected\n",
+            count("requests"),
+            human(summary.elapsed_ns),
+            count("answered")
+        );
+        text += &format!(
+            "  errors:     {}\n",
+            nonzero(&[
+                "unexpected_status",
+                "unexpected_body",
+                "request_timed_out",
+                "request_lost",
+                "malformed",
+                "unsent",
+                "request_abandoned",
+            ])
+        );
+        let statuses: Vec<_> = summary
+            .statuses
+            .iter()
+            .map(|(status, count)| format!("{status}: {count}"))
+            .collect();
+        if !statuses.is_empty() {
+            text += &format!("  statuses:   {}\n", statuses.join(", "));
+        }
+        if count("reordered") + count("duplicated") > 0 {
+            text += &format!(
+                "  order:      {} came out of it, {} came again\n",
+                count("reordered"),
+                count("duplicated")
+            );
+        }
+        for remark in &summary.remarks {
+            text += &format!("              {remark}\n");
+        }
+    }
+    text += &format!(
         "attempts:     {} in {}: {} established\n",
         count("started"),
         human(summary.elapsed_ns),
@@ -257,6 +297,7 @@ fn body(summary: &Summary) -> String {
             "local_ports",
             "local_filter",
             "abandoned",
+            "insecure",
         ])
     );
     text += &format!(
@@ -291,11 +332,19 @@ fn body(summary: &Summary) -> String {
         ("connect", &summary.connect),
         ("dial", &summary.dial),
         ("network", &summary.network),
-        ("exchange", &summary.exchange),
+        ("request", &summary.request),
+        (
+            if is_of_requests { "response" } else { "exchange" },
+            &summary.exchange,
+        ),
+        ("jitter", &summary.jitter),
         ("error", &summary.error),
         ("late by", &summary.lateness),
     ] {
         text += &line_of(name, times);
+    }
+    if is_of_requests {
+        text += "              request: from when it was due until its answer was complete; response: since it was sent\n";
     }
     text += "              connect: from when it was due; dial: from connect(); network: the handshake's round trip by TCP_INFO\n";
     if let Some(kernel) = &summary.kernel {

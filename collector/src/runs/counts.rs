@@ -3,7 +3,7 @@
 use holdfast_proto::v1::LoadCounts;
 
 /// How many counts there are.
-pub const COUNTS: usize = 21;
+pub const COUNTS: usize = 33;
 
 /// Their names, as fields of the message and columns of the store are called.
 pub const NAMES: [&str; COUNTS] = [
@@ -28,6 +28,18 @@ pub const NAMES: [&str; COUNTS] = [
     "syn_retransmits",
     "bytes_sent",
     "bytes_received",
+    "requests",
+    "answered",
+    "unexpected_status",
+    "unexpected_body",
+    "request_timed_out",
+    "request_lost",
+    "malformed",
+    "unsent",
+    "request_abandoned",
+    "insecure",
+    "reordered",
+    "duplicated",
 ];
 
 /// Their values, in the order of [`NAMES`].
@@ -54,6 +66,18 @@ pub fn values(counts: &LoadCounts) -> [u64; COUNTS] {
         counts.syn_retransmits,
         counts.bytes_sent,
         counts.bytes_received,
+        counts.requests,
+        counts.answered,
+        counts.unexpected_status,
+        counts.unexpected_body,
+        counts.request_timed_out,
+        counts.request_lost,
+        counts.malformed,
+        counts.unsent,
+        counts.request_abandoned,
+        counts.insecure,
+        counts.reordered,
+        counts.duplicated,
     ]
 }
 
@@ -80,6 +104,18 @@ pub fn add(counts: &mut LoadCounts, other: &LoadCounts) {
     counts.syn_retransmits = counts.syn_retransmits.saturating_add(other.syn_retransmits);
     counts.bytes_sent = counts.bytes_sent.saturating_add(other.bytes_sent);
     counts.bytes_received = counts.bytes_received.saturating_add(other.bytes_received);
+    counts.requests = counts.requests.saturating_add(other.requests);
+    counts.answered = counts.answered.saturating_add(other.answered);
+    counts.unexpected_status = counts.unexpected_status.saturating_add(other.unexpected_status);
+    counts.unexpected_body = counts.unexpected_body.saturating_add(other.unexpected_body);
+    counts.request_timed_out = counts.request_timed_out.saturating_add(other.request_timed_out);
+    counts.request_lost = counts.request_lost.saturating_add(other.request_lost);
+    counts.malformed = counts.malformed.saturating_add(other.malformed);
+    counts.unsent = counts.unsent.saturating_add(other.unsent);
+    counts.request_abandoned = counts.request_abandoned.saturating_add(other.request_abandoned);
+    counts.insecure = counts.insecure.saturating_add(other.insecure);
+    counts.reordered = counts.reordered.saturating_add(other.reordered);
+    counts.duplicated = counts.duplicated.saturating_add(other.duplicated);
 }
 
 /// Attempts that were decided and not established, but for those that the end of the run cut off.
@@ -111,4 +147,14 @@ pub fn lost(counts: &LoadCounts) -> u64 {
 /// Attempts that are decided.
 pub fn decided(counts: &LoadCounts) -> u64 {
     counts.established + errors(counts) + counts.abandoned
+}
+
+/// Requests that were decided and not answered as expected.
+pub fn request_errors(counts: &LoadCounts) -> u64 {
+    counts.unexpected_status
+        + counts.unexpected_body
+        + counts.request_timed_out
+        + counts.request_lost
+        + counts.malformed
+        + counts.unsent
 }

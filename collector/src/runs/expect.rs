@@ -20,7 +20,7 @@ enum Signal {
     Time(Clock, Statistic),
     Ratio(Count),
     Count(Count),
-    /// Established a second.
+    /// Established, or answered as expected, a second.
     Rate,
 }
 
@@ -30,6 +30,8 @@ enum Clock {
     Dial,
     Network,
     Exchange,
+    Request,
+    Jitter,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,6 +52,36 @@ enum Count {
     Unreachable,
     Lost,
     Closed,
+    Requests,
+    Answered,
+    UnexpectedStatus,
+    UnexpectedBody,
+    RequestTimedOut,
+    RequestLost,
+    Malformed,
+    Unsent,
+    Insecure,
+    Reordered,
+    Duplicated,
+}
+
+impl Count {
+    /// A part of the requests, not of the attempts to connect.
+    fn is_of_requests(self) -> bool {
+        matches!(
+            self,
+            Self::Requests
+                | Self::Answered
+                | Self::UnexpectedStatus
+                | Self::UnexpectedBody
+                | Self::RequestTimedOut
+                | Self::RequestLost
+                | Self::Malformed
+                | Self::Unsent
+                | Self::Reordered
+                | Self::Duplicated
+        )
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +188,10 @@ impl Signal {
                 "connect" => Clock::Connect,
                 "dial" => Clock::Dial,
                 "network" => Clock::Network,
-                "exchange" => Clock::Exchange,
+                // Of a payload, or of a request since it was sent.
+                "exchange" | "response" => Clock::Exchange,
+                "request" => Clock::Request,
+                "jitter" => Clock::Jitter,
                 _ => return None,
             };
             let statistic = match statistic {
@@ -186,6 +221,17 @@ impl Signal {
             "unreachable" => Count::Unreachable,
             "lost" => Count::Lost,
             "closed" => Count::Closed,
+            "requests" => Count::Requests,
+            "answered" => Count::Answered,
+            "unexpected_status" => Count::UnexpectedStatus,
+            "unexpected_body" => Count::UnexpectedBody,
+            "request_timed_out" => Count::RequestTimedOut,
+            "request_lost" => Count::RequestLost,
+            "malformed" => Count::Malformed,
+            "unsent" => Count::Unsent,
+            "insecure" => Count::Insecure,
+            "reordered" => Count::Reordered,
+            "duplicated" => Count::Duplicated,
             _ => return None,
         };
         Some(if is_ratio {
@@ -200,6 +246,8 @@ impl Signal {
             let counts = &outcome.counts;
             match count {
                 Count::Established => counts.established,
+                // Of a run of requests those are what somebody sees.
+                Count::Error if counts.requests > 0 => counts::request_errors(counts),
                 Count::Error => counts::errors(counts),
                 Count::Refused => counts.refused,
                 Count::TimedOut => counts.timed_out,
@@ -207,6 +255,17 @@ impl Signal {
                 Count::Unreachable => counts.unreachable,
                 Count::Lost => counts::lost(counts),
                 Count::Closed => counts.closed,
+                Count::Requests => counts.requests,
+                Count::Answered => counts.answered,
+                Count::UnexpectedStatus => counts.unexpected_status,
+                Count::UnexpectedBody => counts.unexpected_body,
+                Count::RequestTimedOut => counts.request_timed_out,
+                Count::RequestLost => counts.request_lost,
+                Count::Malformed => counts.malformed,
+                Count::Unsent => counts.unsent,
+                Count::Insecure => counts.insecure,
+                Count::Reordered => counts.reordered,
+                Count::Duplicated => counts.duplicated,
             }
         };
         match self {
@@ -216,6 +275,8 @@ impl Signal {
                     Clock::Dial => &outcome.dial,
                     Clock::Network => &outcome.network,
                     Clock::Exchange => &outcome.exchange,
+                    Clock::Request => &outcome.request,
+                    Clock::Jitter => &outcome.jitter,
                 };
                 (!times.is_empty()).then(|| match statistic {
                     Statistic::Quantile(quantile) => times.value_at_quantile(quantile) as f64,
@@ -225,17 +286,32 @@ impl Signal {
                 })
             }
             // What was lost or closed was established before; everything else is a part of the attempts.
-            Self::Ratio(count @ (Count::Lost | Count::Closed)) => {
+            Self::Ratio(count @ (Count::Lost | Count::Closed | Count::Insecure)) => {
                 quotient(of(count), outcome.counts.established)
+            }
+            Self::Ratio(count)
+                if count.is_of_requests() || (count == Count::Error && outcome.counts.requests > 0) =>
+            {
+                quotient(
+                    of(count),
+                    outcome.counts.answered + counts::request_errors(&outcome.counts),
+                )
             }
             Self::Ratio(count) => quotient(
                 of(count),
                 counts::decided(&outcome.counts) - outcome.counts.abandoned,
             ),
-            Self::Count(count) => (outcome.counts.started > 0).then(|| of(count) as f64),
+            Self::Count(count) => {
+                (outcome.counts.started + outcome.counts.requests > 0).then(|| of(count) as f64)
+            }
             Self::Rate => {
                 let seconds = outcome.elapsed_ns as f64 / 1e9;
-                (seconds > 0.0).then(|| outcome.counts.established as f64 / seconds)
+                let made = if outcome.counts.requests > 0 {
+                    outcome.counts.answered
+                } else {
+                    outcome.counts.established
+                };
+                (seconds > 0.0).then(|| made as f64 / seconds)
             }
         }
     }

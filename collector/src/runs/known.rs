@@ -54,4 +54,5 @@ fn add_samples(summary: &mut Summary, samples: &store_runs::Samples) {
         .collect();
     summary.connect = Times::of_buckets(&samples.connect);
     summary.network = Times::of_buckets(&samples.network);
+    summary.request = Times::of_buckets(&samples.request);
 }

@@ -1,5 +1,7 @@
 //! What came of a run: the parts of all agents together, and what is made of them. Pure.
 
+use std::collections::BTreeMap;
+
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
 use holdfast_proto::v1::{LoadCounts, LoadReport};
@@ -15,6 +17,9 @@ const LATE_SHARE: f64 = 0.01;
 /// Losses whose time is kept.
 const LOSSES: usize = 1_000;
 
+/// Different remarks of agents that are kept.
+const REMARKS: usize = 16;
+
 /// Everything that was counted.
 #[derive(Debug)]
 pub struct Outcome {
@@ -25,6 +30,11 @@ pub struct Outcome {
     pub network: Histogram<u64>,
     pub error: Histogram<u64>,
     pub exchange: Histogram<u64>,
+    pub request: Histogram<u64>,
+    pub jitter: Histogram<u64>,
+    /// Answers by status, and what went wrong, in words.
+    pub statuses: BTreeMap<u32, u64>,
+    pub remarks: Vec<String>,
     pub lateness: Histogram<u64>,
     pub lost: Vec<Lost>,
 }
@@ -54,6 +64,10 @@ impl Default for Outcome {
             network: times(),
             error: times(),
             exchange: times(),
+            request: times(),
+            jitter: times(),
+            statuses: BTreeMap::new(),
+            remarks: Vec::new(),
             lateness: times(),
             lost: Vec::new(),
         }
@@ -92,11 +106,22 @@ impl Outcome {
             (&mut self.network, decode(&report.network)?),
             (&mut self.error, decode(&report.error)?),
             (&mut self.exchange, decode(&report.exchange)?),
+            (&mut self.request, decode(&report.request)?),
+            (&mut self.jitter, decode(&report.jitter)?),
             (&mut self.lateness, decode(&report.lateness)?),
         ];
         for (sum, part) in parts {
             if let Some(part) = part {
                 sum.add(part).map_err(|error| Unreadable(error.to_string()))?;
+            }
+        }
+        for (&status, count) in &report.statuses {
+            *self.statuses.entry(status).or_insert(0) += count;
+        }
+        for remark in &report.remarks {
+            let is_new = !self.remarks.contains(remark);
+            if is_new && self.remarks.len() < REMARKS {
+                self.remarks.push(remark.clone());
             }
         }
         counts::add(&mut self.counts, &report.counts.unwrap_or_default());
@@ -185,7 +210,7 @@ pub struct Summary {
     pub connections: Connections,
     pub elapsed_ns: u64,
     /// By name.
-    pub counts: std::collections::BTreeMap<String, u64>,
+    pub counts: BTreeMap<String, u64>,
     /// Established at once: of one node the most, of several the most that their reports together showed.
     pub most_open: u64,
     /// Established when the run ended, before the generator closed them.
@@ -195,6 +220,14 @@ pub struct Summary {
     pub network: Times,
     pub error: Times,
     pub exchange: Times,
+    #[serde(default)]
+    pub request: Times,
+    #[serde(default)]
+    pub jitter: Times,
+    #[serde(default)]
+    pub statuses: BTreeMap<u32, u64>,
+    #[serde(default)]
+    pub remarks: Vec<String>,
     pub lateness: Times,
     pub cpu_ns: u64,
     /// Between the first attempts of any two nodes, each against its own due time, and how far off that may be.
@@ -286,11 +319,11 @@ pub struct Cause {
 }
 
 impl Kernel {
-    /// Attempts that failed for a reason that is named.
+    /// Attempts that failed for a reason that is named, confirmed or not: an other end without an agent never says anything.
     pub fn explained(&self) -> u64 {
         self.causes
             .iter()
-            .filter(|cause| cause.outcome != "established" && cause.is_confirmed)
+            .filter(|cause| cause.outcome != "established")
             .map(|cause| cause.attempts)
             .sum()
     }
@@ -311,6 +344,10 @@ impl Summary {
             network: Times::of(&outcome.network),
             error: Times::of(&outcome.error),
             exchange: Times::of(&outcome.exchange),
+            request: Times::of(&outcome.request),
+            jitter: Times::of(&outcome.jitter),
+            statuses: outcome.statuses.clone(),
+            remarks: outcome.remarks.clone(),
             lateness: Times::of(&outcome.lateness),
             expectations: expectations
                 .iter()
@@ -355,8 +392,11 @@ impl Summary {
             return (Verdict::Holds, vec![]);
         }
         let count = |name: &str| self.counts.get(name).copied().unwrap_or(0);
-        if count("started") == 0 {
+        if count("started") + count("requests") == 0 {
             return (Verdict::Unknown, vec!["no attempt was made".into()]);
+        }
+        if count("started") == 0 && count("request_abandoned") == count("requests") {
+            return (Verdict::Unknown, vec!["no request was decided".into()]);
         }
         let bad = ["refused", "timed_out", "reset", "unreachable", "failed"]
             .into_iter()
@@ -366,6 +406,13 @@ impl Summary {
                 "lost_timed_out",
                 "lost_unreachable",
                 "lost_failed",
+                "unexpected_status",
+                "unexpected_body",
+                "request_timed_out",
+                "request_lost",
+                "malformed",
+                "unsent",
+                "insecure",
             ]);
         let reasons: Vec<String> = bad
             .filter(|name| count(name) > 0)

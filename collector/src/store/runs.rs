@@ -47,6 +47,7 @@ pub struct LoadSample {
     pub counts: LoadCounts,
     pub connect: Option<Histogram<u64>>,
     pub network: Option<Histogram<u64>>,
+    pub request: Option<Histogram<u64>>,
 }
 
 /// Writes what is known of a run.
@@ -107,12 +108,15 @@ fn sample_block(run_id: &str, samples: &[LoadSample]) -> Result<super::Block, Bl
         block.u64s(name, &values)?;
     }
     type Of = fn(&LoadSample) -> Option<&Histogram<u64>>;
-    let distributions: [(&str, &str, Of); 2] = [
+    let distributions: [(&str, &str, Of); 3] = [
         ("connect_buckets", "connect_counts", |sample| {
             sample.connect.as_ref()
         }),
         ("network_buckets", "network_counts", |sample| {
             sample.network.as_ref()
+        }),
+        ("request_buckets", "request_counts", |sample| {
+            sample.request.as_ref()
         }),
     ];
     for (ids_name, counts_name, of) in distributions {
@@ -171,6 +175,7 @@ pub struct Samples {
     /// Log buckets of microseconds and what is in each.
     pub connect: Vec<(u16, u64)>,
     pub network: Vec<(u16, u64)>,
+    pub request: Vec<(u16, u64)>,
 }
 
 /// What nodes said of a run while it lasted.
@@ -191,15 +196,22 @@ pub async fn samples(store: &dyn Store, run_id: &str) -> Result<Samples, StoreEr
     struct Times {
         connect: (Vec<u16>, Vec<u64>),
         network: (Vec<u16>, Vec<u64>),
+        request: (Vec<u16>, Vec<u64>),
     }
-    let sql = "SELECT sumMap(connect_buckets, connect_counts) AS connect, sumMap(network_buckets, network_counts) AS network \
+    let sql = "SELECT sumMap(connect_buckets, connect_counts) AS connect, sumMap(network_buckets, network_counts) AS network, \
+               sumMap(request_buckets, request_counts) AS request \
                FROM load_samples WHERE run_id = {run_id:String}";
-    let Times { connect, network } = one(lines(store, sql.into(), params).await?)?;
+    let Times {
+        connect,
+        network,
+        request,
+    } = one(lines(store, sql.into(), params).await?)?;
     let pairs = |(ids, numbers): (Vec<u16>, Vec<u64>)| ids.into_iter().zip(numbers).collect();
     Ok(Samples {
         numbers,
         connect: pairs(connect),
         network: pairs(network),
+        request: pairs(request),
     })
 }
 

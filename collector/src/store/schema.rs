@@ -473,7 +473,7 @@ const RUN_RECORDS_COLUMNS: [Column; 12] = [
     column("result", Kind::String),
 ];
 
-const LOAD_SAMPLES_COLUMNS: [Column; 32] = [
+const LOAD_SAMPLES_COLUMNS: [Column; 46] = [
     column("node", Kind::LowCardinality),
     column("run_id", Kind::LowCardinality),
     column("observed_at", Kind::DateTime64),
@@ -502,10 +502,24 @@ const LOAD_SAMPLES_COLUMNS: [Column; 32] = [
     column("syn_retransmits", Kind::UInt64),
     column("bytes_sent", Kind::UInt64),
     column("bytes_received", Kind::UInt64),
+    column("requests", Kind::UInt64),
+    column("answered", Kind::UInt64),
+    column("unexpected_status", Kind::UInt64),
+    column("unexpected_body", Kind::UInt64),
+    column("request_timed_out", Kind::UInt64),
+    column("request_lost", Kind::UInt64),
+    column("malformed", Kind::UInt64),
+    column("unsent", Kind::UInt64),
+    column("request_abandoned", Kind::UInt64),
+    column("insecure", Kind::UInt64),
+    column("reordered", Kind::UInt64),
+    column("duplicated", Kind::UInt64),
     column("connect_buckets", Kind::ArrayUInt16),
     column("connect_counts", Kind::ArrayUInt64),
     column("network_buckets", Kind::ArrayUInt16),
     column("network_counts", Kind::ArrayUInt64),
+    column("request_buckets", Kind::ArrayUInt16),
+    column("request_counts", Kind::ArrayUInt64),
 ];
 
 const LEDGER_SAMPLES_COLUMNS: [Column; 32] = [

@@ -16,6 +16,7 @@ use holdfast_agent::load::run::Caps;
 use holdfast_agent::runs::Runs;
 use holdfast_agent::spool::{self, Spool};
 use holdfast_agent::uplink;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -30,13 +31,17 @@ struct Generator {
 
 impl Generator {
     fn start(collector: &Collector, node: &str, connections: u64) -> Self {
+        Self::start_with_rate(collector, node, connections, 1e6)
+    }
+
+    fn start_with_rate(collector: &Collector, node: &str, connections: u64, per_second: f64) -> Self {
         let counters = Arc::new(Counters::default());
         let spool =
             Spool::open(spool::Limits::default(), None, Arc::clone(&counters)).expect("no disk to fail");
         let consent = Consent {
             targets: vec!["127.0.0.0/8".parse().expect("targets")],
             connections,
-            per_second: 1e6,
+            per_second,
             caps: Caps {
                 bytes: u64::MAX,
                 cpus: f64::MAX,
@@ -313,5 +318,182 @@ async fn a_run_that_is_stopped_or_whose_agent_leaves_ends_and_is_kept() {
         number(&store, "SELECT count() FROM runs WHERE state = 'failed'").await,
         1
     );
+    collector.stop().await.unwrap();
+}
+
+/// A server of HTTP/1.1 that answers everything alike, for as long as the test lasts.
+async fn web() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                // A request of the test comes in one piece.
+                while let Ok(1..) = stream.read(&mut request).await {
+                    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+                    if stream.write_all(answer).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Whether a run was late, which proves nothing and is a matter of the machine; else its exit code.
+fn code(output: &Output) -> Option<i32> {
+    if stdout(output).contains("lack CPU") {
+        assert_eq!(output.status.code(), Some(3), "{}", stdout(output));
+        return None;
+    }
+    output.status.code()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_and_datagrams_are_judged_by_what_came_back() {
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let generator = Generator::start(&collector, "web-1", 100);
+    agents(&collector, 1).await;
+
+    let url = format!("http://{}/a", web().await);
+    let get = [
+        "load",
+        "http",
+        &url,
+        "-y",
+        "-n",
+        "20",
+        "-s",
+        "5ms",
+        "--expect",
+        "answered = 20",
+    ];
+    let output = holdfast(&collector, &get).await;
+    let report = stdout(&output);
+    assert!(
+        matches!(code(&output), Some(0) | None),
+        "{report}{}",
+        stderr(&output)
+    );
+    assert!(
+        report.contains("requests:     20 in") && report.contains("20 answered as expected"),
+        "{report}"
+    );
+    assert!(
+        report.contains("statuses:   200: 20") && report.contains("\n  request "),
+        "{report}"
+    );
+    assert_eq!(
+        number(&store, "SELECT sum(arraySum(request_counts)) FROM load_samples").await,
+        20
+    );
+    let other = [
+        "load",
+        "http",
+        &url,
+        "-y",
+        "-n",
+        "5",
+        "--status",
+        "404",
+        "--contains",
+        "hello",
+    ];
+    let output = holdfast(&collector, &other).await;
+    assert!(matches!(code(&output), Some(1) | None), "{}", stdout(&output));
+    assert!(
+        stdout(&output).contains("5 unexpected status"),
+        "{}",
+        stdout(&output)
+    );
+
+    // Our own receiver, of which only a process of its own is one.
+    let port = std::net::UdpSocket::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let target = format!("127.0.0.1:{port}");
+    let mut receiver = Command::new(env!("CARGO_BIN_EXE_holdfast"))
+        .args(["load", "serve", "--udp", "--listen", &target])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let probe = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    probe.connect(&target).await.unwrap();
+    loop {
+        // Refused until it listens.
+        let _ = probe.send(b"are you there").await;
+        let answer = tokio::time::timeout(Duration::from_millis(100), probe.recv(&mut [0; 64])).await;
+        if matches!(answer, Ok(Ok(13))) {
+            break;
+        }
+    }
+    for way in [&["--bytes", "100"][..], &["--one-way"]] {
+        let udp = [&["load", "udp", &target, "-y", "-n", "30", "-s", "1ms"], way].concat();
+        let output = holdfast(&collector, &udp).await;
+        let report = stdout(&output);
+        assert!(
+            matches!(code(&output), Some(0) | None),
+            "{report}{}",
+            stderr(&output)
+        );
+        assert!(
+            report.contains("requests:     30 in") && report.contains("30 answered as expected"),
+            "{report}"
+        );
+    }
+    receiver.kill().unwrap();
+    receiver.wait().unwrap();
+    generator.stop().await;
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_highest_rate_is_searched_and_a_limit_of_the_agents_is_told_apart() {
+    let collector = Collector::start(database().await).await;
+    let generator = Generator::start_with_rate(&collector, "web-1", 1_000, 50.0);
+    agents(&collector, 1).await;
+    let target = keeper().await.to_string();
+    let search = |target: &str, rate: &str| {
+        let arguments = [
+            "load",
+            "tcp",
+            target,
+            "-y",
+            "--rate",
+            rate,
+            "--for",
+            "200ms",
+            "--find-max",
+            "connect.p99 < 10s",
+        ];
+        arguments.map(str::to_owned)
+    };
+    let run = async |arguments: [String; 10]| {
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        holdfast(&collector, &arguments).await
+    };
+    let output = run(search(&target, "40/s")).await;
+    let report = stdout(&output);
+    assert_eq!(output.status.code(), Some(3), "{report}{}", stderr(&output));
+    assert!(report.contains("the agents were the limit at"), "{report}");
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let closed = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let output = run(search(&closed, "10/s")).await;
+    let report = stdout(&output);
+    // A machine that is late proves nothing.
+    assert!(
+        matches!(output.status.code(), Some(1 | 3)),
+        "{report}{}",
+        stderr(&output)
+    );
+    assert!(report.contains("holds at no rate that was tried"), "{report}");
+    generator.stop().await;
     collector.stop().await.unwrap();
 }

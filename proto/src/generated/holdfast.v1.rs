@@ -184,6 +184,12 @@ pub struct LoadPlan {
     /// How often the agent reports.
     #[prost(uint64, tag = "13")]
     pub interval_ns: u64,
+    /// Then attempts are requests, and connections are opened as they need them; neither `hold_ns` nor `payload_bytes` goes with it.
+    #[prost(message, optional, tag = "14")]
+    pub http: ::core::option::Option<LoadHttp>,
+    /// Then attempts are datagrams; there are neither connections nor requests.
+    #[prost(message, optional, tag = "15")]
+    pub udp: ::core::option::Option<LoadUdp>,
     #[prost(oneof = "load_plan::Arrivals", tags = "2, 3, 4")]
     pub arrivals: ::core::option::Option<load_plan::Arrivals>,
 }
@@ -198,6 +204,74 @@ pub mod load_plan {
         #[prost(message, tag = "4")]
         Loop(super::LoadLoop),
     }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoadUdp {
+    #[prost(uint32, tag = "1")]
+    pub bytes: u32,
+    /// The target counts them and is asked at the end; else it sends them back.
+    #[prost(bool, tag = "2")]
+    pub one_way: bool,
+}
+/// A request that is sent again and again.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LoadHttp {
+    /// 1 or 2.
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    #[prost(message, optional, tag = "2")]
+    pub tls: ::core::option::Option<LoadTls>,
+    #[prost(string, tag = "3")]
+    pub method: ::prost::alloc::string::String,
+    /// Name and port as the URL has them, and the path with its query.
+    #[prost(string, tag = "4")]
+    pub authority: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "6")]
+    pub fields: ::prost::alloc::vec::Vec<LoadHttpField>,
+    #[prost(bytes = "bytes", tag = "7")]
+    pub body: ::prost::bytes::Bytes,
+    /// A connection for each request.
+    #[prost(bool, tag = "8")]
+    pub close: bool,
+    /// Requests at once on a connection; one but for HTTP/2.
+    #[prost(uint32, tag = "9")]
+    pub streams: u32,
+    /// Most connections at once of all agents, unless there is a `loop`, which says how many requests there are at once.
+    #[prost(uint64, tag = "10")]
+    pub connections: u64,
+    /// A status outside of all these is an error, as is a body that does not have what is wanted.
+    #[prost(message, repeated, tag = "11")]
+    pub statuses: ::prost::alloc::vec::Vec<LoadStatuses>,
+    #[prost(bytes = "bytes", tag = "12")]
+    pub wanted: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoadTls {
+    /// The name that the certificate of the server has.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Authorities in PEM; empty: those that the node of the agent trusts.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub authorities: ::prost::bytes::Bytes,
+    #[prost(bool, tag = "3")]
+    pub trust_anybody: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoadHttpField {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
+}
+/// Both ends included.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoadStatuses {
+    #[prost(uint32, tag = "1")]
+    pub first: u32,
+    #[prost(uint32, tag = "2")]
+    pub last: u32,
 }
 /// So many attempts, with a pause between them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -275,6 +349,18 @@ pub struct LoadReport {
     /// Why, where it is neither finished nor stopped.
     #[prost(string, tag = "15")]
     pub reason: ::prost::alloc::string::String,
+    /// From when a request was due until its answer was complete; `exchange` is from when it was sent.
+    #[prost(bytes = "bytes", tag = "16")]
+    pub request: ::prost::bytes::Bytes,
+    /// Answers by status.
+    #[prost(map = "uint32, uint64", tag = "17")]
+    pub statuses: ::std::collections::HashMap<u32, u64>,
+    /// What went wrong, in words: the first few that differ.
+    #[prost(string, repeated, tag = "18")]
+    pub remarks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How much longer or shorter a datagram took than the one before.
+    #[prost(bytes = "bytes", tag = "19")]
+    pub jitter: ::prost::bytes::Bytes,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LoadCounts {
@@ -323,6 +409,34 @@ pub struct LoadCounts {
     pub bytes_sent: u64,
     #[prost(uint64, tag = "21")]
     pub bytes_received: u64,
+    /// Requests that were due, and how they ended; `answered`: as expected, `unsent`: without a connection, `request_abandoned`: the run
+    /// ended before.
+    #[prost(uint64, tag = "22")]
+    pub requests: u64,
+    #[prost(uint64, tag = "23")]
+    pub answered: u64,
+    #[prost(uint64, tag = "24")]
+    pub unexpected_status: u64,
+    #[prost(uint64, tag = "25")]
+    pub unexpected_body: u64,
+    #[prost(uint64, tag = "26")]
+    pub request_timed_out: u64,
+    #[prost(uint64, tag = "27")]
+    pub request_lost: u64,
+    #[prost(uint64, tag = "28")]
+    pub malformed: u64,
+    #[prost(uint64, tag = "29")]
+    pub unsent: u64,
+    #[prost(uint64, tag = "30")]
+    pub request_abandoned: u64,
+    /// Established connections whose handshake of TLS failed; among those that are closed.
+    #[prost(uint64, tag = "31")]
+    pub insecure: u64,
+    /// Datagrams, which count as requests: those that came out of their order, and those that came again.
+    #[prost(uint64, tag = "32")]
+    pub reordered: u64,
+    #[prost(uint64, tag = "33")]
+    pub duplicated: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LoadLoss {

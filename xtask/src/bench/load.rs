@@ -31,7 +31,7 @@ const HOLD_MILLIS: u64 = 1_500;
 const RATES: [(&str, u64); 2] = [("1,000/s", 1_000), ("10,000/s", 10_000)];
 const RATE_MILLIS: u64 = 5_000;
 
-const TARGET: &str = "127.0.0.1:8000";
+pub(super) const TARGET: &str = "127.0.0.1:8000";
 
 const CHURN_UNIT: &str = "CPU-s per 100,000 connections";
 const PER_SECOND: &str = "connections/s";
@@ -42,12 +42,12 @@ const LATE_P50: &str = "late by, p50, us";
 const LATE_P99: &str = "late by, p99, us";
 
 /// The engine with a plan, and its target.
-struct Engine {
-    program: PathBuf,
+pub(super) struct Engine {
+    pub(super) program: PathBuf,
 }
 
 impl Engine {
-    fn build() -> anyhow::Result<Self> {
+    pub(super) fn build() -> anyhow::Result<Self> {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo
             .args([
@@ -85,8 +85,13 @@ impl Engine {
     }
 
     fn accept(&self, netns: &Netns, arguments: &[&str]) -> anyhow::Result<Target> {
+        self.start(netns, "accept", arguments)
+    }
+
+    /// Starts a target in a namespace, and waits until it is one.
+    pub(super) fn start(&self, netns: &Netns, what: &str, arguments: &[&str]) -> anyhow::Result<Target> {
         let mut command = netns.command(&self.program);
-        command.args(["accept", TARGET]).args(arguments);
+        command.args([what, TARGET]).args(arguments);
         let mut child = command.stdout(Stdio::piped()).spawn()?;
         let output = child.stdout.take().context("the target has no output")?;
         let target = Target(child);
@@ -98,7 +103,7 @@ impl Engine {
 }
 
 /// Ended when this goes out of scope. `ip netns exec` becomes the program, so its process is the target's.
-struct Target(Child);
+pub(super) struct Target(Child);
 
 impl Drop for Target {
     fn drop(&mut self) {

@@ -9,9 +9,6 @@ const CLOSE_ENOUGH: f64 = 1.05;
 /// Runs of one search: from any rate to any other and down to a few percent takes fewer.
 const MOST_STEPS: usize = 40;
 
-/// Rates below this are not tried, a second.
-const LEAST: f64 = 1.0;
-
 /// What a run at a rate showed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shown {
@@ -24,6 +21,7 @@ pub(super) enum Shown {
 /// A search under way.
 #[derive(Debug)]
 pub(super) struct Search {
+    lowest: f64,
     highest: f64,
     steps: usize,
     /// The highest rate that holds.
@@ -33,9 +31,10 @@ pub(super) struct Search {
 }
 
 impl Search {
-    /// `highest`: more is never tried, a second.
-    pub(super) fn new(highest: f64) -> Self {
+    /// Neither less nor more is ever tried, a second.
+    pub(super) fn new(lowest: f64, highest: f64) -> Self {
         Self {
+            lowest,
             highest,
             steps: 0,
             holds: None,
@@ -63,7 +62,7 @@ impl Search {
         // Whole numbers are what people read.
         let next = next.round();
         let is_new = self.holds != Some(next) && self.fails.is_none_or(|(fails, _)| fails != next);
-        (next >= LEAST && is_new).then_some(next)
+        (next >= self.lowest && is_new).then_some(next)
     }
 }
 
@@ -73,7 +72,7 @@ mod tests {
 
     /// Searches a target that holds up to `limit`; the agents do up to `agents`.
     fn found(first: f64, limit: f64, agents: f64) -> Search {
-        let mut search = Search::new(10_000_000.0);
+        let mut search = Search::new(1.0, 10_000_000.0);
         let mut next = Some(first);
         while let Some(rate) = next {
             let shown = match rate {
@@ -107,6 +106,13 @@ mod tests {
         let search = found(100.0, 1e9, 700.0);
         assert_eq!(search.fails.map(|(_, shown)| shown), Some(Shown::Unknown));
         assert!(search.holds.is_some_and(|holds| holds <= 700.0), "{search:?}");
+    }
+
+    #[test]
+    fn a_rate_that_comes_to_no_attempt_is_not_tried() {
+        let mut search = Search::new(5.0, 10_000_000.0);
+        assert_eq!(search.next(10.0, Shown::DoesNotHold), Some(5.0));
+        assert_eq!(search.next(5.0, Shown::DoesNotHold), None);
     }
 
     #[test]

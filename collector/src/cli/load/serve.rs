@@ -1,16 +1,19 @@
 //! `holdfast load serve`: a target to try load on, which takes as many connections as it is told, for as long.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::anyhow;
+use holdfast_proto::datagram::{self, Kind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::signal::ctrl_c;
 use tokio::time::{Instant, interval, timeout_at};
 
+use super::received::Listener;
 use crate::cli::Failure;
 use crate::config::Span;
 
@@ -19,6 +22,7 @@ use crate::config::Span;
 #[command(after_help = "\
 Examples:
   holdfast load serve                                  echo on 127.0.0.1:8888
+  holdfast load serve --udp --listen 0.0.0.0:5000      the other end of holdfast load udp
   holdfast load serve --accept 50 --lifetime 2s        the first 50 connections only, each for 2 seconds")]
 pub(super) struct Args {
     /// Where to listen
@@ -32,6 +36,10 @@ pub(super) struct Args {
     /// Close each connection after this time [default: when the peer does]
     #[arg(long, value_name = "TIME")]
     lifetime: Option<Span>,
+
+    /// Take datagrams instead: send back those that want to be, count those that do not, and tell who asks
+    #[arg(long, conflicts_with_all = ["accept", "lifetime"])]
+    udp: bool,
 
     /// How often there is a line
     #[arg(short, long, value_name = "TIME", default_value = "1s")]
@@ -51,6 +59,9 @@ const EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     if args.interval.0.is_zero() {
         return Err(Failure::Usage(anyhow!("an interval of 0 s is none")));
+    }
+    if args.udp {
+        return datagrams(&args).await;
     }
     let listener = TcpListener::bind(args.listen)
         .await
@@ -85,6 +96,70 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
                 }
             }
         }
+    }
+}
+
+/// Senders whose counts are kept; the one that was heard of longest ago is forgotten for the next.
+const SENDERS: usize = 10_000;
+
+/// A sender, by its address and its own tag.
+type Sender = (SocketAddr, u64);
+
+async fn datagrams(args: &Args) -> Result<(), Failure> {
+    let socket = UdpSocket::bind(args.listen)
+        .await
+        .map_err(|error| Failure::Undone(anyhow!("cannot listen on {}: {error}", args.listen)))?;
+    let address = socket.local_addr().unwrap_or(args.listen);
+    crate::cli::tell(&format!("listening on {address} for datagrams; Ctrl-C ends it"));
+    let mut tick = interval(args.interval.0);
+    let mut senders: HashMap<Sender, (Instant, Listener)> = HashMap::new();
+    let (mut returned, mut counted, mut told) = (0_u64, 0_u64, (0, 0));
+    let mut buffer = vec![0; 65_536];
+    let began = Instant::now();
+    loop {
+        tokio::select! {
+            _ = ctrl_c() => return Ok(()),
+            // An error is of one that was sent: its receiver is gone.
+            Ok((length, from)) = socket.recv_from(&mut buffer) => {
+                let now = Instant::now();
+                let bytes = &buffer[..length];
+                match datagram::read(bytes) {
+                    Some(one) if one.kind == Kind::OneWay => {
+                        counted += 1;
+                        let sender = (from, one.tag);
+                        if !senders.contains_key(&sender) && senders.len() >= SENDERS {
+                            forget_the_oldest(&mut senders);
+                        }
+                        let known = senders.entry(sender).or_insert_with(|| (now, Listener::default()));
+                        known.0 = now;
+                        known.1.take(one, (now - began).as_nanos() as u64);
+                    }
+                    Some(question) if question.kind == Kind::Question => {
+                        let known = senders.get(&(from, question.tag));
+                        let heard = known.map(|(_, listener)| listener.heard()).unwrap_or_default();
+                        let _ = socket.send_to(&datagram::write_heard(question.tag, heard), from).await;
+                    }
+                    // Whatever else comes is sent back, as an echo server does.
+                    _ => {
+                        returned += 1;
+                        let _ = socket.send_to(bytes, from).await;
+                    }
+                }
+            }
+            _ = tick.tick() => {
+                if told != (returned, counted) {
+                    told = (returned, counted);
+                    crate::cli::tell(&format!("sent back {returned}, counted {counted} of {} senders", senders.len()));
+                }
+            }
+        }
+    }
+}
+
+fn forget_the_oldest(senders: &mut HashMap<Sender, (Instant, Listener)>) {
+    let oldest = senders.iter().min_by_key(|(_, (heard, _))| *heard);
+    if let Some(sender) = oldest.map(|(sender, _)| *sender) {
+        senders.remove(&sender);
     }
 }
 

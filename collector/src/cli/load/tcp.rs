@@ -1,29 +1,10 @@
 //! `holdfast load tcp`.
 
-use std::io::{self, BufRead, IsTerminal, Write};
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use holdfast_proto::v1::{LoadCount, LoadPlan};
 
-use anyhow::anyhow;
-use holdfast_proto::v1::query_client::QueryClient;
-use holdfast_proto::v1::{
-    LoadCount, LoadCounts, LoadLoop, LoadMessage, LoadPlan, LoadRequest, LoadStage, LoadStages, RunProgress,
-    RunStop, load_message, load_plan, run_update,
-};
-use tokio::signal::ctrl_c;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
-use tonic::transport::Channel;
-
-use super::find_max::{Search, Shown};
-use super::stages::{Rate, Stages};
+use super::run::{Asked, Load, make, nanoseconds, resolve};
 use crate::cli::Failure;
-use crate::cli::client::Reach;
-use crate::cli::runs::{Row, report};
 use crate::config::Span;
-use crate::runs::counts;
-use crate::runs::result::{decode, human};
 
 /// Open TCP connections from agents, by number, by rate or by concurrency.
 ///
@@ -52,33 +33,12 @@ pub(super) struct Args {
     targets: Vec<String>,
 
     /// Connections to open, one after another
-    #[arg(short, long, value_name = "N", default_value_t = 100, conflicts_with_all = ["rate", "stages", "concurrency"])]
+    #[arg(short, long, value_name = "N", default_value_t = 100, conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
     connections: u64,
 
     /// Pause between two of them
-    #[arg(short, long, value_name = "TIME", default_value = "10ms", conflicts_with_all = ["rate", "stages", "concurrency"])]
+    #[arg(short, long, value_name = "TIME", default_value = "10ms", conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
     sleep: Span,
-
-    /// Connections a second instead, such as 500/s
-    #[arg(long, value_name = "N/s", conflicts_with_all = ["stages", "concurrency"])]
-    rate: Option<Rate>,
-
-    /// Find the highest rate at which this holds and fewer than 0.1% fail (unless --expect says of errors otherwise): run after
-    /// run, each --for so long [default: 5s], beginning with --rate [default: 100/s]
-    #[arg(long, value_name = "CONDITION", conflicts_with_all = ["connections", "sleep", "stages", "concurrency"])]
-    find_max: Option<String>,
-
-    /// Rates that change, such as '0 -> 5000/s in 2m, hold 5m'
-    #[arg(long, value_name = "STAGES", conflicts_with_all = ["concurrency", "duration"])]
-    stages: Option<Stages>,
-
-    /// So many connections at once instead, the next as soon as one is done
-    #[arg(long, value_name = "N", requires = "duration")]
-    concurrency: Option<u64>,
-
-    /// How long --rate, --concurrency, or a run of --find-max lasts
-    #[arg(long = "for", id = "duration", value_name = "TIME")]
-    duration: Option<Span>,
 
     /// How long connections are kept open [default: until all are decided; with a rate or concurrency: not at all]
     #[arg(long, value_name = "TIME")]
@@ -87,10 +47,6 @@ pub(super) struct Args {
     /// How long a handshake, or an answer, may take
     #[arg(short = 't', long, value_name = "TIME", default_value = "5s")]
     dial_timeout: Span,
-
-    /// How often there is a line
-    #[arg(short, long, value_name = "TIME", default_value = "1s")]
-    interval: Span,
 
     /// Send so many bytes on each connection, and expect them back
     #[arg(long, value_name = "BYTES", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=65_536))]
@@ -104,43 +60,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "rst|fin", default_value = "rst", value_parser = ["rst", "fin"])]
     close: String,
 
-    /// A local address of the agents to connect from; several are taken in turn
-    #[arg(long, value_name = "IP")]
-    source: Vec<IpAddr>,
-
-    /// A node to make the load from; may be given several times
-    #[arg(long, value_name = "NODE")]
-    node: Vec<String>,
-
-    /// A label of the nodes to make the load from; may be given several times
-    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
-    from: Vec<(String, String)>,
-
-    /// So many agents of those [default: one; with --node or --from: all of them]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    agents: Option<u32>,
-
-    /// What the run must show; may be given several times
-    #[arg(long, value_name = "CONDITION")]
-    expect: Vec<String>,
-
-    /// Do not ask before load is made
-    #[arg(short, long)]
-    yes: bool,
-
-    /// Say more: what is asked of the agents, and the latency of each interval
-    #[arg(short, long)]
-    debug: bool,
-
     #[command(flatten)]
-    reach: Reach,
-}
-
-fn label(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(format!("`{text}` is no label; write KEY=VALUE")),
-    }
+    asked: Asked,
 }
 
 /// The targets as one text each, HOST:PORT: `HOST PORT` is one target in two words.
@@ -158,378 +79,37 @@ fn joined(words: &[String]) -> Vec<String> {
     }
 }
 
-async fn resolve(target: &str) -> Result<SocketAddr, Failure> {
-    let has_port = target
-        .rsplit_once(':')
-        .is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
-    if !has_port {
-        return Err(Failure::Usage(anyhow!(
-            "the target `{target}` has no port; write HOST:PORT"
-        )));
-    }
-    let found = tokio::net::lookup_host(target).await;
-    let mut found = found.map_err(|error| Failure::Usage(anyhow!("cannot resolve `{target}`: {error}")))?;
-    found
-        .next()
-        .ok_or_else(|| Failure::Usage(anyhow!("`{target}` has no address")))
-}
-
-fn nanoseconds(span: Span) -> Result<u64, Failure> {
-    u64::try_from(span.0.as_nanos()).map_err(|_| Failure::Usage(anyhow!("{:?} is too long", span.0)))
-}
-
-impl Args {
-    fn arrivals(&self) -> Result<load_plan::Arrivals, Failure> {
-        let duration_ns = self.duration.map_or(Ok(0), nanoseconds)?;
-        Ok(if let Some(Stages(stages)) = &self.stages {
-            load_plan::Arrivals::Stages(LoadStages {
-                stages: stages.clone(),
-            })
-        } else if let Some(Rate(rate)) = self.rate {
-            let stage = LoadStage {
-                from_per_second: rate,
-                to_per_second: rate,
-                duration_ns,
-            };
-            load_plan::Arrivals::Stages(LoadStages { stages: vec![stage] })
-        } else if let Some(concurrency) = self.concurrency {
-            load_plan::Arrivals::Loop(LoadLoop {
-                concurrency,
-                duration_ns,
-            })
-        } else {
-            load_plan::Arrivals::Count(LoadCount {
-                connections: self.connections,
-                pause_ns: nanoseconds(self.sleep)?,
-            })
-        })
-    }
-
-    fn request(&self, targets: Vec<String>, addresses: &[SocketAddr]) -> Result<LoadRequest, Failure> {
-        if self.duration.is_some()
-            && self.rate.is_none()
-            && self.concurrency.is_none()
-            && self.find_max.is_none()
-        {
-            return Err(Failure::Usage(anyhow!(
-                "--for needs --rate or --concurrency; --hold keeps connections open"
-            )));
-        }
-        if self.rate.is_some() && self.duration.is_none() && self.find_max.is_none() {
-            return Err(Failure::Usage(anyhow!("--rate needs --for, how long it lasts")));
-        }
-        let plan = LoadPlan {
-            targets: addresses.iter().map(ToString::to_string).collect(),
-            arrivals: Some(self.arrivals()?),
-            hold_ns: self.hold.map_or(Ok(0), nanoseconds)?,
-            timeout_ns: nanoseconds(self.dial_timeout)?,
-            payload_bytes: self.payload,
-            rounds: self.rounds,
-            finish: self.close == "fin",
-            sources: self.source.iter().map(ToString::to_string).collect(),
-            // The collector's to fill in.
-            first: 0,
-            step: 0,
-            interval_ns: 0,
-        };
-        if self.interval.0 < Duration::from_millis(100) {
-            return Err(Failure::Usage(anyhow!(
-                "an interval of {:?} is shorter than 100ms",
-                self.interval.0
-            )));
-        }
-        let is_choice = !self.node.is_empty() || !self.from.is_empty();
-        Ok(LoadRequest {
-            plan: Some(plan),
-            nodes: self.node.clone(),
-            labels: self.from.iter().cloned().collect(),
-            agents: self.agents.unwrap_or(u32::from(!is_choice)),
-            interval_ns: nanoseconds(self.interval)?,
-            expect: self.expect.clone(),
-            targets,
-        })
-    }
-
-    fn describe(&self) -> String {
-        if let Some(condition) = &self.find_max {
-            return format!("the highest rate at which {condition}");
-        }
-        match (&self.stages, self.rate, self.concurrency) {
-            (Some(Stages(stages)), ..) => format!("{} stages", stages.len()),
-            (_, Some(Rate(rate)), _) => format!("{rate} connections/s"),
-            (.., Some(concurrency)) => format!("{concurrency} connections at once"),
-            _ => format!("{} connections, one every {:?}", self.connections, self.sleep.0),
-        }
-    }
-}
-
-/// Nobody makes load by mistake: a person says yes, a script says --yes.
-fn confirm(question: &str) -> Result<(), Failure> {
-    if !io::stdin().is_terminal() {
-        return Err(Failure::Usage(anyhow!(
-            "this is no terminal, so nobody can say yes to {question}: give --yes"
-        )));
-    }
-    let mut stderr = io::stderr().lock();
-    let _ = write!(
-        stderr,
-        "{question}\nDo this only to what is yours. Type yes to go on: "
-    );
-    let _ = stderr.flush();
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    if answer.trim().eq_ignore_ascii_case("yes") || answer.trim().eq_ignore_ascii_case("y") {
-        return Ok(());
-    }
-    Err(Failure::Usage(anyhow!("nothing was done")))
-}
-
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let targets = joined(&args.targets);
-    let mut addresses = Vec::new();
+    let (mut addresses, mut named) = (Vec::new(), Vec::new());
     for target in &targets {
-        addresses.push(resolve(target).await?);
-    }
-    let request = args.request(targets.clone(), &addresses)?;
-    let named: Vec<_> = targets
-        .iter()
-        .zip(&addresses)
-        .map(|(target, address)| {
-            if *target == address.to_string() {
-                target.clone()
-            } else {
-                format!("{target} ({address})")
-            }
-        })
-        .collect();
-    let what = format!("load on {}: {}", named.join(", "), args.describe());
-    if args.yes {
-        crate::cli::tell(&what);
-    } else {
-        confirm(&what)?;
-    }
-    if args.debug {
-        crate::cli::tell(&format!("asked of the agents: {:?}", request.plan));
-    }
-    let mut client = args.reach.connect().await?;
-    if let Some(condition) = &args.find_max {
-        return find_max(&args, &mut client, request, condition).await;
-    }
-    let row = one(&args, &mut client, request).await?;
-    match row.verdict.as_str() {
-        "holds" => Ok(()),
-        "violated" => Err(Failure::DoesNotHold),
-        _ => Err(Failure::Unknown),
-    }
-}
-
-type Client = QueryClient<Channel>;
-
-/// Makes one run, and tells it as it is made.
-async fn one(args: &Args, client: &mut Client, request: LoadRequest) -> Result<Row, Failure> {
-    let (say, said) = mpsc::channel(2);
-    let message = |body| LoadMessage { body: Some(body) };
-    // Room for it is certain: the channel is new.
-    let _ = say.try_send(message(load_message::Body::Begin(request)));
-    let updates = client.load(ReceiverStream::new(said)).await;
-    let mut updates = updates
-        .map_err(|status| args.reach.failure(&status))?
-        .into_inner();
-    let mut stdout = io::stdout();
-    let mut is_stopping = false;
-    let mut run_id = String::new();
-    loop {
-        let update = tokio::select! {
-            update = updates.message() => match update {
-                Ok(update) => update,
-                Err(status) if !run_id.is_empty() => return Err(lost(&args.reach, &status, &run_id)),
-                Err(status) => return Err(args.reach.failure(&status)),
-            },
-            _ = ctrl_c() => {
-                if is_stopping {
-                    // Twice is meant: the collector stops the run when we are gone.
-                    return Err(Failure::Undone(anyhow!("interrupted before the report")));
-                }
-                is_stopping = true;
-                crate::cli::tell("stopping; once more to leave without the report");
-                let _ = say.try_send(message(load_message::Body::Stop(RunStop {})));
-                continue;
-            }
-        };
-        match update.and_then(|update| update.body) {
-            Some(run_update::Body::Begun(begun)) => {
-                crate::cli::tell(&format!("run {} from {}", begun.run_id, begun.nodes.join(", ")));
-                run_id = begun.run_id;
-            }
-            Some(run_update::Body::Progress(progress)) if !args.reach.json => {
-                stdout.write_all(line(&progress, args.debug).as_bytes())?;
-                stdout.flush()?;
-            }
-            Some(run_update::Body::Progress(_)) => {}
-            Some(run_update::Body::Result(result)) => {
-                let row = Row::parse(&result.json)?;
-                if args.reach.json {
-                    writeln!(stdout, "{}", result.json)?;
-                } else {
-                    stdout.write_all(report(&row, &row.summary()?).as_bytes())?;
-                }
-                return Ok(row);
-            }
-            None => {
-                return Err(Failure::Undone(anyhow!(
-                    "the collector at {} ended the run without a result; holdfast runs tells what is known",
-                    args.reach.collector
-                )));
-            }
-        }
-    }
-}
-
-/// A run under way went on without us, or ended with its collector.
-fn lost(reach: &Reach, status: &Status, run_id: &str) -> Failure {
-    match reach.failure(status) {
-        Failure::Undone(error) => Failure::Undone(error.context(format!(
-            "no more is heard of the run {run_id}; if its collector is gone its agents stop within a second, and holdfast run show \
-             {run_id} tells what is known"
-        ))),
-        failure => failure,
-    }
-}
-
-/// The first rate of a search, connections a second, and how long a run of it lasts, where nothing else is said.
-const FIRST_RATE: f64 = 100.0;
-const STEP: Duration = Duration::from_secs(5);
-
-/// More is never asked for, connections a second; agents allow less.
-const HIGHEST_RATE: f64 = 10_000_000.0;
-
-/// Makes runs until the highest rate is known at which the condition holds.
-async fn find_max(
-    args: &Args,
-    client: &mut Client,
-    request: LoadRequest,
-    condition: &str,
-) -> Result<(), Failure> {
-    let mut expect = vec![condition.to_owned()];
-    expect.extend(args.expect.iter().cloned());
-    if !expect
-        .iter()
-        .any(|text| text.contains("error") || text.contains("established"))
-    {
-        expect.push("error_ratio < 0.1%".into());
-    }
-    let duration_ns = nanoseconds(args.duration.unwrap_or(Span(STEP)))?;
-    let mut search = Search::new(HIGHEST_RATE);
-    let mut next = Some(args.rate.map_or(FIRST_RATE, |Rate(rate)| rate));
-    let mut holds_in = String::new();
-    let mut fails_in = (String::new(), String::new());
-    while let Some(rate) = next {
-        let stage = LoadStage {
-            from_per_second: rate,
-            to_per_second: rate,
-            duration_ns,
-        };
-        let mut request = request.clone();
-        request.expect.clone_from(&expect);
-        if let Some(plan) = &mut request.plan {
-            plan.arrivals = Some(load_plan::Arrivals::Stages(LoadStages { stages: vec![stage] }));
-        }
-        crate::cli::tell(&format!("trying {rate}/s"));
-        let row = match one(args, client, request).await {
-            // More than an agent allows or can: beyond it nothing is known.
-            Err(Failure::Undone(error)) if search.holds.is_some() => {
-                fails_in = (String::new(), format!("{error:#}"));
-                next = search.next(rate, Shown::Unknown);
-                continue;
-            }
-            row => row?,
-        };
-        if row.state == "stopped" {
-            crate::cli::tell("stopped");
-            return Err(Failure::Unknown);
-        }
-        let shown = match row.verdict.as_str() {
-            "holds" => Shown::Holds,
-            "violated" => Shown::DoesNotHold,
-            _ => Shown::Unknown,
-        };
-        if shown == Shown::Holds {
-            holds_in = row.run_id;
+        let address = resolve(target).await?.to_string();
+        named.push(if *target == address {
+            address.clone()
         } else {
-            fails_in = (row.run_id, row.reasons.join("; "));
-        }
-        next = search.next(rate, shown);
-    }
-    conclude(args, &search, &holds_in, &fails_in, condition)
-}
-
-/// Says what a search found: the runs are those of the highest rate that holds and of the least that does not, with its reasons.
-fn conclude(
-    args: &Args,
-    search: &Search,
-    holds_in: &str,
-    (fails_in, why): &(String, String),
-    condition: &str,
-) -> Result<(), Failure> {
-    let is_of_the_target = !matches!(search.fails, Some((_, Shown::Unknown)) | None);
-    let mut stdout = io::stdout();
-    if args.reach.json {
-        let found = serde_json::json!({
-            "find_max": condition,
-            "holds_per_second": search.holds,
-            "holds_in": holds_in,
-            "fails_per_second": search.fails.map(|(rate, _)| rate),
-            "fails_in": fails_in,
-            "why": why,
-            "limited_by": if is_of_the_target { "target" } else { "agents" },
+            format!("{target} ({address})")
         });
-        writeln!(stdout, "{found}")?;
-    } else {
-        match search.holds {
-            Some(rate) => writeln!(stdout, "=== {condition}: holds at {rate}/s (run {holds_in})")?,
-            None => writeln!(stdout, "=== {condition}: holds at no rate that was tried")?,
-        }
-        if let Some((rate, shown)) = search.fails {
-            let what = if shown == Shown::DoesNotHold {
-                "not at"
-            } else {
-                "the agents were the limit at"
-            };
-            writeln!(stdout, "    {what} {rate}/s: {why}")?;
-        }
+        addresses.push(address);
     }
-    match search.holds {
-        Some(_) if is_of_the_target => Ok(()),
-        None if is_of_the_target => Err(Failure::DoesNotHold),
-        _ => Err(Failure::Unknown),
-    }
-}
-
-/// Where a run stands.
-fn line(progress: &RunProgress, debug: bool) -> String {
-    let all: LoadCounts = progress.counts.unwrap_or_default();
-    let total = if progress.planned > 0 {
-        progress.planned
-    } else {
-        all.started
+    let load = Load {
+        plan: LoadPlan {
+            targets: addresses,
+            hold_ns: args.hold.map_or(Ok(0), nanoseconds)?,
+            timeout_ns: nanoseconds(args.dial_timeout)?,
+            payload_bytes: args.payload,
+            rounds: args.rounds,
+            finish: args.close == "fin",
+            ..LoadPlan::default()
+        },
+        targets,
+        named,
+        count: LoadCount {
+            connections: args.connections,
+            pause_ns: nanoseconds(args.sleep)?,
+        },
+        of_what: "connections",
     };
-    let mut line = format!(
-        "{:>7.1}s  Total: {total}, Dialing: {}, Established: {}, Closed: {}, Error: {}, Not initiated: {}",
-        progress.elapsed_ns as f64 / 1e9,
-        all.started.saturating_sub(counts::decided(&all)),
-        progress.open,
-        all.closed + counts::lost(&all),
-        counts::errors(&all),
-        total.saturating_sub(all.started),
-    );
-    if let (true, Ok(Some(times))) = (debug, decode(&progress.connect)) {
-        line += &format!(
-            "; connect p50 {}, p99 {}",
-            human(times.value_at_quantile(0.5)),
-            human(times.value_at_quantile(0.99))
-        );
-    }
-    line + "\n"
+    make(&args.asked, &load).await
 }
 
 #[cfg(test)]
@@ -545,27 +125,5 @@ mod tests {
         assert_eq!(words(&["web", "80"]), ["web:80"]);
         assert_eq!(words(&["::1", "80"]), ["[::1]:80"]);
         assert_eq!(words(&["web:80", "db:5432"]), ["web:80", "db:5432"]);
-    }
-
-    #[test]
-    fn a_line_says_where_every_connection_is() {
-        let progress = RunProgress {
-            elapsed_ns: 1_500_000_000,
-            counts: Some(LoadCounts {
-                started: 60,
-                established: 50,
-                refused: 4,
-                closed: 2,
-                reset_by_peer: 1,
-                ..LoadCounts::default()
-            }),
-            open: 47,
-            planned: 100,
-            connect: Default::default(),
-        };
-        assert_eq!(
-            line(&progress, true),
-            "    1.5s  Total: 100, Dialing: 6, Established: 47, Closed: 3, Error: 4, Not initiated: 40\n"
-        );
     }
 }

@@ -54,10 +54,24 @@ CREATE TABLE IF NOT EXISTS {rows load_samples}
     syn_retransmits UInt64 COMMENT 'SYNs that were sent again, of attempts that were established' CODEC(T64, ZSTD(1)),
     bytes_sent UInt64 COMMENT 'Payload sent, bytes' CODEC(T64, ZSTD(1)),
     bytes_received UInt64 COMMENT 'Payload received, bytes' CODEC(T64, ZSTD(1)),
+    requests UInt64 COMMENT 'Requests that were due' CODEC(T64, ZSTD(1)),
+    answered UInt64 COMMENT 'Requests that were answered as expected' CODEC(T64, ZSTD(1)),
+    unexpected_status UInt64 COMMENT 'Requests whose answer had another status' CODEC(T64, ZSTD(1)),
+    unexpected_body UInt64 COMMENT 'Requests whose answer had another body' CODEC(T64, ZSTD(1)),
+    request_timed_out UInt64 COMMENT 'Requests without an answer in time' CODEC(T64, ZSTD(1)),
+    request_lost UInt64 COMMENT 'Requests whose connection ended before the answer did' CODEC(T64, ZSTD(1)),
+    malformed UInt64 COMMENT 'Requests whose answer was none' CODEC(T64, ZSTD(1)),
+    unsent UInt64 COMMENT 'Requests that found no connection' CODEC(T64, ZSTD(1)),
+    request_abandoned UInt64 COMMENT 'Requests that the end of the run cut off' CODEC(T64, ZSTD(1)),
+    insecure UInt64 COMMENT 'Connections whose handshake of TLS failed' CODEC(T64, ZSTD(1)),
+    reordered UInt64 COMMENT 'Datagrams that came out of their order' CODEC(T64, ZSTD(1)),
+    duplicated UInt64 COMMENT 'Datagrams that came again' CODEC(T64, ZSTD(1)),
     connect_buckets Array(UInt16) COMMENT 'From when an attempt was due until it was established, microseconds: log buckets, as those of connection_minutes' CODEC(ZSTD(1)),
     connect_counts Array(UInt64) COMMENT 'Attempts in each of connect_buckets' CODEC(ZSTD(1)),
     network_buckets Array(UInt16) COMMENT 'Round trips of the handshakes as the kernel measured them, microseconds: log buckets' CODEC(ZSTD(1)),
-    network_counts Array(UInt64) COMMENT 'Attempts in each of network_buckets' CODEC(ZSTD(1))
+    network_counts Array(UInt64) COMMENT 'Attempts in each of network_buckets' CODEC(ZSTD(1)),
+    request_buckets Array(UInt16) COMMENT 'From when a request was due until its answer was complete, microseconds: log buckets' CODEC(ZSTD(1)),
+    request_counts Array(UInt64) COMMENT 'Requests in each of request_buckets' CODEC(ZSTD(1))
 )
 ENGINE = {MergeTree}
 PARTITION BY toDate(observed_at)
@@ -123,6 +137,18 @@ CREATE OR REPLACE VIEW run_results{everywhere}
     syn_retransmits UInt64 COMMENT 'SYNs that were sent again, of attempts that were established',
     bytes_sent UInt64 COMMENT 'Payload sent, bytes',
     bytes_received UInt64 COMMENT 'Payload received, bytes',
+    requests UInt64 COMMENT 'Requests that were due',
+    answered UInt64 COMMENT 'Requests that were answered as expected',
+    unexpected_status UInt64 COMMENT 'Requests whose answer had another status',
+    unexpected_body UInt64 COMMENT 'Requests whose answer had another body',
+    request_timed_out UInt64 COMMENT 'Requests without an answer in time',
+    request_lost UInt64 COMMENT 'Requests whose connection ended before the answer did',
+    malformed UInt64 COMMENT 'Requests whose answer was none',
+    unsent UInt64 COMMENT 'Requests that found no connection',
+    request_abandoned UInt64 COMMENT 'Requests that the end of the run cut off',
+    insecure UInt64 COMMENT 'Connections whose handshake of TLS failed',
+    reordered UInt64 COMMENT 'Datagrams that came out of their order',
+    duplicated UInt64 COMMENT 'Datagrams that came again',
     elapsed_us UInt64 COMMENT 'From the start of the run to the last report, microseconds'
 )
 AS SELECT
@@ -151,6 +177,18 @@ AS SELECT
     sum(sample.syn_retransmits) AS syn_retransmits,
     sum(sample.bytes_sent) AS bytes_sent,
     sum(sample.bytes_received) AS bytes_received,
+    sum(sample.requests) AS requests,
+    sum(sample.answered) AS answered,
+    sum(sample.unexpected_status) AS unexpected_status,
+    sum(sample.unexpected_body) AS unexpected_body,
+    sum(sample.request_timed_out) AS request_timed_out,
+    sum(sample.request_lost) AS request_lost,
+    sum(sample.malformed) AS malformed,
+    sum(sample.unsent) AS unsent,
+    sum(sample.request_abandoned) AS request_abandoned,
+    sum(sample.insecure) AS insecure,
+    sum(sample.reordered) AS reordered,
+    sum(sample.duplicated) AS duplicated,
     max(sample.elapsed_us) AS elapsed_us
 FROM load_samples AS sample
 GROUP BY run_id, node

@@ -1,0 +1,143 @@
+//! Datagrams of the load generator on sockets of the test. Needs no privileges.
+
+use std::{
+    net::{SocketAddr, UdpSocket},
+    thread,
+    time::Duration,
+};
+
+use holdfast_agent::load::{
+    outcome::Answer,
+    plan::{Plan, Udp},
+    tally::Tally,
+};
+use holdfast_proto::datagram::{self, Datagram, Heard, Kind};
+
+use crate::load::{UNBOUNDED, count, run};
+
+/// A socket whose datagrams are each given to `serve`, which says what is sent back, for as long as the test's process lasts.
+fn server(mut serve: impl FnMut(Datagram, &[u8]) -> Vec<Vec<u8>> + Send + 'static) -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    let address = socket.local_addr().expect("its address");
+    thread::spawn(move || {
+        let mut buffer = [0; 2_048];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let one = datagram::read(&buffer[..length]).expect("one of ours");
+            for answer in serve(one, &buffer[..length]) {
+                socket.send_to(&answer, from).expect("sent");
+            }
+        }
+    });
+    address
+}
+
+fn datagrams(target: SocketAddr, number: u64, is_one_way: bool) -> Plan {
+    Plan {
+        udp: Some(Udp {
+            bytes: 200,
+            is_one_way,
+        }),
+        ..count(target, number)
+    }
+}
+
+fn answers(tally: &Tally, answer: Answer) -> u64 {
+    let decided: u64 = tally.answers.iter().sum();
+    assert_eq!(decided, tally.requests, "every datagram was decided");
+    tally.answers[answer as usize]
+}
+
+#[test]
+fn an_echo_brings_all_back() {
+    let (tally, _) = run(
+        datagrams(server(|_, bytes| vec![bytes.to_vec()]), 100, false),
+        UNBOUNDED,
+        |_, _| {},
+    );
+    assert_eq!((tally.requests, answers(&tally, Answer::Expected)), (100, 100));
+    assert_eq!((tally.bytes_sent, tally.bytes_received), (20_000, 20_000));
+    assert_eq!((tally.exchange.len(), tally.request.len()), (100, 100));
+    assert!(tally.jitter.len() >= 90 && tally.duplicated == 0);
+}
+
+#[test]
+fn what_is_lost_doubled_or_out_of_order_is_told_apart() {
+    // Of each ten: one is lost, one comes twice, and one after the next.
+    let mut kept: Option<Vec<u8>> = None;
+    let target = server(move |one, bytes| match one.number % 10 {
+        0 => vec![],
+        1 => vec![bytes.to_vec(), bytes.to_vec()],
+        2 => {
+            kept = Some(bytes.to_vec());
+            vec![]
+        }
+        3 => [Some(bytes.to_vec()), kept.take()]
+            .into_iter()
+            .flatten()
+            .collect(),
+        _ => vec![bytes.to_vec()],
+    });
+    // One sender: the numbers of two would be mixed up in `kept`.
+    let mut plan = datagrams(target, 100, false);
+    plan.timeout = Duration::from_millis(500);
+    let prepared = plan.at_once();
+    assert_eq!(prepared, 1, "one thread, for there is one socket");
+    let (tally, _) = run(plan, UNBOUNDED, |_, _| {});
+    assert_eq!(
+        (
+            answers(&tally, Answer::TimedOut),
+            answers(&tally, Answer::Expected)
+        ),
+        (10, 90)
+    );
+    assert_eq!((tally.duplicated, tally.reordered), (10, 10));
+}
+
+#[test]
+fn a_port_that_nobody_has_is_told() {
+    let target = UdpSocket::bind("127.0.0.1:0")
+        .and_then(|socket| socket.local_addr())
+        .expect("a port that nobody has");
+    let mut plan = datagrams(target, 20, false);
+    plan.timeout = Duration::from_millis(300);
+    let (tally, _) = run(plan, UNBOUNDED, |_, _| {});
+    assert_eq!(answers(&tally, Answer::Expected), 0);
+    assert!(!tally.remarks.is_empty());
+}
+
+#[test]
+fn one_way_its_receiver_says_what_it_has_got() {
+    let mut received = 0;
+    let target = server(move |one, _| match one.kind {
+        Kind::OneWay => {
+            received += u64::from(one.number % 4 != 0);
+            vec![]
+        }
+        Kind::Question => {
+            let heard = Heard {
+                received,
+                duplicated: 1,
+                reordered: 2,
+                jitter_ns: 3_000,
+            };
+            vec![datagram::write_heard(one.tag, heard).to_vec()]
+        }
+        Kind::Echo => vec![],
+    });
+    let (tally, _) = run(datagrams(target, 40, true), UNBOUNDED, |_, _| {});
+    assert_eq!(
+        (
+            answers(&tally, Answer::Expected),
+            answers(&tally, Answer::TimedOut)
+        ),
+        (30, 10)
+    );
+    assert_eq!((tally.duplicated, tally.reordered, tally.jitter.len()), (1, 2, 1));
+}
+
+#[test]
+fn a_receiver_that_does_not_say_leaves_it_unknown() {
+    let (tally, _) = run(datagrams(server(|_, _| vec![]), 10, true), UNBOUNDED, |_, _| {});
+    assert_eq!(answers(&tally, Answer::Abandoned), 10);
+    assert!(tally.remarks[0].contains("does not say"), "{:?}", tally.remarks);
+}

@@ -1,0 +1,505 @@
+//! A run as it is asked for, confirmed, and told while it is made: what `load tcp` and `load http` have in common.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::anyhow;
+use holdfast_proto::v1::query_client::QueryClient;
+use holdfast_proto::v1::{
+    LoadCount, LoadCounts, LoadLoop, LoadMessage, LoadPlan, LoadRequest, LoadStage, LoadStages, RunProgress,
+    RunStop, load_message, load_plan, run_update,
+};
+use tokio::signal::ctrl_c;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use super::find_max::{Search, Shown};
+use super::stages::{Rate, Stages};
+use crate::cli::Failure;
+use crate::cli::client::Reach;
+use crate::cli::runs::{Row, report};
+use crate::config::Span;
+use crate::runs::counts;
+use crate::runs::result::{decode, human};
+
+/// What every kind of load takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Asked {
+    /// So many a second instead, such as 500/s
+    #[arg(long, value_name = "N/s", conflicts_with_all = ["stages", "concurrency"])]
+    rate: Option<Rate>,
+
+    /// Find the highest rate at which this holds and fewer than 0.1% fail (unless --expect says of errors otherwise): run after
+    /// run, each --for so long [default: 5s], beginning with --rate [default: 100/s]
+    #[arg(long, value_name = "CONDITION", conflicts_with_all = ["stages", "concurrency"])]
+    find_max: Option<String>,
+
+    /// Rates that change, such as '0 -> 5000/s in 2m, hold 5m'
+    #[arg(long, value_name = "STAGES", conflicts_with_all = ["concurrency", "duration"])]
+    stages: Option<Stages>,
+
+    /// So many at once instead, the next as soon as one is done
+    #[arg(long, value_name = "N", requires = "duration")]
+    concurrency: Option<u64>,
+
+    /// How long --rate, --concurrency, or a run of --find-max lasts
+    #[arg(long = "for", id = "duration", value_name = "TIME")]
+    duration: Option<Span>,
+
+    /// How often there is a line
+    #[arg(short, long, value_name = "TIME", default_value = "1s")]
+    interval: Span,
+
+    /// A local address of the agents to connect from; several are taken in turn
+    #[arg(long, value_name = "IP")]
+    source: Vec<IpAddr>,
+
+    /// A node to make the load from; may be given several times
+    #[arg(long, value_name = "NODE")]
+    node: Vec<String>,
+
+    /// A label of the nodes to make the load from; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    from: Vec<(String, String)>,
+
+    /// So many agents of those [default: one; with --node or --from: all of them]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    agents: Option<u32>,
+
+    /// What the run must show; may be given several times
+    #[arg(long, value_name = "CONDITION")]
+    expect: Vec<String>,
+
+    /// Do not ask before load is made
+    #[arg(short, long)]
+    yes: bool,
+
+    /// Say more: what is asked of the agents, and the latency of each interval
+    #[arg(short, long)]
+    debug: bool,
+
+    #[command(flatten)]
+    reach: Reach,
+}
+
+/// What is asked for.
+pub(super) struct Load {
+    /// Without its arrivals.
+    pub(super) plan: LoadPlan,
+    /// The targets as they were written, and as they are shown: with their addresses.
+    pub(super) targets: Vec<String>,
+    pub(super) named: Vec<String>,
+    /// Of which there are so many, with such a pause, if nothing else is said.
+    pub(super) count: LoadCount,
+    /// What is counted: connections, or requests.
+    pub(super) of_what: &'static str,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("`{text}` is no label; write KEY=VALUE")),
+    }
+}
+
+/// The address of HOST:PORT.
+pub(super) async fn resolve(target: &str) -> Result<SocketAddr, Failure> {
+    let has_port = target
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
+    if !has_port {
+        return Err(Failure::Usage(anyhow!(
+            "the target `{target}` has no port; write HOST:PORT"
+        )));
+    }
+    let found = tokio::net::lookup_host(target).await;
+    let mut found = found.map_err(|error| Failure::Usage(anyhow!("cannot resolve `{target}`: {error}")))?;
+    found
+        .next()
+        .ok_or_else(|| Failure::Usage(anyhow!("`{target}` has no address")))
+}
+
+pub(super) fn nanoseconds(span: Span) -> Result<u64, Failure> {
+    u64::try_from(span.0.as_nanos()).map_err(|_| Failure::Usage(anyhow!("{:?} is too long", span.0)))
+}
+
+impl Asked {
+    fn arrivals(&self, count: LoadCount) -> Result<load_plan::Arrivals, Failure> {
+        let duration_ns = self.duration.map_or(Ok(0), nanoseconds)?;
+        Ok(if let Some(Stages(stages)) = &self.stages {
+            load_plan::Arrivals::Stages(LoadStages {
+                stages: stages.clone(),
+            })
+        } else if let Some(Rate(rate)) = self.rate {
+            let stage = LoadStage {
+                from_per_second: rate,
+                to_per_second: rate,
+                duration_ns,
+            };
+            load_plan::Arrivals::Stages(LoadStages { stages: vec![stage] })
+        } else if let Some(concurrency) = self.concurrency {
+            load_plan::Arrivals::Loop(LoadLoop {
+                concurrency,
+                duration_ns,
+            })
+        } else {
+            load_plan::Arrivals::Count(count)
+        })
+    }
+
+    fn sources(&self) -> Vec<String> {
+        self.source.iter().map(ToString::to_string).collect()
+    }
+
+    fn request(&self, load: &Load) -> Result<LoadRequest, Failure> {
+        if self.duration.is_some()
+            && self.rate.is_none()
+            && self.concurrency.is_none()
+            && self.find_max.is_none()
+        {
+            return Err(Failure::Usage(anyhow!(
+                "--for needs --rate or --concurrency; --hold keeps connections open"
+            )));
+        }
+        if self.rate.is_some() && self.duration.is_none() && self.find_max.is_none() {
+            return Err(Failure::Usage(anyhow!("--rate needs --for, how long it lasts")));
+        }
+        if self.interval.0 < Duration::from_millis(100) {
+            return Err(Failure::Usage(anyhow!(
+                "an interval of {:?} is shorter than 100ms",
+                self.interval.0
+            )));
+        }
+        let is_choice = !self.node.is_empty() || !self.from.is_empty();
+        Ok(LoadRequest {
+            plan: Some(LoadPlan {
+                arrivals: Some(self.arrivals(load.count)?),
+                sources: self.sources(),
+                ..load.plan.clone()
+            }),
+            nodes: self.node.clone(),
+            labels: self.from.iter().cloned().collect(),
+            agents: self.agents.unwrap_or(u32::from(!is_choice)),
+            interval_ns: nanoseconds(self.interval)?,
+            expect: self.expect.clone(),
+            targets: load.targets.clone(),
+        })
+    }
+
+    fn describe(&self, load: &Load) -> String {
+        if let Some(condition) = &self.find_max {
+            return format!("the highest rate at which {condition}");
+        }
+        let of_what = load.of_what;
+        match (&self.stages, self.rate, self.concurrency) {
+            (Some(Stages(stages)), ..) => format!("{} stages", stages.len()),
+            (_, Some(Rate(rate)), _) => format!("{rate} {of_what}/s"),
+            (.., Some(concurrency)) => format!("{concurrency} {of_what} at once"),
+            _ => format!(
+                "{} {of_what}, one every {:?}",
+                load.count.connections,
+                Duration::from_nanos(load.count.pause_ns)
+            ),
+        }
+    }
+}
+
+/// Nobody makes load by mistake: a person says yes, a script says --yes.
+fn confirm(question: &str) -> Result<(), Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::Usage(anyhow!(
+            "this is no terminal, so nobody can say yes to {question}: give --yes"
+        )));
+    }
+    let mut stderr = io::stderr().lock();
+    let _ = write!(
+        stderr,
+        "{question}\nDo this only to what is yours. Type yes to go on: "
+    );
+    let _ = stderr.flush();
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    if answer.trim().eq_ignore_ascii_case("yes") || answer.trim().eq_ignore_ascii_case("y") {
+        return Ok(());
+    }
+    Err(Failure::Usage(anyhow!("nothing was done")))
+}
+
+/// Makes the load that is asked for, once somebody has agreed.
+pub(super) async fn make(asked: &Asked, load: &Load) -> Result<(), Failure> {
+    let request = asked.request(load)?;
+    let what = format!("load on {}: {}", load.named.join(", "), asked.describe(load));
+    if asked.yes {
+        crate::cli::tell(&what);
+    } else {
+        confirm(&what)?;
+    }
+    if asked.debug {
+        crate::cli::tell(&format!("asked of the agents: {:?}", request.plan));
+    }
+    let mut client = asked.reach.connect().await?;
+    if let Some(condition) = &asked.find_max {
+        return find_max(asked, &mut client, request, condition).await;
+    }
+    let row = one(asked, &mut client, request).await?;
+    match row.verdict.as_str() {
+        "holds" => Ok(()),
+        "violated" => Err(Failure::DoesNotHold),
+        _ => Err(Failure::Unknown),
+    }
+}
+
+type Client = QueryClient<Channel>;
+
+/// Makes one run, and tells it as it is made.
+async fn one(asked: &Asked, client: &mut Client, request: LoadRequest) -> Result<Row, Failure> {
+    let (say, said) = mpsc::channel(2);
+    let message = |body| LoadMessage { body: Some(body) };
+    // Room for it is certain: the channel is new.
+    let _ = say.try_send(message(load_message::Body::Begin(request)));
+    let updates = client.load(ReceiverStream::new(said)).await;
+    let mut updates = updates
+        .map_err(|status| asked.reach.failure(&status))?
+        .into_inner();
+    let mut stdout = io::stdout();
+    let mut is_stopping = false;
+    let mut run_id = String::new();
+    loop {
+        let update = tokio::select! {
+            update = updates.message() => match update {
+                Ok(update) => update,
+                Err(status) if !run_id.is_empty() => return Err(lost(&asked.reach, &status, &run_id)),
+                Err(status) => return Err(asked.reach.failure(&status)),
+            },
+            _ = ctrl_c() => {
+                if is_stopping {
+                    // Twice is meant: the collector stops the run when we are gone.
+                    return Err(Failure::Undone(anyhow!("interrupted before the report")));
+                }
+                is_stopping = true;
+                crate::cli::tell("stopping; once more to leave without the report");
+                let _ = say.try_send(message(load_message::Body::Stop(RunStop {})));
+                continue;
+            }
+        };
+        match update.and_then(|update| update.body) {
+            Some(run_update::Body::Begun(begun)) => {
+                crate::cli::tell(&format!("run {} from {}", begun.run_id, begun.nodes.join(", ")));
+                run_id = begun.run_id;
+            }
+            Some(run_update::Body::Progress(progress)) if !asked.reach.json => {
+                stdout.write_all(line(&progress, asked.debug).as_bytes())?;
+                stdout.flush()?;
+            }
+            Some(run_update::Body::Progress(_)) => {}
+            Some(run_update::Body::Result(result)) => {
+                let row = Row::parse(&result.json)?;
+                if asked.reach.json {
+                    writeln!(stdout, "{}", result.json)?;
+                } else {
+                    stdout.write_all(report(&row, &row.summary()?).as_bytes())?;
+                }
+                return Ok(row);
+            }
+            None => {
+                return Err(Failure::Undone(anyhow!(
+                    "the collector at {} ended the run without a result; holdfast runs tells what is known",
+                    asked.reach.collector
+                )));
+            }
+        }
+    }
+}
+
+/// A run under way went on without us, or ended with its collector.
+fn lost(reach: &Reach, status: &Status, run_id: &str) -> Failure {
+    match reach.failure(status) {
+        Failure::Undone(error) => Failure::Undone(error.context(format!(
+            "no more is heard of the run {run_id}; if its collector is gone its agents stop within a second, and holdfast run show \
+             {run_id} tells what is known"
+        ))),
+        failure => failure,
+    }
+}
+
+/// The first rate of a search, connections a second, and how long a run of it lasts, where nothing else is said.
+const FIRST_RATE: f64 = 100.0;
+const STEP: Duration = Duration::from_secs(5);
+
+/// More is never asked for, connections a second; agents allow less.
+const HIGHEST_RATE: f64 = 10_000_000.0;
+
+/// Makes runs until the highest rate is known at which the condition holds.
+async fn find_max(
+    asked: &Asked,
+    client: &mut Client,
+    request: LoadRequest,
+    condition: &str,
+) -> Result<(), Failure> {
+    let mut expect = vec![condition.to_owned()];
+    expect.extend(asked.expect.iter().cloned());
+    if !expect
+        .iter()
+        .any(|text| text.contains("error") || text.contains("established"))
+    {
+        expect.push("error_ratio < 0.1%".into());
+    }
+    let duration_ns = nanoseconds(asked.duration.unwrap_or(Span(STEP)))?;
+    // A run has at least one attempt.
+    let lowest = (1e9 / duration_ns.max(1) as f64).ceil().max(1.0);
+    let mut search = Search::new(lowest, HIGHEST_RATE);
+    let mut next = Some(asked.rate.map_or(FIRST_RATE, |Rate(rate)| rate));
+    let mut holds_in = String::new();
+    let mut fails_in = (String::new(), String::new());
+    while let Some(rate) = next {
+        let stage = LoadStage {
+            from_per_second: rate,
+            to_per_second: rate,
+            duration_ns,
+        };
+        let mut request = request.clone();
+        request.expect.clone_from(&expect);
+        if let Some(plan) = &mut request.plan {
+            plan.arrivals = Some(load_plan::Arrivals::Stages(LoadStages { stages: vec![stage] }));
+        }
+        crate::cli::tell(&format!("trying {rate}/s"));
+        let row = match one(asked, client, request).await {
+            // More than an agent allows or can: beyond it nothing is known.
+            Err(Failure::Undone(error)) if search.holds.is_some() => {
+                fails_in = (String::new(), format!("{error:#}"));
+                next = search.next(rate, Shown::Unknown);
+                continue;
+            }
+            row => row?,
+        };
+        if row.state == "stopped" {
+            crate::cli::tell("stopped");
+            return Err(Failure::Unknown);
+        }
+        let shown = match row.verdict.as_str() {
+            "holds" => Shown::Holds,
+            "violated" => Shown::DoesNotHold,
+            _ => Shown::Unknown,
+        };
+        if shown == Shown::Holds {
+            holds_in = row.run_id;
+        } else {
+            fails_in = (row.run_id, row.reasons.join("; "));
+        }
+        next = search.next(rate, shown);
+    }
+    conclude(asked, &search, &holds_in, &fails_in, condition)
+}
+
+/// Says what a search found: the runs are those of the highest rate that holds and of the least that does not, with its reasons.
+fn conclude(
+    asked: &Asked,
+    search: &Search,
+    holds_in: &str,
+    (fails_in, why): &(String, String),
+    condition: &str,
+) -> Result<(), Failure> {
+    let is_of_the_target = !matches!(search.fails, Some((_, Shown::Unknown)) | None);
+    let mut stdout = io::stdout();
+    if asked.reach.json {
+        let found = serde_json::json!({
+            "find_max": condition,
+            "holds_per_second": search.holds,
+            "holds_in": holds_in,
+            "fails_per_second": search.fails.map(|(rate, _)| rate),
+            "fails_in": fails_in,
+            "why": why,
+            "limited_by": if is_of_the_target { "target" } else { "agents" },
+        });
+        writeln!(stdout, "{found}")?;
+    } else {
+        match search.holds {
+            Some(rate) => writeln!(stdout, "=== {condition}: holds at {rate}/s (run {holds_in})")?,
+            None => writeln!(stdout, "=== {condition}: holds at no rate that was tried")?,
+        }
+        if let Some((rate, shown)) = search.fails {
+            let what = if shown == Shown::DoesNotHold {
+                "not at"
+            } else {
+                "the agents were the limit at"
+            };
+            writeln!(stdout, "    {what} {rate}/s: {why}")?;
+        }
+    }
+    match search.holds {
+        Some(_) if is_of_the_target => Ok(()),
+        None if is_of_the_target => Err(Failure::DoesNotHold),
+        _ => Err(Failure::Unknown),
+    }
+}
+
+/// Where a run stands.
+fn line(progress: &RunProgress, debug: bool) -> String {
+    let all: LoadCounts = progress.counts.unwrap_or_default();
+    let total = if progress.planned > 0 {
+        progress.planned
+    } else {
+        all.started
+    };
+    let debug = |line: String| match decode(&progress.connect) {
+        Ok(Some(times)) if debug => format!(
+            "{line}; {} p50 {}, p99 {}\n",
+            if all.requests > 0 { "request" } else { "connect" },
+            human(times.value_at_quantile(0.5)),
+            human(times.value_at_quantile(0.99))
+        ),
+        _ => line + "\n",
+    };
+    if all.requests > 0 {
+        let errors = counts::request_errors(&all);
+        return debug(format!(
+            "{:>7.1}s  Requests: {}, Under way: {}, Answered: {}, Error: {errors}, Connections: {}, Failed connections: {}",
+            progress.elapsed_ns as f64 / 1e9,
+            all.requests,
+            all.requests
+                .saturating_sub(all.answered + errors + all.request_abandoned),
+            all.answered,
+            progress.open,
+            counts::errors(&all) + all.insecure,
+        ));
+    }
+    debug(format!(
+        "{:>7.1}s  Total: {total}, Dialing: {}, Established: {}, Closed: {}, Error: {}, Not initiated: {}",
+        progress.elapsed_ns as f64 / 1e9,
+        all.started.saturating_sub(counts::decided(&all)),
+        progress.open,
+        all.closed + counts::lost(&all),
+        counts::errors(&all),
+        total.saturating_sub(all.started),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_where_every_connection_is() {
+        let progress = RunProgress {
+            elapsed_ns: 1_500_000_000,
+            counts: Some(LoadCounts {
+                started: 60,
+                established: 50,
+                refused: 4,
+                closed: 2,
+                reset_by_peer: 1,
+                ..LoadCounts::default()
+            }),
+            open: 47,
+            planned: 100,
+            connect: Default::default(),
+        };
+        assert_eq!(
+            line(&progress, true),
+            "    1.5s  Total: 100, Dialing: 6, Established: 47, Closed: 3, Error: 4, Not initiated: 40\n"
+        );
+    }
+}
