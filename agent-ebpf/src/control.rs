@@ -1,5 +1,6 @@
-//! What the agent may change while the programs run: which connections are followed, and which are handed over. The
-//! programs look at it where it is cheap: at an opening and at a CLOSE.
+//! What the agent may change while the programs run: which connections are followed, which are handed over, and whose
+//! transitions are streamed. The programs look at it where it is cheap: at an opening and at a CLOSE; and once at each
+//! other transition, whether there is anything to look at.
 
 use crate::{event::ConnectionRecord, limits::COMM_BYTES};
 
@@ -22,6 +23,12 @@ pub struct Control {
     pub largest_followed: u32,
     /// Zero: the filter has nothing in it, and is not looked at.
     pub is_filtering: u32,
+    /// Of what `filter` lets pass, whose transitions are streamed.
+    pub streamed: Filter,
+    /// Zero: nobody's.
+    pub is_streaming: u32,
+    /// Zero: `streamed` has nothing in it, and is not looked at: everybody's.
+    pub is_selecting: u32,
 }
 
 /// Which connections are handed over: those that fit every kind of which there are values.
@@ -34,12 +41,17 @@ pub struct Filter {
     pub networks: [Network; FILTER_VALUES],
     /// Thread group ids.
     pub pids: [u32; FILTER_VALUES],
+    /// Inodes of network namespaces.
+    pub namespaces: [u32; FILTER_VALUES],
     pub ports: [u16; FILTER_VALUES],
     pub cgroup: Choice,
     /// Of `comms` and `pids` together: a process fits by either.
     pub process: Choice,
     pub network: Choice,
     pub port: Choice,
+    pub namespace: Choice,
+    /// So that there is no padding.
+    pub reserved: [u8; 6],
 }
 
 /// How the values of a kind are meant.
@@ -102,6 +114,7 @@ impl Filter {
         comms: [[0; COMM_BYTES / 8]; FILTER_VALUES],
         networks: [Network::NONE; FILTER_VALUES],
         pids: [0; FILTER_VALUES],
+        namespaces: [0; FILTER_VALUES],
         ports: [0; FILTER_VALUES],
         cgroup: Choice {
             is_set: 0,
@@ -119,6 +132,11 @@ impl Filter {
             is_set: 0,
             is_negated: 0,
         },
+        namespace: Choice {
+            is_set: 0,
+            is_negated: 0,
+        },
+        reserved: [0; 6],
     };
 
     /// Whether a connection is handed over. Ports and addresses are those of either end.
@@ -128,9 +146,10 @@ impl Filter {
             && (self.network.is_set == 0 || self.network.allows(self.has_network(record)))
             && (self.cgroup.is_set == 0 || self.cgroup.allows(self.has_cgroup(record)))
             && (self.process.is_set == 0 || self.process.allows(self.has_process(record)))
+            && (self.namespace.is_set == 0 || self.namespace.allows(self.has_namespace(record)))
     }
 
-    // A place without a value holds zero, which no port, process or cgroup is. The loops are over constants, and end
+    // A place without a value holds zero, which no port, process, cgroup or namespace is. The loops are over constants, and end
     // where a value fits: what is added up instead the verifier follows in all its combinations. Functions of their
     // own, so that it is done with one before it begins the next.
 
@@ -171,6 +190,16 @@ impl Filter {
     }
 
     #[cfg_attr(target_arch = "bpf", inline(never))]
+    fn has_namespace(&self, record: &ConnectionRecord) -> bool {
+        for namespace in &self.namespaces {
+            if *namespace != 0 && *namespace == record.netns {
+                return true;
+            }
+        }
+        false
+    }
+
+    #[cfg_attr(target_arch = "bpf", inline(never))]
     fn has_process(&self, record: &ConnectionRecord) -> bool {
         let comm = words(&record.comm);
         for pid in &self.pids {
@@ -198,11 +227,14 @@ pub const fn words(comm: &[u8; COMM_BYTES]) -> [u64; COMM_BYTES / 8] {
 }
 
 impl Control {
-    /// All connections are followed, and handed over.
+    /// All connections are followed, and handed over, and no transition is streamed.
     pub const NONE: Self = Self {
         filter: Filter::NONE,
         largest_followed: ALL,
         is_filtering: 0,
+        streamed: Filter::NONE,
+        is_streaming: 0,
+        is_selecting: 0,
     };
 }
 
@@ -215,13 +247,28 @@ impl Control {
     /// As it lies in memory.
     pub fn to_words(&self) -> [u64; CONTROL_WORDS] {
         let mut bytes = Vec::with_capacity(size_of::<Self>());
-        let filter = &self.filter;
-        filter
-            .cgroups
+        self.filter.write(&mut bytes);
+        bytes.extend(self.largest_followed.to_ne_bytes());
+        bytes.extend(self.is_filtering.to_ne_bytes());
+        self.streamed.write(&mut bytes);
+        bytes.extend(self.is_streaming.to_ne_bytes());
+        bytes.extend(self.is_selecting.to_ne_bytes());
+        let mut words = [0; CONTROL_WORDS];
+        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
+            *word = u64::from_ne_bytes(*bytes);
+        }
+        words
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+impl Filter {
+    fn write(&self, bytes: &mut Vec<u8>) {
+        self.cgroups
             .iter()
-            .chain(filter.comms.iter().flatten())
+            .chain(self.comms.iter().flatten())
             .for_each(|word| bytes.extend(word.to_ne_bytes()));
-        for network in &filter.networks {
+        for network in &self.networks {
             let words = network
                 .address
                 .iter()
@@ -229,21 +276,15 @@ impl Control {
                 .chain([&network.family]);
             words.for_each(|word| bytes.extend(word.to_ne_bytes()));
         }
-        filter.pids.iter().for_each(|pid| bytes.extend(pid.to_ne_bytes()));
-        filter
-            .ports
+        let words = self.pids.iter().chain(&self.namespaces);
+        words.for_each(|word| bytes.extend(word.to_ne_bytes()));
+        self.ports
             .iter()
             .for_each(|port| bytes.extend(port.to_ne_bytes()));
-        for choice in [filter.cgroup, filter.process, filter.network, filter.port] {
+        for choice in [self.cgroup, self.process, self.network, self.port, self.namespace] {
             bytes.extend([choice.is_set, choice.is_negated]);
         }
-        bytes.extend(self.largest_followed.to_ne_bytes());
-        bytes.extend(self.is_filtering.to_ne_bytes());
-        let mut words = [0; CONTROL_WORDS];
-        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
-            *word = u64::from_ne_bytes(*bytes);
-        }
-        words
+        bytes.extend(self.reserved);
     }
 }
 
@@ -373,7 +414,20 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_is_one_of_those_that_are_wanted() {
+        for (namespace, choice, expected) in [(4, ONE_OF, true), (5, ONE_OF, false), (4, NONE_OF, false)] {
+            let mut filter = Filter::NONE;
+            filter.namespaces[7] = namespace;
+            filter.namespace = choice;
+            let record = ConnectionRecord { netns: 4, ..record() };
+            assert_eq!(filter.passes(&record), expected, "{namespace} {choice:?}");
+        }
+    }
+
+    #[test]
     fn the_words_are_what_lies_in_memory() {
+        use std::mem::offset_of;
+
         let control = Control {
             largest_followed: 7,
             is_filtering: 1,
@@ -382,19 +436,31 @@ mod tests {
                 ports: [3; FILTER_VALUES],
                 ..Filter::NONE
             },
+            streamed: Filter {
+                namespace: ONE_OF,
+                namespaces: [5; FILTER_VALUES],
+                ..Filter::NONE
+            },
+            is_streaming: 8,
+            is_selecting: 9,
         };
         let words = control.to_words();
-        let ports = std::mem::offset_of!(Control, filter) + std::mem::offset_of!(Filter, ports);
+        let ports = offset_of!(Control, filter) + offset_of!(Filter, ports);
         assert_eq!(words[ports / 8], 0x0003_0003_0003_0003);
-        let last = std::mem::offset_of!(Control, largest_followed);
-        assert_eq!(
-            words[last / 8].to_ne_bytes()[last % 8..][..4],
-            7_u32.to_ne_bytes()
-        );
-        let flag = std::mem::offset_of!(Control, is_filtering);
-        assert_eq!(
-            words[flag / 8].to_ne_bytes()[flag % 8..][..4],
-            1_u32.to_ne_bytes()
-        );
+        let namespaces = offset_of!(Control, streamed) + offset_of!(Filter, namespaces);
+        assert_eq!(words[namespaces / 8], 0x0000_0005_0000_0005);
+        let chosen = offset_of!(Control, streamed) + offset_of!(Filter, namespace);
+        assert_eq!(words[chosen / 8].to_ne_bytes()[chosen % 8..][..2], [1, 0]);
+        for (place, value) in [
+            (offset_of!(Control, largest_followed), 7_u32),
+            (offset_of!(Control, is_filtering), 1),
+            (offset_of!(Control, is_streaming), 8),
+            (offset_of!(Control, is_selecting), 9),
+        ] {
+            assert_eq!(
+                words[place / 8].to_ne_bytes()[place % 8..][..4],
+                value.to_ne_bytes()
+            );
+        }
     }
 }

@@ -30,11 +30,19 @@ pub enum Counter {
     Filtered,
     /// Connections that began and were not followed, because only one in so many is.
     SampledOut,
+    /// Transitions of connections and listeners while they were streamed.
+    Transitions,
+    /// Of these, those of connections without an entry: not followed, untracked, or older than the programs.
+    TransitionsUntracked,
+    /// Of these, those that were not wanted.
+    TransitionsFiltered,
+    /// Of these, those for which their ring buffer had no room.
+    TransitionsLost,
 }
 
 impl Counter {
     /// Every counter, in order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::Opened,
         Self::Closed,
         Self::Untracked,
@@ -47,6 +55,10 @@ impl Counter {
         Self::Seeded,
         Self::Filtered,
         Self::SampledOut,
+        Self::Transitions,
+        Self::TransitionsUntracked,
+        Self::TransitionsFiltered,
+        Self::TransitionsLost,
     ];
 }
 

@@ -121,9 +121,51 @@ pub struct ConnectionRecord {
     pub syn_retransmits: u8,
     /// Where the kernel side counts what happens in the network namespace; means nothing outside it.
     pub counter_slot: u32,
+    /// Of a passive end: from the end of its handshake until accept() returned it, in microseconds, and one more; zero
+    /// where that is not known.
+    pub accept_wait: u32,
+    /// Which steps of the path were streamed as transitions of their own: a bit each, the lowest for the first.
+    pub streamed: u8,
+    /// The state before the last step; means nothing outside the kernel side.
+    pub before: u8,
+    pub reserved: [u8; 2],
 }
 
-const _: () = assert!(size_of::<ConnectionRecord>() == 200);
+const _: () = assert!(size_of::<ConnectionRecord>() == 208);
+
+/// One transition of one TCP socket, while they are streamed.
+///
+/// As a [`ConnectionRecord`], its members are in an order without padding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Transition {
+    /// CLOCK_BOOTTIME, in nanoseconds.
+    pub at_ns: u64,
+    /// Of its connection, likewise; of a listener the same as `at_ns`.
+    pub opened_ns: u64,
+    pub cookie: u64,
+    pub cgroup_id: u64,
+    /// As in a [`ConnectionRecord`]. The local port of an active end is zero while it has none: at SYN_SENT.
+    pub local_address: [u32; 4],
+    pub remote_address: [u32; 4],
+    pub comm: [u8; COMM_BYTES],
+    pub netns: u32,
+    pub pid: u32,
+    pub local_port: u16,
+    pub remote_port: u16,
+    pub family: u8,
+    /// See [`role`]; a listener's is passive.
+    pub role: u8,
+    pub attribution: u8,
+    /// See [`state`].
+    pub from: u8,
+    pub to: u8,
+    /// Which step of its connection's path it is: 1, 2, ... Those beyond its room are all the last; a listener's is zero.
+    pub step: u8,
+    pub reserved: [u8; 6],
+}
+
+const _: () = assert!(size_of::<Transition>() == 104);
 
 /// What the agent finds of a connection in the table of those that are open: one word, zero where there is nothing to do. A
 /// time, so that the agent cannot take that of a later connection in the same place.
@@ -173,7 +215,15 @@ pub struct SocketReport {
     pub reserved: [u8; 3],
 }
 
-const _: () = assert!(size_of::<SocketReport>() == 224);
+const _: () = assert!(size_of::<SocketReport>() == 232);
+
+impl Transition {
+    /// Reads a transition as its ring buffer hands it out; `None` if it has another size.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        decode(bytes)
+    }
+}
 
 impl SocketReport {
     /// Reads a report as the survey writes it; `None` if it has another size.
@@ -212,6 +262,10 @@ impl ConnectionRecord {
         path_len: 0,
         syn_retransmits: 0,
         counter_slot: 0,
+        accept_wait: 0,
+        streamed: 0,
+        before: 0,
+        reserved: [0; 2],
     };
 
     /// Reads a record as the ring buffer hands it out; `None` if it has another size.
@@ -246,3 +300,6 @@ impl Plain for ConnectionRecord {}
 
 #[cfg(not(target_arch = "bpf"))]
 impl Plain for SocketReport {}
+
+#[cfg(not(target_arch = "bpf"))]
+impl Plain for Transition {}

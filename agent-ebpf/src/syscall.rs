@@ -207,10 +207,13 @@ pub enum Abi {
     CompatBit,
     /// The number of connect(), or [`NO_NUMBER`] where its errors are not read.
     Connect,
+    /// Those of accept() and accept4(), likewise.
+    Accept,
+    Accept4,
 }
 
 /// Entries of the global that holds them.
-pub const ABI_ENTRIES: usize = 10;
+pub const ABI_ENTRIES: usize = 12;
 
 /// Which program reads what connect() returns; one at a time, so that no attempt is seen twice.
 pub mod watcher {

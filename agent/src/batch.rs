@@ -59,7 +59,8 @@ pub struct Batcher {
     last_sequence: u64,
 }
 
-const DAY_NS: u64 = 86_400_000_000_000;
+/// Nanoseconds of a UTC day, which no batch spans two of.
+pub(crate) const DAY_NS: u64 = 86_400_000_000_000;
 
 impl Batcher {
     /// An empty one for a start of the agent; the first batch has the sequence 1.

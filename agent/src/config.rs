@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use holdfast_agent_ebpf::limits;
 
 use crate::{
-    controls::settings::Allowed,
+    controls::settings::{Allowed, Transitions},
     identity::check_name,
     load::{
         consent::{Consent, Targets},
@@ -98,6 +98,21 @@ pub struct RunArgs {
     )]
     pub syscalls: Mode,
 
+    /// Which changes of TCP state to stream as they happen, beside the records of connections, which tell them in the end:
+    /// none, all, or those of some, such as "ports=5432;processes=nginx" (ports, addresses, cgroups, processes, namespaces;
+    /// those that fit all of these)
+    #[arg(
+        long,
+        env = "HOLDFAST_TRANSITIONS",
+        value_name = "closed|all|WHOSE",
+        default_value = "closed"
+    )]
+    pub transitions: Transitions,
+
+    /// Size of the ring buffer of transitions, a power of two
+    #[arg(long, env = "HOLDFAST_TRANSITION_RING", value_name = "SIZE", default_value = "4MiB", value_parser = ring_bytes)]
+    pub transition_ring: u32,
+
     /// Which service a process belongs to: the first rule that fits, such as "unit=nginx*.service -> web" or
     /// "namespace=prod, label.app=shop -> shop"; may be given several times (environment: separated by semicolons). A rule
     /// looks at unit, container, pod, namespace, label.NAME, cgroup and comm; * stands for any text. [default: the owner of
@@ -115,8 +130,8 @@ pub struct RunArgs {
     #[arg(long, env = "HOLDFAST_KUBELET", value_name = "URL")]
     pub kubelet: Option<Kubelet>,
 
-    /// What a collector may change while the agent runs: filters, streams, connections[=N] (follow one in N at the least),
-    /// syscalls[=MODE] (count them so at the most), separated by commas; all or none of it
+    /// What a collector may change while the agent runs: filters, streams, transitions, connections[=N] (follow one in N at
+    /// the least), syscalls[=MODE] (count them so at the most), separated by commas; all or none of it
     #[arg(
         long,
         env = "HOLDFAST_CONTROL",
@@ -126,7 +141,7 @@ pub struct RunArgs {
     pub control: Allowed,
 
     /// What the agent and its programs may take of the machine's CPU time: beyond it, system calls are no longer counted,
-    /// then only one connection in 4, 16, 64 followed, until there is room again
+    /// then transitions no longer streamed, then only one connection in 4, 16, 64 followed, until there is room again
     #[arg(
         long,
         env = "HOLDFAST_MAX_CPU",

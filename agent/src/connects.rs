@@ -11,7 +11,7 @@ use holdfast_agent_ebpf::syscall::watcher;
 use crate::probes::{ProbeError, program_error};
 
 /// The program, and the hook that it shares with the one that counts syscalls.
-const PROGRAM: &str = "connect_exit";
+pub(crate) const PROGRAM: &str = "connect_exit";
 const HOOK: &str = "sys_exit";
 
 /// Says which of the two it is.

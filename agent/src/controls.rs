@@ -14,7 +14,7 @@ use std::{
 use holdfast_agent_ebpf::{control::Control, event::ConnectionRecord};
 use holdfast_proto::v1::{ProbeReport, ProbeSettings};
 
-use self::settings::{Allowed, Settings};
+use self::settings::{Allowed, Key, Settings, Transitions};
 use crate::{
     clock,
     overhead::budget::{Step, Watched},
@@ -32,15 +32,17 @@ pub struct Shown {
     filter: RwLock<Control>,
     open_connections: AtomicBool,
     listeners: AtomicBool,
+    transitions: AtomicBool,
 }
 
 impl Default for Shown {
-    /// Everything.
+    /// Everything that is reported unless it is asked for.
     fn default() -> Self {
         Self {
             filter: RwLock::new(Control::NONE),
             open_connections: AtomicBool::new(true),
             listeners: AtomicBool::new(true),
+            transitions: AtomicBool::new(false),
         }
     }
 }
@@ -62,7 +64,14 @@ impl Shown {
         self.listeners.load(Ordering::Relaxed)
     }
 
+    /// Whether transitions are streamed.
+    pub fn transitions(&self) -> bool {
+        self.transitions.load(Ordering::Relaxed)
+    }
+
     fn set(&self, settings: &Settings, control: &Control) {
+        self.transitions
+            .store(control.is_streaming != 0, Ordering::Relaxed);
         *self.filter.write().unwrap_or_else(PoisonError::into_inner) = *control;
         self.open_connections
             .store(settings.open_connections, Ordering::Relaxed);
@@ -90,6 +99,27 @@ struct State {
     step: Step,
 }
 
+impl State {
+    /// Every setting as it is in force: what the budget has given up is not.
+    fn in_force(&self) -> BTreeMap<String, String> {
+        let settings = &self.settings;
+        let mut texts = settings.texts();
+        let mut give_up = |key: Key, rest: String| {
+            texts.insert(key.name().to_owned(), format!("{rest} (--max-cpu)"));
+        };
+        if self.step >= Step::SyscallsOff && settings.syscalls != Mode::Off {
+            give_up(Key::Syscalls, Mode::Off.to_string());
+        }
+        if self.step >= Step::TransitionsOff && settings.transitions != Transitions::Closed {
+            give_up(Key::Transitions, Transitions::Closed.to_string());
+        }
+        if self.step.followed_one_in() > settings.one_in {
+            give_up(Key::Connections, format!("1/{}", self.step.followed_one_in()));
+        }
+        texts
+    }
+}
+
 impl Controls {
     /// With everything on that the node's own settings say.
     pub fn new(
@@ -99,7 +129,8 @@ impl Controls {
         can_count_syscalls: bool,
         shown: Arc<Shown>,
     ) -> Self {
-        Self {
+        let is_quiet = own.transitions == Transitions::Closed;
+        let controls = Self {
             probes: Arc::downgrade(probes),
             allowed,
             can_count_syscalls,
@@ -112,7 +143,11 @@ impl Controls {
             }),
             own,
             shown,
+        };
+        if !is_quiet {
+            controls.apply(&controls.lock());
         }
+        controls
     }
 
     /// What is to be counted of the syscalls, for the thread that does it.
@@ -144,7 +179,7 @@ impl Controls {
             ProbeReport {
                 revision: state.revision,
                 observed_at_ns: clock::wall_now().as_nanos() as u64,
-                applied: state.settings.texts().into_iter().collect(),
+                applied: state.in_force().into_iter().collect(),
                 refused: state.refused.clone().into_iter().collect(),
             }
         })
@@ -163,8 +198,12 @@ impl Controls {
     /// What there is to give up.
     pub fn watched(self: &Arc<Self>) -> Box<dyn Fn() -> Watched + Send> {
         let controls = Arc::clone(self);
-        Box::new(move || Watched {
-            syscalls: controls.lock().settings.syscalls != Mode::Off,
+        Box::new(move || {
+            let state = controls.lock();
+            Watched {
+                syscalls: state.settings.syscalls != Mode::Off,
+                transitions: state.settings.transitions != Transitions::Closed,
+            }
         })
     }
 
@@ -197,7 +236,7 @@ impl Controls {
         self.syscalls.set(syscalls);
         // Of two parts of all connections the smaller one: neither the collector nor the budget wants more.
         let one_in = state.settings.one_in.max(state.step.followed_one_in());
-        let control = state.settings.control(one_in);
+        let control = state.settings.control(one_in, state.step < Step::TransitionsOff);
         self.shown.set(&state.settings, &control);
         if let Err(error) = self.control(&control) {
             tracing::error!("the probes go on as before: {:#}", anyhow::Error::new(error));
@@ -217,5 +256,52 @@ impl Controls {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Whole between any two statements: a panic elsewhere does not spoil it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+
+    fn controls() -> Arc<Controls> {
+        // There are no probes: the switches do nothing, and say what they would.
+        Arc::new(Controls {
+            probes: Weak::new(),
+            own: Settings::everything(Mode::Counts, Transitions::All),
+            allowed: Allowed::default(),
+            can_count_syscalls: true,
+            state: Mutex::new(State {
+                revision: 0,
+                settings: Settings::everything(Mode::Counts, Transitions::All),
+                refused: BTreeMap::new(),
+                step: Step::Full,
+            }),
+            syscalls: Arc::new(Wanted::new(Mode::Counts)),
+            shown: Arc::default(),
+        })
+    }
+
+    #[test]
+    fn what_the_budget_gives_up_is_not_in_force() {
+        let controls = controls();
+        let (mut answer, mut give_up) = (controls.answer(), controls.give_up());
+        let mut in_force = |step| {
+            give_up(step);
+            let applied = answer(None).applied;
+            ["syscalls", "transitions", "connections"].map(|key| applied[key].clone())
+        };
+        assert_eq!(in_force(Step::Full), ["counts", "all", "all"]);
+        assert_eq!(in_force(Step::SyscallsOff), ["off (--max-cpu)", "all", "all"]);
+        let sampled = Step::Sampled(NonZeroU32::new(4).expect("not zero"));
+        assert_eq!(
+            in_force(sampled),
+            ["off (--max-cpu)", "closed (--max-cpu)", "1/4 (--max-cpu)"]
+        );
+        assert!(!controls.shown.transitions());
+        assert_eq!(in_force(Step::Full), ["counts", "all", "all"]);
+        assert!(controls.shown.transitions());
+        assert_eq!(controls.syscalls.get(), Mode::Counts);
     }
 }

@@ -64,6 +64,8 @@ pub struct Counters {
     own: Mutex<BTreeMap<u32, Stages>>,
     /// The stream of syscalls, in calls.
     syscalls: Mutex<Stages>,
+    /// The stream of transitions.
+    transitions: Mutex<BTreeMap<u32, Stages>>,
     /// By epoch.
     predecessors: Mutex<BTreeMap<u64, Predecessor>>,
     /// What may be told of them, and whether it was on the connection of now.
@@ -179,6 +181,31 @@ impl Counters {
         });
     }
 
+    /// Transitions came out of their ring, and wait for their batch to be sealed.
+    pub fn received_transitions(&self, rows: &RowsByNetns) {
+        self.change(Stream::Transitions, rows, |stages, rows| {
+            stages.received += rows.ends;
+            stages.batching += rows.ends;
+        });
+    }
+
+    /// The stream of transitions, by namespace.
+    pub fn transitions(&self) -> BTreeMap<u32, Stages> {
+        self.lock_transitions().clone()
+    }
+
+    fn lock_transitions(&self) -> MutexGuard<'_, BTreeMap<u32, Stages>> {
+        self.transitions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something came out of the ring of transitions that is none: programs and agent differ.
+    pub fn malformed_transition(&self) {
+        let mut namespaces = self.lock_transitions();
+        let stages = namespaces.entry(0).or_default();
+        stages.received += 1;
+        stages.dropped += 1;
+    }
+
     /// Something came out of the ring that is no record: programs and agent differ. It is discarded at once.
     pub fn malformed(&self) {
         let mut namespaces = self.lock();
@@ -265,7 +292,10 @@ impl Counters {
             rows.values().for_each(|rows| change(&mut stages, *rows));
             return;
         }
-        let mut namespaces = self.lock();
+        let mut namespaces = match stream {
+            Stream::Transitions => self.lock_transitions(),
+            _ => self.lock(),
+        };
         for (&netns, &rows) in rows {
             change(namespaces.entry(netns).or_default(), rows);
         }
@@ -275,6 +305,41 @@ impl Counters {
         // Consistent between any two statements: a panic elsewhere does not spoil it.
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What was counted of transitions, as it travels: of the namespaces where any was streamed. `stages` were read before
+/// the kernel, as in [`status`].
+pub fn transitions(stages: &BTreeMap<u32, Stages>, kernel: &KernelCounts) -> Vec<StreamCounters> {
+    let seen = kernel
+        .namespaces
+        .iter()
+        .filter(|(_, counts)| counts.get(Counter::Transitions) > 0);
+    let netns: std::collections::BTreeSet<_> = seen
+        .map(|(&netns, _)| netns)
+        .chain(stages.keys().copied())
+        .collect();
+    let row = |netns: u32| {
+        let stages = stages.get(&netns).copied().unwrap_or_default();
+        let opened = kernel.of(netns, Counter::Transitions);
+        let untracked = kernel.of(netns, Counter::TransitionsUntracked);
+        StreamCounters {
+            stream: Stream::Transitions.into(),
+            netns,
+            opened,
+            closed: opened.saturating_sub(untracked),
+            untracked,
+            filtered: kernel.of(netns, Counter::TransitionsFiltered),
+            lost: kernel.of(netns, Counter::TransitionsLost),
+            received: stages.received,
+            batching: stages.batching,
+            unacknowledged: stages.unacknowledged,
+            acknowledged: stages.acknowledged,
+            dropped: stages.dropped,
+            refused: stages.refused,
+            ..StreamCounters::default()
+        }
+    };
+    netns.into_iter().map(row).collect()
 }
 
 /// What was counted, as it travels; the time and the rest of the status are not counted here. `witnessed` gives what the
@@ -315,7 +380,11 @@ pub fn status(
             sampled_out: count(Counter::SampledOut),
             elsewhere: count(Counter::Elsewhere),
             superseded: count(Counter::Superseded),
-            missed: if netns == 0 { kernel.missed } else { 0 },
+            missed: if netns == 0 {
+                kernel.missed + kernel.missed_returns
+            } else {
+                0
+            },
             unsent: count(Counter::Unsent),
             witnessed: witnessed(netns, kernel.sent(netns)),
             received: stages.received,

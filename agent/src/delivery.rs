@@ -75,6 +75,17 @@ impl From<tonic::Status> for SessionError {
     }
 }
 
+/// Whether a report says something else than the one before, whenever it was made.
+fn is_news(report: &Option<ProbeReport>, before: &Option<ProbeReport>) -> bool {
+    let said = |report: &Option<ProbeReport>| {
+        report.clone().map(|report| ProbeReport {
+            observed_at_ns: 0,
+            ..report
+        })
+    };
+    said(report) != said(before)
+}
+
 /// Tells the wall time, in nanoseconds since the Unix epoch.
 pub type WallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
@@ -156,6 +167,7 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
         let mut stopping = *shutdown.borrow();
         let mut pending_statuses = VecDeque::new();
         let mut pending_report = self.report(None);
+        let mut last_report = pending_report.clone();
         let mut pending_run: Option<RunEvent> = None;
 
         loop {
@@ -182,11 +194,20 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
                     pending_statuses.retain(|status: &Status| status.epoch != self.identity.epoch);
                     pending_statuses.extend(self.legacies());
                     pending_statuses.extend(self.status());
+                    // What the budget gives up, and takes back, is told without a question.
+                    let report = self.report(None);
+                    if is_news(&report, &last_report) {
+                        pending_report.clone_from(&report);
+                        last_report = report;
+                    }
                 }
                 answer = incoming.next() => match answer {
                     Some(Ok(CollectorMessage {
                         body: Some(collector_message::Body::Probes(wanted)),
-                    })) => pending_report = self.report(Some(wanted)),
+                    })) => {
+                        pending_report = self.report(Some(wanted));
+                        last_report.clone_from(&pending_report);
+                    }
                     Some(answer) => self.take(answer?, &mut flight),
                     None => return Err(SessionError::Closed),
                 },

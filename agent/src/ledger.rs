@@ -58,8 +58,8 @@ struct Account {
     journal: Option<Journal>,
     /// When the disk began to fail.
     failing_since: Option<Instant>,
-    /// What the ring had lost, by namespace, and when that was read.
-    lost: BTreeMap<u32, u64>,
+    /// What the rings had lost, by stream and namespace, and when that was read.
+    lost: BTreeMap<(Stream, u32), u64>,
     read_ns: u64,
     /// When this start began to count.
     began_ns: u64,
@@ -131,6 +131,7 @@ impl Ledger {
     pub fn status(&self) -> Result<Status, ProbeError> {
         let stages = self.counters.stages();
         let syscall_stages = *self.counters.syscalls();
+        let transition_stages = self.counters.transitions();
         let kernel = self.kernel.read()?;
         let account = self.lock();
         let mut status = counters::status(&stages, &kernel, |netns, seen| {
@@ -141,6 +142,9 @@ impl Ledger {
             .as_ref()
             .map(|counted| counted.counters(syscall_stages));
         status.streams.extend(syscalls);
+        status
+            .streams
+            .extend(counters::transitions(&transition_stages, &kernel));
         Ok(status)
     }
 
@@ -300,16 +304,25 @@ impl Ledger {
 }
 
 impl Account {
-    /// What the ring lost since the last reading, as gaps.
+    /// What the rings lost since the last reading, as gaps.
     fn lost_since(&mut self, counts: &KernelCounts, epoch: u64, now_ns: u64) -> Vec<Gap> {
         let mut gaps = Vec::new();
-        for &netns in counts.namespaces.keys() {
-            let lost = counts.of(netns, Counter::Lost);
-            let before = self.lost.insert(netns, lost).unwrap_or_default();
+        let of_namespace = |netns: u32| {
+            [
+                (Stream::Connections, netns, counts.of(netns, Counter::Lost)),
+                (
+                    Stream::Transitions,
+                    netns,
+                    counts.of(netns, Counter::TransitionsLost),
+                ),
+            ]
+        };
+        for (stream, netns, lost) in counts.namespaces.keys().flat_map(|&netns| of_namespace(netns)) {
+            let before = self.lost.insert((stream, netns), lost).unwrap_or_default();
             if lost > before {
                 gaps.push(Gap {
                     epoch,
-                    stream: Stream::Connections,
+                    stream,
                     netns,
                     first_sequence: 0,
                     last_sequence: 0,

@@ -44,6 +44,7 @@ pub mod state;
 pub mod survey;
 pub mod syscalls;
 pub mod table;
+pub mod transitions;
 pub mod uplink;
 pub mod wire;
 pub mod witness;
@@ -71,7 +72,7 @@ use crate::{
     gaps::GapBatcher,
     identity::Identity,
     ledger::{Keeper, Ledger},
-    network::Network,
+    network::{Network, QueuesByNetns},
     open::{Eyes, Looks},
     overhead::{Meter, Overhead, budget::Budget, meter},
     probes::{Options, ProbeError, Probes, ProgramLog},
@@ -87,6 +88,7 @@ use crate::{
         kernel::{Sizes, is_ours},
         watch::{Counted, Watch},
     },
+    transitions::TransitionBatcher,
     witness::Witness,
     workloads::{Workloads, rows::Naming, tree::Watching},
 };
@@ -114,6 +116,7 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         Options {
             only_netns,
             ring_bytes: args.ring,
+            transition_ring_bytes: args.transition_ring,
             connections: args.connections,
             syscalls: None,
         },
@@ -175,9 +178,14 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         Arc::clone(&spool),
         Arc::clone(&counters),
     )
-    .located_by(Arc::clone(&workloads));
+    .located_by(Arc::clone(&workloads))
+    .with_transitions(
+        TransitionBatcher::new(Limits::default(), identity.epoch, &identity.boot_id)
+            .named_by(Arc::clone(&workloads)),
+    );
     let drain = Drain::start(
         probes.take_ring()?,
+        probes.take_transitions()?,
         Arc::clone(&table),
         Arc::clone(&shown),
         intake,
@@ -215,7 +223,7 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
     let probes = Arc::new(Mutex::new(probes));
     let controls = Arc::new(Controls::new(
         &probes,
-        Settings::everything(syscall_mode),
+        Settings::everything(syscall_mode, args.transitions.clone()),
         args.control.clone(),
         can_count_syscalls,
         Arc::clone(&shown),
@@ -249,11 +257,13 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
     )
     .context("cannot start the thread that tells what the agent costs")?;
     let alarm = Arc::new(AtomicBool::new(false));
+    let queues = QueuesByNetns::default();
     let eyes = Eyes {
         probes: Arc::clone(&probes),
         table,
         seeds,
         alarm: Arc::clone(&alarm),
+        queues: Arc::clone(&queues),
         only_netns,
         shown,
         workloads,
@@ -261,7 +271,7 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
     let sealer = Sealer::new(identity.epoch, &identity.boot_id);
     let looks = Looks::start(eyes, sealer, Arc::clone(&spool))?;
     let sealer = Sealer::new(identity.epoch, &identity.boot_id);
-    let network = Network::start(peers, only_netns, alarm, sealer, Arc::clone(&spool))?;
+    let network = Network::start(peers, only_netns, alarm, queues, sealer, Arc::clone(&spool))?;
     let (silence, silenced) = watch::channel(false);
     let log = tokio::spawn(forward_log(log, silenced));
     tracing::info!(

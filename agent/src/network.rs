@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -45,6 +45,18 @@ const ROWS: usize = 8_192;
 const CROWDED: usize = 1_000;
 const QUIET: Duration = Duration::from_secs(600);
 
+/// What the queues of a namespace's listeners turned away since it began, of all of them together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queues {
+    /// TcpExt ListenOverflows.
+    pub overflows: u64,
+    /// TcpExt ListenDrops.
+    pub drops: u64,
+}
+
+/// The same by namespace, as it was read last: at most a look ago. Without those that cannot be read.
+pub type QueuesByNetns = Arc<Mutex<BTreeMap<u32, Queues>>>;
+
 /// The thread that looks, for as long as it is not stopped.
 pub struct Network {
     thread: JoinHandle<()>,
@@ -52,7 +64,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Starts the thread. `alarm` is set when a listener of a namespace turned somebody away.
+    /// Starts the thread. `alarm` is set when a listener of a namespace turned somebody away; `queues` has how many it were.
     ///
     /// # Errors
     /// If the system gives no thread.
@@ -60,6 +72,7 @@ impl Network {
         peers: Peers,
         only_netns: Option<u32>,
         alarm: Arc<AtomicBool>,
+        queues: QueuesByNetns,
         mut sealer: Sealer,
         spool: Arc<Spool>,
     ) -> anyhow::Result<Self> {
@@ -76,6 +89,11 @@ impl Network {
                         stopped.recv_timeout(TICK) != Err(std::sync::mpsc::RecvTimeoutError::Timeout);
                     let now = started.elapsed();
                     let look = namespaces.look(now, is_stopped);
+                    if look.is_new {
+                        let read = &namespaces.last;
+                        let read = read.iter().map(|(&netns, reading)| (netns, reading.queues()));
+                        *queues.lock().unwrap_or_else(PoisonError::into_inner) = read.collect();
+                    }
                     if look.turned_away {
                         alarm.store(true, Ordering::Release);
                     }
@@ -134,6 +152,8 @@ struct Namespaces {
 #[derive(Default)]
 struct Look {
     rows: Vec<Namespace>,
+    /// They were read.
+    is_new: bool,
     /// A listener turned somebody away since the look before.
     turned_away: bool,
 }
@@ -164,7 +184,10 @@ impl Namespaces {
         wanted.retain(|netns, _| self.only_netns.is_none_or(|only| only == *netns));
         let present = read_all(wanted);
         self.next_reading = now + (began.elapsed() * READING_PART).clamp(TICK, LOOK) - TICK / 2;
-        let mut look = Look::default();
+        let mut look = Look {
+            is_new: true,
+            ..Look::default()
+        };
         for (&netns, reading) in &present {
             let before = self.last.get(&netns);
             look.turned_away |= before.is_some_and(|before| before.listen_drops < reading.listen_drops);

@@ -20,6 +20,7 @@ use crate::{
     clock::{self, Clock},
     controls::Shown,
     counters::RowsByNetns,
+    network::QueuesByNetns,
     probes::Probes,
     seal::Sealer,
     seeds::Seeds,
@@ -58,6 +59,8 @@ pub struct Eyes {
     pub seeds: Arc<Seeds>,
     /// A listener turned somebody away: the next look should be soon.
     pub alarm: Arc<AtomicBool>,
+    /// What the listeners of each namespace turned away.
+    pub queues: QueuesByNetns,
     /// The inode of the only network namespace that is observed; `None`: all.
     pub only_netns: Option<u32>,
     /// What of it is reported.
@@ -89,7 +92,7 @@ impl Looks {
                         next_alarm = now + ALARMED;
                         let look = eyes.look(&mut places, &mut halvings, started.elapsed());
                         let listeners = if eyes.shown.listeners() {
-                            listeners(&mut sealer, &look, &eyes.workloads)
+                            listeners(&mut sealer, &look, &eyes.queues, &eyes.workloads)
                         } else {
                             None
                         };
@@ -253,12 +256,22 @@ fn connections(sealer: &mut Sealer, look: &Look, workloads: &Workloads) -> Optio
     Some(sealer.seal(Stream::OpenConnections, rows, observed_at_ns, columns))
 }
 
-fn listeners(sealer: &mut Sealer, look: &Look, workloads: &Workloads) -> Option<Sealed> {
+fn listeners(
+    sealer: &mut Sealer,
+    look: &Look,
+    queues: &QueuesByNetns,
+    workloads: &Workloads,
+) -> Option<Sealed> {
     if look.listeners.is_empty() {
         return None;
     }
     let observed_at_ns = clock::wall_now().as_nanos() as u64;
-    let mut listeners: Vec<_> = look.listeners.iter().map(wire::listener).collect();
+    let queues = queues.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut listeners: Vec<_> = look
+        .listeners
+        .iter()
+        .map(|report| wire::listener(report, queues.get(&report.record.netns).copied()))
+        .collect();
     for process in listeners
         .iter_mut()
         .filter_map(|listener| listener.process.as_mut())

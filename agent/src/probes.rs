@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -57,6 +57,9 @@ pub const OPTIONAL_HOOKS: [(&str, &str); 4] = [
     ("kfree_skb", "what a filter drops is not counted"),
 ];
 
+/// The ring buffer of transitions.
+const TRANSITIONS: &str = "TRANSITIONS";
+
 /// The map of listeners.
 const LISTENERS: &str = "LISTENERS";
 
@@ -76,6 +79,8 @@ pub struct Options {
     pub only_netns: Option<u32>,
     /// Bytes of the ring buffer: a power of two, and a multiple of the page size.
     pub ring_bytes: u32,
+    /// Likewise of the ring buffer of transitions.
+    pub transition_ring_bytes: u32,
     /// Connections that are followed at once.
     pub connections: u32,
     /// How large the tables of the syscalls are; `None`: they are not counted.
@@ -87,6 +92,7 @@ impl Default for Options {
         Self {
             only_netns: None,
             ring_bytes: limits::RING_BYTES,
+            transition_ring_bytes: limits::TRANSITION_RING_BYTES,
             connections: limits::CONNECTIONS,
             syscalls: None,
         }
@@ -162,6 +168,9 @@ pub struct KernelCounters {
     program: ProgramFd,
     /// The last that was read of the program: it is gone before its counters are.
     missed: AtomicU64,
+    /// The programs that see connect() return, and likewise.
+    returning: Vec<ProgramFd>,
+    missed_returns: AtomicU64,
 }
 
 /// A slot of the kernel's counters, as aya wants it: plain integers.
@@ -176,6 +185,9 @@ pub struct KernelCounts {
     /// Events that no program saw: an interrupt brought one while the program ran on the same CPU, and the kernel
     /// does not start a program inside itself.
     pub missed: u64,
+    /// Likewise system calls whose return none saw, on kernels that preempt programs: any of them may have been a connect()
+    /// that failed before its SYN left, most were not.
+    pub missed_returns: u64,
 }
 
 impl KernelCounts {
@@ -215,9 +227,12 @@ impl KernelCounters {
         if let Some(missed) = recursion_misses(&self.program) {
             self.missed.store(missed, Ordering::Relaxed);
         }
+        let missed_returns = self.returning.iter().filter_map(recursion_misses).sum();
+        self.missed_returns.fetch_max(missed_returns, Ordering::Relaxed);
         Ok(KernelCounts {
             namespaces,
             missed: self.missed.load(Ordering::Relaxed),
+            missed_returns: self.missed_returns.load(Ordering::Relaxed),
         })
     }
 
@@ -289,6 +304,7 @@ impl Probes {
             .override_global("ONLY_NETNS", &only_netns, true)
             .override_global("FILTER_REASONS", &filter_reasons[..], true)
             .map_max_entries("EVENTS", options.ring_bytes)
+            .map_max_entries(TRANSITIONS, options.transition_ring_bytes)
             .override_global("BUCKET_MASK", &bucket_mask, true)
             .map_max_entries("SOCKETS", buckets)
             .map_max_entries("RECORDS", buckets * limits::WAYS)
@@ -500,6 +516,18 @@ impl Probes {
         })
     }
 
+    /// Takes the ring buffer of transitions out; it has one reader.
+    ///
+    /// # Errors
+    /// If it was taken before, or there are too many open files.
+    pub fn take_transitions(&mut self) -> Result<TransitionRing, ProbeError> {
+        let Some(Map::RingBuf(map)) = self.ebpf.take_map(TRANSITIONS) else {
+            return Err(ProbeError::Mismatch { name: TRANSITIONS });
+        };
+        let map = map.fd().as_fd().try_clone_to_owned().map_err(ProbeError::Files)?;
+        Ok(TransitionRing { map, ring: None })
+    }
+
     /// Takes the table of open connections out.
     ///
     /// # Errors
@@ -547,6 +575,9 @@ impl Probes {
             .fd()
             .and_then(|fd| Ok(fd.try_clone()?))
             .map_err(|error| program_error(STATE_HOOK, error))?;
+        let sees_returns = |name: &str| [connects::PROGRAM, syscalls::EXIT].contains(&name);
+        let mut returning = self.programs()?;
+        returning.retain(|(name, _)| sees_returns(name));
         Ok(KernelCounters {
             counts: PerCpuArray::try_from(counts).map_err(|source| ProbeError::Map {
                 name: "COUNTERS",
@@ -558,7 +589,46 @@ impl Probes {
             })?,
             program,
             missed: AtomicU64::new(0),
+            returning: returning.into_iter().map(|(_, program)| program).collect(),
+            missed_returns: AtomicU64::new(0),
         })
+    }
+}
+
+/// The ring buffer of transitions. In the agent's memory only while it is looked at: most often nobody wants them.
+pub struct TransitionRing {
+    map: OwnedFd,
+    ring: Option<RingBuf<MapData>>,
+}
+
+impl TransitionRing {
+    /// What the programs wrote.
+    ///
+    /// # Errors
+    /// If it cannot be mapped into memory.
+    pub fn open(&mut self) -> Result<&mut RingBuf<MapData>, ProbeError> {
+        let unmapped = |source| ProbeError::Map {
+            name: TRANSITIONS,
+            source,
+        };
+        if self.ring.is_none() {
+            let map = self.map.try_clone().map_err(ProbeError::Files)?;
+            let map = MapData::from_fd(map).map_err(unmapped)?;
+            self.ring = Some(RingBuf::try_from(Map::RingBuf(map)).map_err(unmapped)?);
+        }
+        self.ring
+            .as_mut()
+            .ok_or(ProbeError::Mismatch { name: TRANSITIONS })
+    }
+
+    /// Gives the memory back; what was not taken stays.
+    pub fn close(&mut self) {
+        self.ring = None;
+    }
+
+    /// Whether it is in memory.
+    pub fn is_open(&self) -> bool {
+        self.ring.is_some()
     }
 }
 

@@ -12,16 +12,18 @@ use std::{
 
 use anyhow::Context;
 use aya::maps::{MapData, RingBuf};
-use holdfast_agent_ebpf::event::{ConnectionRecord, flag};
+use holdfast_agent_ebpf::event::{ConnectionRecord, Transition, flag};
 
 use crate::{
     batch::Batcher,
     clock::{self, Clock},
     controls::Shown,
     counters::{Counters, RowsByNetns},
+    probes::TransitionRing,
     seeds::Seeds,
     spool::{Sealed, Spool},
     table::Table,
+    transitions::TransitionBatcher,
     workloads::Workloads,
 };
 
@@ -48,6 +50,9 @@ const SUBMIT_MARGIN_NS: u64 = 50_000_000;
 /// Records that are taken at one go before batches are looked after.
 const DRAIN_RECORDS: usize = 65_536;
 
+/// So long after transitions were streamed their ring is still looked at.
+const STREAM_END: Duration = Duration::from_secs(1);
+
 /// What the ring keeps beside each record (BPF_RINGBUF_HDR_SZ, include/uapi/linux/bpf.h).
 const HEADER_BYTES: usize = 8;
 
@@ -64,6 +69,7 @@ impl Drain {
     /// If the system gives no thread.
     pub fn start(
         ring: RingBuf<MapData>,
+        transitions: TransitionRing,
         table: Arc<Table>,
         shown: Arc<Shown>,
         mut intake: Intake,
@@ -72,6 +78,9 @@ impl Drain {
         let stopped = Arc::clone(&stop);
         let mut source = Source {
             ring,
+            transitions,
+            streamed: None,
+            is_broken: false,
             table,
             shown,
             swept: Duration::ZERO,
@@ -86,13 +95,16 @@ impl Drain {
                 loop {
                     // Asked before the last drain: what the kernel wrote until then is still taken.
                     let last = stopped.load(Ordering::Acquire);
-                    if source.drain(&mut intake, started.elapsed()) == DRAIN_RECORDS {
+                    let records = source.drain(&mut intake, started.elapsed());
+                    let transitions = source.drain_transitions(&mut intake, started.elapsed());
+                    if records == DRAIN_RECORDS || transitions == DRAIN_RECORDS {
                         continue;
                     }
                     source.sweep(&mut intake, started.elapsed());
                     if last {
                         source.announce(&mut intake, Duration::ZERO, started.elapsed());
                         intake.seal();
+                        intake.seal_transitions();
                         return;
                     }
                     thread::sleep(TICK);
@@ -114,6 +126,11 @@ impl Drain {
 /// Where records come from.
 struct Source {
     ring: RingBuf<MapData>,
+    transitions: TransitionRing,
+    /// When transitions were wanted last; `None`: never, or long ago.
+    streamed: Option<Duration>,
+    /// It was said that their ring cannot be read.
+    is_broken: bool,
     /// Where connections that stay open are announced from.
     table: Arc<Table>,
     /// Which of them the filter lets pass: the others stay unannounced, and are hidden by the programs at their end.
@@ -144,6 +161,45 @@ impl Source {
         intake.tick(now);
         if taken < DRAIN_RECORDS {
             intake.taken_until(began_ns.saturating_sub(SUBMIT_MARGIN_NS), self.announced_ns);
+        }
+        taken
+    }
+
+    /// Takes the transitions that there are, likewise, while they are streamed and a moment longer: a program that runs
+    /// goes on with what it was told.
+    fn drain_transitions(&mut self, intake: &mut Intake, now: Duration) -> usize {
+        if self.shown.transitions() {
+            self.streamed = Some(now);
+        }
+        let Some(streamed) = self.streamed else {
+            return 0;
+        };
+        let ring = match self.transitions.open() {
+            Ok(ring) => ring,
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_broken, true) {
+                    tracing::error!(
+                        "transitions are streamed, and cannot be taken: {:#}",
+                        anyhow::Error::new(error)
+                    );
+                }
+                return 0;
+            }
+        };
+        let clock = Clock::read();
+        let mut taken = 0;
+        while taken < DRAIN_RECORDS {
+            let Some(item) = ring.next() else { break };
+            taken += 1;
+            match Transition::from_bytes(&item) {
+                Some(transition) => intake.take_transition(transition, clock, now),
+                None => intake.counters.malformed_transition(),
+            }
+        }
+        intake.tick_transitions(now);
+        if taken == 0 && now.saturating_sub(streamed) >= STREAM_END {
+            self.transitions.close();
+            self.streamed = None;
         }
         taken
     }
@@ -179,12 +235,15 @@ impl Source {
 /// What stands between the ring and the spool. The times are arguments.
 pub struct Intake {
     batcher: Batcher,
+    /// `None`: transitions are discarded as dropped.
+    transitions: Option<TransitionBatcher>,
     /// Who owns what is older than the agent.
     seeds: Arc<Seeds>,
     spool: Arc<Spool>,
     counters: Arc<Counters>,
     /// Rows taken and not counted yet: counting goes through a lock, so it is done once a batch or a drain.
     uncounted: RowsByNetns,
+    uncounted_transitions: RowsByNetns,
     /// Who knows the cgroups; `None`: nobody.
     workloads: Option<Arc<Workloads>>,
     /// The last one that was asked for, of which process, and what it is called.
@@ -196,13 +255,21 @@ impl Intake {
     pub fn new(batcher: Batcher, seeds: Arc<Seeds>, spool: Arc<Spool>, counters: Arc<Counters>) -> Self {
         Self {
             batcher,
+            transitions: None,
             seeds,
             spool,
             counters,
             uncounted: RowsByNetns::new(),
+            uncounted_transitions: RowsByNetns::new(),
             workloads: None,
             located: (0, 0, 0),
         }
+    }
+
+    /// Takes transitions too.
+    pub fn with_transitions(mut self, batcher: TransitionBatcher) -> Self {
+        self.transitions = Some(batcher);
+        self
     }
 
     /// Has the cgroups of records found while their processes are there.
@@ -212,23 +279,54 @@ impl Intake {
     }
 
     /// Says which cgroup a record is of, where the kernel side alone cannot, and looks it up if it is new.
-    fn locate(&mut self, record: &mut ConnectionRecord) {
+    fn locate(&mut self, cgroup_id: &mut u64, pid: u32) {
         let Some(workloads) = &self.workloads else { return };
-        let (cgroup_id, pid, id) = self.located;
+        let (last_cgroup_id, last_pid, id) = self.located;
         // The record before is most often of the same process.
-        if (cgroup_id, pid) == (record.cgroup_id, record.pid) {
-            record.cgroup_id = id;
+        if (last_cgroup_id, last_pid) == (*cgroup_id, pid) {
+            *cgroup_id = id;
             return;
         }
-        let id = workloads.locate(record.cgroup_id, record.pid);
-        self.located = (record.cgroup_id, record.pid, id);
-        record.cgroup_id = id;
+        let id = workloads.locate(*cgroup_id, pid);
+        self.located = (*cgroup_id, pid, id);
+        *cgroup_id = id;
+    }
+
+    /// Takes a transition at the monotonic time `now`, and hands the batch on that it filled.
+    pub fn take_transition(&mut self, mut transition: Transition, clock: Clock, now: Duration) {
+        self.locate(&mut transition.cgroup_id, transition.pid);
+        let Some(batcher) = &mut self.transitions else {
+            return self.counters.malformed_transition();
+        };
+        let rows = self.uncounted_transitions.entry(transition.netns).or_default();
+        rows.add(true);
+        let sealed = batcher.push(&transition, clock, now);
+        self.hand_on_transitions(sealed);
+    }
+
+    /// Counts the transitions that were taken, and hands the batch on that is old enough at the monotonic time `now`.
+    pub fn tick_transitions(&mut self, now: Duration) {
+        let sealed = self.transitions.as_mut().and_then(|batcher| batcher.tick(now));
+        self.count_transitions();
+        self.hand_on_transitions(sealed);
+    }
+
+    fn hand_on_transitions(&mut self, sealed: Option<(Sealed, RowsByNetns)>) {
+        if let Some((sealed, rows)) = sealed {
+            self.count_transitions();
+            self.spool.append(sealed, rows);
+        }
+    }
+
+    fn count_transitions(&mut self) {
+        self.counters
+            .received_transitions(&std::mem::take(&mut self.uncounted_transitions));
     }
 
     /// Takes a record at the monotonic time `now`, and hands the batch on that it filled.
     pub fn take(&mut self, mut record: ConnectionRecord, clock: Clock, now: Duration) {
         self.seeds.complete(&mut record);
-        self.locate(&mut record);
+        self.locate(&mut record.cgroup_id, record.pid);
         self.add(&record, clock, now);
     }
 
@@ -250,7 +348,7 @@ impl Intake {
     /// Takes the first record of a connection that stays open, and hands the batch on that it filled.
     pub fn announce(&mut self, mut record: ConnectionRecord, clock: Clock, now: Duration) {
         self.seeds.complete(&mut record);
-        self.locate(&mut record);
+        self.locate(&mut record.cgroup_id, record.pid);
         self.add(&record, clock, now);
     }
 
@@ -265,6 +363,12 @@ impl Intake {
     pub fn seal(&mut self) {
         let sealed = self.batcher.seal();
         self.hand_on(sealed);
+    }
+
+    /// Seals what is left of the transitions.
+    pub fn seal_transitions(&mut self) {
+        let sealed = self.transitions.as_mut().and_then(TransitionBatcher::seal);
+        self.hand_on_transitions(sealed);
     }
 
     fn hand_on(&mut self, sealed: Option<(Sealed, RowsByNetns)>) {

@@ -14,6 +14,7 @@ use crate::{
     cause::local_cause,
     clock::Clock,
     counters::RowsByNetns,
+    network::Queues,
     outcome::{close_reason, outcome},
 };
 
@@ -32,6 +33,7 @@ pub struct ConnectionRows {
     attribution: Vec<u8>,
     flags: Vec<u8>,
     local_cause: Vec<u8>,
+    streamed: Vec<u8>,
     processes: Dictionary<ProcessKey>,
     paths: Dictionary<PathKey>,
     addresses: Dictionary<[u8; 16]>,
@@ -45,11 +47,11 @@ pub struct ConnectionRows {
 const ROW_BYTES: usize = 96;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct ProcessKey {
-    pid: u32,
-    netns: u32,
-    cgroup_id: u64,
-    comm: [u8; 16],
+pub(crate) struct ProcessKey {
+    pub(crate) pid: u32,
+    pub(crate) netns: u32,
+    pub(crate) cgroup_id: u64,
+    pub(crate) comm: [u8; 16],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -192,10 +194,15 @@ impl ConnectionRows {
         self.attribution.push(record.attribution);
         self.flags.push(wire_flags(record.flags));
         self.local_cause.push(local_cause(record) as u8);
+        self.streamed.push(record.streamed);
+        columns.accept_wait.push(record.accept_wait);
     }
 
     /// The finished columns.
-    pub fn finish(self) -> ConnectionColumns {
+    pub fn finish(mut self) -> ConnectionColumns {
+        if self.columns.accept_wait.iter().all(|&wait| wait == 0) {
+            self.columns.accept_wait.clear();
+        }
         ConnectionColumns {
             syn_retransmits: self.syn_retransmits.into(),
             error: self.error.into(),
@@ -205,13 +212,19 @@ impl ConnectionRows {
             attribution: self.attribution.into(),
             flags: self.flags.into(),
             local_cause: self.local_cause.into(),
+            // Most batches have none.
+            streamed: if self.streamed.iter().all(|&steps| steps == 0) {
+                Vec::new().into()
+            } else {
+                self.streamed.into()
+            },
             ..self.columns
         }
     }
 }
 
 /// A listener as a survey found it.
-pub fn listener(report: &SocketReport) -> Listener {
+pub fn listener(report: &SocketReport, namespace: Option<Queues>) -> Listener {
     let record = &report.record;
     Listener {
         cookie: record.cookie,
@@ -228,6 +241,8 @@ pub fn listener(report: &SocketReport) -> Listener {
         backlog: report.backlog,
         backlog_limit: report.backlog_limit,
         drops: report.drops,
+        namespace_overflows: namespace.map(|queues| queues.overflows),
+        namespace_drops: namespace.map(|queues| queues.drops),
     }
 }
 
@@ -275,7 +290,7 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 }
 
 /// Numbers the distinct values of a batch in order of first use. The value before is often the value again.
-struct Dictionary<K> {
+pub(crate) struct Dictionary<K> {
     indexes: FxHashMap<K, u32>,
     last: Option<(K, u32)>,
 }
@@ -290,7 +305,7 @@ impl<K> Default for Dictionary<K> {
 }
 
 impl<K: Copy + Eq + Hash> Dictionary<K> {
-    fn index(&mut self, key: K, on_new: impl FnOnce()) -> u32 {
+    pub(crate) fn index(&mut self, key: K, on_new: impl FnOnce()) -> u32 {
         if let Some((last, index)) = self.last
             && last == key
         {

@@ -99,7 +99,7 @@ struct Entry {
 impl Workloads {
     /// With the node's rules; cgroups as this machine has them.
     pub fn of_this_machine(rules: Vec<Rule>) -> Self {
-        let root = mount_of_v2(&fs::read_to_string("/proc/self/mounts").unwrap_or_default());
+        let root = root_of_v2();
         Self::new(rules, PathBuf::from("/proc"), root)
     }
 
@@ -337,7 +337,12 @@ fn path_in_v1(text: &str) -> Option<&str> {
     paths.filter(|path| *path != "/").max_by_key(|path| says(path))
 }
 
-/// Where cgroups of version 2 are mounted, by /proc/self/mounts.
+/// Where cgroups of version 2 are mounted; `None`: nowhere.
+pub(crate) fn root_of_v2() -> Option<PathBuf> {
+    mount_of_v2(&fs::read_to_string("/proc/self/mounts").ok()?)
+}
+
+/// The same, by what /proc/self/mounts says.
 fn mount_of_v2(mounts: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let mut words = line.split(' ').skip(1);

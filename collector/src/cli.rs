@@ -22,6 +22,7 @@ mod sql;
 mod syscalls;
 mod table;
 mod test;
+mod transitions;
 mod verdicts;
 
 use std::io;
@@ -44,6 +45,7 @@ Examples:
   holdfast ledger                                  whether every row is somewhere
   holdfast connections --follow                    connections as they are stored
   holdfast connections --open                      what is open now, attempts that wait included
+  holdfast transitions --follow                    changes of TCP state as they happen, where they are streamed
   holdfast listeners                               who listens, and whose queue is full
   holdfast causes                                  why attempts failed or were slow
   holdfast connections --where 'outcome = \"refused\"' --last 5m
@@ -65,6 +67,7 @@ enum Command {
     Nodes(nodes::Args),
     Ledger(ledger::Args),
     Connections(connections::Args),
+    Transitions(transitions::Args),
     Listeners(listeners::Args),
     Causes(causes::Args),
     Syscalls(syscalls::Args),
@@ -124,6 +127,7 @@ pub fn run() -> ExitCode {
         Command::Nodes(args) => client::block_on(nodes::run(args)),
         Command::Ledger(args) => client::block_on(ledger::run(args)),
         Command::Connections(args) => client::block_on(connections::run(args)),
+        Command::Transitions(args) => client::block_on(transitions::run(args)),
         Command::Listeners(args) => client::block_on(listeners::run(args)),
         Command::Causes(args) => client::block_on(causes::run(args)),
         Command::Syscalls(args) => client::block_on(syscalls::run(args)),

@@ -741,7 +741,7 @@ mod tests {
             (
                 "gap=1d",
                 "there is no table `gap`; the tables are connections, connections_1m, gaps, nodes, agent_samples, ledger, \
-                 open_connections, listeners, refused_batches, syscalls, overhead, namespaces, peers, probe_reports, cgroups, \
+                 open_connections, listeners, refused_batches, syscalls, transitions, overhead, namespaces, peers, probe_reports, cgroups, \
                  verdicts, runs, \
                  load_samples, attempt_causes",
             ),

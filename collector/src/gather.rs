@@ -34,6 +34,7 @@ use crate::health::Health;
 use crate::ingest::agent::Agent;
 use crate::ingest::decode::{
     self, AgentSample, Cgroups, Connections, Listeners, Namespaces, OpenConnections, Peers, Rows, Syscalls,
+    Transitions,
 };
 use crate::metrics::{Metrics, refusal};
 use crate::quarantine::{self, Quarantine, RefusedName};
@@ -105,6 +106,10 @@ pub enum Content {
         batch: BatchName,
         columns: Box<Syscalls>,
     },
+    Transitions {
+        batch: BatchName,
+        columns: Box<Transitions>,
+    },
     Overhead {
         batch: BatchName,
         intervals: Vec<Overhead>,
@@ -135,6 +140,7 @@ impl Content {
             Rows::Connections(columns) => Self::Connections { batch, columns },
             Rows::Gaps(gaps) => Self::Gaps { batch, gaps },
             Rows::Syscalls(columns) => Self::Syscalls { batch, columns },
+            Rows::Transitions(columns) => Self::Transitions { batch, columns },
             Rows::OpenConnections(look) => Self::OpenConnections { batch, look },
             Rows::Listeners(look) => Self::Listeners { batch, look },
             Rows::Overhead(intervals) => Self::Overhead { batch, intervals },
@@ -154,6 +160,7 @@ impl Content {
             Self::Peers { look, .. } => look.peers.len(),
             Self::Cgroups { look, .. } => look.cgroups.len(),
             Self::Syscalls { columns, .. } => columns.rows,
+            Self::Transitions { columns, .. } => columns.rows,
             Self::Overhead { intervals, .. } => intervals.len(),
             Self::Ledger { counters, .. } => counters.len(),
             Self::Sample { .. } | Self::Session { .. } => 1,
@@ -170,6 +177,7 @@ impl Content {
             Self::Peers { look, .. } => look.heap_bytes(),
             Self::Cgroups { look, .. } => look.heap_bytes(),
             Self::Syscalls { columns, .. } => columns.heap_bytes(),
+            Self::Transitions { columns, .. } => columns.heap_bytes(),
             Self::Overhead { intervals, .. } => decode::overhead_bytes(intervals),
             Self::Ledger { counters, .. } => counters.len() * size_of::<StreamCounters>(),
             Self::Sample { .. } | Self::Session { .. } => 0,
@@ -653,6 +661,7 @@ fn token(table: &str, parcels: &[Parcel]) -> String {
                 | Content::Namespaces { batch, .. }
                 | Content::Peers { batch, .. }
                 | Content::Cgroups { batch, .. }
+                | Content::Transitions { batch, .. }
                 | Content::Syscalls { batch, .. } => (batch.epoch, batch.sequence),
                 Content::Ledger {
                     epoch,

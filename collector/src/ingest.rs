@@ -52,7 +52,7 @@ use reports::Reports;
 pub const BATCHES_IN_FLIGHT: u32 = 256;
 
 /// The streams that batches are of.
-const STREAMS: [RowStream; 9] = [
+const STREAMS: [RowStream; 10] = [
     RowStream::Connections,
     RowStream::Gaps,
     RowStream::Syscalls,
@@ -62,6 +62,7 @@ const STREAMS: [RowStream; 9] = [
     RowStream::Namespaces,
     RowStream::Peers,
     RowStream::Cgroups,
+    RowStream::Transitions,
 ];
 
 /// How long the batches of an agent's former connection may take to be settled: longer than the store takes to come

@@ -11,8 +11,8 @@ use holdfast_proto::v1::query_server::Query as QueryService;
 use holdfast_proto::v1::{
     CausesRequest, CheckRequest, Chunk, ConnectionsRequest, ExplainRequest, LedgerRequest, ListenersRequest,
     LoadMessage, NodesRequest, OverheadRequest, ProbesRequest, RunUpdate, RunsRequest, SetProbesRequest,
-    SetProbesResponse, SqlRequest, StopRunRequest, StopRunResponse, SyscallsRequest, VerdictsRequest,
-    load_message,
+    SetProbesResponse, SqlRequest, StopRunRequest, StopRunResponse, SyscallsRequest, TransitionsRequest,
+    VerdictsRequest, load_message,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
@@ -66,6 +66,7 @@ type Updates = Pin<Box<dyn Stream<Item = Result<RunUpdate, Status>> + Send>>;
 impl QueryService for Questions {
     type SqlStream = Answer;
     type ConnectionsStream = Answer;
+    type TransitionsStream = Answer;
     type CausesStream = Answer;
     type ListenersStream = Answer;
     type NodesStream = Answer;
@@ -128,6 +129,33 @@ impl QueryService for Questions {
             ));
         }
         self.ask(questions::connections(
+            filter.as_ref(),
+            self.clock.now_ns().saturating_sub(last_ns),
+            limit,
+        ))
+        .await
+    }
+
+    async fn transitions(&self, request: Request<TransitionsRequest>) -> Result<Response<Answer>, Status> {
+        self.metrics.queried("transitions");
+        let TransitionsRequest {
+            filter,
+            last_ns,
+            follow,
+            limit,
+        } = request.into_inner();
+        let filter = filter_of(&filter, schema::transitions())?;
+        let last_ns = i64::try_from(last_ns).unwrap_or(i64::MAX);
+        if follow {
+            let follower = Follower::of_transitions(filter.as_ref(), self.clock.now_ns(), last_ns, limit);
+            return Ok(self.follow(follower));
+        }
+        if last_ns == 0 {
+            return Err(Status::invalid_argument(
+                "how far back? `last` is zero, which needs `follow`",
+            ));
+        }
+        self.ask(questions::transitions(
             filter.as_ref(),
             self.clock.now_ns().saturating_sub(last_ns),
             limit,

@@ -16,10 +16,13 @@ use holdfast_agent_ebpf::{
     limits::COMM_BYTES,
 };
 
-use crate::syscalls::Mode;
+use crate::{config::Netns, syscalls::Mode, workloads::root_of_v2};
 
 /// Takes a filter away, or switches a stream on.
 const ANY: &str = "any";
+
+/// Streams every transition.
+const ALL_TRANSITIONS: &str = "all";
 
 /// What is watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,10 +33,30 @@ pub struct Settings {
     /// Whether looks at what is open are reported.
     pub open_connections: bool,
     pub listeners: bool,
-    ports: Values<u16>,
+    pub transitions: Transitions,
+    shown: Selection,
+}
+
+/// Whose connections something is about: those that fit every kind of which there are values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selection {
+    ports: Values<Port>,
     addresses: Values<Net>,
     cgroups: Values<Cgroup>,
     processes: Values<Process>,
+    namespaces: Values<Namespace>,
+}
+
+/// Which transitions are streamed, of what the filters show.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Transitions {
+    /// None: the record of a connection tells them, once it is closed.
+    #[default]
+    Closed,
+    /// Every one.
+    All,
+    /// Those of some.
+    Of(Box<Selection>),
 }
 
 /// A setting that a collector can name.
@@ -43,20 +66,24 @@ pub enum Key {
     Addresses,
     Cgroups,
     Processes,
+    Namespaces,
     Connections,
     Syscalls,
+    Transitions,
     OpenConnections,
     Listeners,
 }
 
 impl Key {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Ports,
         Self::Addresses,
         Self::Cgroups,
         Self::Processes,
+        Self::Namespaces,
         Self::Connections,
         Self::Syscalls,
+        Self::Transitions,
         Self::OpenConnections,
         Self::Listeners,
     ];
@@ -67,8 +94,10 @@ impl Key {
             Self::Addresses => "addresses",
             Self::Cgroups => "cgroups",
             Self::Processes => "processes",
+            Self::Namespaces => "namespaces",
             Self::Connections => "connections",
             Self::Syscalls => "syscalls",
+            Self::Transitions => "transitions",
             Self::OpenConnections => "open-connections",
             Self::Listeners => "listeners",
         }
@@ -77,9 +106,10 @@ impl Key {
     /// What the node's configuration calls the permission to change it.
     fn permission(self) -> &'static str {
         match self {
-            Self::Ports | Self::Addresses | Self::Cgroups | Self::Processes => "filters",
+            Self::Ports | Self::Addresses | Self::Cgroups | Self::Processes | Self::Namespaces => "filters",
             Self::Connections => "connections",
             Self::Syscalls => "syscalls",
+            Self::Transitions => "transitions",
             Self::OpenConnections | Self::Listeners => "streams",
         }
     }
@@ -102,6 +132,7 @@ impl FromStr for Key {
 pub struct Allowed {
     filters: bool,
     streams: bool,
+    transitions: bool,
     /// One connection in so many at the most; `None`: it may not be changed.
     connections: Option<NonZeroU32>,
     /// What costs most of what may be asked for; `None`: it may not be changed.
@@ -118,7 +149,8 @@ impl Allowed {
     fn check(&self, key: Key) -> Result<(), String> {
         let permission = key.permission();
         let is_allowed = match key {
-            Key::Ports | Key::Addresses | Key::Cgroups | Key::Processes => self.filters,
+            Key::Ports | Key::Addresses | Key::Cgroups | Key::Processes | Key::Namespaces => self.filters,
+            Key::Transitions => self.transitions,
             Key::OpenConnections | Key::Listeners => self.streams,
             Key::Connections => self.connections.is_some(),
             Key::Syscalls => self.syscalls.is_some(),
@@ -171,12 +203,14 @@ impl FromStr for Allowed {
                     allowed = Self {
                         filters: true,
                         streams: true,
+                        transitions: true,
                         connections: Some(NonZeroU32::MAX),
                         syscalls: Some(Mode::Full),
                     };
                 }
                 None if part == "filters" => allowed.filters = true,
                 None if part == "streams" => allowed.streams = true,
+                None if part == "transitions" => allowed.transitions = true,
                 None if part == "connections" => allowed.connections = Some(NonZeroU32::MAX),
                 None if part == "syscalls" => allowed.syscalls = Some(Mode::Full),
                 Some(("connections", most)) => {
@@ -188,7 +222,8 @@ impl FromStr for Allowed {
                 Some(("syscalls", most)) => allowed.syscalls = Some(most.parse()?),
                 _ => {
                     return Err(format!(
-                        "{part:?} is none of none, all, filters, streams, connections[=N] and syscalls[=MODE]"
+                        "{part:?} is none of none, all, filters, streams, transitions, connections[=N] and \
+                         syscalls[=MODE]"
                     ));
                 }
             }
@@ -263,10 +298,63 @@ impl<T> Values<T> {
 }
 
 /// A port as a value of a filter.
-fn port(text: &str) -> Result<u16, String> {
-    match text.parse() {
-        Ok(port) if port != 0 => Ok(port),
-        _ => Err(format!("{text:?} is no port")),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Port(u16);
+
+impl FromStr for Port {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(port) if port != 0 => Ok(Self(port)),
+            _ => Err(format!("{text:?} is no port")),
+        }
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(out)
+    }
+}
+
+/// A network namespace by its inode, and by its name if it was given so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Namespace {
+    inode: u32,
+    name: Option<String>,
+}
+
+impl FromStr for Namespace {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(0) => return Err("0 is no network namespace".to_owned()),
+            Ok(inode) => return Ok(Self { inode, name: None }),
+            Err(_) => {}
+        }
+        if text.is_empty() || text.starts_with('.') || text.contains('/') {
+            return Err(format!(
+                "{text:?} is no network namespace: write its inode, or its name in /run/netns"
+            ));
+        }
+        match format!("/run/netns/{text}").parse() {
+            Ok(Netns::Only(inode)) => Ok(Self {
+                inode,
+                name: Some(text.to_owned()),
+            }),
+            Ok(Netns::All) | Err(_) => Err(format!("there is no network namespace {text:?} in /run/netns")),
+        }
+    }
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => out.write_str(name),
+            None => self.inode.fmt(out),
+        }
     }
 }
 
@@ -392,8 +480,8 @@ impl FromStr for Cgroup {
                 "{text:?} is no path of a cgroup: write it from the root, without . and .."
             ));
         }
-        let root = root_of_cgroups().ok_or("this machine has no cgroups of version 2")?;
-        let folder = Path::new(&root).join(below);
+        let root = root_of_v2().ok_or("this machine has no cgroups of version 2")?;
+        let folder = root.join(below);
         let absent = |error: &dyn fmt::Display| {
             let folder = folder.display();
             format!("there is no cgroup {text:?} on this node ({folder}: {error})")
@@ -420,16 +508,6 @@ impl fmt::Display for Cgroup {
             None => self.id.fmt(out),
         }
     }
-}
-
-/// Where cgroups of version 2 are mounted.
-fn root_of_cgroups() -> Option<String> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
-    mounts.lines().find_map(|line| {
-        let mut words = line.split(' ').skip(1);
-        let place = words.next()?;
-        (words.next()? == "cgroup2").then(|| place.to_owned())
-    })
 }
 
 /// A process by its id, or processes by their command name.
@@ -466,18 +544,135 @@ impl fmt::Display for Process {
     }
 }
 
+impl Selection {
+    const EVERYTHING: Self = Self {
+        ports: Values::Any,
+        addresses: Values::Any,
+        cgroups: Values::Any,
+        processes: Values::Any,
+        namespaces: Values::Any,
+    };
+
+    /// Sets one kind of values; `None` if the key is of another setting.
+    fn set(&mut self, key: Key, value: &str) -> Option<Result<(), String>> {
+        fn set<T: FromStr<Err = String>>(values: &mut Values<T>, text: &str) -> Result<(), String> {
+            text.parse().map(|parsed| *values = parsed)
+        }
+        Some(match key {
+            Key::Ports => set(&mut self.ports, value),
+            Key::Addresses => set(&mut self.addresses, value),
+            Key::Cgroups => set(&mut self.cgroups, value),
+            Key::Processes => set(&mut self.processes, value),
+            Key::Namespaces => set(&mut self.namespaces, value),
+            Key::Connections | Key::Syscalls | Key::Transitions | Key::OpenConnections | Key::Listeners => {
+                return None;
+            }
+        })
+    }
+
+    /// Every kind as it is written.
+    fn texts(&self) -> [(Key, String); 5] {
+        [
+            (Key::Ports, self.ports.to_string()),
+            (Key::Addresses, self.addresses.to_string()),
+            (Key::Cgroups, self.cgroups.to_string()),
+            (Key::Processes, self.processes.to_string()),
+            (Key::Namespaces, self.namespaces.to_string()),
+        ]
+    }
+
+    /// As the programs know it.
+    fn filter(&self) -> Filter {
+        let mut filter = Filter {
+            port: self.ports.choice(),
+            network: self.addresses.choice(),
+            cgroup: self.cgroups.choice(),
+            process: self.processes.choice(),
+            namespace: self.namespaces.choice(),
+            ..Filter::NONE
+        };
+        for (place, port) in filter.ports.iter_mut().zip(self.ports.values()) {
+            *place = port.0;
+        }
+        for (place, net) in filter.networks.iter_mut().zip(self.addresses.values()) {
+            *place = net.network();
+        }
+        for (place, cgroup) in filter.cgroups.iter_mut().zip(self.cgroups.values()) {
+            *place = cgroup.id;
+        }
+        for (place, namespace) in filter.namespaces.iter_mut().zip(self.namespaces.values()) {
+            *place = namespace.inode;
+        }
+        for (place, process) in self.processes.values().iter().enumerate() {
+            match process {
+                Process::Id(id) => filter.pids[place] = *id,
+                Process::Name(name) => {
+                    let mut comm = [0; COMM_BYTES];
+                    comm[..name.len()].copy_from_slice(name.as_bytes());
+                    filter.comms[place] = words(&comm);
+                }
+            }
+        }
+        filter
+    }
+}
+
+impl FromStr for Transitions {
+    type Err = String;
+
+    /// `closed`, `all`, or whose: `ports=5432;processes=nginx`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "closed" => return Ok(Self::Closed),
+            ALL_TRANSITIONS => return Ok(Self::All),
+            _ => {}
+        }
+        let mut selection = Selection::EVERYTHING;
+        for part in text.split(';').map(str::trim).filter(|part| !part.is_empty()) {
+            let set = part.split_once('=').and_then(|(name, value)| {
+                let key = name.trim().parse().ok()?;
+                selection.set(key, value.trim())
+            });
+            set.unwrap_or_else(|| {
+                Err(format!(
+                    "{part:?} is neither closed, nor all, nor whose transitions: write ports=, addresses=, cgroups=, \
+                     processes= or namespaces=, several separated by semicolons"
+                ))
+            })?;
+        }
+        if selection == Selection::EVERYTHING {
+            return Err(format!("{text:?} says nobody's transitions: write closed or all"));
+        }
+        Ok(Self::Of(Box::new(selection)))
+    }
+}
+
+impl fmt::Display for Transitions {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => out.write_str("closed"),
+            Self::All => out.write_str(ALL_TRANSITIONS),
+            Self::Of(selection) => {
+                let parts = selection.texts().into_iter().filter(|(_, text)| text != ANY);
+                let parts: Vec<_> = parts
+                    .map(|(key, text)| format!("{}={text}", key.name()))
+                    .collect();
+                out.write_str(&parts.join(";"))
+            }
+        }
+    }
+}
+
 impl Settings {
-    /// Everything, with syscalls in this mode.
-    pub fn everything(syscalls: Mode) -> Self {
+    /// Everything, with syscalls in this mode, and these transitions.
+    pub fn everything(syscalls: Mode, transitions: Transitions) -> Self {
         Self {
             syscalls,
             one_in: NonZeroU32::MIN,
             open_connections: true,
             listeners: true,
-            ports: Values::Any,
-            addresses: Values::Any,
-            cgroups: Values::Any,
-            processes: Values::Any,
+            transitions,
+            shown: Selection::EVERYTHING,
         }
     }
 
@@ -518,18 +713,10 @@ impl Settings {
             _ => Err(format!("{value:?} is neither on nor off")),
         };
         match key {
-            Key::Ports => {
-                // Ports are plain numbers, of which zero is none.
-                let ports: Values<Port> = value.parse()?;
-                self.ports = match ports {
-                    Values::Any => Values::Any,
-                    Values::OneOf(ports) => Values::OneOf(ports.into_iter().map(|port| port.0).collect()),
-                    Values::NoneOf(ports) => Values::NoneOf(ports.into_iter().map(|port| port.0).collect()),
-                };
+            Key::Ports | Key::Addresses | Key::Cgroups | Key::Processes | Key::Namespaces => {
+                return self.shown.set(key, value).unwrap_or(Ok(()));
             }
-            Key::Addresses => self.addresses = value.parse()?,
-            Key::Cgroups => self.cgroups = value.parse()?,
-            Key::Processes => self.processes = value.parse()?,
+            Key::Transitions => self.transitions = value.parse()?,
             Key::Connections => self.one_in = one_in(value)?,
             Key::Syscalls => self.syscalls = value.parse()?,
             Key::OpenConnections => self.open_connections = on(value)?,
@@ -541,64 +728,37 @@ impl Settings {
     /// Every setting as it is written.
     pub fn texts(&self) -> BTreeMap<String, String> {
         let on = |is_on: bool| if is_on { "on" } else { "off" }.to_owned();
-        let text = |key| match key {
-            Key::Ports => self.ports.to_string(),
-            Key::Addresses => self.addresses.to_string(),
-            Key::Cgroups => self.cgroups.to_string(),
-            Key::Processes => self.processes.to_string(),
-            Key::Connections if self.one_in == NonZeroU32::MIN => "all".to_owned(),
-            Key::Connections => format!("1/{}", self.one_in),
-            Key::Syscalls => self.syscalls.to_string(),
-            Key::OpenConnections => on(self.open_connections),
-            Key::Listeners => on(self.listeners),
+        let connections = match self.one_in {
+            NonZeroU32::MIN => "all".to_owned(),
+            one_in => format!("1/{one_in}"),
         };
-        Key::ALL.map(|key| (key.name().to_owned(), text(key))).into()
+        let others = [
+            (Key::Connections, connections),
+            (Key::Syscalls, self.syscalls.to_string()),
+            (Key::Transitions, self.transitions.to_string()),
+            (Key::OpenConnections, on(self.open_connections)),
+            (Key::Listeners, on(self.listeners)),
+        ];
+        let texts = self.shown.texts().into_iter().chain(others);
+        texts.map(|(key, text)| (key.name().to_owned(), text)).collect()
     }
 
-    /// As the programs know it, where one connection in so many is followed.
-    pub fn control(&self, one_in: NonZeroU32) -> Control {
-        let mut filter = Filter {
-            port: self.ports.choice(),
-            network: self.addresses.choice(),
-            cgroup: self.cgroups.choice(),
-            process: self.processes.choice(),
-            ..Filter::NONE
+    /// As the programs know it, where one connection in so many is followed, and transitions are streamed if they may be.
+    pub fn control(&self, one_in: NonZeroU32, may_stream: bool) -> Control {
+        let filter = self.shown.filter();
+        let (streamed, is_streaming) = match &self.transitions {
+            Transitions::Closed => (Filter::NONE, false),
+            Transitions::All => (Filter::NONE, true),
+            Transitions::Of(selection) => (selection.filter(), true),
         };
-        for (place, port) in filter.ports.iter_mut().zip(self.ports.values()) {
-            *place = *port;
-        }
-        for (place, net) in filter.networks.iter_mut().zip(self.addresses.values()) {
-            *place = net.network();
-        }
-        for (place, cgroup) in filter.cgroups.iter_mut().zip(self.cgroups.values()) {
-            *place = cgroup.id;
-        }
-        for (place, process) in self.processes.values().iter().enumerate() {
-            match process {
-                Process::Id(id) => filter.pids[place] = *id,
-                Process::Name(name) => {
-                    let mut comm = [0; COMM_BYTES];
-                    comm[..name.len()].copy_from_slice(name.as_bytes());
-                    filter.comms[place] = words(&comm);
-                }
-            }
-        }
         Control {
             filter,
             largest_followed: ALL / one_in,
             is_filtering: u32::from(filter != Filter::NONE),
+            streamed,
+            is_streaming: u32::from(is_streaming && may_stream),
+            is_selecting: u32::from(streamed != Filter::NONE),
         }
-    }
-}
-
-/// A port, while it is read.
-struct Port(u16);
-
-impl FromStr for Port {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        port(text).map(Self)
     }
 }
 
@@ -627,7 +787,7 @@ mod tests {
     }
 
     fn own() -> Settings {
-        Settings::everything(Mode::Sampled(SAMPLED))
+        Settings::everything(Mode::Sampled(SAMPLED), Transitions::Closed)
     }
 
     fn check(key: &str, value: &str, expected: Result<&str, &str>) {
@@ -656,7 +816,11 @@ mod tests {
             ("processes", "nginx,77"),
             ("connections", "1/16"),
             ("connections", "all"),
+            ("namespaces", "!4026531840"),
             ("syscalls", "sampled=64"),
+            ("transitions", "all"),
+            ("transitions", "closed"),
+            ("transitions", "ports=5432,80;processes=!nginx;namespaces=7"),
             ("open-connections", "off"),
             ("listeners", "on"),
         ] {
@@ -689,6 +853,12 @@ mod tests {
             ("connections", "1/0", "1/16"),
             ("syscalls", "some", "sampled=N"),
             ("listeners", "yes", "neither on nor off"),
+            ("namespaces", "../etc", "write its inode"),
+            ("namespaces", "no-such-namespace", "in /run/netns"),
+            ("transitions", "everything", "nor whose transitions"),
+            ("transitions", "syscalls=off", "nor whose transitions"),
+            ("transitions", "ports=any", "write closed or all"),
+            ("transitions", "ports=http", "no port"),
         ] {
             check(key, value, Err(part));
         }
@@ -721,6 +891,9 @@ mod tests {
         let refused = change("connections=4", "connections", "1/16").expect("refused");
         assert!(refused.contains("at least one connection in 4"), "{refused}");
         assert_eq!(change("connections=16", "connections", "1/16"), None);
+        let refused = change("filters,streams", "transitions", "all").expect("refused");
+        assert!(refused.contains("--control transitions"), "{refused}");
+        assert_eq!(change("transitions", "transitions", "all"), None);
         assert!(change("streams", "connections", "1/2").is_some());
         for bad in ["filter", "syscalls=some", "connections=x", "all=1"] {
             assert!(bad.parse::<Allowed>().is_err(), "{bad}");
@@ -746,7 +919,7 @@ mod tests {
             ("processes", "nginx"),
         ];
         let (settings, _) = own().with(&wanted(&values), &all, true);
-        let filter = settings.control(NonZeroU32::MIN).filter;
+        let filter = settings.control(NonZeroU32::MIN, true).filter;
         let mut record = ConnectionRecord {
             family: 2,
             remote_address: [u32::from_ne_bytes([10, 9, 8, 7]), 0, 0, 0],
@@ -772,6 +945,36 @@ mod tests {
         assert!(filter.passes(&mapped));
         mapped.remote_address[3] = elsewhere.remote_address[0];
         assert!(!filter.passes(&mapped));
-        assert_eq!(own().control(NonZeroU32::MIN), Control::NONE);
+        assert_eq!(own().control(NonZeroU32::MIN, true), Control::NONE);
+    }
+
+    #[test]
+    fn transitions_are_of_those_that_were_asked_for_and_never_beyond_the_budget() {
+        let all = "all".parse().expect("everything is allowed");
+        let control = |value: &str, may_stream| {
+            let (settings, refused) = own().with(&wanted(&[("transitions", value)]), &all, true);
+            assert_eq!(refused, BTreeMap::new());
+            settings.control(NonZeroU32::MIN, may_stream)
+        };
+        let everybody = control("all", true);
+        assert_eq!((everybody.is_streaming, everybody.is_selecting), (1, 0));
+        assert_eq!(control("all", false).is_streaming, 0);
+        assert_eq!(control("closed", true), Control::NONE);
+        let some = control("ports=5432;namespaces=9", true);
+        assert_eq!(
+            (some.is_streaming, some.is_selecting, some.is_filtering),
+            (1, 1, 0)
+        );
+        let record = ConnectionRecord {
+            remote_port: 5_432,
+            netns: 9,
+            ..ConnectionRecord::ZERO
+        };
+        assert!(some.streamed.passes(&record));
+        assert!(!some.streamed.passes(&ConnectionRecord { netns: 8, ..record }));
+        assert!(!some.streamed.passes(&ConnectionRecord {
+            remote_port: 80,
+            ..record
+        }));
     }
 }

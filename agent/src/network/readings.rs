@@ -13,6 +13,8 @@ use holdfast_proto::v1::Namespace;
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::Queues;
+
 /// Addresses of one namespace that are told; a router may have many more.
 const ADDRESSES: usize = 256;
 
@@ -44,6 +46,13 @@ impl Reading {
             )
         };
         news(self) != news(later) || self.addresses != later.addresses
+    }
+
+    pub(super) fn queues(&self) -> Queues {
+        Queues {
+            overflows: self.listen_overflows,
+            drops: self.listen_drops,
+        }
     }
 
     pub(super) fn row(&self, netns: u32) -> Namespace {

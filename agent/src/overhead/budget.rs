@@ -28,14 +28,17 @@ pub enum Step {
     Full,
     /// No system calls are counted.
     SyscallsOff,
+    /// And no transitions are streamed.
+    TransitionsOff,
     /// And of the connections only one in so many is followed.
     Sampled(NonZeroU32),
 }
 
 impl Step {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Full,
         Self::SyscallsOff,
+        Self::TransitionsOff,
         Self::Sampled(SAMPLED[0]),
         Self::Sampled(SAMPLED[1]),
         Self::Sampled(SAMPLED[2]),
@@ -55,6 +58,7 @@ impl fmt::Display for Step {
         match self {
             Self::Full => out.write_str("full"),
             Self::SyscallsOff => out.write_str("syscalls_off"),
+            Self::TransitionsOff => out.write_str("transitions_off"),
             Self::Sampled(one_in) => write!(out, "connections_1_in_{one_in}"),
         }
     }
@@ -64,6 +68,7 @@ impl fmt::Display for Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watched {
     pub syscalls: bool,
+    pub transitions: bool,
 }
 
 /// The budget, and where the agent stands.
@@ -167,6 +172,7 @@ fn gives_up(step: Step, watched: Watched) -> bool {
     match step {
         Step::Full => true,
         Step::SyscallsOff => watched.syscalls,
+        Step::TransitionsOff => watched.transitions,
         Step::Sampled(_) => true,
     }
 }
@@ -177,7 +183,10 @@ mod tests {
 
     use super::*;
 
-    const ALL: Watched = Watched { syscalls: true };
+    const ALL: Watched = Watched {
+        syscalls: true,
+        transitions: false,
+    };
     const INTERVAL: Duration = Duration::from_secs(10);
 
     /// Judges intervals of these shares, and gives the steps that were taken and after how many intervals.
@@ -214,6 +223,27 @@ mod tests {
     }
 
     #[test]
+    fn transitions_go_before_connections() {
+        let watched = Watched {
+            transitions: true,
+            ..ALL
+        };
+        let mut budget = Budget::new(0.01);
+        assert_eq!(
+            steps(&mut budget, watched, [0.02; 6]),
+            named(&[
+                (2, "syscalls_off"),
+                (4, "transitions_off"),
+                (6, "connections_1_in_4")
+            ])
+        );
+        assert_eq!(
+            steps(&mut budget, watched, [0.001; 14]),
+            named(&[(7, "transitions_off"), (14, "syscalls_off")])
+        );
+    }
+
+    #[test]
     fn a_single_interval_over_it_takes_none() {
         let shares = [0.02, 0.005].repeat(20);
         assert_eq!(steps(&mut Budget::new(0.01), ALL, shares), []);
@@ -221,7 +251,10 @@ mod tests {
 
     #[test]
     fn what_is_not_watched_cannot_be_given_up() {
-        let watched = Watched { syscalls: false };
+        let watched = Watched {
+            syscalls: false,
+            transitions: false,
+        };
         let mut budget = Budget::new(0.01);
         assert_eq!(
             steps(&mut budget, watched, [0.02; 2]),

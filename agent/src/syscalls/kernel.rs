@@ -22,8 +22,11 @@ use crate::{
 /// Notes when a measured call begins.
 const ENTER: &str = "sys_enter";
 
+/// Counts a call where it returns.
+pub(crate) const EXIT: &str = "sys_exit";
+
 /// The programs that count, each of the same name as its hook.
-const COUNTING: [&str; 3] = ["sys_exit", "sched_process_exec", "sched_process_exit"];
+const COUNTING: [&str; 3] = [EXIT, "sched_process_exec", "sched_process_exit"];
 
 /// Bytes that the counts of all tallies may take on all CPUs together: on machines with more than 32 CPUs there are
 /// fewer tallies.
@@ -91,7 +94,9 @@ impl Globals {
         let sizes = sizes.unwrap_or(Sizes::none());
         let mut abi = names::abi();
         if !reads_connect {
-            abi[Abi::Connect as usize] = NO_NUMBER;
+            for call in [Abi::Connect, Abi::Accept, Abi::Accept4] {
+                abi[call as usize] = NO_NUMBER;
+            }
         }
         Self {
             sizes,

@@ -28,6 +28,8 @@ pub(super) fn abi() -> [u32; ABI_ENTRIES] {
     set(Abi::Clone, Sysno::clone as u32);
     set(Abi::Clone3, Sysno::clone3 as u32);
     set(Abi::Connect, Sysno::connect as u32);
+    set(Abi::Accept, Sysno::accept as u32);
+    set(Abi::Accept4, Sysno::accept4 as u32);
     #[cfg(target_arch = "x86_64")]
     {
         // arch/x86/entry/syscalls/syscall_32.tbl; TS_COMPAT in arch/x86/include/asm/thread_info.h, set for the time

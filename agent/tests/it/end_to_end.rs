@@ -189,26 +189,34 @@ pub(crate) fn start_agent(url: &str, host: &Host, name: &str, state: &Path) -> P
 }
 
 fn start_agent_with_ring(url: &str, host: &Host, name: &str, state: &Path, ring: &str) -> Program {
+    start_agent_that(url, host, name, state, &["--ring", ring])
+}
+
+/// With further arguments.
+pub(crate) fn start_agent_that(
+    url: &str,
+    host: &Host,
+    name: &str,
+    state: &Path,
+    arguments: &[&str],
+) -> Program {
     let (netns, state) = (host.netns_path(), state.display().to_string());
-    Program::start(
-        "holdfast-agent",
-        &[
-            "run",
-            "--collector",
-            url,
-            "--name",
-            name,
-            "--netns",
-            &netns,
-            "--state",
-            &state,
-            "--ring",
-            ring,
-            // A busy machine is no reason to see less here.
-            "--max-cpu",
-            "off",
-        ],
-    )
+    let mut all = vec![
+        "run",
+        "--collector",
+        url,
+        "--name",
+        name,
+        "--netns",
+        &netns,
+        "--state",
+        &state,
+        // A busy machine is no reason to see less here.
+        "--max-cpu",
+        "off",
+    ];
+    all.extend(arguments);
+    Program::start("holdfast-agent", &all)
 }
 
 /// Waits until a node has said hello, which it does after its programs are attached.

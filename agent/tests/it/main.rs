@@ -5,6 +5,7 @@
     reason = "raw sockets and fork-free system calls that no crate wraps"
 )]
 
+mod accepts;
 mod announce;
 mod attribution;
 mod causes;
@@ -22,6 +23,7 @@ mod probe;
 mod signals;
 mod survey;
 mod syscalls;
+mod transitions;
 mod truth;
 mod watch;
 mod witness;

@@ -121,6 +121,22 @@ impl Oracle {
             .sum();
         same("TCPSynRetrans", again, self.counter("TCPSynRetrans"))?;
 
+        let accepted = self.calls.iter().filter(|call| call.ends_with(": accept = 0"));
+        let is_old = seen.records.iter().any(|record| record.flags & flag::SEEDED != 0);
+        let is_fast = self.calls.iter().any(|call| call.contains("MSG_FASTOPEN"));
+        let waited = passive.iter().filter(|record| record.accept_wait > 0).count();
+        let known = if is_old { 0 } else { accepted.count() };
+        let is_reset = |record: &&&ConnectionRecord| close_reason(record) == CloseReason::ResetByPeer;
+        let reset = passive.iter().filter(is_reset).count();
+        if !is_fast && !(known.saturating_sub(reset)..=known).contains(&waited) {
+            return Err(format!(
+                "{waited} passive ends waited for accept(), {known} were accepted"
+            ));
+        }
+        if let Some(record) = active.iter().find(|record| record.accept_wait > 0) {
+            return Err(format!("an active end that waited for accept(): {record:?}"));
+        }
+
         for attempt in &self.attempts {
             let record = take(&mut active, |record| record.local_port == attempt.port);
             same("outcome", outcome(record), self.expected(attempt))?;
@@ -386,6 +402,10 @@ The process of a record: *exact* is the one that called connect(), and of a pass
 exit ended it, whoever else had it before or has it still. Until then a passive end has the process that called listen()
 (*listener*), with SO_REUSEPORT that of any member of the group. What is older than the agent has an owner from /proc
 (*snapshot*).
+
+How long a passive end waited in its listener's queue (`accept_wait_us`) is told of each that accept() returned, but for those that
+are older than the agent, that the peer had reset by then, and with Fast Open where it may be returned before its handshake has
+ended; of no other.
 
 | situation | the processes' calls | counters that grew, and `ss` | Holdfast |
 |---|---|---|---|

@@ -11,7 +11,7 @@ use holdfast_agent::{
     cause::local_cause,
     clock,
     outcome::{close_reason, outcome},
-    probes::{KernelCounters, KernelCounts, Options, Peers, Probes, recursion_misses},
+    probes::{KernelCounters, KernelCounts, Options, Peers, Probes, TransitionRing, recursion_misses},
     seeds::{Found, Seeds},
     syscalls::Mode,
     table::Table,
@@ -19,7 +19,7 @@ use holdfast_agent::{
 use holdfast_agent_ebpf::{
     control::Control,
     counter::Counter,
-    event::{ConnectionRecord, SocketReport, role, step_state},
+    event::{ConnectionRecord, SocketReport, Transition, role, step_state},
 };
 use holdfast_proto::v1::{CloseReason, LocalCause, Outcome};
 
@@ -34,6 +34,8 @@ pub(crate) struct Watch {
     table: Table,
     pub(crate) peers: Peers,
     records: Vec<ConnectionRecord>,
+    transition_ring: TransitionRing,
+    transitions: Vec<Transition>,
     /// Attached for as long as this lives.
     probes: Probes,
 }
@@ -54,6 +56,7 @@ impl Watch {
             probes.take_table().expect("a table"),
             probes.take_peers().expect("the map of peers"),
         );
+        let transition_ring = probes.take_transitions().expect("a ring of transitions");
         probes.attach().expect("the programs attach");
         Self {
             ring,
@@ -61,6 +64,8 @@ impl Watch {
             table,
             peers,
             records: Vec::new(),
+            transition_ring,
+            transitions: Vec::new(),
             probes,
         }
     }
@@ -105,6 +110,32 @@ impl Watch {
                 .push(ConnectionRecord::from_bytes(&item).expect("a record"));
         }
         &self.records
+    }
+
+    /// Waits until there are so many transitions in all, and gives all that there are.
+    pub(crate) fn wait_for_transitions(&mut self, count: usize) -> Vec<Transition> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let ring = self.transition_ring.open().expect("a ring in memory");
+            while let Some(item) = ring.next() {
+                self.transitions
+                    .push(Transition::from_bytes(&item).expect("a transition"));
+            }
+            if self.transitions.len() >= count {
+                return self.transitions.clone();
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{} of {count} transitions, {:?}",
+                self.transitions.len(),
+                self.counts()
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub(crate) fn forget_transitions(&mut self) {
+        self.transitions.clear();
     }
 
     /// Takes the first records of what is established and was not announced yet.

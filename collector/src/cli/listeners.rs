@@ -13,7 +13,8 @@ use super::table::{Align, BAD, Cell, FAINT};
 /// List who listens, how many wait for accept(), and how many were turned away.
 ///
 /// Each agent looks every 10 seconds; this is its latest look. A queue is full when more wait than its limit:
-/// then the kernel drops what arrives, and clients time out although the port is open.
+/// then the kernel drops what arrives, and clients time out although the port is open. NETNS OVERFLOWS counts that for all
+/// listeners of the network namespace since it began, those that are gone included.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -55,9 +56,10 @@ struct Listener {
     backlog: u32,
     backlog_limit: u32,
     drops: u32,
+    namespace_overflows: Option<u64>,
 }
 
-const COLUMNS: [(&str, Align); 8] = [
+const COLUMNS: [(&str, Align); 9] = [
     ("NODE", Align::Left),
     ("PROCESS", Align::Left),
     ("LISTENS ON", Align::Left),
@@ -65,6 +67,7 @@ const COLUMNS: [(&str, Align); 8] = [
     ("WAITING", Align::Right),
     ("LIMIT", Align::Right),
     ("TURNED AWAY", Align::Right),
+    ("NETNS OVERFLOWS", Align::Right),
     ("SEEN (UTC)", Align::Left),
 ];
 
@@ -85,6 +88,9 @@ impl Listener {
             bad_if(self.backlog > self.backlog_limit, self.backlog),
             self.backlog_limit.to_string().into(),
             bad_if(self.drops > 0, self.drops),
+            self.namespace_overflows
+                .map_or_else(|| "?".to_owned(), |count| count.to_string())
+                .into(),
             // To the second: `2026-03-01 12:00:00`.
             Cell::styled(self.observed_at.get(..19).unwrap_or(&self.observed_at), FAINT),
         ]
@@ -99,11 +105,11 @@ mod tests {
     fn a_listener_is_shown_with_its_queue() {
         let row = r#"{"node":"db-1","service":"","observed_at":"2026-03-01 12:00:00.123456789",
             "local_ip":"::ffff:0.0.0.0","local_port":5432,"pid":77,"comm":"postgres","attribution":"listener",
-            "netns":4026531840,"cgroup_id":1,"backlog":3,"backlog_limit":2,"drops":9,"cookie":5,"agent_id":"a"}"#;
+            "netns":4026531840,"cgroup_id":1,"backlog":3,"backlog_limit":2,"drops":9,"namespace_overflows":11,"cookie":5,"agent_id":"a"}"#;
         let listener: Listener = serde_json::from_str(row).unwrap();
         assert_eq!(
             listener.cells().map(|cell| cell.text).join("|"),
-            "db-1|postgres[77]|0.0.0.0:5432|4026531840|3|2|9|2026-03-01 12:00:00"
+            "db-1|postgres[77]|0.0.0.0:5432|4026531840|3|2|9|11|2026-03-01 12:00:00"
         );
     }
 }

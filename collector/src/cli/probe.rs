@@ -44,8 +44,11 @@ Settings (default takes one back: as the node's own configuration says):
   addresses=10.0.0.0/8      likewise, of either end
   cgroups=/system.slice/x   likewise, by path below the mount of cgroup v2, or by id; not what is below it
   processes=nginx,1234      likewise, by command name or pid
+  namespaces=web,4026532281 likewise, network namespaces by name in /run/netns or inode
   connections=1/16          follow one connection in 16; all
   syscalls=off              off, counts, sampled, sampled=N, full
+  transitions=all           stream each change of TCP state: closed (none), all, or of whom, as above:
+                            transitions='ports=5432;processes=postgres'
   open-connections=off      report looks at what is open: on, off
   listeners=off             likewise
 What a filter hides and what is not followed is counted: FILTERED and SAMPLED OUT of holdfast ledger.

@@ -465,6 +465,8 @@ fn filled(
                 &numbers().iter().map(|number| *number as u32).collect::<Vec<_>>(),
             )?,
             Kind::UInt64 => block.u64s(name, &numbers())?,
+            Kind::NullableUInt32 => block.nullable_u32s(name, &vec![None; rows])?,
+            Kind::NullableUInt64 => block.nullable_u64s(name, &vec![None; rows])?,
             Kind::Int64 => block.i64s(name, &vec![0; rows])?,
             Kind::Float64 => block.f64s(name, &vec![0.0; rows])?,
             Kind::ArrayUInt16 => block.u16_arrays(name, &vec![0; rows], &[])?,

@@ -6,6 +6,7 @@ mod cgroups;
 mod network;
 mod overhead;
 mod syscalls;
+mod transitions;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use crate::store::native::{BlockBuilder, BlockError};
 use crate::store::schema::{
     AGENT_SAMPLES, CGROUP_RECORDS, CONNECTION_RECORDS, CONNECTION_SAMPLES, GAP_RECORDS, LEDGER_SAMPLES,
     LISTENER_SAMPLES, NAMESPACE_SAMPLES, NODE_SESSIONS, OVERHEAD_SAMPLES, PEER_SAMPLES, SYSCALL_SAMPLES,
+    TRANSITION_EVENTS,
 };
 
 /// The block of these contents of parcels, which are of one kind, with their agents; and its table.
@@ -35,6 +37,7 @@ pub fn block<'a>(
     let mut peers = Vec::new();
     let mut cgroups = Vec::new();
     let mut calls = Vec::new();
+    let mut transitions = Vec::new();
     let mut costs = Vec::new();
     let mut samples = Vec::new();
     let mut agents = Vec::new();
@@ -86,6 +89,11 @@ pub fn block<'a>(
                 batch,
                 columns: &**columns,
             }),
+            Content::Transitions { batch, columns } => transitions.push(Delivered {
+                agent,
+                batch,
+                columns: &**columns,
+            }),
             Content::Overhead { batch, intervals } => {
                 costs.extend(intervals.iter().map(|interval| (agent, batch, interval)));
             }
@@ -130,6 +138,8 @@ pub fn block<'a>(
         (&PEER_SAMPLES, network::peer_samples(&peers)?)
     } else if !calls.is_empty() {
         (&SYSCALL_SAMPLES, syscalls::syscall_samples(&calls)?)
+    } else if !transitions.is_empty() {
+        (&TRANSITION_EVENTS, transitions::transition_events(&transitions)?)
     } else if !costs.is_empty() {
         (&OVERHEAD_SAMPLES, overhead::overhead_samples(&costs)?)
     } else if !samples.is_empty() {
@@ -171,6 +181,11 @@ fn connection_records(rows: &Rows<'_>) -> Result<Block, BlockError> {
         &rows.converted(|c| &c.flags, |flags: u8| flags & FLAG_FINAL != 0),
     )?;
     rows.names(&mut block)?;
+    block.u8s("streamed", &rows.joined(|c| &c.streamed))?;
+    block.nullable_u32s(
+        "accept_wait_us",
+        &rows.converted(|c| &c.accept_wait, |wait: u32| wait.checked_sub(1)),
+    )?;
     block.finish()
 }
 
@@ -191,9 +206,8 @@ pub const LOCAL_CAUSES: [&str; 13] = [
     "syn_retransmitted",
 ];
 
-/// `SYN_SENT>ESTABLISHED>FIN_WAIT1>CLOSE`; `...` before the last where steps in between were not recorded.
-fn path_text(path: &Path) -> String {
-    /// By the kernel's numbers (include/net/tcp_states.h).
+/// The name of a TCP state, by the kernel's numbers (include/net/tcp_states.h).
+fn state_name(state: u8) -> &'static str {
     const NAMES: [&str; 13] = [
         "",
         "ESTABLISHED",
@@ -209,6 +223,11 @@ fn path_text(path: &Path) -> String {
         "CLOSING",
         "NEW_SYN_RECV",
     ];
+    NAMES.get(usize::from(state)).unwrap_or(&"")
+}
+
+/// `SYN_SENT>ESTABLISHED>FIN_WAIT1>CLOSE`; `...` before the last where steps in between were not recorded.
+fn path_text(path: &Path) -> String {
     let mut text = String::new();
     for (step, state) in path.states.iter().enumerate() {
         if step > 0 {
@@ -217,7 +236,7 @@ fn path_text(path: &Path) -> String {
         if path.truncated && step + 1 == path.states.len() {
             text.push_str("...");
         }
-        text.push_str(NAMES.get(usize::from(*state)).unwrap_or(&""));
+        text.push_str(state_name(*state));
     }
     text
 }
@@ -430,6 +449,14 @@ fn listener_samples(listeners: &[Listening<'_>]) -> Result<Block, BlockError> {
     Texts::of(listeners.iter().map(|of| of.batch.boot_id.as_str())).write(&mut block, "boot_id")?;
     block.u64s("agent_epoch", &each(listeners, |of| of.batch.epoch))?;
     block.u64s("sequence", &each(listeners, |of| of.batch.sequence))?;
+    block.nullable_u64s(
+        "namespace_overflows",
+        &each(listeners, |of| of.listener.namespace_overflows),
+    )?;
+    block.nullable_u64s(
+        "namespace_drops",
+        &each(listeners, |of| of.listener.namespace_drops),
+    )?;
     block.finish()
 }
 

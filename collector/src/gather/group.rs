@@ -24,6 +24,7 @@ enum Key {
     Peers { day: u32 },
     Cgroups { day: u32 },
     Syscalls { day: u32 },
+    Transitions { day: u32 },
     Overhead { day: u32 },
     Ledger { day: u32 },
     Samples { day: u32 },
@@ -53,6 +54,7 @@ impl Key {
                 day: day(look.ended_at_ns),
             },
             Content::Syscalls { columns, .. } => Self::Syscalls { day: columns.day },
+            Content::Transitions { columns, .. } => Self::Transitions { day: columns.day },
             // Checked when the batch came: all intervals ended on one day.
             Content::Overhead { intervals, .. } => Self::Overhead {
                 day: intervals

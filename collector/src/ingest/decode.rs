@@ -7,6 +7,7 @@
 mod cgroups;
 mod network;
 mod syscalls;
+mod transitions;
 
 use bytes::Bytes;
 use holdfast_proto::v1::{
@@ -20,6 +21,7 @@ use prost::Message;
 pub use cgroups::Cgroups;
 pub use network::{Namespaces, Peers};
 pub use syscalls::Syscalls;
+pub use transitions::Transitions;
 
 /// Rows of one batch. An agent seals at a few thousand; this bounds what one message can make the collector hold.
 pub const MAX_ROWS: u32 = 1 << 17;
@@ -187,6 +189,10 @@ pub struct Connections {
     pub attribution: Bytes,
     pub flags: Bytes,
     pub local_cause: Bytes,
+    /// Which steps of the path were streamed as transitions of their own.
+    pub streamed: Bytes,
+    /// As it travels: one more than it is, or zero.
+    pub accept_wait: Vec<u32>,
     pub processes: Vec<Process>,
     pub paths: Vec<Path>,
     pub addresses: Vec<[u8; 16]>,
@@ -195,8 +201,8 @@ pub struct Connections {
 impl Connections {
     /// Memory that the columns occupy, give or take the allocator's part.
     pub fn heap_bytes(&self) -> usize {
-        // Seven columns of 8 bytes, nine of 4, eight of one.
-        const ROW_BYTES: usize = 7 * 8 + 9 * 4 + 8;
+        // Seven columns of 8 bytes, ten of 4, nine of one.
+        const ROW_BYTES: usize = 7 * 8 + 10 * 4 + 9;
         let text: usize = self
             .processes
             .iter()
@@ -222,6 +228,7 @@ pub enum Rows {
     Peers(Peers),
     Cgroups(Cgroups),
     Syscalls(Box<Syscalls>),
+    Transitions(Box<Transitions>),
     Overhead(Vec<Overhead>),
 }
 
@@ -303,6 +310,9 @@ pub fn sealed(sealed: SealedBatch, now_ns: i64) -> Result<Decoded, Malformed> {
         (Ok(Stream::Syscalls), Some(Columns::Syscalls(columns))) => {
             Rows::Syscalls(Box::new(syscalls::syscalls(columns, rows, now_ns)?))
         }
+        (Ok(Stream::Transitions), Some(Columns::Transitions(columns))) => {
+            Rows::Transitions(Box::new(transitions::transitions(columns, rows, now_ns)?))
+        }
         (Ok(Stream::Overhead), Some(Columns::Overhead(overhead))) => {
             Rows::Overhead(check_overhead(overhead.intervals, rows, now_ns)?)
         }
@@ -316,6 +326,7 @@ pub fn sealed(sealed: SealedBatch, now_ns: i64) -> Result<Decoded, Malformed> {
                 | Stream::Namespaces
                 | Stream::Peers
                 | Stream::Cgroups
+                | Stream::Transitions
                 | Stream::Syscalls,
             ),
             _,
@@ -486,11 +497,17 @@ enum Records {
 
 /// Checks the columns of a batch of `rows` connection ends, and derives what is stored.
 fn connections(
-    columns: ConnectionColumns,
+    mut columns: ConnectionColumns,
     rows: usize,
     records: Records,
     now_ns: i64,
 ) -> Result<Connections, Malformed> {
+    if columns.streamed.is_empty() {
+        columns.streamed = vec![0; rows].into();
+    }
+    if columns.accept_wait.is_empty() {
+        columns.accept_wait = vec![0; rows];
+    }
     check_lengths(&columns, rows)?;
     check_processes(&columns.processes, rows)?;
     let shapes = path_shapes(&columns.paths, rows)?;
@@ -563,6 +580,8 @@ fn connections(
         attribution: columns.attribution,
         flags: columns.flags,
         local_cause: columns.local_cause,
+        streamed: columns.streamed,
+        accept_wait: columns.accept_wait,
         processes: columns.processes,
         paths: columns.paths,
         addresses,
@@ -593,6 +612,8 @@ fn check_lengths(columns: &ConnectionColumns, rows: usize) -> Result<(), Malform
         ("attribution", columns.attribution.len()),
         ("flags", columns.flags.len()),
         ("local_cause", columns.local_cause.len()),
+        ("streamed", columns.streamed.len()),
+        ("accept_wait", columns.accept_wait.len()),
     ];
     match lengths.into_iter().find(|(_, found)| *found != rows) {
         Some((column, found)) => Err(length(column, found, rows)),
@@ -944,7 +965,7 @@ pub fn status(status: Status, now_ns: i64) -> Result<(i64, Vec<StreamCounters>),
     }
     for counters in &status.streams {
         match Stream::try_from(counters.stream) {
-            Ok(Stream::Connections | Stream::Syscalls) => {}
+            Ok(Stream::Connections | Stream::Syscalls | Stream::Transitions) => {}
             Ok(
                 Stream::Gaps
                 | Stream::OpenConnections

@@ -80,6 +80,16 @@ const MIGRATIONS: &[Migration] = &[
         name: "causes",
         sql: include_str!("migrations/0013_causes.sql"),
     },
+    Migration {
+        version: 14,
+        name: "transitions",
+        sql: include_str!("migrations/0014_transitions.sql"),
+    },
+    Migration {
+        version: 15,
+        name: "queues",
+        sql: include_str!("migrations/0015_queues.sql"),
+    },
 ];
 
 /// The newest step that this binary knows.

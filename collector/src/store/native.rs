@@ -37,6 +37,9 @@ pub enum Kind {
     UInt64,
     Int64,
     Float64,
+    /// A number, or none.
+    NullableUInt32,
+    NullableUInt64,
     /// Names and their values.
     Enum8(&'static [(&'static str, i8)]),
     /// Nanoseconds since the Unix epoch, UTC.
@@ -72,6 +75,8 @@ impl Kind {
             Self::UInt64 => "UInt64".into(),
             Self::Int64 => "Int64".into(),
             Self::Float64 => "Float64".into(),
+            Self::NullableUInt32 => "Nullable(UInt32)".into(),
+            Self::NullableUInt64 => "Nullable(UInt64)".into(),
             Self::DateTime64 => "DateTime64(9, 'UTC')".into(),
             Self::IPv6 => "IPv6".into(),
             Self::String => "String".into(),
@@ -216,6 +221,26 @@ impl BlockBuilder {
     pub fn u64s(&mut self, name: &str, values: &[u64]) -> Result<(), BlockError> {
         self.begin(name, values.len(), "UInt64", |kind| kind == Kind::UInt64)?;
         write_u64s(&mut self.native, values);
+        Ok(())
+    }
+
+    /// A mark for each that is none, then the numbers (SerializationNullable.cpp).
+    pub fn nullable_u32s(&mut self, name: &str, values: &[Option<u32>]) -> Result<(), BlockError> {
+        let is_ours = |kind| kind == Kind::NullableUInt32;
+        self.begin(name, values.len(), "Nullable(UInt32)", is_ours)?;
+        self.native
+            .extend(values.iter().map(|value| u8::from(value.is_none())));
+        write_le(&mut self.native, values, |value| value.unwrap_or(0).to_le_bytes());
+        Ok(())
+    }
+
+    /// Likewise.
+    pub fn nullable_u64s(&mut self, name: &str, values: &[Option<u64>]) -> Result<(), BlockError> {
+        let is_ours = |kind| kind == Kind::NullableUInt64;
+        self.begin(name, values.len(), "Nullable(UInt64)", is_ours)?;
+        self.native
+            .extend(values.iter().map(|value| u8::from(value.is_none())));
+        write_le(&mut self.native, values, |value| value.unwrap_or(0).to_le_bytes());
         Ok(())
     }
 

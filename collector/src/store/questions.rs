@@ -10,6 +10,7 @@ use super::{
     schema::{
         CGROUP_RECORDS, CONNECTION_RECORDS, CONNECTION_SAMPLES, GAP_RECORDS, LEDGER_SAMPLES,
         LISTENER_SAMPLES, NAMESPACE_SAMPLES, OVERHEAD_SAMPLES, PEER_SAMPLES, SYSCALL_SAMPLES,
+        TRANSITION_EVENTS,
     },
     statement,
 };
@@ -43,7 +44,22 @@ pub fn connections(filter: Option<&Filter>, since_ns: i64, limit: u64) -> Query 
     } = filter.map_or_else(Condition::always, Condition::of);
     params.push(("since".into(), time_value(since_ns)));
     query(
-        newest(&format!("recorded_at >= {SINCE} AND {condition}"), limit),
+        newest(
+            &CONNECTIONS,
+            &format!("recorded_at >= {SINCE} AND {condition}"),
+            limit,
+        ),
+        params,
+    )
+}
+
+/// Changes of TCP state that pass `filter`, oldest first: those recorded at or after `since_ns` (nanoseconds since the
+/// Unix epoch), alone or with the record of their connection, and of these the newest `limit`; zero: all.
+pub fn transitions(filter: Option<&Filter>, since_ns: i64, limit: u64) -> Query {
+    let Condition { sql, mut params } = filter.map_or_else(Condition::always, Condition::of);
+    params.push(("since".into(), time_value(since_ns)));
+    query(
+        newest(&TRANSITIONS, &format!("recorded_at >= {SINCE} AND {sql}"), limit),
         params,
     )
 }
@@ -164,10 +180,39 @@ pub fn overhead(since_ns: i64) -> Query {
 
 const SINCE: &str = "{since:DateTime64(9, 'UTC')}";
 
-fn newest(condition: &str, limit: u64) -> String {
+/// Rows that come in batches, and what people see of them.
+#[derive(Debug)]
+struct Followed {
+    /// The table that the batches are in.
+    table: &'static str,
+    view: &'static str,
+    /// Which rows of the view are from that table.
+    condition: &'static str,
+    /// What the view is ordered by.
+    order: &'static str,
+}
+
+static CONNECTIONS: Followed = Followed {
+    table: CONNECTION_RECORDS.name,
+    view: "connections",
+    condition: "true",
+    order: "closed_at",
+};
+
+static TRANSITIONS: Followed = Followed {
+    table: TRANSITION_EVENTS.name,
+    view: "transitions",
+    condition: "is_streamed",
+    order: "at, netns, cookie, step",
+};
+
+fn newest(of: &Followed, condition: &str, limit: u64) -> String {
     let limit = limit_of(limit);
+    let Followed { view, order, .. } = of;
+    let latest = order.split(", ").map(|column| format!("{column} DESC"));
+    let latest = latest.collect::<Vec<_>>().join(", ");
     format!(
-        "SELECT * FROM (SELECT * FROM connections WHERE {condition} ORDER BY closed_at DESC{limit}) ORDER BY closed_at"
+        "SELECT * FROM (SELECT * FROM {view} WHERE {condition} ORDER BY {latest}{limit}) ORDER BY {order}"
     )
 }
 
@@ -209,13 +254,15 @@ const LOOKBACK_NS: i64 = 3_600_000_000_000;
 /// refused), so the oldest ones are given up.
 const BEYOND_HOLES: usize = 1_024;
 
-/// Finished ends as they are stored: each once, whatever the order in which batches of agents arrive.
+/// Finished ends, or transitions that are streamed, as they are stored: each once, whatever the order in which batches of
+/// agents arrive.
 ///
 /// A row is found by its batch: an agent numbers its batches, and the rows of a batch are stored at once. Clocks and
 /// the order of inserts do not matter. What a poll costs depends on what was recorded lately, not on what is stored:
-/// the list of batches is a projection of the table, of whose parts only the recent ones are read.
+/// the list of batches is a projection of the table of connections, of whose parts only the recent ones are read.
 #[derive(Debug)]
 pub struct Follower {
+    of: &'static Followed,
     condition: Condition,
     /// What was recorded before is not looked at.
     scan_since_ns: i64,
@@ -276,9 +323,20 @@ impl News {
 }
 
 impl Follower {
-    /// The first poll gives the newest `limit` rows (zero: all) of the last `last_ns`; the next ones what came since.
+    /// Of finished ends. The first poll gives the newest `limit` rows (zero: all) of the last `last_ns`; the next ones what
+    /// came since.
     pub fn new(filter: Option<&Filter>, now_ns: i64, last_ns: i64, limit: u64) -> Self {
+        Self::of(&CONNECTIONS, filter, now_ns, last_ns, limit)
+    }
+
+    /// Of transitions, likewise.
+    pub fn of_transitions(filter: Option<&Filter>, now_ns: i64, last_ns: i64, limit: u64) -> Self {
+        Self::of(&TRANSITIONS, filter, now_ns, last_ns, limit)
+    }
+
+    fn of(of: &'static Followed, filter: Option<&Filter>, now_ns: i64, last_ns: i64, limit: u64) -> Self {
         Self {
+            of,
             condition: filter.map_or_else(Condition::always, Condition::of),
             scan_since_ns: now_ns.saturating_sub(last_ns.max(LOOKBACK_NS)),
             first: Some((now_ns.saturating_sub(last_ns), limit)),
@@ -337,10 +395,11 @@ impl Follower {
             "SELECT node, agent_id, agent_epoch, groupArray(sequence) AS sequences, groupArray(first) AS first_ns, \
              groupArray(last) AS last_ns FROM \
              (SELECT node, agent_id, agent_epoch, sequence, toUnixTimestamp64Nano(min(recorded_at)) AS first, \
-             toUnixTimestamp64Nano(max(recorded_at)) AS last FROM connection_records \
+             toUnixTimestamp64Nano(max(recorded_at)) AS last FROM {} \
              WHERE toStartOfMinute(recorded_at) >= toStartOfMinute({SINCE}) AND sequence > {{throughs:Array(UInt64)}}\
              [indexOf({{agents:Array(String)}}, concat(toString(agent_epoch), '/', agent_id))] \
-             GROUP BY node, agent_id, agent_epoch, sequence) GROUP BY node, agent_id, agent_epoch"
+             GROUP BY node, agent_id, agent_epoch, sequence) GROUP BY node, agent_id, agent_epoch",
+            self.of.table
         );
         let params = vec![
             ("since".into(), time_value(since_ns)),
@@ -356,8 +415,8 @@ impl Follower {
             "arrayExists((id, epoch, first, last) -> agent_id = id AND agent_epoch = epoch AND sequence BETWEEN first \
              AND last, {{ids:Array(String)}}, {{epochs:Array(UInt64)}}, {{firsts:Array(UInt64)}}, \
              {{lasts:Array(UInt64)}}) AND node IN {{nodes:Array(String)}} AND recorded_at >= {SINCE} \
-             AND recorded_at <= {{until:DateTime64(9, 'UTC')}} AND {}",
-            self.condition.sql
+             AND recorded_at <= {{until:DateTime64(9, 'UTC')}} AND {} AND {}",
+            self.of.condition, self.condition.sql
         );
         let (since_ns, limit) = self.first.unwrap_or((self.scan_since_ns, 0));
         let column = |value: fn(&(Agent, (u64, u64))) -> u64| {
@@ -383,7 +442,7 @@ impl Follower {
             ("firsts".into(), column(|&(_, (first, _))| first)),
             ("lasts".into(), column(|&(_, (_, last))| last)),
         ]);
-        query(newest(&condition, limit), params)
+        query(newest(self.of, &condition, limit), params)
     }
 }
 
@@ -597,6 +656,7 @@ fn batches_of(stream: Stream) -> Option<(&'static str, &'static str)> {
         Stream::Cgroups => Some((CGROUP_RECORDS.name, "agent_epoch")),
         Stream::Peers => Some((PEER_SAMPLES.name, "agent_epoch")),
         Stream::Syscalls => Some((SYSCALL_SAMPLES.name, "agent_epoch")),
+        Stream::Transitions => Some((TRANSITION_EVENTS.name, "agent_epoch")),
         Stream::Overhead => Some((OVERHEAD_SAMPLES.name, "agent_epoch")),
         Stream::Unspecified => None,
     }

@@ -82,6 +82,12 @@ pub static SYSCALL_SAMPLES: Table = Table {
     column_names: &names(&SYSCALL_SAMPLES_COLUMNS),
 };
 
+pub static TRANSITION_EVENTS: Table = Table {
+    name: "transition_events",
+    columns: &TRANSITION_EVENTS_COLUMNS,
+    column_names: &names(&TRANSITION_EVENTS_COLUMNS),
+};
+
 pub static NAMESPACE_SAMPLES: Table = Table {
     name: "namespace_samples",
     columns: &NAMESPACE_SAMPLES_COLUMNS,
@@ -122,7 +128,7 @@ pub static CAUSE_RECORDS: Table = Table {
 pub const RETENTION_DAYS_MAX: u32 = 3_650;
 
 /// The tables that rows go to.
-pub static TABLES: [&Table; 18] = [
+pub static TABLES: [&Table; 19] = [
     &CONNECTION_RECORDS,
     &GAP_RECORDS,
     &NODE_SESSIONS,
@@ -132,6 +138,7 @@ pub static TABLES: [&Table; 18] = [
     &LISTENER_SAMPLES,
     &REFUSED_BATCHES,
     &SYSCALL_SAMPLES,
+    &TRANSITION_EVENTS,
     &OVERHEAD_SAMPLES,
     &NAMESPACE_SAMPLES,
     &PEER_SAMPLES,
@@ -144,7 +151,7 @@ pub static TABLES: [&Table; 18] = [
 ];
 
 /// Every table that rows leave when they are old enough, and what people call it: the view that shows it, if one does.
-pub const RETAINED: [(&str, &str); 19] = [
+pub const RETAINED: [(&str, &str); 20] = [
     (CONNECTION_RECORDS.name, "connections"),
     (rollups::TABLE, "connections_1m"),
     (GAP_RECORDS.name, "gaps"),
@@ -155,6 +162,7 @@ pub const RETAINED: [(&str, &str); 19] = [
     (LISTENER_SAMPLES.name, "listeners"),
     (REFUSED_BATCHES.name, REFUSED_BATCHES.name),
     (SYSCALL_SAMPLES.name, "syscalls"),
+    (TRANSITION_EVENTS.name, "transitions"),
     (OVERHEAD_SAMPLES.name, "overhead"),
     (NAMESPACE_SAMPLES.name, "namespaces"),
     (PEER_SAMPLES.name, "peers"),
@@ -175,7 +183,7 @@ pub fn table_called(name: &str) -> Option<&'static str> {
 }
 
 /// Columns of the view `connections` that say something only once the end is closed.
-const ONLY_IN_CONNECTIONS: [&str; 8] = [
+const ONLY_IN_CONNECTIONS: [&str; 9] = [
     "duration_us",
     "bytes_sent",
     "bytes_received",
@@ -183,6 +191,7 @@ const ONLY_IN_CONNECTIONS: [&str; 8] = [
     "segments_received",
     "retransmits",
     "srtt_us",
+    "accept_wait_us",
     "close_reason",
 ];
 
@@ -199,6 +208,11 @@ pub fn attempts() -> impl Iterator<Item = &'static Column> {
 /// The columns of the view `open_connections`.
 pub fn open_connections() -> impl Iterator<Item = &'static Column> {
     OPEN_CONNECTIONS_COLUMNS.iter()
+}
+
+/// The columns of the view `transitions`.
+pub fn transitions() -> impl Iterator<Item = &'static Column> {
+    TRANSITIONS_COLUMNS.iter()
 }
 
 /// The columns of the view `listeners`.
@@ -298,7 +312,7 @@ const CAUSE: Names = &[
     ("no_answer", 16),
     ("dropped_by_listener", 17),
 ];
-const STREAM: Names = &[("connections", 1), ("syscalls", 3)];
+const STREAM: Names = &[("connections", 1), ("syscalls", 3), ("transitions", 10)];
 const GAP_STREAM: Names = &[
     ("connections", 1),
     ("gaps", 2),
@@ -309,6 +323,7 @@ const GAP_STREAM: Names = &[
     ("namespaces", 7),
     ("peers", 8),
     ("cgroups", 9),
+    ("transitions", 10),
 ];
 const GAP_REASON: Names = &[
     ("spool_full", 1),
@@ -317,7 +332,7 @@ const GAP_REASON: Names = &[
     ("epoch_end", 4),
 ];
 
-const CONNECTION_RECORDS_COLUMNS: [Column; 35] = [
+const CONNECTION_RECORDS_COLUMNS: [Column; 37] = [
     column("node", Kind::LowCardinality),
     column("service", Kind::LowCardinality),
     column("role", Kind::Enum8(ROLE)),
@@ -353,9 +368,62 @@ const CONNECTION_RECORDS_COLUMNS: [Column; 35] = [
     column("boot_id", Kind::LowCardinality),
     column("agent_epoch", Kind::UInt64),
     column("sequence", Kind::UInt64),
+    column("streamed", Kind::UInt8),
+    column("accept_wait_us", Kind::NullableUInt32),
 ];
 
-const CONNECTIONS_COLUMNS: [Column; 36] = [
+const TRANSITION_EVENTS_COLUMNS: [Column; 22] = [
+    column("node", Kind::LowCardinality),
+    column("service", Kind::LowCardinality),
+    column("role", Kind::Enum8(ROLE)),
+    column("recorded_at", Kind::DateTime64),
+    column("opened_at", Kind::DateTime64),
+    column("step", Kind::UInt8),
+    column("from_state", Kind::LowCardinality),
+    column("to_state", Kind::LowCardinality),
+    column("pid", Kind::UInt32),
+    column("comm", Kind::LowCardinality),
+    column("attribution", Kind::Enum8(ATTRIBUTION)),
+    column("netns", Kind::UInt32),
+    column("cgroup_id", Kind::UInt64),
+    column("local_ip", Kind::IPv6),
+    column("local_port", Kind::UInt16),
+    column("remote_ip", Kind::IPv6),
+    column("remote_port", Kind::UInt16),
+    column("cookie", Kind::UInt64),
+    column("agent_id", Kind::LowCardinality),
+    column("boot_id", Kind::LowCardinality),
+    column("agent_epoch", Kind::UInt64),
+    column("sequence", Kind::UInt64),
+];
+
+const TRANSITIONS_COLUMNS: [Column; 23] = [
+    column("node", Kind::LowCardinality),
+    column("service", Kind::LowCardinality),
+    column("role", Kind::Enum8(ROLE)),
+    column("opened_at", Kind::DateTime64),
+    column("at", Kind::DateTime64),
+    column("step", Kind::UInt8),
+    column("from_state", Kind::LowCardinality),
+    column("to_state", Kind::LowCardinality),
+    column("pid", Kind::UInt32),
+    column("comm", Kind::LowCardinality),
+    column("netns", Kind::UInt32),
+    column("cgroup_id", Kind::UInt64),
+    column("local_ip", Kind::IPv6),
+    column("local_port", Kind::UInt16),
+    column("remote_ip", Kind::IPv6),
+    column("remote_port", Kind::UInt16),
+    column("recorded_at", Kind::DateTime64),
+    column("cookie", Kind::UInt64),
+    column("agent_id", Kind::LowCardinality),
+    column("boot_id", Kind::LowCardinality),
+    column("agent_epoch", Kind::UInt64),
+    column("sequence", Kind::UInt64),
+    column("is_streamed", Kind::Bool),
+];
+
+const CONNECTIONS_COLUMNS: [Column; 37] = [
     column("node", Kind::LowCardinality),
     column("service", Kind::LowCardinality),
     column("role", Kind::Enum8(ROLE)),
@@ -382,6 +450,7 @@ const CONNECTIONS_COLUMNS: [Column; 36] = [
     column("retransmits", Kind::UInt32),
     column("syn_retransmits", Kind::UInt8),
     column("srtt_us", Kind::UInt32),
+    column("accept_wait_us", Kind::NullableUInt32),
     column("errno", Kind::UInt16),
     column("local_cause", Kind::LowCardinality),
     column("close_reason", Kind::Enum8(CLOSE_REASON)),
@@ -791,7 +860,7 @@ const OPEN_CONNECTIONS_COLUMNS: [Column; 28] = [
     column("agent_id", Kind::LowCardinality),
 ];
 
-const LISTENER_SAMPLES_COLUMNS: [Column; 18] = [
+const LISTENER_SAMPLES_COLUMNS: [Column; 20] = [
     column("node", Kind::LowCardinality),
     column("service", Kind::LowCardinality),
     column("observed_at", Kind::DateTime64),
@@ -810,6 +879,8 @@ const LISTENER_SAMPLES_COLUMNS: [Column; 18] = [
     column("boot_id", Kind::LowCardinality),
     column("agent_epoch", Kind::UInt64),
     column("sequence", Kind::UInt64),
+    column("namespace_overflows", Kind::NullableUInt64),
+    column("namespace_drops", Kind::NullableUInt64),
 ];
 
 /// The numbers are those of [`crate::assertion::state::Verdict::ALL`], from one.

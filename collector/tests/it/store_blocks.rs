@@ -46,6 +46,7 @@ fn block(sequence: u64) -> Block {
             Kind::UInt8 => block.u8s(name, &vec![1; ROWS]),
             Kind::UInt16 => block.u16s(name, &vec![1; ROWS]),
             Kind::UInt32 => block.u32s(name, &vec![1; ROWS]),
+            Kind::NullableUInt32 => block.nullable_u32s(name, &vec![Some(1); ROWS]),
             Kind::UInt64 if name == "sequence" => block.u64s(name, &vec![sequence; ROWS]),
             Kind::UInt64 => block.u64s(name, &numbers),
             Kind::IPv6 => block.ipv6s(name, &vec![[1; 16]; ROWS]),

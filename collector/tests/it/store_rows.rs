@@ -91,6 +91,11 @@ pub(crate) fn block(table: &'static Table, rows: &[Row]) -> Block {
             Kind::UInt16 => block.u16s(name, &numbers.map(|n| n.try_into().unwrap()).collect::<Vec<_>>()),
             Kind::UInt32 => block.u32s(name, &numbers.map(|n| n.try_into().unwrap()).collect::<Vec<_>>()),
             Kind::UInt64 => block.u64s(name, &numbers.collect::<Vec<_>>()),
+            Kind::NullableUInt32 => block.nullable_u32s(
+                name,
+                &numbers.map(|n| Some(n.try_into().unwrap())).collect::<Vec<_>>(),
+            ),
+            Kind::NullableUInt64 => block.nullable_u64s(name, &numbers.map(Some).collect::<Vec<_>>()),
             Kind::Int64 => block.i64s(name, &numbers.map(u64::cast_signed).collect::<Vec<_>>()),
             Kind::Float64 => block.f64s(name, &numbers.map(|n| n as f64).collect::<Vec<_>>()),
             Kind::DateTime64 => block.datetimes(name, &numbers.map(u64::cast_signed).collect::<Vec<_>>()),

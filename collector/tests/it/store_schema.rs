@@ -54,6 +54,10 @@ async fn the_tables_are_those_that_inserts_expect() {
         declared(schema::open_connections())
     );
     assert_eq!(columns(&store, "listeners").await, declared(schema::listeners()));
+    assert_eq!(
+        columns(&store, "transitions").await,
+        declared(schema::transitions())
+    );
     let syscalls: Vec<_> = columns(&store, "syscalls").await;
     assert!(
         declared(schema::syscalls())
@@ -269,6 +273,7 @@ async fn retention_is_changed_only_where_it_differs() {
          refused_batches\ttoDateTime(refused_at) + toIntervalDay(30)\n\
          run_records\ttoDateTime(began_at) + toIntervalDay(30)\n\
          syscall_samples\ttoDateTime(ended_at) + toIntervalDay(30)\n\
+         transition_events\ttoDateTime(recorded_at) + toIntervalDay(30)\n\
          verdict_records\ttoDateTime(judged_at) + toIntervalDay(30)\n"
     );
 }

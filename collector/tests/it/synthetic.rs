@@ -234,6 +234,8 @@ pub(crate) fn batch_at(sequence: u64, rows: u32, opened_ns: i64) -> Batch {
         attribution: vec![1; count].into(),
         flags: vec![FLAG_FIRST | FLAG_FINAL; count].into(),
         local_cause: bytes(u8::from),
+        streamed: bytes::Bytes::new(),
+        accept_wait: Vec::new(),
         processes: ["curl", "nginx", "a \"quoted\"\nname"]
             .into_iter()
             .zip(100..)

@@ -586,7 +586,7 @@ pub struct Batch {
     /// The kernel's boot id when it was sealed.
     #[prost(string, tag = "4")]
     pub boot_id: ::prost::alloc::string::String,
-    #[prost(oneof = "batch::Columns", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18")]
+    #[prost(oneof = "batch::Columns", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
     pub columns: ::core::option::Option<batch::Columns>,
 }
 /// Nested message and enum types in `Batch`.
@@ -611,6 +611,8 @@ pub mod batch {
         Peers(super::PeerRows),
         #[prost(message, tag = "18")]
         Cgroups(super::CgroupRows),
+        #[prost(message, tag = "19")]
+        Transitions(super::TransitionColumns),
     }
 }
 /// Ends of TCP connections, a row each. Every repeated field and every `bytes` has one entry a row unless its
@@ -676,12 +678,63 @@ pub struct ConnectionColumns {
     /// `LocalCause`.
     #[prost(bytes = "bytes", tag = "23")]
     pub local_cause: ::prost::bytes::Bytes,
+    /// Which steps of the path were streamed as transitions of their own: a bit each, the lowest for the first. Empty: none of
+    /// any row.
+    #[prost(bytes = "bytes", tag = "24")]
+    pub streamed: ::prost::bytes::Bytes,
+    /// Of passive ends: from the end of the handshake until accept() returned it, in microseconds, and one more; zero where that
+    /// is not known. Empty: of no row.
+    #[prost(uint32, repeated, tag = "25")]
+    pub accept_wait: ::prost::alloc::vec::Vec<u32>,
     /// Dictionaries of this batch, in order of first use.
     #[prost(message, repeated, tag = "30")]
     pub processes: ::prost::alloc::vec::Vec<Process>,
     #[prost(message, repeated, tag = "31")]
     pub paths: ::prost::alloc::vec::Vec<Path>,
     /// 16 bytes each, IPv4 as ::ffff:a.b.c.d.
+    #[prost(bytes = "bytes", repeated, tag = "32")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
+/// Changes of state of TCP sockets, a row each. As in `ConnectionColumns`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TransitionColumns {
+    /// When each happened, as the difference from the row before it (the first: from zero).
+    #[prost(sint64, repeated, tag = "1")]
+    pub at_ns_delta: ::prost::alloc::vec::Vec<i64>,
+    /// How long its connection had been open then; of a listener zero.
+    #[prost(uint64, repeated, tag = "2")]
+    pub open_ns: ::prost::alloc::vec::Vec<u64>,
+    #[prost(sint64, repeated, tag = "3")]
+    pub cookie_delta: ::prost::alloc::vec::Vec<i64>,
+    /// Index into `processes`.
+    #[prost(uint32, repeated, tag = "4")]
+    pub process: ::prost::alloc::vec::Vec<u32>,
+    /// Index into `addresses`.
+    #[prost(uint32, repeated, tag = "5")]
+    pub local_address: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "6")]
+    pub remote_address: ::prost::alloc::vec::Vec<u32>,
+    /// The local port is zero at SYN_SENT where the kernel chooses it.
+    #[prost(uint32, repeated, tag = "7")]
+    pub local_port: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "8")]
+    pub remote_port: ::prost::alloc::vec::Vec<u32>,
+    /// `Role`; a listener's is passive.
+    #[prost(bytes = "bytes", tag = "9")]
+    pub role: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "10")]
+    pub attribution: ::prost::bytes::Bytes,
+    /// By the kernel's numbers (include/net/tcp_states.h).
+    #[prost(bytes = "bytes", tag = "11")]
+    pub from_state: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "12")]
+    pub to_state: ::prost::bytes::Bytes,
+    /// Which step of its connection's path it is: 1, 2, ... Those beyond a record's room are all its last; a listener's is zero.
+    #[prost(bytes = "bytes", tag = "13")]
+    pub step: ::prost::bytes::Bytes,
+    /// Dictionaries of this batch, in order of first use.
+    #[prost(message, repeated, tag = "30")]
+    pub processes: ::prost::alloc::vec::Vec<Process>,
     #[prost(bytes = "bytes", repeated, tag = "32")]
     pub addresses: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
@@ -796,6 +849,12 @@ pub struct Listener {
     /// Connections that it turned away because its queue was full, and other drops, since it listens (`sk_drops`).
     #[prost(uint32, tag = "8")]
     pub drops: u32,
+    /// Of all listeners of its namespace, since that began (TcpExt ListenOverflows and ListenDrops). Absent where the
+    /// namespace cannot be read.
+    #[prost(uint64, optional, tag = "9")]
+    pub namespace_overflows: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "10")]
+    pub namespace_drops: ::core::option::Option<u64>,
 }
 /// Few: rows.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1088,6 +1147,10 @@ pub struct StatusReceipt {
 /// The stream of syscalls counts calls, not rows, all namespaces together: `opened` and `closed` are the calls that came out of
 /// the kernel's tables, `received` to `refused` those of the rows that are at each place, `unseen` those of them that
 /// have no process, because theirs found no place, and `filtered` those that the configuration hides.
+///
+/// The stream of transitions counts as that of connections does, while they are streamed:
+/// opened = closed + untracked
+/// where those of connections without a record are untracked.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StreamCounters {
     #[prost(enumeration = "Stream", tag = "1")]
@@ -1220,6 +1283,22 @@ pub struct ConnectionsRequest {
     /// Rows of `open_connections` instead, the longest open first: what is open now.
     #[prost(bool, tag = "5")]
     pub open: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TransitionsRequest {
+    /// A filter such as `to_state = "CLOSE_WAIT"`; empty: everything.
+    #[prost(string, tag = "1")]
+    pub filter: ::prost::alloc::string::String,
+    /// How far back; zero: nothing stored before the call (only with `follow`).
+    #[prost(uint64, tag = "2")]
+    pub last_ns: u64,
+    /// Go on with rows as they are stored, until the call is dropped: those that are streamed. Those that only the records of
+    /// finished connections tell are left out.
+    #[prost(bool, tag = "3")]
+    pub follow: bool,
+    /// At most so many of the stored rows, the newest; zero: all.
+    #[prost(uint64, tag = "4")]
+    pub limit: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SyscallsRequest {
@@ -1493,6 +1572,8 @@ pub enum Stream {
     Peers = 8,
     /// What the cgroups are called that other rows name by their ids.
     Cgroups = 9,
+    /// Every change of state of TCP sockets, where that is asked for.
+    Transitions = 10,
 }
 impl Stream {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1511,6 +1592,7 @@ impl Stream {
             Self::Namespaces => "STREAM_NAMESPACES",
             Self::Peers => "STREAM_PEERS",
             Self::Cgroups => "STREAM_CGROUPS",
+            Self::Transitions => "STREAM_TRANSITIONS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1526,6 +1608,7 @@ impl Stream {
             "STREAM_NAMESPACES" => Some(Self::Namespaces),
             "STREAM_PEERS" => Some(Self::Peers),
             "STREAM_CGROUPS" => Some(Self::Cgroups),
+            "STREAM_TRANSITIONS" => Some(Self::Transitions),
             _ => None,
         }
     }
@@ -2289,6 +2372,31 @@ pub mod query_client {
                 .insert(GrpcMethod::new("holdfast.v1.Query", "Connections"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Rows of `transitions` as JSONEachRow, oldest first.
+        pub async fn transitions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TransitionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Chunk>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/holdfast.v1.Query/Transitions",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("holdfast.v1.Query", "Transitions"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// The latest rows of `listeners` as JSONEachRow.
         pub async fn listeners(
             &mut self,
@@ -2658,6 +2766,20 @@ pub mod query_server {
             tonic::Response<Self::ConnectionsStream>,
             tonic::Status,
         >;
+        /// Server streaming response type for the Transitions method.
+        type TransitionsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Chunk, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Rows of `transitions` as JSONEachRow, oldest first.
+        async fn transitions(
+            &self,
+            request: tonic::Request<super::TransitionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::TransitionsStream>,
+            tonic::Status,
+        >;
         /// Server streaming response type for the Listeners method.
         type ListenersStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::Chunk, tonic::Status>,
@@ -2960,6 +3082,52 @@ pub mod query_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ConnectionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/holdfast.v1.Query/Transitions" => {
+                    #[allow(non_camel_case_types)]
+                    struct TransitionsSvc<T: Query>(pub Arc<T>);
+                    impl<
+                        T: Query,
+                    > tonic::server::ServerStreamingService<super::TransitionsRequest>
+                    for TransitionsSvc<T> {
+                        type Response = super::Chunk;
+                        type ResponseStream = T::TransitionsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TransitionsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Query>::transitions(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TransitionsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -41,8 +41,9 @@ const PROCESSES: u32 = 2_000;
 /// All defaults: the work's eleven system calls a pair are counted, too.
 const DEFAULT: &str = "holdfast";
 const CONNECTIONS: &str = "holdfast, only TCP";
+const TRANSITIONS: &str = "holdfast, transitions all";
 /// What the work may cost with an observer, as a ratio to its cost without.
-const TARGETS: [(&str, f64); 2] = [(DEFAULT, 1.10), (CONNECTIONS, 1.10)];
+const TARGETS: [(&str, f64); 3] = [(DEFAULT, 1.10), (CONNECTIONS, 1.10), (TRANSITIONS, 1.20)];
 
 const BPFTRACE_PROGRAM: &str = "tracepoint:sock:inet_sock_set_state \
     { printf(\"%s %d %d -> %d\\n\", comm, pid, args->oldstate, args->newstate); }";
@@ -70,6 +71,7 @@ pub(super) fn compare(rounds: u32) -> anyhow::Result<Comparison> {
         Box::new(Nothing { work }),
         holdfast(DEFAULT, &[]),
         holdfast(CONNECTIONS, &["--syscalls", "off"]),
+        holdfast(TRANSITIONS, &["--syscalls", "off", "--transitions", "all"]),
         tool("tcplife", &[]),
         tool("tcpstates", &[]),
         tool("bpftrace", &["-e", BPFTRACE_PROGRAM]),
@@ -174,6 +176,11 @@ impl Subject for Holdfast<'_> {
         let inode = fs::metadata(format!("/run/netns/{}", netns.name()))?.ino();
         let expected = u64::from(2 * (WARM_UP_PAIRS + Work::pairs()));
         let rows = wait_for_rows(&system, inode, expected)?;
+        let streamed = if self.name == TRANSITIONS {
+            wait_for_transitions(&system, inode)?
+        } else {
+            String::new()
+        };
         let after = system.cpu()?;
         system.stop()?;
         ensure!(rows == expected, "{rows} rows of {expected} are in the store");
@@ -183,7 +190,7 @@ impl Subject for Holdfast<'_> {
             per_pair(after.collector - before.collector),
         );
         measurement.note = format!(
-            "{rows} of {expected} rows stored; per pair, agent {agent:.1} us, collector {collector:.1} us"
+            "{rows} of {expected} rows stored{streamed}; per pair, agent {agent:.1} us, collector {collector:.1} us"
         );
         Ok(measurement)
     }
@@ -196,6 +203,24 @@ fn wait_for_rows(system: &System, netns: u64, expected: u64) -> anyhow::Result<u
         if rows >= expected || started.elapsed() > STORE_PATIENCE {
             return Ok(rows);
         }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Every step of every path has to be an event of its own in the store.
+fn wait_for_transitions(system: &System, netns: u64) -> anyhow::Result<String> {
+    let started = Instant::now();
+    let of = |what: &str| system.number(&format!("SELECT {what} WHERE netns = {netns}"));
+    let steps = of("sum(length(path_us)) FROM connections")?;
+    loop {
+        let streamed = of("countIf(is_streamed AND step > 0) FROM transitions")?;
+        if streamed == steps {
+            return Ok(format!(", {streamed} transitions streamed"));
+        }
+        ensure!(
+            started.elapsed() < STORE_PATIENCE,
+            "{streamed} transitions of {steps} are in the store"
+        );
         thread::sleep(Duration::from_millis(200));
     }
 }

@@ -1,3 +1,5 @@
+//! What is known only where a call returns: why connect() came to nothing, and when accept() took a connection.
+//!
 //! connect() calls that come to nothing before a SYN leaves: there is no route, no free port, or a policy forbids it.
 //!
 //! The states of such a socket tell little: it stays closed (tcp_v4_connect() looks for a route before SYN_SENT), or is
@@ -8,6 +10,8 @@
 //! does not wait, in an earlier one. The hook tells by the socket's cookie: it leaves what it knows of an attempt that
 //! failed until the caller has fetched the error.
 
+use core::ptr;
+
 use aya_ebpf::{
     bindings::BPF_ANY,
     helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel, bpf_probe_read_user},
@@ -16,7 +20,7 @@ use aya_ebpf::{
 };
 use holdfast_agent_ebpf::{
     counter::Counter,
-    event::{ConnectionRecord, attribution, flag, role, state, step},
+    event::{ConnectionRecord, attribution, flag, role, state, step, step_offset_ns, step_state},
     limits::{FAILED_ATTEMPTS, UNSENT_ATTEMPTS},
     offset::{ABSENT, Member},
     syscall::{Abi, NO_NUMBER, watcher},
@@ -28,6 +32,7 @@ use crate::{
     kernel::{Foreign, Regs, Task, current_process, is_observed, now_ns, offset},
     ring,
     syscalls::abi,
+    table,
 };
 
 /// Attempts that failed and whose error no connect() has fetched yet, by cookie. Many never are (getsockopt() fetches
@@ -117,13 +122,63 @@ fn watcher() -> u32 {
 /// A system call returns, and this program, of the two that might be, sees it.
 #[inline(always)]
 pub(crate) fn returns(program: u32, regs: Regs, result: i64) {
-    if can_watch() && result < 0 && regs.number() == abi(Abi::Connect) && watcher() == program {
+    if !can_watch() {
+        return;
+    }
+    let number = regs.number();
+    if result < 0 {
+        if number == abi(Abi::Connect) && watcher() == program {
+            let task = Task::current();
+            if !task.is_compat(abi(Abi::CompatBit)) {
+                fail(task, regs, result.unsigned_abs() as u16);
+            }
+        }
+    } else if number == abi(Abi::Accept4) || number == abi(Abi::Accept) {
+        // Seen by two programs for a moment, it is the same moment.
         let task = Task::current();
         if !task.is_compat(abi(Abi::CompatBit)) {
-            fail(task, regs, result.unsigned_abs() as u16);
+            accepted(task, result as u32);
         }
     }
 }
+
+/// accept() returns a connection: it has waited since its handshake ended. As few reads as lead there, for they are paid for
+/// by every connection that is accepted; a descriptor that another thread has made something else leads to no record.
+#[inline(always)]
+fn accepted(task: Task, fd: u32) {
+    let Some(sock) = task
+        .file(fd)
+        .and_then(|file| file.follow(Member::FilePrivate))
+        .and_then(|socket| socket.follow(Member::SocketSock))
+    else {
+        return;
+    };
+    let Some((_, record)) = table::find(sock.key(task)) else {
+        return;
+    };
+    // SAFETY: the entry is live. The hook is its only other writer, and writes this member where a connection begins.
+    unsafe {
+        let established = if (*record).path_len > 1 {
+            (*record).path[1]
+        } else {
+            0
+        };
+        // Of one that is older than the programs nobody knows when that was.
+        if (*record).role == role::PASSIVE && step_state(established) == state::ESTABLISHED {
+            let established_ns = (*record).opened_ns.wrapping_add(step_offset_ns(established));
+            let wait_us = now_ns().wrapping_sub(established_ns) / 1_000;
+            let wait = if wait_us < ACCEPT_WAIT_MAX_US {
+                wait_us
+            } else {
+                ACCEPT_WAIT_MAX_US
+            };
+            ptr::write_volatile(&raw mut (*record).accept_wait, wait as u32 + 1);
+        }
+    }
+}
+
+/// An hour and 11 minutes: what a record can tell.
+const ACCEPT_WAIT_MAX_US: u64 = u32::MAX as u64 - 1;
 
 /// connect() returns an error.
 #[inline(always)]

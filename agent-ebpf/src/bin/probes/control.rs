@@ -5,7 +5,7 @@ use core::ptr;
 
 use aya_ebpf::{helpers::generated::bpf_get_prandom_u32, macros::map, maps::Array};
 use holdfast_agent_ebpf::{
-    control::{ALL, Control},
+    control::{ALL, Control, Filter},
     event::ConnectionRecord,
 };
 
@@ -46,17 +46,33 @@ fn largest_followed() -> u32 {
     control().map_or(ALL, |control| unsafe { (*control).largest_followed })
 }
 
+/// What is in force, if any transition is streamed. One branch where the agent never changed anything, two where it did.
+#[inline(always)]
+pub(crate) fn streaming() -> Option<&'static Control> {
+    let control = control()?;
+    // SAFETY: the entry lives as long as the programs.
+    let control = unsafe { &*control };
+    (control.is_streaming != 0).then_some(control)
+}
+
+/// Whether a transition of this connection is streamed, where any is.
+#[inline(always)]
+pub(crate) fn streams(control: &Control, record: &ConnectionRecord) -> bool {
+    (control.is_filtering == 0 || passes(&control.filter, record))
+        && (control.is_selecting == 0 || passes(&control.streamed, record))
+}
+
 /// Whether a connection that ends is handed over.
 #[inline(always)]
 pub(crate) fn hands_over(record: &ConnectionRecord) -> bool {
     let Some(control) = control() else { return true };
     // SAFETY: the entry is live.
     let control = unsafe { &*control };
-    control.is_filtering == 0 || passes(control, record)
+    control.is_filtering == 0 || passes(&control.filter, record)
 }
 
 /// A function of its own: it is off the path where there is no filter.
 #[inline(never)]
-fn passes(control: &Control, record: &ConnectionRecord) -> bool {
-    control.filter.passes(record)
+fn passes(filter: &Filter, record: &ConnectionRecord) -> bool {
+    filter.passes(record)
 }

@@ -9,8 +9,8 @@ use core::ptr;
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_probe_read_kernel,
     generated::{
-        bpf_get_current_comm, bpf_get_current_task_btf, bpf_get_socket_cookie, bpf_ktime_get_boot_ns,
-        bpf_skc_to_tcp_sock, bpf_task_pt_regs,
+        bpf_get_current_comm, bpf_get_current_task, bpf_get_current_task_btf, bpf_get_socket_cookie,
+        bpf_ktime_get_boot_ns, bpf_skc_to_tcp_sock, bpf_task_pt_regs,
     },
 };
 use holdfast_agent_ebpf::{
@@ -137,6 +137,16 @@ impl Foreign {
     pub(crate) fn follow(self, member: Member) -> Option<Self> {
         let pointer = self.read::<u64>(member);
         (pointer != 0).then_some(Self(pointer))
+    }
+
+    /// Of a socket: its name in our maps, as [`Sock::key`] makes it. The distance from the global is that from the running
+    /// task, whose address is a number from one helper and a pointer from another.
+    #[inline(always)]
+    pub(crate) fn key(self, task: Task) -> u64 {
+        // SAFETY: no preconditions.
+        let address: u64 = unsafe { bpf_get_current_task() };
+        let distance = (task.0 as u64).wrapping_sub(&raw const OFFSETS as u64);
+        self.0.wrapping_sub(address).wrapping_add(distance)
     }
 }
 

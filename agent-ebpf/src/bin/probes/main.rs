@@ -40,6 +40,8 @@ mod tallies;
 mod tcp_signals;
 #[cfg(target_arch = "bpf")]
 mod tcp_state;
+#[cfg(target_arch = "bpf")]
+mod transitions;
 
 #[cfg(target_arch = "bpf")]
 mod hooks {

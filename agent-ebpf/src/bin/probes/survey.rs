@@ -142,6 +142,8 @@ fn seed(sock: Sock, record: &mut ConnectionRecord, state: u8) {
     count_beside(record.counter_slot, Counter::Seeded);
     record.flags = flag::SEEDED;
     record.syn_retransmits = 0;
+    record.accept_wait = 0;
+    record.streamed = 0;
     record.error = 0;
     record.pid = 0;
     record.comm = [0; COMM_BYTES];

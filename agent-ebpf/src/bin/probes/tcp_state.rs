@@ -19,7 +19,7 @@ use crate::{
     connects, control,
     counters::{ELSEWHERE, count, slot},
     kernel::{Sock, TcpSock, current_process, now_ns},
-    listeners, ring, table,
+    listeners, ring, table, transitions,
 };
 
 /// The hook: one match over where the socket went.
@@ -28,17 +28,27 @@ pub(crate) fn changed(ctx: &BtfTracePointContext, sock: Sock, old: u8, new: u8) 
     if !sock.is_tcp() {
         return;
     }
+    let is_streaming = control::streaming().is_some();
     match (old, new) {
-        (_, state::SYN_SENT) => open(ctx, sock, role::ACTIVE, new),
-        (state::LISTEN, state::SYN_RECV) => open(ctx, sock, role::PASSIVE, new),
-        (_, state::LISTEN) => listen(ctx, sock),
-        (state::LISTEN, state::CLOSE) => listeners::forget(sock),
-        _ => advance(ctx, sock, old, new),
+        (_, state::SYN_SENT) => open(ctx, sock, role::ACTIVE, old, new),
+        (state::LISTEN, state::SYN_RECV) => open(ctx, sock, role::PASSIVE, old, new),
+        (_, state::LISTEN) => {
+            listen(ctx, sock);
+            return stream_listener(sock, old, new);
+        }
+        (state::LISTEN, state::CLOSE) => {
+            listeners::forget(sock);
+            return stream_listener(sock, old, new);
+        }
+        _ => advance(ctx, sock, old, new, is_streaming),
+    }
+    if is_streaming {
+        transitions::stepped(ctx, sock);
     }
 }
 
 #[inline(always)]
-fn open(ctx: &BtfTracePointContext, sock: Sock, role: u8, first: u8) {
+fn open(ctx: &BtfTracePointContext, sock: Sock, role: u8, before: u8, first: u8) {
     if !sock.is_observed() {
         count(ELSEWHERE, Counter::Elsewhere);
         return supersede(sock);
@@ -71,6 +81,11 @@ fn open(ctx: &BtfTracePointContext, sock: Sock, role: u8, first: u8) {
     record.role = role;
     record.flags = flag::FIRST;
     record.syn_retransmits = 0;
+    record.accept_wait = 0;
+    record.streamed = 0;
+    record.before = before;
+    // What names the local end comes later; until then it is not that of an earlier connection.
+    record.local_port = 0;
     record.pid = 0;
     record.comm = [0; COMM_BYTES];
     record.attribution = attribution::UNKNOWN;
@@ -99,7 +114,7 @@ fn supersede(sock: Sock) {
 
 /// A connection that is open takes its next step, or its last.
 #[inline(always)]
-fn advance(ctx: &BtfTracePointContext, sock: Sock, old: u8, new: u8) {
+fn advance(ctx: &BtfTracePointContext, sock: Sock, old: u8, new: u8, is_streaming: bool) {
     let Some((place, record)) = table::find(sock.key()) else {
         if new == state::CLOSE && sock.is_observed() {
             let counter_slot = slot(sock.netns());
@@ -116,6 +131,7 @@ fn advance(ctx: &BtfTracePointContext, sock: Sock, old: u8, new: u8) {
     // SAFETY: the entry is live; the socket's lock makes this program the record's only writer.
     let record = unsafe { &mut *record };
     append(record, new);
+    record.before = old;
     match new {
         state::ESTABLISHED => {
             establish(sock, record);
@@ -141,8 +157,11 @@ fn advance(ctx: &BtfTracePointContext, sock: Sock, old: u8, new: u8) {
             } else if !is_unannounced {
                 record.flags &= !flag::FIRST;
             }
-            emit(ctx, sock, record);
-            place.release();
+            // Where its steps are streamed, they are first.
+            if !is_streaming {
+                emit(ctx, sock, record);
+                place.release();
+            }
         }
         _ => {}
     }
@@ -198,6 +217,15 @@ pub(crate) fn measure(tcp: TcpSock, record: &mut ConnectionRecord) {
 }
 
 #[inline(always)]
+fn stream_listener(sock: Sock, old: u8, new: u8) {
+    if let Some(control) = control::streaming()
+        && sock.is_observed()
+    {
+        transitions::listener(control, sock, old, new);
+    }
+}
+
+#[inline(always)]
 fn listen(ctx: &BtfTracePointContext, sock: Sock) {
     if sock.is_observed()
         && !listeners::remember(sock)
@@ -233,12 +261,13 @@ fn append(record: &mut ConnectionRecord, state: u8) {
     } else {
         record.path[PATH_STEPS - 1] = step;
         record.flags |= flag::PATH_TRUNCATED;
+        record.streamed &= !(1 << (PATH_STEPS - 1));
     }
 }
 
 /// Completes the record with what only the socket knows, and hands it over.
 #[inline(always)]
-fn emit(ctx: &BtfTracePointContext, sock: Sock, record: &mut ConnectionRecord) {
+pub(crate) fn emit(ctx: &BtfTracePointContext, sock: Sock, record: &mut ConnectionRecord) {
     let Some(tcp) = sock.tcp() else {
         // A TCP socket that is none: never seen. It is closed, and its record is lost.
         count(record.counter_slot, Counter::Lost);

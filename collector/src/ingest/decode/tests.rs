@@ -36,6 +36,8 @@ fn columns() -> ConnectionColumns {
         attribution: Bytes::from_static(&[1, 1, 0]),
         flags: Bytes::from_static(&[FLAG_FIRST | FLAG_FINAL, FLAG_FIRST | FLAG_FINAL, FLAG_FIRST]),
         local_cause: Bytes::from_static(&[0, 1, 0]),
+        streamed: Bytes::new(),
+        accept_wait: Vec::new(),
         processes: vec![
             Process {
                 pid: 10,
@@ -424,6 +426,8 @@ proptest! {
             attribution: texts(length(), 25),
             flags: texts(length(), 30),
             local_cause: texts(length(), 32),
+            streamed: texts(length(), 45),
+            accept_wait: shorts(longs(length())),
             processes: vec![Process::default(); length()],
             paths: (0..length()).map(|at| Path { states: texts(at + 1, 35 + at), truncated: false }).collect(),
             addresses: vec![Bytes::from_static(&[0; 16]); length()],
@@ -469,6 +473,8 @@ proptest! {
             attribution: vec![2; rows].into(),
             flags: vec![FLAG_FIRST | FLAG_FINAL; rows].into(),
             local_cause: vec![0; rows].into(),
+            streamed: Bytes::new(),
+            accept_wait: Vec::new(),
             processes: vec![Process::default()],
             addresses: vec![Bytes::from_static(&[0; 16])],
             ..ConnectionColumns::default()
