@@ -264,8 +264,8 @@ fn accept(address: SocketAddr, threads: u32, keep: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What every request is answered with.
-const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nServer: engine\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!";
+/// What every request is answered with. ab speaks HTTP/1.0, and wants to be told that the connection stays.
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nServer: engine\r\nContent-Type: text/plain\r\nContent-Length: 13\r\nConnection: keep-alive\r\n\r\nHello, world!";
 const LAST_ANSWER: &[u8] =
     b"HTTP/1.1 200 OK\r\nServer: engine\r\nContent-Type: text/plain\r\nContent-Length: 13\r\nConnection: close\r\n\r\nHello, world!";
 

@@ -178,7 +178,7 @@ fn peers<'a>(
     }
     wrk.arguments.push(url.clone());
     let ab = format!(
-        "-q {} -c {CONNECTIONS} -t {SECONDS} -n 100000000 {url}",
+        "-q {} -c {CONNECTIONS} -t {SECONDS} -n 10000000 {url}",
         if keep_alive { "-k" } else { "" }
     );
     let hey = format!(
