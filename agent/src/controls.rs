@@ -7,12 +7,12 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use holdfast_agent_ebpf::{control::Control, event::ConnectionRecord};
-use holdfast_proto::v1::{ProbeReport, ProbeSettings};
+use holdfast_proto::v1::{OffReason, ProbeReport, ProbeSettings, Stream, Watch};
 
 use self::settings::{Allowed, Key, Settings, Transitions};
 use crate::{
@@ -30,8 +30,9 @@ use crate::{
 #[derive(Debug)]
 pub struct Shown {
     filter: RwLock<Control>,
-    open_connections: AtomicBool,
-    listeners: AtomicBool,
+    /// Since when looks are reported without a break, nanoseconds since the Unix epoch. Zero: they are not.
+    open_connections: AtomicU64,
+    listeners: AtomicU64,
     transitions: AtomicBool,
 }
 
@@ -40,8 +41,8 @@ impl Default for Shown {
     fn default() -> Self {
         Self {
             filter: RwLock::new(Control::NONE),
-            open_connections: AtomicBool::new(true),
-            listeners: AtomicBool::new(true),
+            open_connections: AtomicU64::new(now_ns()),
+            listeners: AtomicU64::new(now_ns()),
             transitions: AtomicBool::new(false),
         }
     }
@@ -56,12 +57,12 @@ impl Shown {
 
     /// Whether looks at open connections are wanted.
     pub fn open_connections(&self) -> bool {
-        self.open_connections.load(Ordering::Relaxed)
+        self.open_connections.load(Ordering::Relaxed) != 0
     }
 
     /// Whether looks at listeners are wanted.
     pub fn listeners(&self) -> bool {
-        self.listeners.load(Ordering::Relaxed)
+        self.listeners.load(Ordering::Relaxed) != 0
     }
 
     /// Whether transitions are streamed.
@@ -73,10 +74,22 @@ impl Shown {
         self.transitions
             .store(control.is_streaming != 0, Ordering::Relaxed);
         *self.filter.write().unwrap_or_else(PoisonError::into_inner) = *control;
-        self.open_connections
-            .store(settings.open_connections, Ordering::Relaxed);
-        self.listeners.store(settings.listeners, Ordering::Relaxed);
+        switch(&self.open_connections, settings.open_connections);
+        switch(&self.listeners, settings.listeners);
     }
+}
+
+/// What was on before goes on from when it was switched on.
+fn switch(since_ns: &AtomicU64, is_on: bool) {
+    match (since_ns.load(Ordering::Relaxed), is_on) {
+        (0, true) => since_ns.store(now_ns(), Ordering::Relaxed),
+        (_, false) => since_ns.store(0, Ordering::Relaxed),
+        (_, true) => {}
+    }
+}
+
+fn now_ns() -> u64 {
+    clock::wall_now().as_nanos() as u64
 }
 
 /// The switches. They borrow the probes, and do nothing once those are gone.
@@ -86,6 +99,8 @@ pub struct Controls {
     allowed: Allowed,
     /// The programs that count syscalls are loaded.
     can_count_syscalls: bool,
+    /// They are not, though they are wanted.
+    are_syscalls_refused: bool,
     state: Mutex<State>,
     syscalls: Arc<Wanted>,
     shown: Arc<Shown>,
@@ -127,6 +142,7 @@ impl Controls {
         own: Settings,
         allowed: Allowed,
         can_count_syscalls: bool,
+        are_syscalls_refused: bool,
         shown: Arc<Shown>,
     ) -> Self {
         let is_quiet = own.transitions == Transitions::Closed;
@@ -134,6 +150,7 @@ impl Controls {
             probes: Arc::downgrade(probes),
             allowed,
             can_count_syscalls,
+            are_syscalls_refused,
             syscalls: Arc::new(Wanted::new(own.syscalls)),
             state: Mutex::new(State {
                 revision: 0,
@@ -178,11 +195,43 @@ impl Controls {
             }
             ProbeReport {
                 revision: state.revision,
-                observed_at_ns: clock::wall_now().as_nanos() as u64,
+                observed_at_ns: now_ns(),
                 applied: state.in_force().into_iter().collect(),
                 refused: state.refused.clone().into_iter().collect(),
             }
         })
+    }
+
+    /// Which of the streams that can be switched are on, since when, and why the others are not. `syscalls_since_ns`:
+    /// since when calls are counted, zero if they are not.
+    pub fn watches(&self, syscalls_since_ns: u64) -> Vec<Watch> {
+        let state = self.lock();
+        let syscalls_off = if self.are_syscalls_refused {
+            OffReason::Kernel
+        } else if state.settings.syscalls != Mode::Off && state.step >= Step::SyscallsOff {
+            OffReason::Budget
+        } else if state.settings.syscalls == Mode::Off && self.own.syscalls == Mode::Off {
+            OffReason::Configuration
+        } else {
+            // It was off, where it is switched on at this moment.
+            OffReason::Collector
+        };
+        let watch = |stream: Stream, since_ns: u64, off: OffReason| Watch {
+            stream: stream.into(),
+            since_ns,
+            off: if since_ns == 0 {
+                off.into()
+            } else {
+                OffReason::Unspecified.into()
+            },
+        };
+        let looks = |since_ns: &AtomicU64| since_ns.load(Ordering::Relaxed);
+        let (listeners, open) = (looks(&self.shown.listeners), looks(&self.shown.open_connections));
+        vec![
+            watch(Stream::Syscalls, syscalls_since_ns, syscalls_off),
+            watch(Stream::Listeners, listeners, OffReason::Collector),
+            watch(Stream::OpenConnections, open, OffReason::Collector),
+        ]
     }
 
     /// Gives up what a step of the budget says.
@@ -272,6 +321,7 @@ mod tests {
             own: Settings::everything(Mode::Counts, Transitions::All),
             allowed: Allowed::default(),
             can_count_syscalls: true,
+            are_syscalls_refused: false,
             state: Mutex::new(State {
                 revision: 0,
                 settings: Settings::everything(Mode::Counts, Transitions::All),

@@ -57,6 +57,7 @@ use std::{
 
 use anyhow::Context;
 use holdfast_agent_ebpf::counter::Counter;
+use holdfast_proto::v1::Status;
 use tokio::{
     sync::watch,
     time::{interval, timeout},
@@ -124,7 +125,8 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         args.control.syscalls(),
     )?;
     let are_syscalls_wanted = args.syscalls != Mode::Off || args.control.syscalls();
-    identity.missing_features = check::missing_features(&probes, are_syscalls_wanted && !can_count_syscalls);
+    let are_syscalls_refused = are_syscalls_wanted && !can_count_syscalls;
+    identity.missing_features = check::missing_features(&probes, are_syscalls_refused);
     let kernel_counters = probes.take_counters()?;
     let log = probes.take_log()?;
     let state = State::open(args.state.as_deref(), &identity.node)?;
@@ -226,8 +228,10 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         Settings::everything(syscall_mode, args.transitions.clone()),
         args.control.clone(),
         can_count_syscalls,
+        are_syscalls_refused,
         Arc::clone(&shown),
     ));
+    let syscalls_counted = counted.clone();
     let watch = match syscall_tables.zip(counted) {
         None => None,
         Some((tables, counted)) => Some(Watch::start(
@@ -291,7 +295,13 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         identity: identity.clone(),
         spool: Arc::clone(&spool),
         counters: || match ledger.status() {
-            Ok(status) => Some(status),
+            Ok(status) => {
+                let syscalls_since_ns = syscalls_counted.as_ref().map_or(0, |counted| counted.since_ns());
+                Some(Status {
+                    watches: controls.watches(syscalls_since_ns),
+                    ..status
+                })
+            }
             Err(error) => {
                 tracing::error!("no counters: {:#}", anyhow::Error::new(error));
                 None

@@ -4,7 +4,7 @@
 //! A file goes through [`document`] (YAML with places) and [`parse`] (what it means); [`signal`] is the table of what
 //! can be asserted, [`condition`] one line of `expect`, [`group`] who it is about. [`plan`] puts together what one query
 //! can answer, [`evaluate`] judges a window from its rows and from who was watching ([`coverage`]), and [`state`] makes
-//! verdicts of it. [`reference`] writes the documentation and the JSON schema from the same tables.
+//! verdicts of it; [`worst`] tells which rows speak against them. [`reference`] writes the documentation and the JSON schema from the same tables.
 
 pub mod cause;
 pub mod condition;
@@ -18,6 +18,7 @@ pub mod problem;
 pub mod reference;
 pub mod signal;
 pub mod state;
+pub mod worst;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -50,8 +51,12 @@ pub struct Assertion {
     pub filter: Option<Filter>,
     /// All must hold. Never empty.
     pub expect: Vec<Condition>,
-    /// The window.
+    /// The window; with `burn` the longer one.
     pub over: Duration,
+    /// One of the two windows of an objective's budget: it fails when both of its conditions do.
+    pub burn: Option<Burn>,
+    /// What is asked, in the words of the one who asserts it; its answer is what `value` is.
+    pub sql: Option<String>,
     /// How often a window is judged.
     pub every: Duration,
     /// One verdict for each combination of these; empty: one for all rows together.
@@ -77,6 +82,17 @@ pub struct Assertion {
 pub struct Origin {
     pub file: String,
     pub place: Place,
+}
+
+/// How fast the budget of an objective is used up: so many times faster than it may be, over a long window and a short
+/// one. The long one says that it matters, the short one that it still goes on (Beyer and others, The Site Reliability
+/// Workbook, 2018, chapter 5).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Burn {
+    /// The assertion that was written, of which this is a part.
+    pub slo: String,
+    pub factor: f64,
+    pub short: Duration,
 }
 
 /// Whose ends are looked at.
@@ -184,6 +200,12 @@ impl Assertion {
         }
     }
 
+    /// The window in which everybody has to have watched. Of a long window of a budget nobody would know anything
+    /// once an agent had been started anew; so it is the short one, and the long one is what there is.
+    pub fn watched_over(&self) -> Duration {
+        self.burn.as_ref().map_or(self.over, |burn| burn.short)
+    }
+
     /// What its verdicts depend on. When it changes, what was found before says nothing any more.
     pub fn fingerprint(&self) -> u32 {
         let Self {
@@ -199,11 +221,13 @@ impl Assertion {
             min_samples,
             no_data,
             quorum,
+            burn,
+            sql,
             ..
         } = self;
         let text = format!(
             "{subject:?} {filter:?} {expect:?} {over:?} {every:?} {by:?} {pace:?} {clear_after:?} {hold:?} {min_samples} \
-             {no_data:?} {quorum:?}"
+             {no_data:?} {quorum:?} {burn:?} {sql:?}"
         );
         crc32fast::hash(text.as_bytes())
     }

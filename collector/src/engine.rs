@@ -3,11 +3,13 @@
 //!
 //! Windows are judged in their order, each once, however late: after a restart, or when the store was away, the engine
 //! goes on where the stored verdicts end, and comes to what it would have come to. Time is an argument of
-//! [`Engine::step`], so that the past can be judged as well (`backtest`), and made-up data (`test`).
+//! [`Engine::step`], so that the past can be judged as well (`backtest`), and made-up data (`test`). What was judged without
+//! rows that come after all is judged again ([`late`]).
 
 pub mod check;
 pub mod explain;
 pub mod files;
+mod late;
 pub mod run;
 pub mod trial;
 
@@ -18,15 +20,15 @@ use std::time::Duration;
 use crate::assertion::cause::{Cause, EXPECTED_FOR};
 use crate::assertion::condition::{Condition, value_text};
 use crate::assertion::coverage::{Coverage, Window};
-use crate::assertion::evaluate::{
-    self, Addresses, Judgement, Key, Moment, Observers, Roster, is_overdue, key_text,
-};
+use crate::assertion::evaluate::{self, Addresses, Judgement, Key, Moment, Observers, Roster, key_text};
 use crate::assertion::plan::{self, Schedule};
 use crate::assertion::signal::Rows;
 use crate::assertion::state::{Machine, Outcome, Rules, Verdict};
-use crate::assertion::{Assertion, Set};
+use crate::assertion::{Assertion, Set, worst};
 use crate::store::verdicts::{Record, Stood};
-use crate::store::{Store, StoreError, evidence, verdicts};
+use crate::store::{self, Store, StoreError, evidence, verdicts};
+
+use late::{History, Late};
 
 /// How often a verdict that stays is written, so that one can see that it is still judged.
 const HEARTBEAT_NS: i64 = 60_000_000_000;
@@ -45,6 +47,10 @@ const ROSTER_EVERY_NS: i64 = 5_000_000_000;
 
 /// While others are waited for, those who need not be waited for are judged once, so long after the window's end.
 const PATIENCE_NS: i64 = 2_000_000_000;
+
+/// Verdicts of one step for which it is looked what speaks against them: the first ones, so that a fault of everything
+/// does not keep the others waiting.
+const MOST_ACCUSED: usize = 16;
 
 /// Verdicts that wait for the store. Past this the oldest heartbeats go, and what is left is written again soon.
 const MOST_WAITING: usize = 200_000;
@@ -68,6 +74,8 @@ pub struct Engine {
     in_doubt: Vec<Record>,
     /// Verdicts are written to the store.
     is_writing: bool,
+    /// Somebody computes the store's minutes.
+    has_rollup: bool,
     /// No window is opened that ends later.
     end_ns: i64,
     /// Windows that were given up, and questions that were asked, since the start.
@@ -81,6 +89,8 @@ struct Active {
     open: VecDeque<Tick>,
     /// The end of the next window.
     next_ns: i64,
+    /// Windows that were judged without rows that may come yet, by their end.
+    late: VecDeque<Late>,
 }
 
 #[derive(Clone, Copy)]
@@ -96,6 +106,8 @@ struct Kept {
     written_ns: i64,
     /// When it was last there: with rows, or as a node of the roster.
     seen_ns: i64,
+    /// What may change when rows come late.
+    history: Option<History>,
 }
 
 /// What a step was about.
@@ -123,6 +135,7 @@ impl Engine {
             waiting: Vec::new(),
             in_doubt: Vec::new(),
             is_writing,
+            has_rollup: true,
             end_ns: i64::MAX,
             given_up: 0,
             asked: 0,
@@ -133,6 +146,11 @@ impl Engine {
 
     pub fn set(&self) -> &Set {
         &self.set
+    }
+
+    /// Of a store in which nobody computes minutes, every window is read from the rows.
+    pub fn without_rollup(&mut self) {
+        self.has_rollup = false;
     }
 
     /// Opens no window that ends after this.
@@ -186,6 +204,7 @@ impl Engine {
 
     /// Goes on where stored verdicts end.
     pub async fn resume(&mut self, now_ns: i64) -> Result<(), StoreError> {
+        self.coverage.listen_from(now_ns);
         let stood = verdicts::stood(&*self.store, now_ns.saturating_sub(REMEMBERED_NS)).await?;
         let fingerprints: BTreeMap<_, _> = self
             .set
@@ -211,6 +230,7 @@ impl Engine {
                 written_ns: machine.judged_ns,
                 seen_ns: machine.judged_ns,
                 machine,
+                history: None,
             };
             self.keys.entry(assertion).or_default().insert(key, kept);
         }
@@ -259,6 +279,7 @@ impl Engine {
                     next_ns: aligned(now_ns, ns(schedule.every)),
                     schedule,
                     open: VecDeque::new(),
+                    late: VecDeque::new(),
                 },
             })
             .collect();
@@ -270,14 +291,61 @@ impl Engine {
         self.hear(now_ns).await?;
         self.open(now_ns);
         let mut step = Step::default();
-        for at in 0..self.schedules.len() {
-            self.judge_schedule(at, now_ns, &mut step).await?;
+        let mut outcome = self.judge_all(now_ns, &mut step).await;
+        if outcome.is_ok() {
+            outcome = self.accuse(&mut step.records).await;
         }
+        if self.is_writing {
+            // What was judged is judged, whatever the store refuses to answer next.
+            self.keep(&step.records);
+        }
+        outcome?;
         self.forget(now_ns);
         if self.is_writing {
-            self.write(&step.records).await?;
+            self.write().await?;
         }
         Ok(step)
+    }
+
+    async fn judge_all(&mut self, now_ns: i64, step: &mut Step) -> Result<(), StoreError> {
+        for at in 0..self.schedules.len() {
+            self.judge_schedule(at, now_ns, step).await?;
+            self.revise(at, now_ns, step).await?;
+        }
+        Ok(())
+    }
+
+    /// Puts to verdicts that something fails what speaks against it.
+    async fn accuse(&self, records: &mut [Record]) -> Result<(), StoreError> {
+        let fails =
+            |record: &&mut Record| matches!(record.machine.verdict, Verdict::Violated | Verdict::Pending);
+        for record in records.iter_mut().filter(fails).take(MOST_ACCUSED) {
+            let assertion = self
+                .set
+                .assertions
+                .iter()
+                .find(|known| known.name == record.assertion);
+            let found = assertion.and_then(|assertion| {
+                let is_named = |condition: &&Condition| condition.to_string() == record.condition;
+                let condition = assertion.expect.iter().find(is_named)?;
+                let window = Window {
+                    from_ns: match condition.over {
+                        Some(over) => record.window_to_ns.saturating_sub(ns(over)),
+                        None => record.window_from_ns,
+                    },
+                    to_ns: record.window_to_ns,
+                };
+                let moment = self.moment(window, record.judged_ns);
+                Some((
+                    worst::suspects(assertion, condition, &record.key_values, &moment)?,
+                    window,
+                ))
+            });
+            let Some((suspects, window)) = found else { continue };
+            let (rows, causes) = store::worst::worst(&*self.store, &suspects, window).await?;
+            record.accuse(rows, causes);
+        }
+        Ok(())
     }
 
     /// Hears what the agents reported since.
@@ -347,21 +415,11 @@ impl Engine {
             let older = place
                 .checked_sub(1)
                 .map(|before| self.schedules[at].open[before].window.to_ns);
-            match self.judge_window(at, tick.window, older, now_ns).await {
-                Ok(records) => step.records.extend(records),
-                Err(error) => {
-                    // The time for an answer is over: that the store did not give one is what there is to say.
-                    let is_over = now_ns >= tick.window.to_ns + ns(self.patience(at)) + STORE_PATIENCE_NS;
-                    if !is_over {
-                        return Err(error);
-                    }
-                    self.schedules[at].open.remove(place);
-                    self.given_up += 1;
-                    continue;
-                }
-            }
+            let records = self.judge_window(at, tick.window, older, now_ns).await?;
+            step.records.extend(records);
             if is_whole {
                 self.schedules[at].open.remove(place);
+                self.remember(at, tick.window, now_ns);
                 step.judged += 1;
             } else {
                 self.schedules[at].open[place].is_begun = true;
@@ -384,7 +442,7 @@ impl Engine {
         let mut state = (false, false);
         for planned in &self.schedules[at].schedule.assertions {
             let assertion = &self.set.assertions[planned.assertion];
-            if is_overdue(window, now_ns, assertion.deadline) || is_of_agents(assertion) {
+            if is_of_agents(assertion) {
                 state.1 = true;
                 continue;
             }
@@ -414,36 +472,62 @@ impl Engine {
         older: Option<i64>,
         now_ns: i64,
     ) -> Result<Vec<Record>, StoreError> {
+        // Once the time for an answer is over, that the store did not give one is what there is to say.
+        let is_over = now_ns >= window.to_ns + ns(self.patience(at)) + STORE_PATIENCE_NS;
+        let every_ns = ns(self.schedules[at].schedule.every);
+        let has_late = !self.schedules[at].late.is_empty();
+        let mut records = Vec::new();
+        for (index, judgements) in self.find(at, window, now_ns, is_over).await? {
+            let assertion = &self.set.assertions[index];
+            let keys = self.keys.entry(assertion.name.clone()).or_default();
+            for judgement in judgements {
+                let place = Taken {
+                    window,
+                    older,
+                    every_ns,
+                    has_late,
+                    now_ns,
+                };
+                records.extend(take(assertion, keys, judgement, place));
+            }
+        }
+        Ok(records)
+    }
+
+    /// What a window came to, by assertion. `is_over`: what the store does not answer is not asked again.
+    async fn find(
+        &mut self,
+        at: usize,
+        window: Window,
+        now_ns: i64,
+        is_over: bool,
+    ) -> Result<Vec<(usize, Vec<Judgement>)>, StoreError> {
         let mut answers = Vec::new();
         for class in &self.schedules[at].schedule.classes {
             self.asked += 1;
-            answers.push(evidence::ask(&*self.store, class, window).await?);
+            let window = Window {
+                from_ns: window.to_ns.saturating_sub(ns(class.over)),
+                to_ns: window.to_ns,
+            };
+            let answer = evidence::ask(&*self.store, class, window, self.has_rollup).await;
+            answers.push(match answer {
+                Err(error) if is_over => Err(Cause::Store(error.to_string())),
+                answer => answer?,
+            });
         }
         let mut found = Vec::new();
         let moment = self.moment(window, now_ns);
-        let none = BTreeSet::new();
         for planned in &self.schedules[at].schedule.assertions {
             let assertion = &self.set.assertions[planned.assertion];
             let observers = Observers::of(assertion, &moment);
             let known: BTreeSet<Key> = match self.keys.get(&assertion.name) {
                 Some(kept) => kept.keys().cloned().collect(),
-                None => none.clone(),
+                None => BTreeSet::new(),
             };
             let judgements = evaluate::judge(assertion, planned, &moment, &observers, &answers, &known);
             found.push((planned.assertion, judgements));
         }
-        let every_ns = ns(self.schedules[at].schedule.every);
-        let mut records = Vec::new();
-        for (index, judgements) in found {
-            let assertion = &self.set.assertions[index];
-            let keys = self.keys.entry(assertion.name.clone()).or_default();
-            for judgement in judgements {
-                if let Some(record) = take(assertion, keys, judgement, window, older, every_ns, now_ns) {
-                    records.push(record);
-                }
-            }
-        }
-        Ok(records)
+        Ok(found)
     }
 
     /// Keys that nothing was seen of for as long as nodes are expected are not judged any more.
@@ -453,14 +537,18 @@ impl Engine {
         }
     }
 
-    /// Writes verdicts, and those that could not be written before.
-    async fn write(&mut self, records: &[Record]) -> Result<(), StoreError> {
+    /// Takes verdicts that are to be written.
+    fn keep(&mut self, records: &[Record]) {
         self.waiting.extend_from_slice(records);
         if self.waiting.len() > MOST_WAITING {
             self.waiting.retain(|record| record.is_transition);
             let excess = self.waiting.len().saturating_sub(MOST_WAITING);
             self.waiting.drain(..excess);
         }
+    }
+
+    /// Writes the verdicts that wait for it.
+    async fn write(&mut self) -> Result<(), StoreError> {
         if self.in_doubt.is_empty() {
             self.in_doubt = std::mem::take(&mut self.waiting);
         }
@@ -486,82 +574,139 @@ fn is_of_agents(assertion: &Assertion) -> bool {
     conditions.all(|condition| condition.signal.signal.rows == Rows::Agents)
 }
 
+/// The window of which a judgement is taken.
+#[derive(Clone, Copy)]
+struct Taken {
+    window: Window,
+    /// The end of a window before that is still open.
+    older: Option<i64>,
+    every_ns: i64,
+    /// Windows before were judged without all of their rows.
+    has_late: bool,
+    now_ns: i64,
+}
+
+fn rules(assertion: &Assertion) -> Rules {
+    Rules {
+        pace: assertion.pace,
+        clear_after: assertion.clear_after,
+        hold: assertion.hold,
+    }
+}
+
+/// Where a key stands after another window.
+struct Advanced {
+    machine: Machine,
+    previous: Verdict,
+    is_transition: bool,
+}
+
+/// Takes the window that ended at `at_ns`. `before`: where the key stood; none: it is new.
+fn advance(rules: &Rules, before: Option<&Machine>, at_ns: i64, every_ns: i64, outcome: Outcome) -> Advanced {
+    let mut machine = before.cloned().unwrap_or_else(|| Machine::new(at_ns));
+    let (previous, since_ns) = (machine.verdict, machine.since_ns);
+    if before.is_some() && machine.judged_ns < at_ns - every_ns {
+        // What came to be in between is not known.
+        machine.step(rules, at_ns - every_ns, Outcome::Unknown);
+    }
+    machine.step(rules, at_ns, outcome);
+    let is_transition = before.is_none() || machine.verdict != previous;
+    machine.since_ns = match before {
+        None => at_ns,
+        Some(_) if machine.verdict == previous => since_ns,
+        Some(_) => machine.since_ns,
+    };
+    Advanced {
+        machine,
+        previous,
+        is_transition,
+    }
+}
+
 /// Takes a window of a key, and gives what is to be written of it.
 fn take(
     assertion: &Assertion,
     keys: &mut BTreeMap<Key, Kept>,
     judgement: Judgement,
-    window: Window,
-    older: Option<i64>,
-    every_ns: i64,
-    now_ns: i64,
+    place: Taken,
 ) -> Option<Record> {
+    let (window, now_ns) = (place.window, place.now_ns);
     let at_ns = window.to_ns;
-    let rules = Rules {
-        pace: assertion.pace,
-        clear_after: assertion.clear_after,
-        hold: assertion.hold,
-    };
-    let is_new = !keys.contains_key(&judgement.key);
+    let before = keys.get(&judgement.key).map(|kept| kept.machine.clone());
+    if let Some(before) = &before {
+        let judged_ns = before.judged_ns;
+        if judged_ns >= at_ns || place.older.is_some_and(|older| judged_ns < older) {
+            return None;
+        }
+    }
+    let Advanced {
+        machine,
+        previous,
+        is_transition,
+    } = advance(
+        &rules(assertion),
+        before.as_ref(),
+        at_ns,
+        place.every_ns,
+        judgement.outcome,
+    );
     let kept = keys.entry(judgement.key.clone()).or_insert_with(|| Kept {
-        machine: Machine::new(at_ns),
+        machine: machine.clone(),
         written_ns: i64::MIN,
         seen_ns: now_ns,
+        history: None,
     });
-    let judged_ns = kept.machine.judged_ns;
-    if judged_ns >= at_ns || older.is_some_and(|older| !is_new && judged_ns < older) {
-        return None;
-    }
-    let mut before = kept.machine.verdict;
-    let since_before = kept.machine.since_ns;
-    if !is_new && judged_ns < at_ns - every_ns {
-        // What came to be in between is not known.
-        kept.machine.step(&rules, at_ns - every_ns, Outcome::Unknown);
-        kept.machine.since_ns = since_before;
-    }
-    let changed = kept.machine.step(&rules, at_ns, judgement.outcome);
-    if kept.machine.verdict == before {
-        kept.machine.since_ns = since_before;
-    }
-    let is_transition = is_new || (changed.is_some() && kept.machine.verdict != before);
-    if is_new {
-        kept.machine.since_ns = at_ns;
-        before = Verdict::Unknown;
-    }
-    let is_gone = matches!(judgement.cause, Some(Cause::Gone { .. }));
+    kept.machine = machine.clone();
     if !judgement.readings.is_empty() {
         kept.seen_ns = now_ns;
     }
-    let machine = kept.machine.clone();
     let is_due = now_ns.saturating_sub(kept.written_ns) >= HEARTBEAT_NS;
-    if is_transition || is_due {
+    let is_written = is_transition || is_due;
+    if is_written {
         kept.written_ns = now_ns;
     }
-    if is_gone {
+    let may_change = judgement.may_come || (before.is_none() && place.has_late);
+    if may_change && kept.history.is_none() {
+        kept.history = Some(History::beginning(before));
+    }
+    if let Some(history) = &mut kept.history {
+        history.push(window, judgement.clone(), &machine, is_written);
+    }
+    if matches!(judgement.cause, Some(Cause::Gone { .. })) {
         keys.remove(&judgement.key);
     }
-    (is_transition || is_due).then(|| {
+    is_written.then(|| {
         record(
             assertion,
             judgement,
             window,
             now_ns,
-            before,
-            is_transition,
-            machine,
+            Said {
+                previous,
+                is_transition,
+                machine,
+                revision: 0,
+            },
         )
     })
 }
 
-fn record(
-    assertion: &Assertion,
-    judgement: Judgement,
-    window: Window,
-    now_ns: i64,
+/// What is said of a window.
+struct Said {
     previous: Verdict,
     is_transition: bool,
     machine: Machine,
-) -> Record {
+    /// How often it was said otherwise before.
+    revision: u32,
+}
+
+fn record(assertion: &Assertion, judgement: Judgement, window: Window, now_ns: i64, said: Said) -> Record {
+    let Said {
+        previous,
+        is_transition,
+        machine,
+        revision,
+    } = said;
     let condition = &assertion.expect[judgement.decisive];
     let reading = judgement
         .readings
@@ -597,7 +742,7 @@ fn record(
         severity: assertion.severity.clone(),
         labels: assertion.labels.clone().into_iter().collect(),
         evidence: readings_json(&assertion.expect, &judgement),
-        revision: 0,
+        revision,
         fingerprint: assertion.fingerprint(),
         machine,
         key_values: judgement.key,

@@ -26,6 +26,7 @@ pub mod schema;
 pub mod server;
 pub mod statement;
 pub mod verdicts;
+pub mod worst;
 
 use std::pin::Pin;
 

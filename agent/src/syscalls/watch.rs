@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -34,19 +34,28 @@ pub const INTERVAL: Duration = Duration::from_secs(10);
 /// within half a second.
 const TICK: Duration = Duration::from_millis(250);
 
-/// What the sweeps have counted so far, for the ledger.
+/// What the sweeps have counted so far, for the ledger, and since when without a break.
 #[derive(Debug, Default)]
-pub struct Counted(Mutex<Totals>);
+pub struct Counted {
+    totals: Mutex<Totals>,
+    /// Nanoseconds since the Unix epoch. Zero: calls are not counted.
+    since_ns: AtomicU64,
+}
 
 impl Counted {
     fn set(&self, totals: Totals) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = totals;
+        *self.totals.lock().unwrap_or_else(PoisonError::into_inner) = totals;
+    }
+
+    /// Since when every call is counted, nanoseconds since the Unix epoch. Zero: they are not.
+    pub fn since_ns(&self) -> u64 {
+        self.since_ns.load(Ordering::Acquire)
     }
 
     /// The counters of the stream, with what the agent did with the calls. These were read before: what was counted
     /// meanwhile is still in the tables, by this account.
     pub fn counters(&self, stages: Stages) -> StreamCounters {
-        let totals = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let totals = *self.totals.lock().unwrap_or_else(PoisonError::into_inner);
         StreamCounters {
             stream: Stream::Syscalls.into(),
             opened: totals.calls,
@@ -198,7 +207,13 @@ impl Rounds {
         if self.mode == Mode::Off && self.is_used {
             self.sweeper.clear();
         }
+        let since_ns = self.counted.since_ns();
+        if wanted == Mode::Off {
+            // Told before it is so, and that they are counted only once they are.
+            self.counted.since_ns.store(0, Ordering::Release);
+        }
         if let Err(error) = (self.switch)(wanted) {
+            self.counted.since_ns.store(since_ns, Ordering::Release);
             tracing::error!(
                 "syscalls are counted as before ({}), not {wanted}: {:#}",
                 self.mode,
@@ -212,6 +227,9 @@ impl Rounds {
             self.hand_on();
         }
         self.began_ns = wall_now().as_nanos() as u64;
+        if self.mode == Mode::Off {
+            self.counted.since_ns.store(self.began_ns, Ordering::Release);
+        }
         self.mode = wanted;
         self.is_used = true;
         true

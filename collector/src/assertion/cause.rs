@@ -11,6 +11,8 @@ use super::condition::duration_text;
 pub enum Cause {
     /// The store did not answer the question, in its words.
     Store(String),
+    /// The assertion's own question failed, in the store's words.
+    Sql(String),
     /// The question has more rows of answer than are taken.
     TooMany {
         most: usize,
@@ -32,6 +34,12 @@ pub enum Cause {
     NotWatched {
         node: String,
     },
+    /// The agent does not look at it, or did not all the time.
+    Off {
+        node: String,
+        switch: Switch,
+        reason: OffReason,
+    },
     /// The agent is there, and what it saw is not all stored yet.
     Behind {
         node: String,
@@ -40,6 +48,11 @@ pub enum Cause {
     Missing {
         node: String,
         rows: u64,
+    },
+    /// Likewise of syscalls.
+    MissingCalls {
+        node: String,
+        calls: u64,
     },
     /// The agent does not tell of attempts before their connection ends.
     NotAnnounced {
@@ -71,15 +84,86 @@ pub enum Cause {
     },
 }
 
+/// What of an agent can be switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Switch {
+    Syscalls,
+    Listeners,
+    OpenConnections,
+}
+
+impl Switch {
+    pub const ALL: [Self; 3] = [Self::Syscalls, Self::Listeners, Self::OpenConnections];
+
+    /// As `holdfast probe set` calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Syscalls => "syscalls",
+            Self::Listeners => "listeners",
+            Self::OpenConnections => "open-connections",
+        }
+    }
+
+    fn absent(self) -> &'static str {
+        match self {
+            Self::Syscalls => "did not count system calls all the time",
+            Self::Listeners => "did not look at listeners all the time",
+            Self::OpenConnections => "did not look at open connections all the time",
+        }
+    }
+}
+
+/// Why it is off, or was last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OffReason {
+    Configuration,
+    Collector,
+    Budget,
+    Kernel,
+    /// It was switched on, and why it was off before was not heard.
+    #[default]
+    Unsaid,
+}
+
+impl OffReason {
+    pub fn named(name: &str) -> Self {
+        match name {
+            "configuration" => Self::Configuration,
+            "collector" => Self::Collector,
+            "budget" => Self::Budget,
+            "kernel" => Self::Kernel,
+            _ => Self::Unsaid,
+        }
+    }
+
+    fn text(self, switch: Switch) -> String {
+        let name = switch.name();
+        match self {
+            Self::Configuration => format!("its configuration says {name}=off"),
+            Self::Collector => format!("`holdfast probe set {name}=off`"),
+            Self::Budget => format!("its CPU budget switched {name} off"),
+            Self::Kernel => format!("its kernel or its capabilities do not allow {name}"),
+            Self::Unsaid => format!("{name} was off"),
+        }
+    }
+}
+
 impl Cause {
+    /// Whether what is missing may come yet.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Silent { .. } | Self::Behind { .. })
+    }
+
     /// The node that it is about.
     pub fn node(&self) -> Option<&str> {
         match self {
             Self::Silent { node }
             | Self::Clock { node, .. }
             | Self::NotWatched { node }
+            | Self::Off { node, .. }
             | Self::Behind { node }
             | Self::Missing { node, .. }
+            | Self::MissingCalls { node, .. }
             | Self::NotAnnounced { node }
             | Self::Gone { node }
             | Self::NotReported { node } => Some(node),
@@ -92,6 +176,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Store(message) => write!(f, "the store did not answer: {message}"),
+            Self::Sql(message) => write!(f, "its `sql` failed: {message}"),
             Self::TooMany { most } => {
                 write!(
                     f,
@@ -105,8 +190,12 @@ impl fmt::Display for Cause {
                 write!(f, "the clock of {node} is {side} the collector's")
             }
             Self::NotWatched { node } => write!(f, "{node} was not watched all the time: its agent started"),
+            Self::Off { node, switch, reason } => {
+                write!(f, "{node} {}: {}", switch.absent(), reason.text(*switch))
+            }
             Self::Behind { node } => write!(f, "{node} has not delivered everything"),
             Self::Missing { node, rows } => write!(f, "{rows} rows of {node} are missing"),
+            Self::MissingCalls { node, calls } => write!(f, "{calls} system calls of {node} are missing"),
             Self::NotAnnounced { node } => {
                 write!(
                     f,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::problem::instead;
-use super::signal::{Chosen, Measure, Unit, names};
+use super::signal::{Chosen, Measure, Rows, Unit, names};
 use crate::filter::Operator;
 
 /// A condition that can be judged.
@@ -13,8 +13,12 @@ pub struct Condition {
     pub signal: Chosen,
     /// Of `syscall(read, write)`: which ones. Empty: all.
     pub syscalls: Vec<String>,
+    /// Of `syscall.errno(ECONNREFUSED)`: which one.
+    pub errno: Option<u16>,
     pub operator: Operator,
     pub limit: Limit,
+    /// The window, where it is another than the assertion's: of `slo`.
+    pub over: Option<Duration>,
 }
 
 /// A limit in its unit.
@@ -27,6 +31,7 @@ pub enum Limit {
     PerSecond(f64),
     Bytes(u64),
     Truth(bool),
+    Number(f64),
 }
 
 /// Why a text is no condition: at which of its characters, counted from zero.
@@ -63,7 +68,8 @@ impl Condition {
                 "expected a comparison such as `connect.p99 < 20ms`",
             );
         };
-        let (name, syscalls) = named(text[..at].trim_end())?;
+        let (before, errno) = with_errno(text[..at].trim_end())?;
+        let (name, syscalls) = named(before)?;
         let Some(signal) = Chosen::named(&name) else {
             let all: Vec<_> = names().collect();
             let message = format!(
@@ -72,10 +78,16 @@ impl Condition {
             );
             return fault(0, message);
         };
-        if !syscalls.is_empty() && !name.starts_with("syscall.") {
+        if !syscalls.is_empty() && !name.starts_with("syscall.") && signal.signal.rows != Rows::Syscalls {
             return fault(
                 0,
                 format!("only `syscall` takes names in brackets, `{name}` does not"),
+            );
+        }
+        if (signal.signal.name == "syscall.errno") != errno.is_some() {
+            return fault(
+                0,
+                "the errno comes in brackets behind `syscall.errno`, as in `syscall(connect).errno(ECONNREFUSED) = 0`",
             );
         }
         let at = at + sign.len();
@@ -99,8 +111,22 @@ impl Condition {
         Ok(Self {
             signal,
             syscalls,
+            errno,
             operator,
             limit,
+            over: None,
+        })
+    }
+
+    /// Reads what was written of one: with its window, if it has one of its own.
+    pub fn read_back(text: &str) -> Option<Self> {
+        let (text, over) = match text.rsplit_once(" over ") {
+            Some((text, over)) => (text, Some(duration(over)?)),
+            None => (text, None),
+        };
+        Some(Self {
+            over,
+            ..Self::parse(text).ok()?
         })
     }
 
@@ -136,7 +162,7 @@ impl Limit {
     pub fn value(self) -> f64 {
         match self {
             Self::Microseconds(number) | Self::Count(number) | Self::Bytes(number) => number as f64,
-            Self::Ratio(number) | Self::PerSecond(number) => number,
+            Self::Ratio(number) | Self::PerSecond(number) | Self::Number(number) => number,
             Self::Truth(truth) => f64::from(u8::from(truth)),
         }
     }
@@ -151,6 +177,36 @@ fn first_operator(text: &str) -> Option<(usize, &'static (&'static str, Operator
 
 fn leading_blanks(text: &str) -> usize {
     text.chars().take_while(|c| c.is_whitespace()).count()
+}
+
+/// `syscall(connect).errno(ECONNREFUSED)` is `syscall(connect).errno` of that one.
+fn with_errno(text: &str) -> Result<(&str, Option<u16>), Fault> {
+    let Some((before, typed)) = text
+        .strip_suffix(')')
+        .and_then(|text| text.rsplit_once(".errno("))
+    else {
+        return Ok((text, None));
+    };
+    let before = &text[..before.len() + ".errno".len()];
+    let typed = typed.trim();
+    match errnos().find(|(name, _)| *name == typed) {
+        Some((_, errno)) => Ok((before, Some(errno))),
+        None => {
+            let names: Vec<_> = errnos().map(|(name, _)| name).collect();
+            let message = match instead(typed, names.into_iter()) {
+                hint if hint.starts_with("did you mean") => format!("there is no errno `{typed}`, {hint}"),
+                _ => format!(
+                    "there is no errno `{typed}`; they are named as in errno(3), such as ECONNREFUSED"
+                ),
+            };
+            fault(before.chars().count() + 1, message)
+        }
+    }
+}
+
+/// Those that callers see (include/uapi/asm-generic/errno.h).
+fn errnos() -> impl Iterator<Item = (&'static str, u16)> {
+    (1..=133_u16).filter_map(|errno| Some((syscalls::Errno::new(errno.into()).name()?, errno)))
 }
 
 /// `syscall(read, write).count` is `syscall.count` of these two.
@@ -228,6 +284,7 @@ fn limit(typed: &str, signal: Chosen) -> Result<Limit, String> {
             "false" => Ok(Limit::Truth(false)),
             _ => Err(wrong("true or false")),
         },
+        Unit::Number => decimal(typed).map(Limit::Number).ok_or_else(|| wrong("a number")),
     }
 }
 
@@ -332,6 +389,7 @@ pub fn value_text(unit: Unit, value: f64) -> String {
             bytes => format!("{}GB", short(bytes / 1e9)),
         },
         Unit::Truth => (value != 0.0).to_string(),
+        Unit::Number => short(value),
     }
 }
 
@@ -359,6 +417,13 @@ impl fmt::Display for Condition {
         } else {
             name.replacen("syscall", &format!("syscall({})", self.syscalls.join(", ")), 1)
         };
+        let errno = self
+            .errno
+            .and_then(|errno| syscalls::Errno::new(errno.into()).name());
+        let name = match errno {
+            Some(errno) => format!("{name}({errno})"),
+            None => name,
+        };
         let sign = match self.operator {
             Operator::Equal => "=",
             Operator::NotEqual => "!=",
@@ -371,7 +436,11 @@ impl fmt::Display for Condition {
             Limit::Microseconds(us) => duration_text(Duration::from_micros(us)),
             limit => value_text(self.signal.signal.unit, limit.value()),
         };
-        write!(f, "{name} {sign} {limit}")
+        write!(f, "{name} {sign} {limit}")?;
+        match self.over {
+            Some(over) => write!(f, " over {}", duration_text(over)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -389,7 +458,11 @@ mod tests {
             "connect.rate > 0.5/s",
             "connections.bytes_sent < 10MB",
             "syscall(read, write).error_ratio < 1%",
+            "syscall(connect).errno(ECONNREFUSED) = 0",
+            "syscall.errno(EMFILE) = 0",
+            "syscall(fsync).p99 < 50ms",
             "node.up = true",
+            "value < 0.5",
             "listener.drops = 0",
         ] {
             assert_eq!(Condition::parse(text).expect(text).to_string(), text);
@@ -457,6 +530,16 @@ mod tests {
                 "connect(read).count < 1",
                 0,
                 "only `syscall` takes names in brackets, `connect.count` does not",
+            ),
+            (
+                "syscall.errno(ECONREFUSED) = 0",
+                14,
+                "there is no errno `ECONREFUSED`, did you mean ECONNREFUSED?",
+            ),
+            (
+                "syscall(connect).errno = 0",
+                0,
+                "the errno comes in brackets behind `syscall.errno`, as in `syscall(connect).errno(ECONNREFUSED) = 0`",
             ),
             ("node.up < true", 8, "`node.up` is true or false: use ="),
         ] {

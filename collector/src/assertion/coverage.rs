@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::cause::Cause;
+use super::cause::{Cause, OffReason, Switch};
 
 /// A window, without its begin: nanoseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,7 +14,7 @@ pub struct Window {
 }
 
 /// What an agent said once a second.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     pub node: String,
     pub agent_epoch: u64,
@@ -25,9 +25,26 @@ pub struct Report {
     /// Zero: not known.
     pub records_ns: i64,
     pub attempts_ns: i64,
-    /// Rows that will never come, since the agent started.
+    /// Rows of connections that will never come, since the agent started.
     pub missing: u64,
+    /// Of these, what its kernel did not hand over.
+    pub lost: u64,
+    /// Rows of any kind, but of syscalls, that the agent had and gave up.
+    pub dropped: u64,
+    /// Calls whose rows will never come.
+    pub syscalls_missing: u64,
+    /// By [`Switch`].
+    pub watches: [Watch; 3],
     pub clock_offset_ns: i64,
+}
+
+/// Whether what can be switched is on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Watch {
+    /// By the agent's clock; zero: it is off.
+    pub since_ns: i64,
+    /// Why it is off.
+    pub off: OffReason,
 }
 
 /// What has to be there.
@@ -36,8 +53,8 @@ pub enum Need {
     Records,
     /// Attempts by the time they were decided.
     Attempts,
-    /// What is read every 10 s, and is in the store soon after.
-    Samples,
+    /// What is read every 10 s, and is in the store soon after; and what of it can be switched off.
+    Samples(Option<Switch>),
 }
 
 /// How a node stands to a window.
@@ -59,12 +76,14 @@ pub const HEARD_WITHIN: Duration = Duration::from_secs(10);
 /// What is read every 10 s is sent within this.
 const SAMPLES_MARGIN_NS: i64 = 1_000_000_000;
 /// Losses and restarts of a node that are remembered; older ones are put together.
-const REMEMBERED: usize = 256;
+const REMEMBERED: usize = 1024;
 
 /// Everybody's reports.
 #[derive(Clone, Debug, Default)]
 pub struct Coverage {
     nodes: BTreeMap<String, Node>,
+    /// Nobody listened before, by the collector's clock: who was not heard then was not silent.
+    listening_ns: i64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -84,11 +103,41 @@ struct Flaw {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FlawKind {
     NotWatched,
+    /// Rows of connections, those that were lost and dropped included.
     Missing(u64),
-    Clock { ahead: bool },
+    Lost(u64),
+    Dropped(u64),
+    MissingCalls(u64),
+    Off {
+        switch: Switch,
+        reason: OffReason,
+    },
+    Clock {
+        ahead: bool,
+    },
+}
+
+impl FlawKind {
+    /// Whether what is needed suffers from it. The lower the number, the rather it is told.
+    fn rank(self, need: Need) -> Option<u8> {
+        match (self, need) {
+            (Self::Clock { .. }, _) => Some(0),
+            (Self::NotWatched, _) => Some(1),
+            (Self::Off { switch, .. }, Need::Samples(Some(needed))) if switch == needed => Some(2),
+            (Self::Missing(_), Need::Records | Need::Attempts)
+            | (Self::MissingCalls(_), Need::Samples(Some(Switch::Syscalls)))
+            | (Self::Dropped(_), Need::Samples(_)) => Some(3),
+            _ => None,
+        }
+    }
 }
 
 impl Coverage {
+    /// Nobody listened before. Agents are given the time that it takes to find a collector again.
+    pub fn listen_from(&mut self, ns: i64) {
+        self.listening_ns = ns;
+    }
+
     /// A start of an agent began to watch then, whatever was heard of it since.
     pub fn began(&mut self, node: &str, epoch: u64, began_ns: i64) {
         let known = self.nodes.entry(node.to_owned()).or_default();
@@ -132,9 +181,34 @@ impl Coverage {
                 node.flaw(at_ns.saturating_sub(since_ns), at_ns, FlawKind::Clock { ahead });
             }
         }
-        if report.missing > node.last.missing {
-            let rows = report.missing - node.last.missing;
-            node.flaw(node.last.observed_ns, report.observed_ns, FlawKind::Missing(rows));
+        let last = &node.last;
+        let since_ns = last.observed_ns;
+        let before = last.watches;
+        let grown = |count: fn(&Report) -> u64| count(report).saturating_sub(count(last));
+        let grown = [
+            FlawKind::Missing(grown(|report| report.missing)),
+            FlawKind::Lost(grown(|report| report.lost)),
+            FlawKind::Dropped(grown(|report| report.dropped)),
+            FlawKind::MissingCalls(grown(|report| report.syscalls_missing)),
+        ];
+        for kind in grown {
+            let rows = kind.missing() + kind.lost() + kind.dropped() + kind.missing_calls();
+            if rows > 0 {
+                node.flaw(since_ns, report.observed_ns, kind);
+            }
+        }
+        for ((switch, earlier), now) in Switch::ALL.into_iter().zip(before).zip(report.watches) {
+            let is_off = now.since_ns == 0;
+            let until_ns = if is_off {
+                report.observed_ns
+            } else {
+                // Of one that was set back since, the report's own time is enough.
+                now.since_ns.min(report.observed_ns)
+            };
+            if is_off || now.since_ns > since_ns {
+                let reason = if is_off { now.off } else { earlier.off };
+                node.flaw(since_ns, until_ns, FlawKind::Off { switch, reason });
+            }
         }
         node.last = report.clone();
     }
@@ -155,7 +229,8 @@ impl Coverage {
         now_ns: i64,
         deadline: Duration,
     ) -> Standing {
-        let is_late = now_ns >= window.to_ns.saturating_add(ns(deadline));
+        let found_by_ns = self.listening_ns.saturating_add(ns(HEARD_WITHIN));
+        let is_late = now_ns >= window.to_ns.saturating_add(ns(deadline)).max(found_by_ns);
         let late = |cause| {
             if is_late {
                 Standing::Incomplete(cause)
@@ -171,16 +246,28 @@ impl Coverage {
         let is_heard = now_ns.saturating_sub(last.received_ns) <= ns(HEARD_WITHIN);
         let (until_ns, is_told) = match need {
             Need::Records => (last.records_ns, last.records_ns > 0),
-            Need::Samples => (last.records_ns - SAMPLES_MARGIN_NS, last.records_ns > 0),
+            Need::Samples(_) => (last.records_ns - SAMPLES_MARGIN_NS, last.records_ns > 0),
             Need::Attempts => (last.attempts_ns, last.attempts_ns > 0 || last.records_ns == 0),
         };
-        if let Some(flaw) = known.worst(window) {
+        if let Some(flaw) = known.worst(window, need) {
             // What is known to be wrong stays wrong, however long one waits.
+            let missing = |of: fn(FlawKind) -> u64| Cause::Missing {
+                node: name(),
+                rows: known.counted(window, of),
+            };
             return Standing::Incomplete(match flaw.kind {
                 FlawKind::NotWatched => Cause::NotWatched { node: name() },
-                FlawKind::Missing(_) => Cause::Missing {
+                FlawKind::Missing(_) => missing(FlawKind::missing),
+                FlawKind::Lost(_) => missing(FlawKind::lost),
+                FlawKind::Dropped(_) => missing(FlawKind::dropped),
+                FlawKind::MissingCalls(_) => Cause::MissingCalls {
                     node: name(),
-                    rows: self.missing(node, window).unwrap_or_default(),
+                    calls: known.counted(window, FlawKind::missing_calls),
+                },
+                FlawKind::Off { switch, reason } => Cause::Off {
+                    node: name(),
+                    switch,
+                    reason,
                 },
                 FlawKind::Clock { ahead } => Cause::Clock { node: name(), ahead },
             });
@@ -195,7 +282,8 @@ impl Coverage {
             });
         }
         // What waited for an earlier window in vain is not waited for again.
-        let is_gone_for_long = now_ns.saturating_sub(last.received_ns) > ns(deadline).max(ns(HEARD_WITHIN));
+        let heard_ns = last.received_ns.max(self.listening_ns);
+        let is_gone_for_long = now_ns.saturating_sub(heard_ns) > ns(deadline).max(ns(HEARD_WITHIN));
         if is_gone_for_long {
             return Standing::Incomplete(Cause::Silent { node: name() });
         }
@@ -228,18 +316,19 @@ impl Coverage {
         Some(last.clock_offset_ns)
     }
 
-    /// Rows of a node that are missing in a window.
+    /// Rows of a node's connections that are missing in a window.
     pub fn missing(&self, node: &str, window: Window) -> Option<u64> {
-        let known = self.nodes.get(node)?;
-        let rows = known
-            .flaws
-            .iter()
-            .filter(|flaw| flaw.touches(window))
-            .map(|flaw| match flaw.kind {
-                FlawKind::Missing(rows) => rows,
-                _ => 0,
-            });
-        Some(rows.sum())
+        Some(self.nodes.get(node)?.counted(window, FlawKind::missing))
+    }
+
+    /// Of these, what its kernel did not hand over.
+    pub fn lost(&self, node: &str, window: Window) -> Option<u64> {
+        Some(self.nodes.get(node)?.counted(window, FlawKind::lost))
+    }
+
+    /// Rows of any kind that its agent had and gave up.
+    pub fn dropped(&self, node: &str, window: Window) -> Option<u64> {
+        Some(self.nodes.get(node)?.counted(window, FlawKind::dropped))
     }
 
     /// Up to when everything of a node is stored, for evidence. Zero: not known.
@@ -251,7 +340,7 @@ impl Coverage {
 impl Node {
     fn flaw(&mut self, from_ns: i64, to_ns: i64, kind: FlawKind) {
         let is_same = |flaw: &&mut Flaw| flaw.kind == kind && flaw.from_ns <= to_ns && from_ns <= flaw.to_ns;
-        if matches!(kind, FlawKind::Clock { .. })
+        if matches!(kind, FlawKind::Clock { .. } | FlawKind::Off { .. })
             && let Some(same) = self.flaws.iter_mut().find(is_same)
         {
             (same.from_ns, same.to_ns) = (same.from_ns.min(from_ns), same.to_ns.max(to_ns));
@@ -266,16 +355,48 @@ impl Node {
         self.flaws.push_back(Flaw { from_ns, to_ns, kind });
     }
 
-    fn worst(&self, window: Window) -> Option<&Flaw> {
-        let rank = |flaw: &&Flaw| match flaw.kind {
-            FlawKind::Clock { .. } => 0,
-            FlawKind::NotWatched => 1,
-            FlawKind::Missing(_) => 2,
-        };
+    fn worst(&self, window: Window, need: Need) -> Option<&Flaw> {
         self.flaws
             .iter()
             .filter(|flaw| flaw.touches(window))
-            .min_by_key(rank)
+            .filter_map(|flaw| Some((flaw.kind.rank(need)?, flaw)))
+            .min_by_key(|(rank, _)| *rank)
+            .map(|(_, flaw)| flaw)
+    }
+
+    fn counted(&self, window: Window, of: fn(FlawKind) -> u64) -> u64 {
+        let touching = self.flaws.iter().filter(|flaw| flaw.touches(window));
+        touching.map(|flaw| of(flaw.kind)).sum()
+    }
+}
+
+impl FlawKind {
+    fn missing(self) -> u64 {
+        match self {
+            Self::Missing(rows) => rows,
+            _ => 0,
+        }
+    }
+
+    fn lost(self) -> u64 {
+        match self {
+            Self::Lost(rows) => rows,
+            _ => 0,
+        }
+    }
+
+    fn dropped(self) -> u64 {
+        match self {
+            Self::Dropped(rows) => rows,
+            _ => 0,
+        }
+    }
+
+    fn missing_calls(self) -> u64 {
+        match self {
+            Self::MissingCalls(calls) => calls,
+            _ => 0,
+        }
     }
 }
 
@@ -306,8 +427,11 @@ mod tests {
             received_ns: T + seconds * SECOND,
             records_ns: T + seconds * SECOND - SECOND / 2,
             attempts_ns: T + seconds * SECOND - SECOND,
-            missing: 0,
-            clock_offset_ns: 0,
+            watches: [Watch {
+                since_ns: T - SECOND,
+                off: OffReason::Unsaid,
+            }; 3],
+            ..Report::default()
         }
     }
 
@@ -414,6 +538,93 @@ mod tests {
         assert_eq!(standing(&heard(reports.clone()), 8, 40), Standing::Complete);
         assert_eq!(standing(&heard(reports.clone()), 3600, 40), Standing::Waiting);
         assert_eq!(standing(&heard(reports), 3615, 40), clock);
+    }
+
+    #[test]
+    fn who_was_not_heard_while_nobody_listened_is_not_silent() {
+        let mut coverage = heard((0..=20).map(report));
+        let silent = Standing::Incomplete(Cause::Silent { node: "web".into() });
+        assert_eq!(standing(&coverage, 30, 60), silent);
+        coverage.listen_from(T + 55 * SECOND);
+        assert_eq!(standing(&coverage, 30, 60), Standing::Waiting);
+        coverage.hear(&report(61));
+        assert_eq!(standing(&coverage, 30, 61), Standing::Complete);
+        coverage.listen_from(T + 40 * SECOND);
+        assert_eq!(standing(&coverage, 65, 90), silent);
+    }
+
+    #[test]
+    fn of_what_is_switched_off_nothing_is_known() {
+        let off = |at: i64, watch: Watch| {
+            let mut watches = report(at).watches;
+            watches[Switch::Syscalls as usize] = watch;
+            Report {
+                watches,
+                ..report(at)
+            }
+        };
+        let is_off = Watch {
+            since_ns: 0,
+            off: OffReason::Budget,
+        };
+        let on_again = Watch {
+            since_ns: T + 20 * SECOND + SECOND / 2,
+            off: OffReason::Unsaid,
+        };
+        let reports = (0..=60).map(|at| match at {
+            10..=20 => off(at, is_off),
+            21.. => off(at, on_again),
+            _ => report(at),
+        });
+        let coverage = heard(reports);
+        let of = |switch, to: i64| {
+            let window = Window {
+                from_ns: T + (to - 5) * SECOND,
+                to_ns: T + to * SECOND,
+            };
+            let now_ns = T + 60 * SECOND;
+            let need = Need::Samples(Some(switch));
+            coverage.standing("web", window, need, now_ns, Duration::from_secs(10))
+        };
+        let told = Standing::Incomplete(Cause::Off {
+            node: "web".into(),
+            switch: Switch::Syscalls,
+            reason: OffReason::Budget,
+        });
+        // It may have been switched off just after the last report before, and was on again half a second after 20.
+        for (to, expected) in [
+            (9, &Standing::Complete),
+            (10, &told),
+            (25, &told),
+            (26, &Standing::Complete),
+        ] {
+            assert_eq!(of(Switch::Syscalls, to), *expected, "{to}");
+        }
+        assert_eq!(of(Switch::Listeners, 15), Standing::Complete);
+        assert_eq!(standing(&coverage, 15, 60), Standing::Complete);
+    }
+
+    #[test]
+    fn calls_that_are_missing_are_not_connections_that_are() {
+        let losing = (0..=30).map(|at| Report {
+            syscalls_missing: if at >= 12 { 7 } else { 0 },
+            ..report(at)
+        });
+        let coverage = heard(losing);
+        assert_eq!(standing(&coverage, 14, 30), Standing::Complete);
+        let window = Window {
+            from_ns: T + 9 * SECOND,
+            to_ns: T + 14 * SECOND,
+        };
+        let need = Need::Samples(Some(Switch::Syscalls));
+        let told = coverage.standing("web", window, need, T + 30 * SECOND, Duration::from_secs(10));
+        assert_eq!(
+            told,
+            Standing::Incomplete(Cause::MissingCalls {
+                node: "web".into(),
+                calls: 7
+            })
+        );
     }
 
     #[test]

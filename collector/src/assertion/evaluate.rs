@@ -6,14 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
-use std::time::Duration;
 
-use super::cause::Cause;
+use super::cause::{Cause, Switch};
 use super::condition::Condition;
 use super::coverage::{Coverage, Need, Standing, Window};
 use super::group::{Labelled, Members};
 use super::plan::{Place, Planned};
-use super::signal::{Measure, OfAgent, QUANTILES, Rows, Sum};
+use super::signal::{End, Measure, OfAgent, QUANTILES, Rows, Sum, Times};
 use super::state::Outcome;
 use super::{Assertion, Dimension, NoData, Subject, Target, TargetPlace};
 use crate::filter::Operator;
@@ -25,7 +24,7 @@ pub const MOST_KEYS: usize = 1_000;
 const BEYOND: &str = "...";
 
 /// How many kinds of sums there are.
-pub const SUMS: usize = 13;
+pub const SUMS: usize = 16;
 
 /// What the rows with the same labels add up to.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,6 +72,8 @@ pub struct Judgement {
     pub readings: Vec<Reading>,
     /// Which of them decided.
     pub decisive: usize,
+    /// It is unknown for want of rows that may come yet: it may be judged again.
+    pub may_come: bool,
 }
 
 /// What a condition was held against.
@@ -146,7 +147,12 @@ impl Cell {
             *sum = sum.saturating_add(more);
         }
         self.largest = self.largest.max(rows.largest);
-        self.fullest = self.fullest.max(rows.fullest);
+        // Of values that are below zero too.
+        self.fullest = if self.sum(Sum::Rows) == rows.sums[Sum::Rows as usize] {
+            rows.fullest
+        } else {
+            self.fullest.max(rows.fullest)
+        };
         self.histogram.extend_from_slice(&rows.histogram);
     }
 
@@ -193,54 +199,140 @@ impl Cell {
 /// Who sees the rows of an assertion, and how they stand to the window.
 pub struct Observers<'a> {
     nodes: Vec<(&'a str, Standing)>,
+    /// Where clients connect to, if anything is read there too.
+    targets: Vec<(&'a str, Standing)>,
 }
 
 impl<'a> Observers<'a> {
     pub fn of(assertion: &Assertion, moment: &Moment<'a>) -> Self {
-        let needs: Vec<_> = needs(&assertion.expect).collect();
-        let members = assertion.observers();
-        let nodes = moment
-            .roster
-            .nodes
-            .iter()
-            .filter(|node| members.contains(&node.labelled, moment.groups));
-        let standing = |node: &'a Node| {
-            let name = node.labelled.node.as_str();
-            let each = needs.iter().map(|need| {
-                moment
-                    .coverage
-                    .standing(name, moment.window, *need, moment.now_ns, assertion.deadline)
-            });
-            (name, each.fold(Standing::Complete, worse))
+        let window = watched(assertion, moment);
+        let standings = |members: &Members, needs: Vec<Need>| {
+            let nodes = moment
+                .roster
+                .nodes
+                .iter()
+                .filter(|node| members.contains(&node.labelled, moment.groups));
+            let standing = |node: &'a Node| {
+                let name = node.labelled.node.as_str();
+                let each = needs.iter().map(|need| {
+                    moment
+                        .coverage
+                        .standing(name, window, *need, moment.now_ns, assertion.deadline)
+                });
+                (name, each.fold(Standing::Complete, worse))
+            };
+            nodes.map(standing).collect()
         };
+        let (own, of_targets) = needs(assertion);
         Self {
-            nodes: nodes.map(standing).collect(),
+            nodes: standings(assertion.observers(), own),
+            targets: match target_members(assertion) {
+                Some(members) if !of_targets.is_empty() => standings(members, of_targets),
+                _ => Vec::new(),
+            },
         }
+    }
+
+    /// Who is not waited for any more, and may deliver yet; and of what kind of rows.
+    pub fn owing(&self, assertion: &Assertion, moment: &Moment<'_>) -> Vec<(String, Need, Window)> {
+        let mut owing = Vec::new();
+        let (own, of_targets) = needs(assertion);
+        let own = self.nodes.iter().map(|node| (node, &own));
+        let targets = self.targets.iter().map(|node| (node, &of_targets));
+        for ((name, standing), needs) in own.chain(targets) {
+            if !is_owing(standing) {
+                continue;
+            }
+            for &need in needs {
+                let (now_ns, deadline) = (moment.now_ns, assertion.deadline);
+                let window = watched(assertion, moment);
+                let standing = moment.coverage.standing(name, window, need, now_ns, deadline);
+                if is_owing(&standing) {
+                    owing.push(((*name).to_owned(), need, window));
+                }
+            }
+        }
+        owing
     }
 
     /// Whether there is anyone to be waited for, and anyone who is not.
     pub fn waiting(&self) -> (bool, bool) {
         let waits = |(_, standing): &(&str, Standing)| *standing == Standing::Waiting;
-        (
-            self.nodes.iter().any(waits),
-            self.nodes.is_empty() || !self.nodes.iter().all(waits),
-        )
+        let mut all = self.nodes.iter().chain(&self.targets);
+        let is_any_ready = self.targets.iter().all(|node| !waits(node))
+            && (self.nodes.is_empty() || !self.nodes.iter().all(waits));
+        (all.any(waits), is_any_ready)
     }
 }
 
-fn needs(expect: &[Condition]) -> impl Iterator<Item = Need> {
-    let needs: BTreeSet<u8> = expect
-        .iter()
-        .filter_map(|condition| match condition.signal.signal.rows {
-            Rows::Attempts => Some(0),
-            Rows::Connections => Some(1),
-            Rows::Listeners | Rows::Syscalls => Some(2),
-            Rows::Agents => None,
-        })
-        .collect();
-    needs
-        .into_iter()
-        .map(|need| [Need::Attempts, Need::Records, Need::Samples][usize::from(need)])
+/// The part of a window in which everybody has to have watched.
+fn watched(assertion: &Assertion, moment: &Moment<'_>) -> Window {
+    let over_ns = i64::try_from(assertion.watched_over().as_nanos()).unwrap_or(i64::MAX);
+    Window {
+        from_ns: moment.window.to_ns.saturating_sub(over_ns),
+        to_ns: moment.window.to_ns,
+    }
+}
+
+/// Whether the rows are missing, and may come yet.
+pub fn is_owing(standing: &Standing) -> bool {
+    matches!(standing, Standing::Incomplete(cause) if cause.may_pass())
+}
+
+/// What has to be there of the observers, and of the nodes that they connect to.
+fn needs(assertion: &Assertion) -> (Vec<Need>, Vec<Need>) {
+    let (mut own, mut of_targets) = (Vec::new(), Vec::new());
+    for condition in &assertion.expect {
+        let Some(need) = condition.signal.signal.rows.need() else {
+            continue;
+        };
+        let needs = if is_of_target(assertion, condition) {
+            &mut of_targets
+        } else {
+            &mut own
+        };
+        if !needs.contains(&need) {
+            needs.push(need);
+        }
+    }
+    (own, of_targets)
+}
+
+/// Whether a condition is read at the other end than the assertion is about.
+fn is_of_target(assertion: &Assertion, condition: &Condition) -> bool {
+    condition.signal.signal.end == End::Target && matches!(assertion.subject, Subject::Client { .. })
+}
+
+/// The nodes that clients connect to, if they are named.
+fn target_members(assertion: &Assertion) -> Option<&Members> {
+    match &assertion.subject {
+        Subject::Client {
+            to:
+                Target {
+                    place: Some(TargetPlace::Nodes(members)),
+                    ..
+                },
+            ..
+        } => Some(members),
+        _ => None,
+    }
+}
+
+impl Rows {
+    /// What has to be there of an agent for a sum over them to be right.
+    fn need(self) -> Option<Need> {
+        match self {
+            Self::Attempts => Some(Need::Attempts),
+            Self::Connections => Some(Need::Records),
+            Self::Listeners => Some(Need::Samples(Some(Switch::Listeners))),
+            Self::Syscalls => Some(Need::Samples(Some(Switch::Syscalls))),
+            Self::Open => Some(Need::Samples(Some(Switch::OpenConnections))),
+            Self::Namespaces | Self::Overhead => Some(Need::Samples(None)),
+            // Whatever is asked: attempts come last.
+            Self::Sql => Some(Need::Attempts),
+            Self::Agents => None,
+        }
+    }
 }
 
 fn worse(one: Standing, other: Standing) -> Standing {
@@ -277,8 +369,8 @@ pub fn judge(
         };
         return keys.into_iter().map(|key| unknown(key, cause.clone())).collect();
     }
-    let cells = match cells(assertion, planned, moment, observers, answers) {
-        Ok(cells) => cells,
+    let (cells, targets) = match cells(assertion, planned, moment, observers, answers) {
+        Ok(found) => found,
         Err(cause) => {
             let keys = expected(assertion, moment, observers, known, &HashMap::new());
             let judgements = keys.into_iter().map(|key| unknown(key, cause.clone()));
@@ -286,21 +378,25 @@ pub fn judge(
         }
     };
     let mut keys = expected(assertion, moment, observers, known, &cells);
-    let all = keys.len();
-    let mut judgements = Vec::with_capacity(all.min(MOST_KEYS));
-    if all > MOST_KEYS {
+    let found = keys.len();
+    let mut judgements = Vec::with_capacity(found.min(MOST_KEYS));
+    if found > MOST_KEYS {
         keys = keys.into_iter().take(MOST_KEYS).collect();
         let cause = Cause::TooManyKeys {
-            keys: all,
+            keys: found,
             most: MOST_KEYS,
         };
         judgements.push(unknown(vec![BEYOND.to_owned()], cause));
     }
-    let everybody = observers
-        .nodes
+    let all = |nodes: &[(&str, Standing)]| {
+        let standings = nodes.iter().map(|(_, standing)| standing.clone());
+        standings.fold(Standing::Complete, worse)
+    };
+    let (everybody, all_targets) = (all(&observers.nodes), all(&observers.targets));
+    let target = assertion
+        .by
         .iter()
-        .map(|(_, standing)| standing.clone())
-        .fold(Standing::Complete, worse);
+        .position(|dimension| *dimension == Dimension::ToNode);
     let own = assertion
         .by
         .iter()
@@ -314,12 +410,19 @@ pub fn judge(
                 None => Standing::Incomplete(Cause::Gone { node: node.clone() }),
             },
         };
+        let of_target = target.and_then(|at| observers.targets.iter().find(|(name, _)| *name == key[at]));
+        let standing = match of_target {
+            Some((_, of_target)) => worse(standing, of_target.clone()),
+            None => worse(standing, all_targets.clone()),
+        };
         match standing {
             Standing::Waiting => is_waiting = true,
             Standing::Incomplete(cause) => judgements.push(unknown(key, cause)),
             Standing::Complete => {
                 let found = cells.get(&key).map_or(&[][..], Vec::as_slice);
-                judgements.push(judge_key(assertion, planned, moment, observers, key, found));
+                judgements.push(judge_key(
+                    assertion, planned, moment, observers, key, found, &targets,
+                ));
             }
         }
     }
@@ -334,6 +437,7 @@ fn unknown(key: Key, cause: Cause) -> Judgement {
     Judgement {
         key,
         outcome: Outcome::Unknown,
+        may_come: cause.may_pass(),
         cause: Some(cause),
         readings: Vec::new(),
         decisive: 0,
@@ -349,6 +453,14 @@ fn expected(
     cells: &HashMap<Key, Vec<Cell>>,
 ) -> BTreeSet<Key> {
     let mut keys: BTreeSet<Key> = cells.keys().cloned().collect();
+    if assertion.sql.is_some() {
+        // What its rows are called, and nothing else.
+        keys.extend(known.iter().filter(|key| !key.is_empty()).cloned());
+        if keys.is_empty() {
+            keys.insert(Key::new());
+        }
+        return keys;
+    }
     if assertion.quorum.is_none() {
         keys.extend(
             known
@@ -386,6 +498,16 @@ fn expected(
     keys
 }
 
+/// What listeners add up to, by condition and by the parts of a key that they are told apart by.
+type Targets = HashMap<(usize, Key), Cell>;
+
+/// The parts of a key that tell listeners apart.
+fn of_listener(by: &[Dimension], key: &[String]) -> Key {
+    let parts = by.iter().zip(key);
+    let told = parts.filter(|(dimension, _)| matches!(dimension, Dimension::ToNode | Dimension::Port));
+    told.map(|(_, value)| value.clone()).collect()
+}
+
 /// Adds up the rows of each key, for each condition.
 fn cells(
     assertion: &Assertion,
@@ -393,7 +515,8 @@ fn cells(
     moment: &Moment<'_>,
     observers: &Observers<'_>,
     answers: &Answers,
-) -> Result<HashMap<Key, Vec<Cell>>, Cause> {
+) -> Result<(HashMap<Key, Vec<Cell>>, Targets), Cause> {
+    let mut targets = Targets::new();
     let remote = Remote::of(assertion, moment);
     let observing: HashSet<&str> = observers.nodes.iter().map(|(node, _)| *node).collect();
     let mut cells: HashMap<Key, Vec<Cell>> = HashMap::new();
@@ -404,6 +527,27 @@ fn cells(
         let answer = answers[class].as_ref().map_err(Clone::clone)?;
         for rows in answer {
             let passes = filter.is_none_or(|filter| rows.passes >> filter & 1 == 1);
+            if is_of_target(assertion, &assertion.expect[condition]) {
+                let is_there = observers.targets.iter().any(|(node, _)| *node == rows.node);
+                if is_there && remote.port.is_none_or(|port| port == rows.port) {
+                    let told = assertion.by.iter().filter_map(|dimension| match dimension {
+                        Dimension::ToNode => Some(rows.node.clone()),
+                        Dimension::Port => Some(rows.port.to_string()),
+                        _ => None,
+                    });
+                    let place = (condition, told.collect());
+                    targets.entry(place).or_default().add(rows);
+                }
+                continue;
+            }
+            if assertion.sql.is_some() {
+                let key = Some(rows.comm.clone()).filter(|key| !key.is_empty());
+                let cell = cells
+                    .entry(key.into_iter().collect())
+                    .or_insert_with(|| vec![Cell::default(); planned.conditions.len()]);
+                cell[condition].add(rows);
+                continue;
+            }
             if !passes || !observing.contains(rows.node.as_str()) {
                 continue;
             }
@@ -416,7 +560,7 @@ fn cells(
             cell[condition].add(rows);
         }
     }
-    Ok(cells)
+    Ok((cells, targets))
 }
 
 /// Which ends on the other side count.
@@ -501,6 +645,7 @@ fn judge_key(
     observers: &Observers<'_>,
     key: Key,
     cells: &[Cell],
+    targets: &Targets,
 ) -> Judgement {
     let empty = Cell::default();
     let own = assertion
@@ -519,7 +664,12 @@ fn judge_key(
         .map(|(at, (condition, place))| match place {
             Place::Agents => read_agents(condition, &nodes, moment),
             Place::Class { bound, .. } => {
-                let cell = cells.get(at).unwrap_or(&empty);
+                let cell = if is_of_target(assertion, condition) {
+                    targets.get(&(at, of_listener(&assertion.by, &key)))
+                } else {
+                    cells.get(at)
+                };
+                let cell = cell.unwrap_or(&empty);
                 read(condition, cell, *bound, assertion, moment.window)
             }
         })
@@ -534,10 +684,15 @@ fn judge_key(
         NoData::Holds => (Outcome::Passed, None),
         NoData::Violated => (Outcome::Failed, None),
     };
-    let (decisive, (outcome, cause)) = match (failed, lacking) {
-        (Some(at), _) => (at, (Outcome::Failed, None)),
-        (None, Some(at)) => (at, no_data(at)),
-        (None, None) => (0, (Outcome::Passed, None)),
+    let passed = readings.iter().position(|reading| reading.passed == Some(true));
+    // A budget burns only if it does in both windows.
+    let passed = passed.filter(|_| assertion.burn.is_some());
+    let (decisive, (outcome, cause)) = match (passed, failed, lacking) {
+        (Some(at), ..) => (at, (Outcome::Passed, None)),
+        (None, Some(_), Some(at)) if assertion.burn.is_some() => (at, no_data(at)),
+        (None, Some(at), _) => (at, (Outcome::Failed, None)),
+        (None, None, Some(at)) => (at, no_data(at)),
+        (None, None, None) => (0, (Outcome::Passed, None)),
     };
     Judgement {
         key,
@@ -545,6 +700,7 @@ fn judge_key(
         cause,
         readings,
         decisive,
+        may_come: false,
     }
 }
 
@@ -584,16 +740,22 @@ fn read(
             let value = (whole > 0).then(|| cell.sum(part) as f64 / whole as f64);
             (value, whole)
         }
-        Measure::Quantiles(_) => {
+        Measure::Quantiles(times) => {
             let (_, of_10_000) = QUANTILES[condition.signal.quantile.unwrap_or_default()];
-            let value = cell.quantile(of_10_000).map(crate::store::buckets::middle);
-            (value, cell.times())
+            let middle = cell.quantile(of_10_000).map(crate::store::buckets::middle);
+            // Those of syscalls are of nanoseconds.
+            let per_us = if times == Times::Syscall { 1_000.0 } else { 1.0 };
+            (middle.map(|middle| middle / per_us), cell.times())
         }
         Measure::Largest(_) => {
             let samples = cell.times();
             ((samples > 0).then_some(cell.largest as f64), samples)
         }
         Measure::Fullest => {
+            let samples = cell.sum(Sum::Rows);
+            ((samples > 0).then_some(cell.fullest), samples)
+        }
+        Measure::Value => {
             let samples = cell.sum(Sum::Rows);
             ((samples > 0).then_some(cell.fullest), samples)
         }
@@ -622,6 +784,7 @@ fn read_agents(condition: &Condition, nodes: &[&str], moment: &Moment<'_>) -> Re
     let Measure::Agent(what) = condition.signal.signal.measure else {
         return Reading::default();
     };
+    let counted = |rows: Option<u64>| rows.map(|rows| rows as f64);
     let of = |node: &&str| match what {
         OfAgent::Up => moment
             .coverage
@@ -636,17 +799,16 @@ fn read_agents(condition: &Condition, nodes: &[&str], moment: &Moment<'_>) -> Re
             .coverage
             .lag_ns(node, moment.now_ns)
             .map(|ns| (ns / 1_000) as f64),
-        OfAgent::Missing => moment
-            .coverage
-            .missing(node, moment.window)
-            .map(|rows| rows as f64),
+        OfAgent::Missing => counted(moment.coverage.missing(node, moment.window)),
+        OfAgent::Lost => counted(moment.coverage.lost(node, moment.window)),
+        OfAgent::Dropped => counted(moment.coverage.dropped(node, moment.window)),
     };
     let values: Option<Vec<f64>> = nodes.iter().map(of).collect();
     let value = values.map(|values| {
         let values = values.into_iter();
         match what {
             OfAgent::Up => values.fold(1.0, f64::min),
-            OfAgent::Missing => values.sum(),
+            OfAgent::Missing | OfAgent::Lost | OfAgent::Dropped => values.sum(),
             OfAgent::ClockOffset | OfAgent::Lag => values.fold(0.0, f64::max),
         }
     });
@@ -691,6 +853,7 @@ fn judge_quorum(share: f64, each: &[Judgement]) -> Judgement {
             .map(|judgement| judgement.readings.clone())
             .unwrap_or_default(),
         decisive: shown.map_or(0, |judgement| judgement.decisive),
+        may_come: outcome == Outcome::Unknown && each.iter().any(|judgement| judgement.may_come),
     }
 }
 
@@ -715,12 +878,6 @@ fn joined(parts: &[Members], word: &str) -> String {
         })
         .collect();
     parts.join(word)
-}
-
-/// When a window is not waited for any longer, whoever is silent.
-pub fn is_overdue(window: Window, now_ns: i64, deadline: Duration) -> bool {
-    let deadline_ns = i64::try_from(deadline.as_nanos()).unwrap_or(i64::MAX);
-    now_ns >= window.to_ns.saturating_add(deadline_ns)
 }
 
 /// How a key is written: `from.node=web-1, service=shop`.

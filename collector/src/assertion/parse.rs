@@ -1,6 +1,8 @@
 //! From a tree of YAML to assertions: every key is known, every value has the form that its key wants, and every name
 //! means something. A key that would do nothing is an error.
 
+mod slo;
+mod sql;
 pub mod trial;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,7 +52,7 @@ const fn key(name: &'static str, shape: Shape, about: &'static str) -> Key {
 
 /// The keys of an assertion.
 #[rustfmt::skip]
-pub static KEYS: [Key; 21] = [
+pub static KEYS: [Key; 24] = [
     key("name", Shape::Text, "what it is called; unique in all files"),
     key("description", Shape::Text, "what it is for, for those who are woken up by it"),
     key("from", Shape::Text, "the clients: a group, or an expression over labels [all]"),
@@ -59,6 +61,9 @@ pub static KEYS: [Key; 21] = [
     key("where", Shape::Text, "only these rows, as in `holdfast connections --where`"),
     key("ignore", Shape::Text, "not these rows"),
     key("expect", Shape::Texts, "what has to be true of every window: one condition, or several"),
+    key("slo", Shape::Text, "instead of `expect` and `over`: what is to hold in the long run, such as `connect.failed_ratio < 0.1%`; each rule of `burn` is an assertion of its own, called `NAME: RULE`"),
+    key("burn", Shape::TextMap, "with `slo`: rules such as `page-1h: 14.4x over 1h and 5m` (the budget is used up so many times faster than it may be, in both windows), or `off`; they replace or extend [page-1h: 14.4x over 1h and 5m, page-6h: 6x over 6h and 30m, ticket-1d: 3x over 1d and 2h, ticket-3d: 1x over 3d and 6h]"),
+    key("sql", Shape::Text, "a question of your own, for `expect: value < ...`: it reads only, has the window as {from:DateTime64(9, 'UTC')} and {until:DateTime64(9, 'UTC')}, and gives a column `value`; its other columns name the row"),
     key("over", Shape::Time, "how long a window is, from 1s to 1d"),
     key("every", Shape::Time, "how often a window is judged [500ms for windows up to 10s, 5s up to 5m, else 1m]"),
     key("by", Shape::Texts, "one verdict for each: from.node, to.node, on.node, service, comm, port"),
@@ -206,13 +211,14 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
         };
         for item in items {
             let outcome = self.assertion(source, item);
-            if let Some(assertion) = self.keep(outcome) {
-                self.set.assertions.push(assertion);
+            if let Some(assertions) = self.keep(outcome) {
+                self.set.assertions.extend(assertions);
             }
         }
     }
 
-    fn assertion(&mut self, source: Source<'a>, item: &'a Node) -> Result<Assertion, Problem> {
+    /// One, or one for each rule of an objective.
+    fn assertion(&mut self, source: Source<'a>, item: &'a Node) -> Result<Vec<Assertion>, Problem> {
         let entries = entries(source, item, "an assertion")?;
         for (name, _) in entries {
             let text = text(source, name)?;
@@ -243,10 +249,21 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
         }
         self.names.insert(name.clone(), origin.clone());
 
-        let expect = expect(&fields)?;
+        let burns = slo::rules(&fields)?;
+        let sql = sql::question(&fields)?;
+        let expect = match burns.first() {
+            Some(burn) => burn.conditions.to_vec(),
+            None => expect(&fields)?,
+        };
+        sql::check_conditions(&fields, &expect, sql.is_some())?;
         let subject = self.subject(&fields, &expect)?;
-        let over = over(&fields, &expect)?;
-        let every = every(&fields, over)?;
+        let (over, every) = match burns.first() {
+            Some(burn) => (burn.long, slo::EVERY),
+            None => {
+                let over = over(&fields, &expect)?;
+                (over, every(&fields, over)?)
+            }
+        };
         let by = by(&fields, &subject, &expect)?;
         let quorum = quorum(&fields, &by)?;
         let filter = self.filter(&fields, &expect)?;
@@ -267,6 +284,8 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             min_samples: fields.number("min_samples")?.unwrap_or(0),
             expect,
             over,
+            burn: None,
+            sql,
             every,
             by,
             pace: pace(&fields)?,
@@ -284,21 +303,32 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             runbook: fields.text_or("runbook", "")?,
             origin,
         };
-        Ok(assertion)
+        if burns.is_empty() {
+            return Ok(vec![assertion]);
+        }
+        let parts: Vec<_> = burns.iter().map(|burn| slo::part(&assertion, burn)).collect();
+        for part in &parts {
+            if let Some(earlier) = self.names.insert(part.name.clone(), part.origin.clone()) {
+                let (file, line) = (&earlier.file, earlier.place.line);
+                let message = format!("the assertion `{}` is in {file}, line {line} already", part.name);
+                return Err(source.problem(name_node.place, message));
+            }
+        }
+        Ok(parts)
     }
 
     fn subject(&self, fields: &Fields<'_>, expect: &[Condition]) -> Result<Subject, Problem> {
         let (from, to, on) = (fields.get("from"), fields.get("to"), fields.get("on"));
         let of_nodes = expect
             .iter()
-            .find(|condition| condition.signal.signal.end != End::Either);
+            .find(|condition| !matches!(condition.signal.signal.end, End::Either | End::Target));
         let all = || Members::Group {
             name: ALL.to_owned(),
             character: 0,
         };
         let is_of_agents = expect
             .iter()
-            .any(|condition| matches!(condition.signal.signal.rows, Rows::Agents | Rows::Syscalls));
+            .any(|condition| !condition.signal.signal.rows.has_port());
         if let (Some(condition), Some(node)) = (of_nodes, from.or(to)) {
             let signal = condition.signal;
             let message = format!("`{signal}` is read at {}: use `on`", signal.signal.end.about());
@@ -318,7 +348,8 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
                     Some(node) => self.target(fields.source, node)?,
                     None => Target::default(),
                 },
-            });
+            })
+            .and_then(|subject| seen_at_target(fields, expect, subject));
         }
         let Target { place, port } = match on {
             Some(node) => self.target(fields.source, node)?,
@@ -409,6 +440,7 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
     fn filter(&self, fields: &Fields<'_>, expect: &[Condition]) -> Result<Option<Filter>, Problem> {
         let kinds: BTreeSet<Rows> = expect
             .iter()
+            .filter(|condition| condition.signal.signal.end != End::Target)
             .map(|condition| condition.signal.signal.rows)
             .collect();
         let parsed = |key| -> Result<Option<Filter>, Problem> {
@@ -418,7 +450,7 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             let text = text(fields.source, node)?;
             let mut filter = None;
             for &rows in &kinds {
-                if rows == Rows::Agents {
+                if matches!(rows, Rows::Agents | Rows::Namespaces | Rows::Overhead | Rows::Sql) {
                     let message = format!("`{key}` chooses rows, and what is asserted is not made of rows");
                     return Err(fields.source.problem(node.place, message));
                 }
@@ -440,6 +472,48 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             (Some(wanted), Some(ignored)) => Some(Filter::And(vec![wanted, ignored])),
             (one, other) => one.or(other),
         })
+    }
+}
+
+/// What the listeners tell can only be had where it is known whose they are.
+fn seen_at_target(fields: &Fields<'_>, expect: &[Condition], subject: Subject) -> Result<Subject, Problem> {
+    let of_target = expect
+        .iter()
+        .find(|condition| condition.signal.signal.end == End::Target);
+    let names_nodes = matches!(
+        &subject,
+        Subject::Client {
+            to: Target {
+                place: Some(TargetPlace::Nodes(_)),
+                ..
+            },
+            ..
+        }
+    );
+    match of_target {
+        Some(condition) if !names_nodes => {
+            let signal = condition.signal;
+            let place = fields.get("to").map_or(fields.item.place, |node| node.place);
+            let message =
+                format!("`{signal}` is seen on the nodes that are connected to: `to` has to name them");
+            Err(fields.source.problem(place, message))
+        }
+        _ => Ok(subject),
+    }
+}
+
+impl Rows {
+    /// Whether they are told apart by the listener's port.
+    fn has_port(self) -> bool {
+        matches!(
+            self,
+            Self::Attempts | Self::Connections | Self::Listeners | Self::Open
+        )
+    }
+
+    /// Whether they are told apart by who it was.
+    fn has_owner(self) -> bool {
+        self.has_port() || self == Self::Syscalls
     }
 }
 
@@ -626,14 +700,10 @@ fn over(fields: &Fields<'_>, expect: &[Condition]) -> Result<Duration, Problem> 
     }
     for condition in expect {
         let signal = condition.signal;
-        let least = match signal.signal.rows {
-            // Two looks or intervals of theirs.
-            Rows::Listeners | Rows::Syscalls => Duration::from_secs(20),
-            _ => continue,
-        };
+        let least = signal.signal.least_window();
         if over < least {
             let least = condition::duration_text(least);
-            let expected = format!("at least {least} for `{signal}`: agents report it every 10 s");
+            let expected = format!("at least {least} for `{signal}`: agents look at it from time to time");
             return Err(fields.wrong("over", &expected));
         }
     }
@@ -692,10 +762,10 @@ fn by(fields: &Fields<'_>, subject: &Subject, expect: &[Condition]) -> Result<Ve
             }
             (Dimension::Service | Dimension::Comm, _) => expect
                 .iter()
-                .all(|condition| condition.signal.signal.rows != Rows::Agents),
+                .all(|condition| condition.signal.signal.rows.has_owner()),
             (Dimension::Port, _) => expect
                 .iter()
-                .all(|condition| !matches!(condition.signal.signal.rows, Rows::Agents | Rows::Syscalls)),
+                .all(|condition| condition.signal.signal.rows.has_port()),
         };
         if !fits {
             return fault(format!("what is asserted cannot be told apart by `{name}`"));
@@ -753,12 +823,13 @@ fn quorum(fields: &Fields<'_>, by: &[Dimension]) -> Result<Option<Quorum>, Probl
 }
 
 impl Condition {
-    /// Whether nothing at all is a value too: a sum is zero then, and nothing else is anything.
+    /// Whether nothing at all is no value: a sum is zero then, and nothing else is anything. A listener is seen by every
+    /// look, so where there is none, nobody looked or nobody listened.
     pub fn needs_rows(&self) -> bool {
         !matches!(
             self.signal.signal.measure,
             Measure::Sum(_) | Measure::PerSecond(_) | Measure::Agent(_)
-        )
+        ) || self.signal.signal.rows == Rows::Listeners
     }
 }
 

@@ -50,6 +50,10 @@ pub enum Place {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Class {
     pub kind: Kind,
+    /// The length of its windows.
+    pub over: Duration,
+    /// What is asked, where the assertion says it itself.
+    pub sql: Option<String>,
     pub labels: Labels,
     pub filters: Vec<Filter>,
     /// Microseconds, ascending. Of each row is told how many of them it reaches.
@@ -63,6 +67,8 @@ pub struct Kind {
     pub is_server: bool,
     /// A histogram of these is made.
     pub times: Option<Times>,
+    /// Of syscalls: the errno that calls are counted with.
+    pub errno: Option<u16>,
 }
 
 /// What rows are told apart by, beside the node that saw them.
@@ -76,6 +82,18 @@ pub struct Labels {
 }
 
 impl Labels {
+    /// Of listeners on the nodes that are connected to: only by where they are.
+    fn of_target(assertion: &Assertion) -> Self {
+        let port = match &assertion.subject {
+            Subject::Client { to, .. } => to.port,
+            Subject::Server { port, .. } => *port,
+        };
+        Self {
+            port: port.is_some() || assertion.by.contains(&Dimension::Port),
+            ..Self::default()
+        }
+    }
+
     fn of(assertion: &Assertion) -> Self {
         let by = |dimension| assertion.by.contains(&dimension);
         let (remote, port) = match &assertion.subject {
@@ -132,36 +150,51 @@ impl Schedule {
     /// Finds a class for a condition, or makes one.
     fn place(&mut self, assertion: &Assertion, condition: &Condition) -> Place {
         let signal = condition.signal.signal;
-        let labels = Labels::of(assertion);
+        let labels = match signal.end {
+            End::Target => Labels::of_target(assertion),
+            _ => Labels::of(assertion),
+        };
         let kind = Kind {
             rows: signal.rows,
             is_server: signal.end != End::Either || matches!(assertion.subject, Subject::Server { .. }),
             times: condition.signal.times(),
+            errno: condition.errno,
         };
         let named = (!condition.syscalls.is_empty()).then(|| Filter::In {
             column: "syscall",
             negated: false,
             values: condition.syscalls.iter().cloned().map(Value::Text).collect(),
         });
-        let filter = match (&assertion.filter, named) {
+        let filter = match (
+            assertion.filter.as_ref().filter(|_| signal.end != End::Target),
+            named,
+        ) {
             (Some(one), Some(other)) => Some(Filter::And(vec![one.clone(), other])),
-            (one, other) => one.clone().or(other),
+            (one, other) => one.cloned().or(other),
         };
         let bound = condition.counts_from_us();
+        let over = condition.over.unwrap_or(assertion.over);
+        let sql = assertion.sql.as_ref();
         let takes = |class: &Class| {
             let of = class.kind;
+            // Latencies of syscalls are in arrays: a row has many, and would be counted as often.
+            let has_sums = of.times != Some(Times::Syscall);
+            let has_errno = of.errno == kind.errno || kind.errno.is_none();
             let is_kind = (of.rows, of.is_server) == (kind.rows, kind.is_server)
-                && (of.times == kind.times || kind.times.is_none());
+                && (of.times == kind.times || (kind.times.is_none() && has_sums && has_errno));
             let has_filter = filter
                 .as_ref()
                 .is_none_or(|filter| class.filters.contains(filter) || class.filters.len() < FILTERS);
             let has_bound =
                 bound.is_none_or(|bound| class.bounds.contains(&bound) || class.bounds.len() < BOUNDS);
-            is_kind && class.labels == labels && has_filter && has_bound
+            let is_same = class.over == over && class.sql.as_ref() == sql;
+            is_kind && is_same && class.labels == labels && has_filter && has_bound
         };
         let class = self.classes.iter().position(takes).unwrap_or_else(|| {
             self.classes.push(Class {
                 kind,
+                over,
+                sql: sql.cloned(),
                 labels,
                 filters: Vec::new(),
                 bounds: Vec::new(),

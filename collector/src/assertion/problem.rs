@@ -69,7 +69,7 @@ fn nearest<'a>(typed: &str, names: &[&'a str]) -> Option<&'a str> {
     let typed = typed.to_lowercase();
     names
         .iter()
-        .map(|name| (strsim::damerau_levenshtein(&typed, name), *name))
+        .map(|name| (strsim::damerau_levenshtein(&typed, &name.to_lowercase()), *name))
         .filter(|(distance, name)| *distance <= name.len().div_ceil(3))
         .min()
         .map(|(_, name)| name)

@@ -94,7 +94,8 @@ pub fn schema() -> Value {
     let assertion = json!({
         "type": "object",
         "properties": properties,
-        "required": ["name", "expect", "over"],
+        "required": ["name"],
+        "anyOf": [{ "required": ["expect", "over"] }, { "required": ["slo"] }],
         "additionalProperties": false,
     });
     let test = json!({

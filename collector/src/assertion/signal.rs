@@ -2,6 +2,7 @@
 //! schema are made from it, so none of them knows a signal that the others do not.
 
 use std::fmt;
+use std::time::Duration;
 
 /// Where a signal is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -10,6 +11,8 @@ pub enum End {
     Either,
     /// The end that listens: `on:`.
     Server,
+    /// The end that listens, also where the rest is read at the clients: `to`, or `on:`.
+    Target,
     /// The node itself: `on:`.
     Node,
 }
@@ -25,6 +28,14 @@ pub enum Rows {
     Listeners,
     /// `syscalls`, by `ended_at`.
     Syscalls,
+    /// What was open when the agents looked last: `connection_samples`, by `observed_at`.
+    Open,
+    /// `namespaces`, by `observed_at`.
+    Namespaces,
+    /// `overhead_samples`, by `ended_at`.
+    Overhead,
+    /// The answer to an assertion's own `sql`.
+    Sql,
     /// What the collector hears of the agents themselves; no rows.
     Agents,
 }
@@ -44,6 +55,8 @@ pub enum Unit {
     Bytes,
     /// `true`, `false`.
     Truth,
+    /// `0.5`: whatever it is of.
+    Number,
 }
 
 /// What is added up over the rows of a window.
@@ -65,6 +78,12 @@ pub enum Sum {
     /// Of listeners: how many connections they turned away within the window.
     Drops,
     Errors,
+    /// Of syscalls: calls that failed with the errno that the condition names.
+    Errno,
+    /// Of what is open: attempts that wait for an answer.
+    Waiting,
+    /// Of namespaces: connections that found the queue of a listener full.
+    Overflows,
 }
 
 /// Times of which quantiles are taken.
@@ -76,6 +95,8 @@ pub enum Times {
     Duration,
     /// `srtt_us` where one was measured.
     RoundTrip,
+    /// Latencies of syscalls that were measured, in nanoseconds and within 8 %.
+    Syscall,
 }
 
 /// How a signal comes out of what was added up.
@@ -89,8 +110,10 @@ pub enum Measure {
     /// One for each of [`QUANTILES`].
     Quantiles(Times),
     Largest(Times),
-    /// The fullest queue, against its limit.
+    /// The fullest queue, against its limit; or the largest part of the machine that an agent took.
     Fullest,
+    /// What the question says itself.
+    Value,
     /// Of the agents, what the collector knows without asking the store for rows.
     Agent(OfAgent),
 }
@@ -101,6 +124,8 @@ pub enum OfAgent {
     ClockOffset,
     Lag,
     Missing,
+    Lost,
+    Dropped,
 }
 
 /// A line of the table.
@@ -144,11 +169,11 @@ const fn signal(
 }
 
 use Measure::{Agent, Fullest, Largest, PerSecond, Quantiles, Ratio};
-use Rows::{Agents, Attempts, Connections, Listeners, Syscalls};
+use Rows::{Agents, Attempts, Connections, Listeners, Namespaces, Open, Overhead, Syscalls};
 
 /// The table.
 #[rustfmt::skip]
-pub static SIGNALS: [Signal; 28] = [
+pub static SIGNALS: [Signal; 39] = [
     signal("connect.count", End::Either, Attempts, Unit::Count, Measure::Sum(Sum::Rows),
         "attempts to open a connection that were decided, well or badly"),
     signal("connect.rate", End::Either, Attempts, Unit::Rate, PerSecond(Sum::Rows),
@@ -169,6 +194,14 @@ pub static SIGNALS: [Signal; 28] = [
         "the same, of all decided attempts"),
     signal("connect.syn_retransmits", End::Either, Attempts, Unit::Count, Measure::Sum(Sum::SynRetransmits),
         "segments that were sent again before a handshake ended"),
+    signal("connect.syn_dropped", End::Target, Listeners, Unit::Count, Measure::Sum(Sum::Drops),
+        "connections that the listeners turned away, most often because their queue was full; the same for every client"),
+    signal("connect.pending", End::Either, Open, Unit::Count, Measure::Sum(Sum::Waiting),
+        "attempts that had waited for their answer for a second when the agents looked last; they look every second"),
+    signal("connections.open", End::Either, Open, Unit::Count, Measure::Sum(Sum::Rows),
+        "connections, and attempts that wait, that were open when the agents looked last; they look every 10 s"),
+    signal("connections.established", End::Either, Open, Unit::Count, Measure::Sum(Sum::Established),
+        "of these, the connections"),
     signal("connections.opened", End::Either, Attempts, Unit::Count, Measure::Sum(Sum::Established),
         "connections that were established"),
     signal("connections.closed", End::Either, Connections, Unit::Count, Measure::Sum(Sum::Rows),
@@ -189,7 +222,9 @@ pub static SIGNALS: [Signal; 28] = [
     signal("listener.backlog_ratio", End::Server, Listeners, Unit::Ratio, Fullest,
         "the fullest accept queue that an agent saw, against its limit; agents look every 10 s"),
     signal("listener.drops", End::Server, Listeners, Unit::Count, Measure::Sum(Sum::Drops),
-        "connections that listeners turned away between the first look and the last one in the window"),
+        "connections that listeners turned away by the looks of the window, since the look before it"),
+    signal("listener.overflows", End::Server, Namespaces, Unit::Count, Measure::Sum(Sum::Overflows),
+        "connections that found the queue of any listener of the node full, likewise; also where the listener is gone"),
     signal("syscall.count", End::Node, Syscalls, Unit::Count, Measure::Sum(Sum::Rows),
         "calls that returned, every one counted"),
     signal("syscall.rate", End::Node, Syscalls, Unit::Rate, PerSecond(Sum::Rows),
@@ -198,8 +233,20 @@ pub static SIGNALS: [Signal; 28] = [
         "calls that failed"),
     signal("syscall.error_ratio", End::Node, Syscalls, Unit::Ratio, Ratio(Sum::Errors, Sum::Rows),
         "calls that failed, of all calls"),
+    signal("syscall.errno", End::Node, Syscalls, Unit::Count, Measure::Sum(Sum::Errno),
+        "calls that failed with one errno: `syscall(connect).errno(ECONNREFUSED)`"),
+    signal("syscall", End::Node, Syscalls, Unit::Time, Quantiles(Times::Syscall),
+        "how long the calls took that were measured; within 8 %, and judged by that"),
+    signal("agent.cpu", End::Node, Overhead, Unit::Ratio, Measure::Fullest,
+        "the largest part of the machine's CPU time that the agent and its programs took in 10 s"),
+    signal("value", End::Node, Rows::Sql, Unit::Number, Measure::Value,
+        "of an assertion with `sql`: the column `value` of its answer, a verdict for each row"),
     signal("agent.missing", End::Node, Agents, Unit::Count, Agent(OfAgent::Missing),
         "rows of connections that the agent or the kernel had to give up, so that nobody will see them"),
+    signal("agent.lost", End::Node, Agents, Unit::Count, Agent(OfAgent::Lost),
+        "of these, what the kernel did not hand over: a full ring, a full table, a missed event, an agent that was killed"),
+    signal("agent.dropped", End::Node, Agents, Unit::Count, Agent(OfAgent::Dropped),
+        "rows of any kind that the agent had and gave up, since its spool was full or the collector refused them"),
     signal("agent.lag", End::Node, Agents, Unit::Time, Agent(OfAgent::Lag),
         "how far what is stored of the node is behind the collector's clock"),
     signal("node.up", End::Node, Agents, Unit::Truth, Agent(OfAgent::Up),
@@ -273,6 +320,7 @@ impl End {
         match self {
             Self::Either => "the client's (`from`, `to`), or with `on` the server's",
             Self::Server => "the server's (`on`)",
+            Self::Target => "the server's (`to`, or `on`)",
             Self::Node => "the node (`on`)",
         }
     }
@@ -286,8 +334,24 @@ impl Rows {
             Connections => "`connections` by `closed_at`",
             Listeners => "`listeners` by `observed_at`",
             Syscalls => "`syscalls` by `ended_at`",
+            Open => "`connection_samples` by `observed_at`",
+            Namespaces => "`namespaces` by `observed_at`",
+            Overhead => "`overhead_samples` by `ended_at`",
+            Self::Sql => "the answer to `sql`",
             Agents => "what the agent reports",
         }
+    }
+}
+
+impl Signal {
+    /// How short a window may be: it has to have two looks or intervals in it.
+    pub fn least_window(&self) -> Duration {
+        Duration::from_secs(match (self.rows, self.measure) {
+            (Attempts | Connections | Agents | Rows::Sql, _) => 1,
+            (Open, Measure::Sum(Sum::Waiting)) => 5,
+            (Open, _) => 30,
+            (Listeners | Syscalls | Namespaces | Overhead, _) => 20,
+        })
     }
 }
 
@@ -300,6 +364,7 @@ impl Unit {
             Self::Rate => "100/s",
             Self::Bytes => "10MB",
             Self::Truth => "true",
+            Self::Number => "0.5",
         }
     }
 }

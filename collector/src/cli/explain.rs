@@ -53,8 +53,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     writeln!(stdout, "\nVerdicts")?;
     for row in &rows {
         writeln!(stdout, "  {}", row.sentence())?;
-        for reading in row.readings() {
-            writeln!(stdout, "    {reading}")?;
+        for line in row.evidence() {
+            writeln!(stdout, "    {line}")?;
         }
     }
     if rows.is_empty() {

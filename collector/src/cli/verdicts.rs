@@ -126,6 +126,8 @@ pub(super) struct Row {
     #[serde(default)]
     evidence: String,
     #[serde(default)]
+    revision: u32,
+    #[serde(default)]
     pub(super) is_final: bool,
     /// As it came.
     #[serde(skip)]
@@ -145,14 +147,22 @@ impl Row {
 
     fn value(&self) -> String {
         let value = self.value.filter(|_| self.has_value != Some(false));
-        match (value, Condition::parse(&self.condition)) {
-            (Some(value), Ok(condition)) => value_text(condition.signal.signal.unit, value),
+        match (value, Condition::read_back(&self.condition)) {
+            (Some(value), Some(condition)) => value_text(condition.signal.signal.unit, value),
             _ => String::new(),
         }
     }
 
     /// Why it is what it is.
     pub(super) fn reason(&self) -> String {
+        let reason = self.first_reason();
+        match self.revision {
+            0 => reason,
+            revision => format!("{reason} (revision {revision}: its rows came late)"),
+        }
+    }
+
+    fn first_reason(&self) -> String {
         if !self.cause.is_empty() {
             return self.cause.clone();
         }
@@ -163,7 +173,11 @@ impl Row {
         let rows = if samples == "1" { "sample" } else { "samples" };
         match self.value().as_str() {
             "" => self.condition.clone(),
-            value => format!("{value}, expected {}, {samples} {rows}", self.condition),
+            value => {
+                let cause = self.top_cause().map(|cause| format!("; {cause}"));
+                let cause = cause.unwrap_or_default();
+                format!("{value}, expected {}, {samples} {rows}{cause}", self.condition)
+            }
         }
     }
 
@@ -181,38 +195,95 @@ impl Row {
         )
     }
 
-    /// What each condition was held against.
-    pub(super) fn readings(&self) -> Vec<String> {
-        #[derive(Deserialize)]
-        struct Evidence {
-            #[serde(default)]
-            readings: Vec<Reading>,
-        }
-        #[derive(Deserialize)]
-        struct Reading {
-            condition: String,
-            value: Option<String>,
-            samples: u64,
-            passed: Option<bool>,
-        }
-        let evidence: Option<Evidence> = serde_json::from_str(&self.evidence).ok();
-        let readings = evidence.map(|evidence| evidence.readings).unwrap_or_default();
-        readings
-            .into_iter()
-            .map(|reading| {
-                let passed = match reading.passed {
-                    Some(true) => "holds",
-                    Some(false) => "fails",
-                    None => "not known",
-                };
-                let value = reading.value.unwrap_or_else(|| "nothing".to_owned());
-                format!(
-                    "{}: {value} of {} samples, {passed}",
-                    reading.condition, reading.samples
-                )
-            })
-            .collect()
+    fn found(&self) -> Evidence {
+        serde_json::from_str(&self.evidence).unwrap_or_default()
     }
+
+    /// What each condition was held against, the causes as the kernels named them, and the worst rows.
+    pub(super) fn evidence(&self) -> Vec<String> {
+        let found = self.found();
+        let readings = found.readings.iter().map(|reading| {
+            let passed = match reading.passed {
+                Some(true) => "holds",
+                Some(false) => "fails",
+                None => "not known",
+            };
+            let value = reading.value.as_deref().unwrap_or("nothing");
+            format!(
+                "{}: {value} of {} samples, {passed}",
+                reading.condition, reading.samples
+            )
+        });
+        let causes = found.causes.iter().map(|cause| {
+            let more = match cause.evidence.as_str() {
+                "" => String::new(),
+                evidence => format!(": {evidence}"),
+            };
+            format!(
+                "cause by {}: {}, {} attempts{more}",
+                cause.by,
+                cause.cause,
+                plain(&cause.attempts)
+            )
+        });
+        let worst = found.worst.iter().map(|row| format!("worst: {}", row_text(row)));
+        readings.chain(causes).chain(worst).collect()
+    }
+
+    /// The cause that both ends tell of most attempts, or else their own kernel.
+    fn top_cause(&self) -> Option<String> {
+        let causes = self.found().causes;
+        let decided = causes.iter().find(|cause| cause.by != OWN_KERNEL);
+        let cause = decided.or(causes.first())?;
+        Some(cause.cause.clone())
+    }
+}
+
+/// As the store calls what an attempt's own node alone could tell.
+const OWN_KERNEL: &str = "its own kernel";
+
+#[derive(Debug, Default, Deserialize)]
+struct Evidence {
+    #[serde(default)]
+    readings: Vec<Reading>,
+    #[serde(default)]
+    worst: Vec<serde_json::Map<String, serde_json::Value>>,
+    #[serde(default)]
+    causes: Vec<Cause>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Reading {
+    condition: String,
+    value: Option<String>,
+    samples: u64,
+    passed: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Cause {
+    cause: String,
+    attempts: serde_json::Value,
+    by: String,
+    #[serde(default)]
+    evidence: String,
+}
+
+/// Numbers of 64 bits come as texts.
+fn plain(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// `node web-1, at 2026-03-01 12:00:00.123, remote 10.0.0.3 5432`: what is not empty, IPv4 as people write it.
+fn row_text(row: &serde_json::Map<String, serde_json::Value>) -> String {
+    let parts = row.iter().filter_map(|(name, value)| {
+        let text = plain(value).replace("::ffff:", "");
+        (!matches!(text.as_str(), "" | "0" | "[]")).then(|| format!("{name} {text}"))
+    });
+    parts.collect::<Vec<_>>().join(", ")
 }
 
 /// To the second: `2026-03-01 12:00:00`.

@@ -50,10 +50,6 @@ pub fn text(set: &Set, name: &str, now_ns: i64) -> Option<String> {
     });
     let (schedule, planned) = found?;
     let to_ns = now_ns - now_ns.rem_euclid(1_000_000_000);
-    let window = Window {
-        from_ns: to_ns - i64::try_from(schedule.over.as_nanos()).unwrap_or(i64::MAX),
-        to_ns,
-    };
     let mut asked = Vec::new();
     for place in &planned.conditions {
         match place {
@@ -61,7 +57,12 @@ pub fn text(set: &Set, name: &str, now_ns: i64) -> Option<String> {
             Place::Class { class, .. } if asked.contains(class) => {}
             Place::Class { class, .. } => {
                 asked.push(*class);
-                let question = evidence::question(&schedule.classes[*class], window);
+                let class = &schedule.classes[*class];
+                let window = Window {
+                    from_ns: to_ns - i64::try_from(class.over.as_nanos()).unwrap_or(i64::MAX),
+                    to_ns,
+                };
+                let question = evidence::question(class, window, true);
                 text.push_str(&format!("  {}\n", question.sql));
                 for (name, value) in question.params {
                     text.push_str(&format!("    {name} = {value}\n"));
@@ -106,7 +107,20 @@ fn meaning(assertion: &Assertion) -> String {
     } else {
         ""
     };
-    lines.push(format!("It is about {whose}{filtered}."));
+    if assertion.sql.is_some() {
+        lines.push(
+            "It is about what its own question finds; every node of it has to have reported.".to_owned(),
+        );
+    } else {
+        lines.push(format!("It is about {whose}{filtered}."));
+    }
+    if let Some(burn) = &assertion.burn {
+        lines.push(format!(
+            "It is a part of the objective `{}`: it fails where the budget is used up {} times faster than it may be, in both \
+             windows.",
+            burn.slo, burn.factor
+        ));
+    }
     let expected: Vec<_> = assertion.expect.iter().map(ToString::to_string).collect();
     lines.push(format!(
         "Every {}, the last {} are looked at: {}.",

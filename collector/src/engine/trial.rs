@@ -74,8 +74,7 @@ pub async fn run(
         });
     };
     let assertion = placed(assertion, trial);
-    let port = port(&assertion).unwrap_or(PORT);
-    lay_down(&*store, &trial.links, port, begin_ns, trial.length()).await?;
+    lay_past(&*store, &assertion, trial, begin_ns).await?;
 
     let alone = Set {
         groups: set.groups.clone(),
@@ -85,6 +84,7 @@ pub async fn run(
     let end_ns = begin_ns + ns(trial.length());
     let mut engine = Engine::new(store, alone, begin_ns + 1, false);
     engine.stop_at(end_ns);
+    engine.without_rollup();
     let mut timeline = Vec::new();
     let mut now_ns = begin_ns;
     let last_ns = end_ns + ns(assertion.deadline) + 5 * SECOND_NS;
@@ -176,7 +176,17 @@ fn port(assertion: &Assertion) -> Option<u16> {
     }
 }
 
-/// Writes the past of a test.
+/// Writes the past of a test of an assertion, all of it as if it had come in time.
+pub async fn lay_past(
+    store: &dyn Store,
+    assertion: &Assertion,
+    trial: &Trial,
+    begin_ns: i64,
+) -> Result<(), TrialError> {
+    let port = port(assertion).unwrap_or(PORT);
+    lay_down(store, &trial.links, port, begin_ns, trial.length()).await
+}
+
 async fn lay_down(
     store: &dyn Store,
     links: &[Link],
@@ -208,7 +218,7 @@ async fn lay_down(
     let reports = reports(links, &nodes, begin_ns, length);
     let token = format!("trial-{begin_ns}-reports");
     store
-        .insert(AGENT_SAMPLES.name, &token, agent_samples(&reports)?)
+        .insert(AGENT_SAMPLES.name, &token, agent_samples(&reports, begin_ns)?)
         .await?;
     let token = format!("trial-{begin_ns}-nodes");
     store
@@ -356,9 +366,11 @@ fn connection_records(ends: &[End]) -> Result<crate::store::Block, BlockError> {
     filled(&CONNECTION_RECORDS, ends.len(), &values)
 }
 
-fn agent_samples(reports: &[Report]) -> Result<crate::store::Block, BlockError> {
+fn agent_samples(reports: &[Report], begin_ns: i64) -> Result<crate::store::Block, BlockError> {
     let times =
         |behind_ns: i64| Values::Times(reports.iter().map(|report| report.at_ns - behind_ns).collect());
+    // Everything is on.
+    let since = || Values::Times(vec![begin_ns; reports.len()]);
     let values = BTreeMap::from([
         (
             "node",
@@ -373,6 +385,9 @@ fn agent_samples(reports: &[Report]) -> Result<crate::store::Block, BlockError> 
         ("received_at", times(0)),
         ("watermark_at", times(MARK_NS)),
         ("attempts_watermark_at", times(MARK_NS)),
+        ("syscalls_since", since()),
+        ("listeners_since", since()),
+        ("open_connections_since", since()),
         (
             "missing",
             Values::Numbers(reports.iter().map(|report| report.missing).collect()),

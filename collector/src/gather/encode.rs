@@ -16,7 +16,7 @@ use holdfast_proto::{FLAG_FINAL, FLAG_FIRST};
 
 use super::{BatchName, Content};
 use crate::ingest::agent::Agent;
-use crate::ingest::decode::{AgentSample, Connections, OpenConnections};
+use crate::ingest::decode::{AgentSample, Connections, OpenConnections, SWITCHED};
 use crate::store::Block;
 use crate::store::native::{BlockBuilder, BlockError};
 use crate::store::schema::{
@@ -273,6 +273,22 @@ fn agent_samples(agents: &[(&Agent, u64, i64, &AgentSample)]) -> Result<Block, B
         &times(|sample| sample.attempts_watermark_ns),
     )?;
     block.u64s("missing", &counts(|sample| sample.missing))?;
+    block.u64s("lost", &counts(|sample| sample.lost))?;
+    block.u64s("dropped", &counts(|sample| sample.dropped))?;
+    block.u64s("syscalls_missing", &counts(|sample| sample.syscalls_missing))?;
+    block.datetimes("syscalls_since", &times(|sample| sample.syscalls_since_ns))?;
+    block.datetimes("listeners_since", &times(|sample| sample.listeners_since_ns))?;
+    block.datetimes("open_connections_since", &times(|sample| sample.open_since_ns))?;
+    let off: Vec<Vec<_>> = agents
+        .iter()
+        .map(|(.., sample)| {
+            let named = SWITCHED.iter().zip(sample.off);
+            named
+                .filter_map(|((_, name), reason)| Some((*name, reason?)))
+                .collect()
+        })
+        .collect();
+    block.string_maps("off", &off)?;
     block.finish()
 }
 

@@ -12,8 +12,8 @@ mod transitions;
 use bytes::Bytes;
 use holdfast_proto::v1::{
     self, Attribution, Batch, CloseReason, ConnectionColumns, Gap, GapReason, Listener, ListenerRows,
-    LocalCause, Outcome, Overhead, Path, Process, Role, SealedBatch, Status, Stream, StreamCounters,
-    batch::Columns,
+    LocalCause, OffReason, Outcome, Overhead, Path, Process, Role, SealedBatch, Status, Stream,
+    StreamCounters, Watch, batch::Columns,
 };
 use holdfast_proto::{FLAG_FINAL, FLAG_FIRST};
 use prost::Message;
@@ -48,6 +48,9 @@ const MAX_BOOT_ID_BYTES: usize = 64;
 
 /// Counters in one status: two streams in every namespace of a crowded node.
 const MAX_COUNTERS: usize = 4096;
+
+/// Switches of one status. There are three.
+const MAX_WATCHES: usize = 64;
 
 /// 2000-01-01. A node without a clock of its own may still be near 1970, but then it has nothing to say about time.
 const EARLIEST_NS: i64 = 946_684_800 * 1_000_000_000;
@@ -912,6 +915,35 @@ pub struct AgentSample {
     /// Rows of connections that will never be in the store, since the start of the agent: lost, or left out by
     /// configuration.
     pub missing: u64,
+    /// Of these, what the kernel did not hand over.
+    pub lost: u64,
+    /// Rows of all streams but that of syscalls that the agent had and gave up.
+    pub dropped: u64,
+    /// Calls whose rows will never be in the store, since the start of the agent.
+    pub syscalls_missing: u64,
+    /// Since when each stream that can be switched is on, by the agent's clock; zero: it is off.
+    pub syscalls_since_ns: i64,
+    pub listeners_since_ns: i64,
+    pub open_since_ns: i64,
+    /// Of [`SWITCHED`], those that are off, and why.
+    pub off: [Option<&'static str>; 3],
+}
+
+/// The streams that can be switched, by the names that `holdfast probe set` has for them.
+pub const SWITCHED: [(Stream, &str); 3] = [
+    (Stream::Syscalls, "syscalls"),
+    (Stream::Listeners, "listeners"),
+    (Stream::OpenConnections, "open-connections"),
+];
+
+fn off_reason(watch: &Watch) -> &'static str {
+    match watch.off() {
+        OffReason::Unspecified => "",
+        OffReason::Configuration => "configuration",
+        OffReason::Collector => "collector",
+        OffReason::Budget => "budget",
+        OffReason::Kernel => "kernel",
+    }
 }
 
 impl AgentSample {
@@ -932,7 +964,39 @@ impl AgentSample {
             .into_iter()
             .fold(0, u64::saturating_add)
         };
+        let added = |stream: Stream, count: fn(&StreamCounters) -> u64| {
+            let of_stream = status
+                .streams
+                .iter()
+                .filter(|counters| counters.stream() == stream);
+            of_stream.map(count).fold(0, u64::saturating_add)
+        };
+        let watch = |stream: Stream| status.watches.iter().find(|watch| watch.stream() == stream);
+        let since_ns = |stream| watch(stream).map_or(0, |watch| time(watch.since_ns));
+        let off = SWITCHED.map(|(stream, _)| match watch(stream) {
+            Some(watch) if watch.since_ns != 0 => None,
+            Some(watch) => Some(off_reason(watch)),
+            None => Some(""),
+        });
+        let lost = |counters: &StreamCounters| {
+            [counters.lost, counters.untracked, counters.missed, counters.ended]
+                .into_iter()
+                .fold(0, u64::saturating_add)
+        };
+        let dropped = |counters: &StreamCounters| counters.dropped.saturating_add(counters.refused);
         Self {
+            lost: added(Stream::Connections, lost),
+            dropped: status
+                .streams
+                .iter()
+                .filter(|counters| counters.stream() != Stream::Syscalls)
+                .map(dropped)
+                .fold(0, u64::saturating_add),
+            syscalls_missing: added(Stream::Syscalls, lost).saturating_add(added(Stream::Syscalls, dropped)),
+            syscalls_since_ns: since_ns(Stream::Syscalls),
+            listeners_since_ns: since_ns(Stream::Listeners),
+            open_since_ns: since_ns(Stream::OpenConnections),
+            off,
             received_at_ns,
             watermark_ns: time(status.watermark_ns),
             attempts_watermark_ns: time(status.attempts_watermark_ns),
@@ -962,6 +1026,9 @@ pub fn status(status: Status, now_ns: i64) -> Result<(i64, Vec<StreamCounters>),
         ))?;
     if status.streams.len() > MAX_COUNTERS {
         return Err(Malformed::Status("more than 4096 counters"));
+    }
+    if status.watches.len() > MAX_WATCHES {
+        return Err(Malformed::Status("more than 64 switches"));
     }
     for counters in &status.streams {
         match Stream::try_from(counters.stream) {

@@ -330,7 +330,7 @@ fn stream(
 ) -> Result<(), StoreError> {
     session.enter(database)?;
     let connection = &mut session.connection;
-    if query.access == Access::ReadOnly && !is_select(connection, &query.sql)? {
+    if query.access == Access::ReadOnly && !is_select(connection, query)? {
         let whole = connection.execute(&query.sql, &query.format, &query.params)?;
         // A reader that is gone does not want it.
         let _ = parts.blocking_send(Ok(whole.into()));
@@ -347,7 +347,8 @@ fn stream(
 
 /// Refuses everything but one statement that only reads the database, and says whether it is a SELECT: the engine
 /// streams no others.
-fn is_select(connection: &mut Connection, sql: &str) -> Result<bool, StoreError> {
+fn is_select(connection: &mut Connection, query: &Query) -> Result<bool, StoreError> {
+    let sql = query.sql.as_str();
     match connection.classify(sql)? {
         Classified::Reads => {}
         Classified::DoesMore => {
@@ -358,7 +359,7 @@ fn is_select(connection: &mut Connection, sql: &str) -> Result<bool, StoreError>
         Classified::Several => return Err(StoreError::rejected("one statement at a time, please")),
         Classified::Unparsable => return Err(syntax_error(connection, sql)),
     }
-    let tree = connection.execute(&format!("EXPLAIN AST {sql}"), "TSVRaw", &[])?;
+    let tree = connection.execute(&format!("EXPLAIN AST {sql}"), "TSVRaw", &query.params)?;
     let tree = String::from_utf8_lossy(&tree);
     read_only::check(sql, &tree).map_err(StoreError::rejected)?;
     Ok(tree.starts_with("Select"))

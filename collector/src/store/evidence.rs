@@ -6,6 +6,7 @@
 //! is decided in [`crate::assertion::evaluate`], so an assertion more costs the engine nothing.
 
 use std::net::Ipv6Addr;
+use std::time::Duration;
 
 use super::{
     Access, Query, Store, StoreError, answer_to,
@@ -14,11 +15,11 @@ use super::{
     questions::time_value,
     schema, statement,
 };
-use crate::assertion::cause::{Cause, EXPECTED_FOR};
-use crate::assertion::coverage::{Report, Window};
+use crate::assertion::cause::{Cause, EXPECTED_FOR, OffReason, Switch};
+use crate::assertion::coverage::{Report, Watch, Window};
 use crate::assertion::evaluate::{LabelledRows, Node, Roster, SUMS};
 use crate::assertion::group::Labelled;
-use crate::assertion::plan::Class;
+use crate::assertion::plan::{Class, Kind};
 use crate::assertion::signal::{Rows, Sum, Times};
 use crate::filter;
 
@@ -36,17 +37,23 @@ pub fn columns(rows: Rows) -> Vec<filter::Column> {
         Rows::Connections => filterable(schema::connections()),
         Rows::Listeners => filterable(schema::listeners()),
         Rows::Syscalls => filterable(schema::syscalls()),
-        Rows::Agents => Vec::new(),
+        Rows::Open => filterable(schema::open_connections()),
+        Rows::Namespaces | Rows::Overhead | Rows::Sql | Rows::Agents => Vec::new(),
     }
 }
 
 /// Asks the question of a class about a window. The outer error is the store's, the inner one about the question.
+/// `has_rollup`: somebody computes the store's minutes.
 pub async fn ask(
     store: &dyn Store,
     class: &Class,
     window: Window,
+    has_rollup: bool,
 ) -> Result<Result<Vec<LabelledRows>, Cause>, StoreError> {
-    let answer = match answer_to(store, question(class, window)).await {
+    if let Some(sql) = &class.sql {
+        return ask_in_own_words(store, sql, window).await;
+    }
+    let answer = match answer_to(store, question(class, window, has_rollup)).await {
         Ok(answer) => answer,
         Err(StoreError::Rejected { message, .. }) => return Ok(Err(Cause::Store(message))),
         Err(error) => return Err(error),
@@ -60,10 +67,18 @@ pub async fn ask(
 }
 
 /// The question of a class about a window.
-pub fn question(class: &Class, window: Window) -> Query {
+pub fn question(class: &Class, window: Window, has_rollup: bool) -> Query {
+    if let Some(sql) = &class.sql {
+        return in_own_words(sql, window);
+    }
     let mut params = Vec::new();
     let sql = match class.kind.rows {
+        _ if has_rollup && is_of_minutes(class) => of_minutes(class),
         Rows::Listeners => of_listeners(class, &mut params),
+        Rows::Namespaces => of_namespaces(),
+        Rows::Overhead => of_overhead(),
+        Rows::Open => of_open(class, &mut params),
+        Rows::Syscalls if class.kind.times.is_some() => of_latencies(class, &mut params),
         _ => of_rows(class, &mut params),
     };
     params.push(("from".to_owned(), time_value(window.from_ns)));
@@ -79,10 +94,146 @@ pub fn question(class: &Class, window: Window) -> Query {
     }
 }
 
+/// How long a question of somebody's own may take: the others wait for it.
+const OWN_WORDS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Rows of its answer, each a verdict.
+const OWN_WORDS_ROWS: usize = 1_000;
+
+fn in_own_words(sql: &str, window: Window) -> Query {
+    Query {
+        sql: sql.to_owned(),
+        params: vec![
+            ("from".to_owned(), time_value(window.from_ns)),
+            ("until".to_owned(), time_value(window.to_ns)),
+        ],
+        format: "JSONEachRow".into(),
+        access: Access::ReadOnly,
+    }
+}
+
+/// Asks what an assertion asks itself: read-only, with the window as parameters, and never for long. Whatever goes wrong
+/// with it is its own, and no reason to think that the store is away.
+async fn ask_in_own_words(
+    store: &dyn Store,
+    sql: &str,
+    window: Window,
+) -> Result<Result<Vec<LabelledRows>, Cause>, StoreError> {
+    let answered = answer_to(store, in_own_words(sql, window));
+    let answer = match tokio::time::timeout(OWN_WORDS_PATIENCE, answered).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(StoreError::Rejected { message, .. })) => return Ok(Err(Cause::Sql(message))),
+        Ok(Err(error)) => return Err(error),
+        Err(_) => {
+            let patience = OWN_WORDS_PATIENCE.as_secs();
+            return Ok(Err(Cause::Sql(format!("no answer within {patience} s"))));
+        }
+    };
+    let lines: Vec<&str> = answer.lines().collect();
+    if lines.len() > OWN_WORDS_ROWS {
+        let message = format!("more than {OWN_WORDS_ROWS} rows");
+        return Ok(Err(Cause::Sql(message)));
+    }
+    Ok(lines.into_iter().map(own_row).collect())
+}
+
+/// A row of an answer: its column `value`, and what the others call it.
+fn own_row(line: &str) -> Result<LabelledRows, Cause> {
+    let wrong = |what: String| Cause::Sql(what);
+    let columns: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line)
+        .map_err(|error| wrong(format!("the row {line} is not understood: {error}")))?;
+    let text = |value: &serde_json::Value| match value {
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let value = columns
+        .get("value")
+        .ok_or_else(|| wrong("its answer has no column `value`".to_owned()))?;
+    let number = text(value)
+        .parse::<f64>()
+        .ok()
+        .filter(|number| number.is_finite());
+    let key: Vec<_> = columns
+        .iter()
+        .filter(|(name, _)| *name != "value")
+        .map(|(name, value)| format!("{name}={}", text(value)))
+        .collect();
+    let mut sums = [0; SUMS];
+    // A value that is none says nothing.
+    sums[Sum::Rows as usize] = u64::from(number.is_some());
+    Ok(LabelledRows {
+        node: String::new(),
+        remote: None,
+        port: 0,
+        service: String::new(),
+        comm: key.join(", "),
+        passes: 0,
+        sums,
+        largest: 0,
+        fullest: number.unwrap_or_default(),
+        histogram: Vec::new(),
+    })
+}
+
+/// The last minutes are read from the rows: the store's minutes are computed some seconds after they ended, and again when
+/// rows come late.
+const MINUTES_BEHIND: &str = "INTERVAL 5 MINUTE";
+
+/// Whether the store's minutes have what is asked for: sums of attempts over a long window, told apart by what minutes are
+/// told apart by.
+fn is_of_minutes(class: &Class) -> bool {
+    let has_sums_alone = class.kind.rows == Rows::Attempts && class.kind.times.is_none();
+    let is_long = class.over >= Duration::from_secs(1_800) && class.over.as_secs().is_multiple_of(60);
+    has_sums_alone && is_long && !class.labels.remote && class.filters.is_empty()
+}
+
+fn of_minutes(class: &Class) -> String {
+    let role = if class.kind.is_server { "passive" } else { "active" };
+    let [node, _, port, service, comm] = labels(class);
+    let of_minutes: Vec<_> = (0..SUMS)
+        .map(|at| {
+            let sql = match at {
+                at if at == Sum::Rows as usize => "sum(attempts - pending)",
+                at if at == Sum::Established as usize => "sum(established)",
+                at if at == Sum::Refused as usize => "sum(refused)",
+                at if at == Sum::TimedOut as usize => "sum(timed_out)",
+                at if at == Sum::Failed as usize => "sum(refused + timed_out + reset + unreachable + failed)",
+                at if at == Sum::SynRetransmits as usize => "sum(syn_retransmits)",
+                _ => "toUInt64(0)",
+            };
+            format!("toUInt64({sql}) AS s{at}")
+        })
+        .collect();
+    let of_rows: Vec<_> = sums(class.kind)
+        .into_iter()
+        .enumerate()
+        .map(|(at, sql)| format!("toUInt64({}) AS s{at}", sql.as_deref().unwrap_or("0")))
+        .collect();
+    let of_port = if class.labels.port { "port" } else { "0" };
+    let outer: Vec<_> = (0..SUMS).map(|at| format!("toString(sum(s{at}))")).collect();
+    let cut = format!("toStartOfMinute({{until:DateTime64(9, 'UTC')}}) - {MINUTES_BEHIND}");
+    format!(
+        "SELECT l_node, '', l_port, l_service, l_comm, '0', [{outer}], '0', 0, [] FROM \
+         (SELECT {node} AS l_node, toUInt16({of_port}) AS l_port, toString({service}) AS l_service, \
+         toString({comm}) AS l_comm, {of_minutes} FROM attempts_1m WHERE role = '{role}' \
+         AND minute >= toStartOfMinute({{from:DateTime64(9, 'UTC')}}) AND minute < {cut} \
+         GROUP BY l_node, l_port, l_service, l_comm UNION ALL \
+         SELECT {node} AS l_node, toUInt16({port}) AS l_port, toString({service}) AS l_service, \
+         toString({comm}) AS l_comm, {of_rows} FROM attempts WHERE role = '{role}' AND outcome != 'pending' \
+         AND decided_at >= {cut} AND decided_at <= {{until:DateTime64(9, 'UTC')}} \
+         AND recorded_at >= {cut} GROUP BY l_node, l_port, l_service, l_comm) \
+         GROUP BY l_node, l_port, l_service, l_comm LIMIT {limit} {SETTINGS}",
+        outer = outer.join(", "),
+        of_minutes = of_minutes.join(", "),
+        of_rows = of_rows.join(", "),
+        limit = MOST_ROWS + 1,
+    )
+}
+
 /// The labels' expressions, in the order of [`LabelledRows`]. What is not told apart is constant.
 fn labels(class: &Class) -> [String; 5] {
     let port = match class.kind.rows {
-        Rows::Attempts | Rows::Connections if !class.kind.is_server => "remote_port",
+        Rows::Attempts | Rows::Connections | Rows::Open if !class.kind.is_server => "remote_port",
         _ => "local_port",
     };
     let label = |is_told: bool, expression: &str, constant: &str| {
@@ -140,7 +291,8 @@ fn of_rows(class: &Class, params: &mut Vec<(String, String)>) -> String {
         Some(Times::Connect) => ("connect_us", "outcome = 'established'"),
         Some(Times::Duration) => ("duration_us", "outcome = 'established'"),
         Some(Times::RoundTrip) => ("toUInt64(srtt_us)", "srtt_us > 0"),
-        None => ("toUInt64(0)", "false"),
+        // Those of syscalls are in arrays, and asked for on their own.
+        Some(Times::Syscall) | None => ("toUInt64(0)", "false"),
     };
     let (bucket, reached) = if kind.times.is_none() {
         ("toUInt16(0)".to_owned(), "0".to_owned())
@@ -155,7 +307,7 @@ fn of_rows(class: &Class, params: &mut Vec<(String, String)>) -> String {
             format!("if({has_value}, {reached}, 0)"),
         )
     };
-    let sums = sums(kind.rows).map(|sum| sum.unwrap_or_else(|| "toUInt64(0)".to_owned()));
+    let sums = sums(kind).map(|sum| sum.unwrap_or_else(|| "toUInt64(0)".to_owned()));
     let inner_sums: Vec<_> = sums
         .iter()
         .enumerate()
@@ -179,42 +331,140 @@ fn of_rows(class: &Class, params: &mut Vec<(String, String)>) -> String {
     )
 }
 
-/// Of each listener what it turned away between the first look and the last one, and how full its queue was.
+/// How long before a window a look still counts as the one before: agents look every 10 s.
+const LOOK_BEFORE: &str = "INTERVAL 30 SECOND";
+
+/// What a cumulative counter grew by from the last look before the window to the last one in it; where there was none
+/// before, from the first one in it.
+fn grown(column: &str) -> String {
+    let is_in = "observed_at > {from:DateTime64(9, 'UTC')}";
+    format!(
+        "greatest(toInt64(maxIf({column}, {is_in})) - toInt64(if(countIf(NOT ({is_in})) > 0, maxIf({column}, NOT ({is_in})), \
+         minIf({column}, {is_in}))), 0)"
+    )
+}
+
+/// The sums of a row, each as a text.
+fn sums_texts(of: &[(Sum, &str)]) -> String {
+    let texts: Vec<_> = (0..SUMS)
+        .map(|at| {
+            let found = of.iter().find(|(sum, _)| *sum as usize == at);
+            found.map_or_else(|| "'0'".to_owned(), |(_, sql)| format!("toString({sql})"))
+        })
+        .collect();
+    texts.join(", ")
+}
+
+/// Of each listener what it turned away, and how full its queue was.
 fn of_listeners(class: &Class, params: &mut Vec<(String, String)>) -> String {
     let [node, _, port, service, comm] = labels(class);
     let passes = passes(class, params);
-    let drops = Sum::Drops as usize;
-    let sums: Vec<_> = (0..SUMS)
-        .map(|at| match at {
-            at if at == Sum::Rows as usize => "toString(sum(looks))".to_owned(),
-            at if at == drops => "toString(sum(dropped))".to_owned(),
-            _ => "'0'".to_owned(),
-        })
-        .collect();
     format!(
         "SELECT l_node, '', l_port, l_service, l_comm, toString(l_passes), [{sums}], '0', max(fullest), [] FROM \
          (SELECT {node} AS l_node, {port} AS l_port, {service} AS l_service, {comm} AS l_comm, {passes} AS l_passes, \
-         agent_id, netns, cookie, count() AS looks, max(drops) - min(drops) AS dropped, \
-         max(backlog / greatest(backlog_limit, 1)) AS fullest FROM listeners \
-         WHERE observed_at > {{from:DateTime64(9, 'UTC')}} AND observed_at <= {{until:DateTime64(9, 'UTC')}} \
-         GROUP BY l_node, l_port, l_service, l_comm, l_passes, agent_id, netns, cookie) \
+         agent_id, netns, cookie, countIf(observed_at > {{from:DateTime64(9, 'UTC')}}) AS looks, {grown} AS dropped, \
+         maxIf(backlog / greatest(backlog_limit, 1), observed_at > {{from:DateTime64(9, 'UTC')}}) AS fullest FROM listeners \
+         WHERE observed_at > {{from:DateTime64(9, 'UTC')}} - {LOOK_BEFORE} \
+         AND observed_at <= {{until:DateTime64(9, 'UTC')}} \
+         GROUP BY l_node, l_port, l_service, l_comm, l_passes, agent_id, netns, cookie HAVING looks > 0) \
          GROUP BY l_node, l_port, l_service, l_comm, l_passes LIMIT {limit} {SETTINGS}",
-        sums = sums.join(", "),
+        sums = sums_texts(&[(Sum::Rows, "sum(looks)"), (Sum::Drops, "sum(dropped)")]),
+        grown = grown("drops"),
+        limit = MOST_ROWS + 1,
+    )
+}
+
+/// Of each node what its namespaces counted.
+fn of_namespaces() -> String {
+    format!(
+        "SELECT l_node, '', 0, '', '', '0', [{sums}], '0', 0, [] FROM \
+         (SELECT node AS l_node, agent_id, netns, countIf(observed_at > {{from:DateTime64(9, 'UTC')}}) AS looks, \
+         {grown} AS grown FROM namespaces \
+         WHERE observed_at > {{from:DateTime64(9, 'UTC')}} - {LOOK_BEFORE} \
+         AND observed_at <= {{until:DateTime64(9, 'UTC')}} GROUP BY l_node, agent_id, netns HAVING looks > 0) \
+         GROUP BY l_node LIMIT {limit} {SETTINGS}",
+        sums = sums_texts(&[(Sum::Rows, "sum(looks)"), (Sum::Overflows, "sum(grown)")]),
+        grown = grown("listen_overflows"),
+        limit = MOST_ROWS + 1,
+    )
+}
+
+/// Of each node the largest part of its CPU time that the agent took in an interval.
+fn of_overhead() -> String {
+    format!(
+        "SELECT node, '', 0, '', '', '0', [{sums}], '0', \
+         max((agent_cpu_ns + programs_cpu_ns) / greatest(1, cpus * dateDiff('nanosecond', began_at, ended_at))), [] \
+         FROM overhead_samples WHERE ended_at > {{from:DateTime64(9, 'UTC')}} \
+         AND ended_at <= {{until:DateTime64(9, 'UTC')}} GROUP BY node LIMIT {limit} {SETTINGS}",
+        sums = sums_texts(&[(Sum::Rows, "count()")]),
+        limit = MOST_ROWS + 1,
+    )
+}
+
+/// What was open when each agent looked last: connections every 10 s, attempts that wait every second.
+fn of_open(class: &Class, params: &mut Vec<(String, String)>) -> String {
+    let role = if class.kind.is_server { "passive" } else { "active" };
+    let [node, remote, port, service, comm] = labels(class);
+    let passes = passes(class, params);
+    let lately = "observed_at > {until:DateTime64(9, 'UTC')} - INTERVAL 25 SECOND \
+                  AND observed_at <= {until:DateTime64(9, 'UTC')}";
+    format!(
+        "SELECT {node} AS l_node, toString({remote} AS l_remote), {port} AS l_port, {service} AS l_service, \
+         {comm} AS l_comm, toString({passes} AS l_passes), [{sums}], '0', 0, [] FROM \
+         (SELECT *, toUInt64(greatest(dateDiff('microsecond', opened_at, observed_at), 0)) AS open_us \
+         FROM connection_samples WHERE {lately} AND role = '{role}') AS sample INNER JOIN \
+         (SELECT agent_id, maxIf(observed_at, outcome != 'pending') AS looked, max(observed_at) AS glanced \
+         FROM connection_samples WHERE {lately} GROUP BY agent_id) AS last USING agent_id \
+         WHERE if(outcome = 'pending', observed_at = glanced \
+         AND observed_at > {{until:DateTime64(9, 'UTC')}} - INTERVAL 3 SECOND, observed_at = looked) \
+         AND {{from:DateTime64(9, 'UTC')}} < {{until:DateTime64(9, 'UTC')}} \
+         GROUP BY l_node, l_remote, l_port, l_service, l_comm, l_passes LIMIT {limit} {SETTINGS}",
+        sums = sums_texts(&[
+            (Sum::Rows, "sum(weight)"),
+            (Sum::Established, "sumIf(weight, outcome != 'pending')"),
+            (Sum::Waiting, "sumIf(weight, outcome = 'pending')"),
+        ]),
+        limit = MOST_ROWS + 1,
+    )
+}
+
+/// The latencies of the calls that were measured: buckets of nanoseconds, and which limits their middles reach.
+fn of_latencies(class: &Class, params: &mut Vec<(String, String)>) -> String {
+    let [node, _, _, service, comm] = labels(class);
+    let passes = passes(class, params);
+    let reached = if class.bounds.is_empty() {
+        "0".to_owned()
+    } else {
+        "arrayCount(bound -> of_ns >= bound * 1000, {bounds:Array(UInt64)})".to_owned()
+    };
+    format!(
+        "SELECT l_node, '', 0, l_service, l_comm, toString(l_passes), [{sums}], '0', 0, \
+         groupArrayIf((bucket, reached, toString(timed)), timed > 0) FROM \
+         (SELECT {node} AS l_node, {service} AS l_service, {comm} AS l_comm, {passes} AS l_passes, bucket, \
+         {reached} AS reached, sum(of_calls) AS timed FROM syscalls \
+         ARRAY JOIN latency_buckets AS bucket, latency_ns AS of_ns, latency_calls AS of_calls \
+         WHERE ended_at > {{from:DateTime64(9, 'UTC')}} AND ended_at <= {{until:DateTime64(9, 'UTC')}} \
+         GROUP BY l_node, l_service, l_comm, l_passes, bucket, reached) \
+         GROUP BY l_node, l_service, l_comm, l_passes LIMIT {limit} {SETTINGS}",
+        sums = sums_texts(&[(Sum::Rows, "sum(timed)")]),
         limit = MOST_ROWS + 1,
     )
 }
 
 /// What each of the sums is, of rows that have it.
-fn sums(rows: Rows) -> [Option<String>; SUMS] {
+fn sums(kind: Kind) -> [Option<String>; SUMS] {
     let mut sums: [Option<String>; SUMS] = Default::default();
     let mut is = |sum: Sum, sql: &str| sums[sum as usize] = Some(sql.to_owned());
-    match rows {
+    match kind.rows {
         Rows::Attempts => {
             is(Sum::Rows, "count()");
             is(Sum::Established, "countIf(outcome = 'established')");
-            is(Sum::Refused, "countIf(outcome = 'refused')");
-            is(Sum::TimedOut, "countIf(outcome = 'timed_out')");
-            is(Sum::Failed, "countIf(outcome NOT IN ('established', 'aborted'))");
+            for sum in [Sum::Refused, Sum::TimedOut, Sum::Failed] {
+                is(
+                    sum,
+                    &format!("countIf({})", is_of_sum(kind.rows, sum).unwrap_or("false")),
+                );
+            }
             is(Sum::SynRetransmits, "sum(syn_retransmits)");
         }
         Rows::Connections => {
@@ -231,10 +481,31 @@ fn sums(rows: Rows) -> [Option<String>; SUMS] {
         Rows::Syscalls => {
             is(Sum::Rows, "sum(calls)");
             is(Sum::Errors, "sum(errors)");
+            if let Some(errno) = kind.errno {
+                let of_errno = "sum(arraySum(arrayMap((errno, calls) -> if(errno = {errno}, calls, 0), errnos, errno_calls)))";
+                is(Sum::Errno, &of_errno.replace("{errno}", &errno.to_string()));
+            }
         }
-        Rows::Listeners | Rows::Agents => {}
+        Rows::Listeners | Rows::Open | Rows::Namespaces | Rows::Overhead | Rows::Sql | Rows::Agents => {}
     }
     sums
+}
+
+/// Which rows a sum is of, where it is not of all; of a sum of a column, those that have any.
+pub(super) fn is_of_sum(rows: Rows, sum: Sum) -> Option<&'static str> {
+    match (rows, sum) {
+        (Rows::Attempts, Sum::Established) => Some("outcome = 'established'"),
+        (_, Sum::Refused) => Some("outcome = 'refused'"),
+        (_, Sum::TimedOut) => Some("outcome = 'timed_out'"),
+        (_, Sum::Failed) => Some("outcome NOT IN ('established', 'aborted')"),
+        (_, Sum::SynRetransmits) => Some("syn_retransmits > 0"),
+        (_, Sum::Retransmits) => Some("retransmits > 0"),
+        (_, Sum::Resets) => Some("close_reason IN ('reset_by_peer', 'reset_by_process')"),
+        (_, Sum::Errors | Sum::Errno) => Some("errors > 0"),
+        (_, Sum::Drops) => Some("drops > 0"),
+        (_, Sum::Waiting) => Some("outcome = 'pending'"),
+        _ => None,
+    }
 }
 
 /// Numbers of 64 bits are quoted, or a reader of JSON would round them.
@@ -284,6 +555,10 @@ pub async fn reports(store: &dyn Store, since_ns: i64, until_ns: i64) -> Result<
     let sql = "SELECT node, toString(agent_epoch) AS agent_epoch, toUnixTimestamp64Nano(observed_at) AS observed_ns, \
                toUnixTimestamp64Nano(received_at) AS received_ns, toUnixTimestamp64Nano(watermark_at) AS records_ns, \
                toUnixTimestamp64Nano(attempts_watermark_at) AS attempts_ns, toString(missing) AS missing, \
+               toString(lost) AS lost, toString(dropped) AS dropped, toString(syscalls_missing) AS syscalls_missing, \
+               toUnixTimestamp64Nano(syscalls_since) AS syscalls_since_ns, \
+               toUnixTimestamp64Nano(listeners_since) AS listeners_since_ns, \
+               toUnixTimestamp64Nano(open_connections_since) AS open_since_ns, off, \
                clock_offset_ns FROM agent_samples \
                WHERE observed_at > {since:DateTime64(9, 'UTC')} - INTERVAL 1 DAY \
                AND received_at > {since:DateTime64(9, 'UTC')} AND received_at <= {until:DateTime64(9, 'UTC')} \
@@ -385,19 +660,43 @@ struct ReportRow {
     records_ns: serde_json::Value,
     attempts_ns: serde_json::Value,
     missing: String,
+    lost: String,
+    dropped: String,
+    syscalls_missing: String,
+    syscalls_since_ns: serde_json::Value,
+    listeners_since_ns: serde_json::Value,
+    open_since_ns: serde_json::Value,
+    off: std::collections::BTreeMap<String, String>,
     clock_offset_ns: serde_json::Value,
 }
 
 impl From<ReportRow> for Report {
     fn from(row: ReportRow) -> Self {
+        let count = |text: &str| text.parse().unwrap_or(0);
+        let watch = |switch: Switch| {
+            let since_ns = match switch {
+                Switch::Syscalls => &row.syscalls_since_ns,
+                Switch::Listeners => &row.listeners_since_ns,
+                Switch::OpenConnections => &row.open_since_ns,
+            };
+            let off = row.off.get(switch.name());
+            Watch {
+                since_ns: signed(since_ns),
+                off: off.map_or(OffReason::Unsaid, |reason| OffReason::named(reason)),
+            }
+        };
         Self {
+            watches: Switch::ALL.map(watch),
+            lost: count(&row.lost),
+            dropped: count(&row.dropped),
+            syscalls_missing: count(&row.syscalls_missing),
             node: row.node,
             agent_epoch: row.agent_epoch.parse().unwrap_or(0),
             observed_ns: signed(&row.observed_ns),
             received_ns: signed(&row.received_ns),
             records_ns: signed(&row.records_ns),
             attempts_ns: signed(&row.attempts_ns),
-            missing: row.missing.parse().unwrap_or(0),
+            missing: count(&row.missing),
             clock_offset_ns: signed(&row.clock_offset_ns),
         }
     }

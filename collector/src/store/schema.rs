@@ -479,7 +479,7 @@ const NODE_SESSIONS_COLUMNS: [Column; 13] = [
     column("addresses", Kind::ArrayString),
 ];
 
-const AGENT_SAMPLES_COLUMNS: [Column; 14] = [
+const AGENT_SAMPLES_COLUMNS: [Column; 21] = [
     column("node", Kind::LowCardinality),
     column("agent_id", Kind::LowCardinality),
     column("agent_epoch", Kind::UInt64),
@@ -494,6 +494,13 @@ const AGENT_SAMPLES_COLUMNS: [Column; 14] = [
     column("watermark_at", Kind::DateTime64),
     column("attempts_watermark_at", Kind::DateTime64),
     column("missing", Kind::UInt64),
+    column("lost", Kind::UInt64),
+    column("dropped", Kind::UInt64),
+    column("syscalls_missing", Kind::UInt64),
+    column("syscalls_since", Kind::DateTime64),
+    column("listeners_since", Kind::DateTime64),
+    column("open_connections_since", Kind::DateTime64),
+    column("off", Kind::StringMap),
 ];
 
 const GAP_RECORDS_COLUMNS: [Column; 15] = [

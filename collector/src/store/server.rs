@@ -204,7 +204,8 @@ impl Server {
     }
 
     /// Refuses everything but one statement that only reads the database.
-    async fn check_reads(&self, sql: &str) -> Result<(), StoreError> {
+    async fn check_reads(&self, query: &Query) -> Result<(), StoreError> {
+        let sql = query.sql.as_str();
         let ask = |text: String, params| Query {
             sql: text,
             params,
@@ -215,7 +216,9 @@ impl Server {
         let params = vec![("sql".to_owned(), statement::text_value(sql))];
         self.whole(ask("SELECT formatQuery({sql:String})".into(), params))
             .await?;
-        let tree = self.whole(ask(format!("EXPLAIN AST {sql}"), vec![])).await?;
+        let tree = self
+            .whole(ask(format!("EXPLAIN AST {sql}"), query.params.clone()))
+            .await?;
         read_only::check(sql, &tree).map_err(StoreError::rejected)
     }
 
@@ -334,7 +337,7 @@ impl Store for Server {
 
     async fn query(&self, query: Query) -> Result<Chunks, StoreError> {
         if query.access == Access::ReadOnly {
-            self.check_reads(&query.sql).await?;
+            self.check_reads(&query).await?;
         }
         Ok(Box::pin(self.start(&query).await?))
     }

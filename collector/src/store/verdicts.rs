@@ -37,6 +37,22 @@ pub struct Record {
     pub machine: Machine,
 }
 
+impl Record {
+    /// Puts what speaks against the condition into its evidence.
+    pub fn accuse(&mut self, worst: Vec<serde_json::Value>, causes: Vec<serde_json::Value>) {
+        let Ok(serde_json::Value::Object(mut evidence)) = serde_json::from_str(&self.evidence) else {
+            return;
+        };
+        if !worst.is_empty() {
+            evidence.insert("worst".to_owned(), worst.into());
+        }
+        if !causes.is_empty() {
+            evidence.insert("causes".to_owned(), causes.into());
+        }
+        self.evidence = serde_json::Value::Object(evidence).to_string();
+    }
+}
+
 /// What is stored of a key for the next start, beside its verdict.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct State {

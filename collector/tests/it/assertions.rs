@@ -1,13 +1,15 @@
 //! Assertions on the real engine: made-up pasts, judged window by window.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use holdfast_collector::assertion::Set;
 use holdfast_collector::assertion::state::Verdict;
 use holdfast_collector::engine::trial::{self, Outcome};
 use holdfast_collector::engine::{Engine, files};
-use holdfast_collector::store::Store;
+use holdfast_collector::store::verdicts::Record;
+use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError};
 
 use crate::harness::{database, number};
 use crate::store_engine;
@@ -260,6 +262,378 @@ tests:
         ],
         "{said:?}"
     );
+}
+
+/// A store that answers nothing while it is away, and in bad times not every question.
+struct Shaky {
+    store: Arc<dyn Store>,
+    /// It answers one question in so many; zero: none.
+    one_in: AtomicU64,
+    asked: AtomicU64,
+}
+
+impl Shaky {
+    fn check(&self) -> Result<(), StoreError> {
+        let asked = self.asked.fetch_add(1, Ordering::Relaxed);
+        match self.one_in.load(Ordering::Relaxed) {
+            1 => Ok(()),
+            one_in if one_in > 0 && asked.is_multiple_of(one_in) => Ok(()),
+            _ => Err(StoreError::Unavailable {
+                message: "the store is away".into(),
+            }),
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for Shaky {
+    async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError> {
+        self.check()?;
+        self.store.insert(table, token, block).await
+    }
+
+    async fn query(&self, query: Query) -> Result<Chunks, StoreError> {
+        self.check()?;
+        self.store.query(query).await
+    }
+
+    async fn execute(&self, sql: &str) -> Result<(), StoreError> {
+        self.check()?;
+        self.store.execute(sql).await
+    }
+
+    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError> {
+        self.check()?;
+        self.store.derive(sql, params).await
+    }
+}
+
+fn transitions(records: &[Record], begin_ns: i64) -> Vec<(String, i64, Verdict)> {
+    let changes = records.iter().filter(|record| record.is_transition);
+    let mut changes: Vec<_> = changes
+        .map(|record| {
+            let at = (record.window_to_ns - begin_ns) / SECOND_NS;
+            (
+                format!("{} {}", record.assertion, record.key),
+                at,
+                record.machine.verdict,
+            )
+        })
+        .collect();
+    changes.sort_by(|one, other| (&one.0, one.1).cmp(&(&other.0, other.1)));
+    changes
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_for_a_minute_delays_verdicts_and_changes_none() {
+    let text = "
+assertions:
+  - { name: a, from: all, to: all, expect: connect.refused = 0, over: 5s, every: 1s, by: from.node, for: 10s }
+  - { name: b, from: all, to: all, expect: connect.refused_ratio < 10%, over: 10s, every: 5s }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: '5ms x30s, refused x30s, 5ms x20s, refused x100s' }, expect: { 110s: Violated } }
+";
+    let set = declared(text);
+    let begin_ns = (now_ns() - 3_600 * SECOND_NS).div_euclid(60 * SECOND_NS) * 60 * SECOND_NS;
+    let mut outcomes = Vec::new();
+    for is_shaky in [false, true] {
+        let store = database().await;
+        trial::lay_past(&*store, &set.assertions[0], &set.tests[0], begin_ns)
+            .await
+            .unwrap();
+        let shaky = Arc::new(Shaky {
+            store: store.clone(),
+            one_in: AtomicU64::new(1),
+            asked: AtomicU64::new(0),
+        });
+        let mut engine = Engine::new(shaky.clone(), set.clone(), begin_ns + 1, true);
+        for half in 0..300 {
+            let one_in = match half {
+                _ if !is_shaky => 1,
+                // It answers some questions and not others, is away for a minute, and back.
+                60..80 => 3,
+                80..200 => 0,
+                200..220 => 2,
+                _ => 1,
+            };
+            shaky.one_in.store(one_in, Ordering::Relaxed);
+            let stepped = engine.step(begin_ns + half * SECOND_NS / 2).await;
+            assert!(one_in != 1 || stepped.is_ok(), "{:?}", stepped.err());
+        }
+        assert_eq!((engine.given_up, engine.waiting()), (0, 0));
+        // What was stored, not what was said: nothing is lost on the way.
+        let sql = format!(
+            "SELECT assertion, key, intDiv(toUnixTimestamp64Nano(window_to) - {begin_ns}, {SECOND_NS}) AS at, verdict \
+             FROM verdict_records WHERE is_transition ORDER BY assertion, key, at"
+        );
+        outcomes.push(store_engine::ask(&*store, &sql).await);
+    }
+    assert!(outcomes[0].contains("violated"), "{}", outcomes[0]);
+    assert_eq!(outcomes[0], outcomes[1]);
+}
+
+#[tokio::test]
+async fn a_store_that_stays_away_is_what_there_is_to_say() {
+    let text = "
+assertions:
+  - { name: a, from: all, to: all, expect: connect.refused = 0, over: 60s, every: 10s }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: '5ms x5m' }, expect: { 110s: Holds } }
+";
+    let set = declared(text);
+    let begin_ns = (now_ns() - 3_600 * SECOND_NS).div_euclid(60 * SECOND_NS) * 60 * SECOND_NS;
+    let store = database().await;
+    trial::lay_past(&*store, &set.assertions[0], &set.tests[0], begin_ns)
+        .await
+        .unwrap();
+    // Everything but the rows themselves.
+    store
+        .execute("RENAME TABLE connection_records TO elsewhere")
+        .await
+        .unwrap();
+    let mut engine = Engine::new(store, set, begin_ns + 1, false);
+    let mut said = Vec::new();
+    for second in 0..250 {
+        if let Ok(step) = engine.step(begin_ns + second * SECOND_NS).await {
+            said.extend(step.records);
+        }
+    }
+    assert!(!said.is_empty());
+    for record in &said {
+        assert_eq!(record.machine.verdict, Verdict::Unknown);
+        assert!(
+            record.cause.starts_with("the store did not answer: "),
+            "{}",
+            record.cause
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_is_gone_for_good_is_told_and_then_not_expected_any_more() {
+    let text = "
+assertions:
+  - { name: a, from: all, to: all, expect: connect.count >= 0, over: 1m, every: 1m, by: from.node }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: 'nothing x4m', web-2 -> db-1: 'nothing x4m' }, expect: { 3m: Holds } }
+";
+    let set = declared(text);
+    let store = database().await;
+    let begin_ns = (now_ns() - 4 * 3_600 * SECOND_NS).div_euclid(60 * SECOND_NS) * 60 * SECOND_NS;
+    trial::lay_past(&*store, &set.assertions[0], &set.tests[0], begin_ns)
+        .await
+        .unwrap();
+    // web-2 goes on for two hours more, web-1 and db-1 leave for good.
+    let sql = "INSERT INTO agent_samples SELECT * REPLACE (observed_at + toIntervalSecond(5 * number) AS observed_at, \
+               received_at + toIntervalSecond(5 * number) AS received_at, watermark_at + toIntervalSecond(5 * number) AS watermark_at, \
+               attempts_watermark_at + toIntervalSecond(5 * number) AS attempts_watermark_at) FROM \
+               (SELECT * FROM agent_samples WHERE node = 'web-2' ORDER BY observed_at DESC LIMIT 1) AS last \
+               CROSS JOIN (SELECT number FROM numbers(1, 1600)) AS later";
+    store
+        .derive(
+            &sql.replace("SELECT * REPLACE", "SELECT last.* REPLACE"),
+            Vec::new(),
+        )
+        .await
+        .unwrap();
+    let mut engine = Engine::new(store, set, begin_ns + 1, false);
+    let mut said = Vec::new();
+    for step in 0..480 {
+        let records = engine
+            .step(begin_ns + step * 15 * SECOND_NS)
+            .await
+            .unwrap()
+            .records;
+        said.extend(records.into_iter().map(|record| (step / 4, record)));
+    }
+    let of = |node: &str| {
+        let of_node = said.iter().filter(|(_, record)| record.key.ends_with(node));
+        of_node.collect::<Vec<_>>()
+    };
+    let gone = of("web-1");
+    let causes: Vec<&str> = gone
+        .iter()
+        .filter(|(_, record)| record.machine.verdict == Verdict::Unknown)
+        .map(|(_, record)| record.cause.as_str())
+        .collect();
+    assert!(causes.contains(&"web-1 is silent"), "{causes:?}");
+    // It is said until the end of the time for which nodes are expected, and then no more.
+    let (last, record) = gone.last().expect("something was said of it");
+    assert!((60..70).contains(last), "{last} minutes: {}", record.cause);
+    assert!(record.cause.starts_with("web-1 is gone"), "{}", record.cause);
+    let here = of("web-2");
+    assert!(
+        here.last()
+            .is_some_and(|(last, record)| *last >= 118 && record.machine.verdict == Verdict::Holds)
+    );
+    let wrong = said
+        .iter()
+        .any(|(_, record)| matches!(record.machine.verdict, Verdict::Violated | Verdict::Pending));
+    assert!(!wrong);
+}
+
+#[tokio::test]
+async fn what_flaps_is_violated_by_its_share_and_counted() {
+    let outcome = tried(
+        "
+assertions:
+  - { name: a, from: all, to: all, expect: connect.refused = 0, over: 2s, every: 2s, for: 3 of 5, clear_after: 8s }
+tests:
+  - assertion: a
+    given: { web-1 -> db-1: '5ms x20s, refused x2s, 5ms x2s, refused x2s, 5ms x2s, refused x2s, 5ms x2s, refused x2s, 5ms x26s' }
+    expect: { 20s: Holds, 22s: Pending, 24s: Holds, 30s: Violated, 60s: Holds }
+",
+    )
+    .await;
+    assert!(outcome.differences.is_empty(), "{}", outcome.text());
+    let violations = outcome
+        .timeline
+        .iter()
+        .filter(|(_, _, verdict, _)| *verdict == Verdict::Violated);
+    assert_eq!(violations.count(), 1, "{}", outcome.text());
+}
+
+#[tokio::test]
+async fn a_question_of_ones_own_reads_only_and_what_goes_wrong_with_it_is_its_own() {
+    let of = |sql: &str, expect: &str| {
+        format!(
+            "
+assertions:
+  - {{ name: a, sql: \"{sql}\", expect: 'value {expect}', over: 10s, every: 5s, deadline: 5s }}
+tests:
+  - assertion: a
+    given: {{ web-1 -> db-1: '5ms x30s, refused x60s', web-2 -> db-1: '5ms x90s' }}
+    expect: {{ 30s: Holds, 80s: Violated }}
+"
+        )
+    };
+    let window = "decided_at > {from:DateTime64(9, 'UTC')} AND decided_at <= {until:DateTime64(9, 'UTC')}";
+    let by_node = tried(&of(
+        &format!("SELECT node, countIf(outcome = 'refused') AS value FROM attempts WHERE role = 'active' AND {window} GROUP BY node"),
+        "< 1",
+    ))
+    .await;
+    let said: Vec<_> = by_node
+        .timeline
+        .iter()
+        .map(|(at, key, verdict, _)| (at.as_secs(), key.as_str(), *verdict))
+        .collect();
+    assert!(
+        said.contains(&(35, "node=web-1", Verdict::Violated)),
+        "{said:?}\n{}",
+        by_node.text()
+    );
+    assert!(
+        said.iter()
+            .all(|(_, key, verdict)| *key != "node=web-2" || *verdict != Verdict::Violated),
+        "{said:?}"
+    );
+    for (sql, cause) in [
+        (format!("SELECT nothing AS value FROM attempts WHERE {window}"), "its `sql` failed: "),
+        (
+            format!("SELECT count() AS number FROM attempts WHERE {window}"),
+            "its `sql` failed: its answer has no column `value`",
+        ),
+        // The parser does not know every function that reaches beyond the database, the store does.
+        (
+            format!("SELECT count() + length(showCertificate()) AS value FROM attempts WHERE {window}"),
+            "its `sql` failed: ",
+        ),
+        (
+            "SELECT sum(cityHash64(number)) AS value FROM numbers(100000000000) WHERE {from:String} != {until:String}"
+                .to_owned(),
+            "its `sql` failed: no answer within 5 s",
+        ),
+    ] {
+        let set = declared(&of(&sql, "< 1"));
+        let store = database().await;
+        let begin_ns = (now_ns() - 3_600 * SECOND_NS).div_euclid(60 * SECOND_NS) * 60 * SECOND_NS;
+        trial::lay_past(&*store, &set.assertions[0], &set.tests[0], begin_ns)
+            .await
+            .unwrap();
+        let mut engine = Engine::new(store, set, begin_ns + 19 * SECOND_NS, false);
+        engine.stop_at(begin_ns + 21 * SECOND_NS);
+        let mut said = Vec::new();
+        for second in 20..30 {
+            said.extend(engine.step(begin_ns + second * SECOND_NS).await.unwrap().records);
+        }
+        assert_eq!(transitions(&said, begin_ns).len(), 1, "{sql}: {said:?}");
+        assert_eq!(said[0].machine.verdict, Verdict::Unknown);
+        assert!(said[0].cause.starts_with(cause), "{sql}: {}", said[0].cause);
+    }
+}
+
+#[tokio::test]
+async fn a_budget_burns_where_it_does_in_both_windows() {
+    let text = |given: &str, expect: &str| {
+        format!(
+            "
+assertions:
+  - {{ name: a, from: all, to: all, slo: connect.failed_ratio < 1%, burn: {{ page-1h: off, page-6h: off, ticket-1d: off, ticket-3d: off, fast: 10x over 10m and 2m }} }}
+tests:
+  - {{ assertion: 'a: fast', given: {{ web-1 -> db-1: '{given}' }}, expect: {expect} }}
+"
+        )
+    };
+    // 10 % of ten minutes is one minute; the short window has to fail at the same time.
+    check(&text(
+        "5ms x12m, refused x3m, 5ms x5m",
+        "{ 12m: Holds, 14m: Violated, 16m: Violated, 17m: Holds, 20m: Holds }",
+    ))
+    .await;
+    // A blip that fills the short window alone.
+    check(&text(
+        "5ms x12m, refused x30s, 5ms x5m",
+        "{ 12m: Holds, 13m: Holds, 14m: Holds, 17m: Holds }",
+    ))
+    .await;
+}
+
+#[tokio::test]
+async fn long_windows_are_read_from_minutes_and_come_to_the_same() {
+    use holdfast_collector::assertion::{coverage::Window, plan};
+    use holdfast_collector::store::evidence;
+    let set = declared(
+        "
+assertions:
+  - { name: a, from: all, expect: [connect.failed_ratio < 1%, connect.count > 1], over: 40m, every: 1m, by: [from.node, port] }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: '5ms x20m, refused x15m, timed_out x10m' }, expect: { 110s: Violated } }
+",
+    );
+    let store = database().await;
+    let begin_ns = (now_ns() - 2 * 3_600 * SECOND_NS).div_euclid(60 * SECOND_NS) * 60 * SECOND_NS;
+    trial::lay_past(&*store, &set.assertions[0], &set.tests[0], begin_ns)
+        .await
+        .unwrap();
+    let first = u32::try_from(begin_ns / (60 * SECOND_NS)).unwrap();
+    let units: Vec<_> = (first..first + 46)
+        .flat_map(|minute| ["web-1", "db-1"].map(|node| (minute, node.to_owned())))
+        .map(|(minute, node)| holdfast_collector::store::rollups::NodeMinute { minute, node })
+        .collect();
+    holdfast_collector::store::rollups::recompute(&*store, &units)
+        .await
+        .unwrap();
+    let schedule = &plan::schedules(&set)[0];
+    assert_eq!(schedule.classes.len(), 1);
+    let window = Window {
+        // No row is of this very moment, which a minute has and a window does not.
+        from_ns: begin_ns,
+        to_ns: begin_ns + 40 * 60 * SECOND_NS,
+    };
+    let mut answers = Vec::new();
+    for has_rollup in [true, false] {
+        let sql = evidence::question(&schedule.classes[0], window, has_rollup).sql;
+        assert_eq!(sql.contains("attempts_1m"), has_rollup);
+        let mut rows = evidence::ask(&*store, &schedule.classes[0], window, has_rollup)
+            .await
+            .unwrap()
+            .unwrap();
+        rows.sort_by(|one, other| (&one.node, one.port).cmp(&(&other.node, other.port)));
+        answers.push(rows);
+    }
+    assert!(!answers[0].is_empty());
+    assert_eq!(answers[0], answers[1]);
 }
 
 #[tokio::test]

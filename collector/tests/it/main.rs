@@ -12,6 +12,7 @@ mod fairness;
 mod faults;
 mod fuzz_corpus;
 mod harness;
+mod late;
 mod rollup;
 mod runs;
 mod store_blocks;

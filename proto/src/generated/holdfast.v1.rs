@@ -1126,6 +1126,22 @@ pub struct Status {
     /// come any time later.
     #[prost(uint64, tag = "12")]
     pub attempts_watermark_ns: u64,
+    /// The streams that can be switched, one each.
+    #[prost(message, repeated, tag = "13")]
+    pub watches: ::prost::alloc::vec::Vec<Watch>,
+}
+/// Whether a stream is on: of one that is off nothing is known, which is not the same as that nothing happened.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Watch {
+    /// SYSCALLS, LISTENERS or OPEN_CONNECTIONS.
+    #[prost(enumeration = "Stream", tag = "1")]
+    pub stream: i32,
+    /// By the agent's clock: it has been on without a break since then. Zero: it is off.
+    #[prost(uint64, tag = "2")]
+    pub since_ns: u64,
+    /// Why it is off. Unspecified while it is on.
+    #[prost(enumeration = "OffReason", tag = "3")]
+    pub off: i32,
 }
 /// Answers a status at once: what the agent needs to compare the clocks.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1886,6 +1902,45 @@ impl Attribution {
             "ATTRIBUTION_EXACT" => Some(Self::Exact),
             "ATTRIBUTION_LISTENER" => Some(Self::Listener),
             "ATTRIBUTION_SNAPSHOT" => Some(Self::Snapshot),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum OffReason {
+    Unspecified = 0,
+    /// The node's configuration says so.
+    Configuration = 1,
+    /// A collector asked for it, and the node's configuration allows that.
+    Collector = 2,
+    /// The budget gave it up.
+    Budget = 3,
+    /// The kernel or the capabilities do not allow it.
+    Kernel = 4,
+}
+impl OffReason {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "OFF_REASON_UNSPECIFIED",
+            Self::Configuration => "OFF_REASON_CONFIGURATION",
+            Self::Collector => "OFF_REASON_COLLECTOR",
+            Self::Budget => "OFF_REASON_BUDGET",
+            Self::Kernel => "OFF_REASON_KERNEL",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "OFF_REASON_UNSPECIFIED" => Some(Self::Unspecified),
+            "OFF_REASON_CONFIGURATION" => Some(Self::Configuration),
+            "OFF_REASON_COLLECTOR" => Some(Self::Collector),
+            "OFF_REASON_BUDGET" => Some(Self::Budget),
+            "OFF_REASON_KERNEL" => Some(Self::Kernel),
             _ => None,
         }
     }

@@ -146,6 +146,19 @@ impl System {
         Ok(system)
     }
 
+    /// Likewise, with a collector that judges what a folder declares.
+    pub(crate) fn start_here_judging(
+        binaries: &Binaries,
+        state_dir: &Path,
+        assertions: &Path,
+        stop: &AtomicBool,
+    ) -> anyhow::Result<Self> {
+        let mut system = Self::start_collector_of(binaries, state_dir, LOOPBACK, Some(assertions), stop)?;
+        system.start_agent(&binaries.agent, "agent", None, &["--netns", "all"])?;
+        system.wait_for_agents(stop)?;
+        Ok(system)
+    }
+
     /// Starts a collector with a store of its own in this folder.
     fn start_collector_of(
         binaries: &Binaries,

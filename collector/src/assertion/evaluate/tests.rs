@@ -1,5 +1,6 @@
 use super::*;
-use crate::assertion::coverage::Report;
+use crate::assertion::cause::OffReason;
+use crate::assertion::coverage::{Report, Watch};
 use crate::assertion::document::Source;
 use crate::assertion::plan::{Schedule, schedules};
 use crate::assertion::{Set, parse};
@@ -58,6 +59,7 @@ impl World {
                     received_ns: at_ns,
                     records_ns: at_ns - SECOND,
                     attempts_ns: at_ns - SECOND,
+                    watches: on(),
                     ..Report::default()
                 });
             }
@@ -110,6 +112,14 @@ impl World {
             })
             .collect()
     }
+}
+
+/// Everything that can be switched has been on for long.
+fn on() -> [Watch; 3] {
+    [Watch {
+        since_ns: T - 100 * SECOND,
+        off: OffReason::Unsaid,
+    }; 3]
 }
 
 fn address(last: u8) -> Ipv6Addr {
@@ -311,6 +321,102 @@ fn what_the_agents_say_of_themselves_is_judged_without_rows() {
     assert_eq!(up(&["web-1"]), ["db-1 Passed", "web-1 Failed", "web-2 Passed"]);
     let lag = World::new("on: all, expect: agent.lag < 5s", &["web-1"]);
     assert_eq!(lag.said(&[]), ["Failed"]);
+}
+
+#[test]
+fn no_calls_are_none_only_where_they_are_counted() {
+    let mut world = World::new("on: all, expect: syscall(ptrace).count = 0, by: on.node", &[]);
+    assert_eq!(world.said(&[]), ["db-1 Passed", "web-1 Passed", "web-2 Passed"]);
+    let mut watches = on();
+    watches[Switch::Syscalls as usize] = Watch {
+        since_ns: 0,
+        off: OffReason::Configuration,
+    };
+    world.coverage.hear(&Report {
+        node: "web-1".into(),
+        agent_epoch: 1,
+        observed_ns: T + 63 * SECOND,
+        received_ns: T + 63 * SECOND,
+        records_ns: T + 62 * SECOND,
+        attempts_ns: T + 62 * SECOND,
+        watches,
+        ..Report::default()
+    });
+    assert_eq!(
+        world.said(&[]),
+        ["db-1 Passed", "web-1 Passed", "web-2 Passed"],
+        "it was off only after the window"
+    );
+    let mut off = World::new("on: all, expect: syscall(ptrace).count = 0, by: on.node", &[]);
+    off.coverage = Coverage::default();
+    for name in ["web-1", "web-2", "db-1"] {
+        for at in -10..=62 {
+            off.coverage.hear(&Report {
+                node: name.into(),
+                agent_epoch: 1,
+                observed_ns: T + at * SECOND,
+                received_ns: T + at * SECOND,
+                records_ns: T + at * SECOND,
+                attempts_ns: T + at * SECOND,
+                watches: if name == "web-1" { watches } else { on() },
+                ..Report::default()
+            });
+        }
+    }
+    assert_eq!(
+        off.said(&[]),
+        [
+            "db-1 Passed",
+            "web-1 Unknown: web-1 did not count system calls all the time: its configuration says syscalls=off",
+            "web-2 Passed"
+        ]
+    );
+}
+
+#[test]
+fn what_a_listener_turned_away_is_seen_at_its_node_and_is_the_same_for_every_client() {
+    let text = "from: web, to: 'db:5432', expect: connect.syn_dropped = 0, by: from.node";
+    let listener = |node: &str, port, dropped| {
+        let mut sums = [0; SUMS];
+        sums[Sum::Rows as usize] = 6;
+        sums[Sum::Drops as usize] = dropped;
+        LabelledRows {
+            port,
+            remote: None,
+            sums,
+            ..attempts(node, &[], 0)
+        }
+    };
+    let world = World::new(text, &[]);
+    assert_eq!(
+        world.said(&[listener("db-1", 5432, 3)]),
+        ["web-1 Failed", "web-2 Failed"]
+    );
+    let other = [
+        listener("db-1", 5432, 0),
+        listener("db-1", 80, 3),
+        listener("web-1", 5432, 3),
+    ];
+    assert_eq!(world.said(&other), ["web-1 Passed", "web-2 Passed"]);
+    // Nobody listens there, or nobody looked.
+    assert_eq!(
+        world.said(&[listener("db-1", 80, 0)]),
+        [
+            "web-1 Unknown: no data in the window",
+            "web-2 Unknown: no data in the window"
+        ]
+    );
+    let silent = World::new(text, &["db-1"]);
+    assert_eq!(
+        silent.said(&[listener("db-1", 5432, 0)]),
+        ["web-1 Unknown: db-1 is silent", "web-2 Unknown: db-1 is silent"]
+    );
+    let clients = World::new(text, &["web-2"]);
+    assert_eq!(
+        clients.said(&[listener("db-1", 5432, 0)]),
+        ["web-1 Passed", "web-2 Passed"],
+        "nothing of the clients is needed"
+    );
 }
 
 #[test]

@@ -103,6 +103,51 @@ fn what_cannot_be_is_refused() {
     for (lines, message) in [
         ("over: 1m", "this assertion has no `expect`"),
         (
+            "slo: connect.failed_ratio < 0.1%\nover: 1m",
+            "`over` does not go with `slo`",
+        ),
+        ("slo: connect.p99 < 20ms", "`slo` is a ratio of what may go wrong"),
+        (
+            "slo: connect.failed_ratio < 10%",
+            "the rule `page-1h` could never fail",
+        ),
+        (
+            "slo: connect.failed_ratio < 0.1%\nburn: { page-1h: 14x over 5m and 1h }",
+            "the first window is the longer one",
+        ),
+        (
+            "slo: connect.failed_ratio < 0.1%\nburn: { page-2h: off }",
+            "there is no rule `page-2h`",
+        ),
+        (
+            "burn: { page-2h: off }\nexpect: connect.count > 1\nover: 1m",
+            "`burn` needs `slo`",
+        ),
+        (
+            "sql: DROP TABLE connections\nexpect: value < 1\nover: 1m",
+            "`sql` is one SELECT",
+        ),
+        (
+            "sql: \"SELECT count() AS value FROM file('/etc/passwd')\"\nexpect: value < 1\nover: 1m",
+            "`file()` reaches beyond the database",
+        ),
+        (
+            "sql: SELECT count() AS value FROM attempts\nexpect: value < 1\nover: 1m",
+            "`sql` does not use the window",
+        ),
+        (
+            "sql: SELECT 1 AS value WHERE now() > {from:DateTime} AND now() < {until:DateTime}\nexpect: connect.count > 1\nover: 1m",
+            "`expect` is about `value` where there is `sql`; `connect.count` is not",
+        ),
+        (
+            "expect: value < 1\nover: 1m",
+            "`expect` is about `value` only with `sql`, which says what it is",
+        ),
+        (
+            "to: 10.0.0.1\nexpect: connect.syn_dropped = 0\nover: 1m",
+            "`connect.syn_dropped` is seen on the nodes that are connected to: `to` has to name them",
+        ),
+        (
             "expect: []\nover: 1m",
             "`expect` is empty: nothing would be asserted",
         ),
@@ -122,7 +167,7 @@ fn what_cannot_be_is_refused() {
         ),
         (
             "on: web\nexpect: listener.drops = 0\nover: 5s",
-            "`over` is at least 20s for `listener.drops`: agents report it every 10 s",
+            "`over` is at least 20s for `listener.drops`: agents look at it from time to time",
         ),
         (
             "from: web\nexpect: node.up = true\nover: 5s",
@@ -185,8 +230,8 @@ fn what_cannot_be_is_refused() {
             "`deadline` is from 1s to 10m: evidence takes a second or two to come",
         ),
         (
-            "expect: connect.count > 1\nover: 5s\nslo: 99%",
-            "unknown key `slo`, there are: ",
+            "expect: connect.count > 1\nover: 5s\nobjective: 99%",
+            "unknown key `objective`, there are: ",
         ),
     ] {
         let indented: String = lines.lines().map(|line| format!("    {line}\n")).collect();
@@ -271,4 +316,43 @@ fn a_long_chain_of_groups_is_no_danger() {
     let set = parsed(&text).expect("it is right");
     let node = super::group::Labelled::default();
     assert!(!set.assertions[0].observers().contains(&node, &set.groups));
+}
+
+#[test]
+fn an_objective_is_an_assertion_for_each_rule_of_its_budget() {
+    let set = parsed(
+        "assertions:
+  - name: a
+    from: all
+    slo: connect.failed_ratio < 0.1%
+    burn: { ticket-3d: off, mine: 2x over 30m and 3m }
+",
+    )
+    .expect("it is right");
+    let shown: Vec<_> = set
+        .assertions
+        .iter()
+        .map(|assertion| {
+            let expect: Vec<_> = assertion.expect.iter().map(ToString::to_string).collect();
+            format!(
+                "{} [{}] {}",
+                assertion.name,
+                assertion.severity,
+                expect.join(" and ")
+            )
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "a: mine [] connect.failed_ratio < 0.2% over 30m and connect.failed_ratio < 0.2% over 3m",
+            "a: page-1h [page] connect.failed_ratio < 1.44% over 1h and connect.failed_ratio < 1.44% over 5m",
+            "a: page-6h [page] connect.failed_ratio < 0.6% over 6h and connect.failed_ratio < 0.6% over 30m",
+            "a: ticket-1d [ticket] connect.failed_ratio < 0.3% over 1d and connect.failed_ratio < 0.3% over 2h",
+        ]
+    );
+    for condition in set.assertions.iter().flat_map(|assertion| &assertion.expect) {
+        let back = Condition::read_back(&condition.to_string()).expect("its own text");
+        assert_eq!((back.over, back.signal), (condition.over, condition.signal));
+    }
 }

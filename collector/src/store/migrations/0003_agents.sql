@@ -40,7 +40,14 @@ CREATE TABLE IF NOT EXISTS {rows agent_samples}
     received_at DateTime64(9, 'UTC') COMMENT 'When the report came, by the clock of the collector, UTC' CODEC(Delta(8), ZSTD(1)),
     watermark_at DateTime64(9, 'UTC') COMMENT 'Everything that the kernel made before is stored, or a gap, or refused; by the clock of the node, UTC. 1970-01-01: not known' CODEC(Delta(8), ZSTD(1)),
     attempts_watermark_at DateTime64(9, 'UTC') COMMENT 'Likewise of attempts that were decided before, UTC. 1970-01-01: the agent does not announce connections that stay open' CODEC(Delta(8), ZSTD(1)),
-    missing UInt64 COMMENT 'Rows of connections that will never be stored, since the start of the agent: lost, untracked, missed, dropped, refused, ended, filtered, sampled out' CODEC(T64, ZSTD(1))
+    missing UInt64 COMMENT 'Rows of connections that will never be stored, since the start of the agent: lost, untracked, missed, dropped, refused, ended, filtered, sampled out' CODEC(T64, ZSTD(1)),
+    lost UInt64 COMMENT 'Of these, what the kernel did not hand over: lost, untracked, missed, ended' CODEC(T64, ZSTD(1)),
+    dropped UInt64 COMMENT 'Rows of all streams but that of syscalls that the agent had and gave up: dropped, refused' CODEC(T64, ZSTD(1)),
+    syscalls_missing UInt64 COMMENT 'Calls whose rows will never be stored, since the start of the agent: missed, dropped, refused, ended' CODEC(T64, ZSTD(1)),
+    syscalls_since DateTime64(9, 'UTC') COMMENT 'System calls have been counted without a break since then, by the clock of the node, UTC. 1970-01-01: they are not' CODEC(Delta(8), ZSTD(1)),
+    listeners_since DateTime64(9, 'UTC') COMMENT 'Likewise of the looks at listeners' CODEC(Delta(8), ZSTD(1)),
+    open_connections_since DateTime64(9, 'UTC') COMMENT 'Likewise of the looks at open connections' CODEC(Delta(8), ZSTD(1)),
+    off Map(LowCardinality(String), LowCardinality(String)) COMMENT 'Streams that are off, and why: configuration, collector (holdfast probe set), budget, or kernel. Of these nothing is known' CODEC(ZSTD(1))
 )
 ENGINE = {MergeTree}
 PARTITION BY toDate(observed_at)

@@ -102,5 +102,5 @@ CREATE OR REPLACE VIEW verdict_changes{everywhere}
 AS SELECT
     node, assertion, key, verdict, previous, is_transition, since, window_from, window_to, judged_at, cause, condition, has_value, value, threshold, samples, lag_us, flaps, silenced, severity, labels, evidence, revision
 FROM verdict_records
-WHERE is_transition
-COMMENT 'Every change of a verdict';
+WHERE is_transition OR revision > 0
+COMMENT 'Every change of a verdict, and what was said otherwise once rows had come late: of the rows for one window the one with the highest revision is right';

@@ -1,0 +1,91 @@
+//! The benchmark `assertions`: what it costs to judge a thousand assertions over a hundred nodes in four classes (5 s by node,
+//! a minute by node, a minute by pair, ten minutes by service) while rows come in.
+//!
+//! The collector's example `judging_cost` is all of it in one process, with the embedded store: it takes rows in alone, and
+//! then with the engine that `serve` has, so what judging costs is the difference of two neighbouring minutes, with its
+//! questions to the store and its verdicts in it.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+use crate::failure::Failure;
+use crate::{progress, workspace};
+
+/// Rows a second, and the cores that judging may take meanwhile.
+const RATES: [(u64, f64); 2] = [(20_000, 0.25), (100_000, 0.75)];
+
+/// Measures each rate once, prints a line for each, and fails where one is beyond its limits.
+pub(super) fn run(seconds: u64, as_json: bool) -> anyhow::Result<()> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .args(["build", "--release", "--package", "holdfast-collector"])
+        .args(["--example", "judging_cost"])
+        .current_dir(workspace::root());
+    progress::run("building the one who judges", &mut cargo)?;
+    let target = workspace::target_dir()?;
+    let program = target.join("release/examples/judging_cost");
+    let folder = target.join("bench-assertions");
+    let mut faults = Vec::new();
+    for (rate, most_cores) in RATES {
+        if folder.exists() {
+            fs::remove_dir_all(&folder).with_context(|| format!("cannot empty {}", folder.display()))?;
+        }
+        let output = Command::new("setpriv")
+            .args(["--pdeathsig", "TERM", "--"])
+            .arg(&program)
+            .arg(&folder)
+            .args([rate.to_string(), seconds.to_string()])
+            .stderr(Stdio::inherit())
+            .output()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        ensure!(
+            output.status.success(),
+            "judging_cost ended with {}",
+            output.status
+        );
+        let found: Value = serde_json::from_slice(&output.stdout).context("judging_cost prints an object")?;
+        let figure = |name: &str| {
+            found[name]
+                .as_f64()
+                .with_context(|| format!("no {name} in {found}"))
+        };
+        if as_json {
+            println!("{found}");
+        } else {
+            println!(
+                "{rate:>7} rows/s: {:.3} cores for judging {} assertions, {} keys (at most {most_cores}); {} of {} windows judged, {} \
+                 given up, longest step {:.0} ms; quantiles: {} of {} otherwise than the sorted values",
+                figure("cores_judging")?,
+                found["assertions"],
+                found["keys"],
+                found["windows_judged"],
+                found["windows_expected"],
+                found["windows_given_up"],
+                figure("longest_step_ms")?,
+                found["quantile_cells_wrong"],
+                found["quantile_cells"],
+            );
+        }
+        if figure("cores_judging")? > most_cores {
+            faults.push(format!("{rate} rows/s: more than {most_cores} cores"));
+        }
+        // At the edges one window of each schedule may fall in or out.
+        if figure("windows_judged")? + 3.0 < figure("windows_expected")? || figure("windows_given_up")? > 0.0
+        {
+            faults.push(format!("{rate} rows/s: windows were missed"));
+        }
+        if figure("quantile_cells_wrong")? > 0.0 {
+            faults.push(format!(
+                "{rate} rows/s: quantiles are not those of the sorted values"
+            ));
+        }
+    }
+    fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    if faults.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::Check(faults.join("; ")).into())
+}
