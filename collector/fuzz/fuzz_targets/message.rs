@@ -5,7 +5,8 @@
 use holdfast_collector::ingest::agent::Agent;
 use holdfast_collector::ingest::arrivals::Arrivals;
 use holdfast_collector::ingest::decode;
-use holdfast_proto::v1::{AgentMessage, Stream, agent_message::Body};
+use holdfast_collector::runs::result::Outcome;
+use holdfast_proto::v1::{AgentMessage, Stream, agent_message::Body, run_event::Event};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 
@@ -37,7 +38,18 @@ fuzz_target!(|bytes: &[u8]| {
         Some(Body::Status(status)) => {
             let _ = decode::status(status, NOW_NS).map_err(|malformed| malformed.to_string());
         }
-        // Their fields are plain; the histograms of a run are read by a library of their own.
-        Some(Body::Probes(_) | Body::Run(_)) | None => {}
+        Some(Body::Run(event)) => {
+            if let Some(Event::Report(report)) = event.event {
+                // Twice: the second is added to the first.
+                let mut outcome = Outcome::default();
+                for _ in 0..2 {
+                    let _ = outcome
+                        .add("node", &report)
+                        .map_err(|unreadable| unreadable.to_string());
+                }
+            }
+        }
+        // Its fields are plain.
+        Some(Body::Probes(_)) | None => {}
     }
 });

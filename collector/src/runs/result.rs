@@ -79,6 +79,14 @@ impl Default for Outcome {
 #[error("a distribution of times cannot be read: {0}")]
 pub struct Unreadable(String);
 
+/// What the format V2 of HDR histograms begins with: its cookie, the bytes of the counts that follow, an offset, the digits,
+/// the bounds and a ratio, most significant byte first.
+const HEADER_BYTES: usize = 40;
+const COOKIE: u32 = 0x1c84_9313;
+
+/// Agents record three digits. The library reserves what the header asks for: with five it would be 50 MB.
+const DIGITS: u32 = 3;
+
 /// A distribution as it travels; empty where nothing was recorded.
 ///
 /// # Errors
@@ -87,11 +95,36 @@ pub fn decode(encoded: &[u8]) -> Result<Option<Histogram<u64>>, Unreadable> {
     if encoded.is_empty() {
         return Ok(None);
     }
+    check_header(encoded)?;
     let mut encoded = encoded;
     Deserializer::new()
         .deserialize(&mut encoded)
         .map(Some)
         .map_err(|error| Unreadable(error.to_string()))
+}
+
+/// Refuses what the library would take at its word: it reserves memory for as many bytes as the header names, whatever is
+/// there.
+fn check_header(encoded: &[u8]) -> Result<(), Unreadable> {
+    let word = |at: usize| {
+        let bytes = encoded.get(at..).and_then(|rest| rest.first_chunk::<4>());
+        bytes.map(|bytes| u32::from_be_bytes(*bytes))
+    };
+    let counts_bytes = encoded.len().checked_sub(HEADER_BYTES);
+    match (word(0), word(4), word(12)) {
+        (Some(cookie), ..) if cookie != COOKIE => {
+            Err(Unreadable("it is no HDR histogram of the format V2".into()))
+        }
+        (_, Some(bytes), _) if counts_bytes != Some(bytes as usize) => Err(Unreadable(format!(
+            "it has {} bytes, its header says {bytes} and the {HEADER_BYTES} of its own",
+            encoded.len()
+        ))),
+        (_, _, Some(digits)) if digits != DIGITS => Err(Unreadable(format!(
+            "it has {digits} digits, agents record {DIGITS}"
+        ))),
+        (Some(_), Some(_), Some(_)) => Ok(()),
+        _ => Err(Unreadable("it ends in its header".into())),
+    }
 }
 
 impl Outcome {

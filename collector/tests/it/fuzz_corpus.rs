@@ -5,11 +5,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Serializer, V2Serializer};
 use holdfast_collector::ingest::decode::{self, Malformed};
+use holdfast_collector::runs::result::Outcome;
 use holdfast_proto::v1::batch::Columns;
 use holdfast_proto::v1::{
     AgentMessage, Batch, BatchRange, ConnectionColumns, Gap, GapReason, GapRows, Hello, Listener,
-    ListenerRows, OpenConnections, Process, SealedBatch, Status, Stream, StreamCounters, agent_message::Body,
+    ListenerRows, LoadCounts, LoadReport, OpenConnections, Process, RunEvent, SealedBatch, Status, Stream,
+    StreamCounters, agent_message::Body, run_event::Event,
 };
 use prost::Message;
 
@@ -234,7 +238,43 @@ fn messages() -> Vec<(&'static str, Body)> {
                 ..sealed
             }),
         ),
+        ("run-report", run_report(|_| {})),
+        (
+            "run-report-of-more-than-is-there",
+            run_report(|times| times[4..8].fill(0xff)),
+        ),
+        ("run-report-of-five-digits", run_report(|times| times[15] = 5)),
     ]
+}
+
+/// A report of a run, all of whose distributions were changed.
+fn run_report(change: impl FnOnce(&mut Vec<u8>)) -> Body {
+    let mut recorded = Histogram::<u64>::new(3).unwrap();
+    for ns in [40_000, 41_000, 95_000, 3_000_000] {
+        recorded.record(ns).unwrap();
+    }
+    let mut times = Vec::new();
+    V2Serializer::new().serialize(&recorded, &mut times).unwrap();
+    change(&mut times);
+    let times = || Bytes::from(times.clone());
+    Body::Run(RunEvent {
+        run_id: "r1".to_owned(),
+        event: Some(Event::Report(LoadReport {
+            elapsed_ns: 1_000_000_000,
+            counts: Some(LoadCounts {
+                started: 4,
+                established: 4,
+                ..LoadCounts::default()
+            }),
+            connect: times(),
+            dial: times(),
+            network: times(),
+            error: times(),
+            exchange: times(),
+            lateness: times(),
+            ..LoadReport::default()
+        })),
+    })
 }
 
 /// The files of a folder are these, or are made so.
@@ -275,4 +315,32 @@ fn the_messages_are_of_todays_protocol() {
         .map(|(name, body)| (name, AgentMessage { body: Some(body) }.encode_to_vec()))
         .collect();
     check("message", &encoded);
+}
+
+#[test]
+fn a_report_that_claims_what_it_does_not_have_is_not_read() {
+    let messages = messages();
+    let read = |name: &str| {
+        let body = messages
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, body)| body);
+        let Some(Body::Run(RunEvent {
+            event: Some(Event::Report(report)),
+            ..
+        })) = body
+        else {
+            panic!("{name} is no report");
+        };
+        let mut outcome = Outcome::default();
+        let added = outcome
+            .add("node", report)
+            .map_err(|unreadable| unreadable.to_string());
+        (added, outcome.connect.len())
+    };
+    assert_eq!(read("run-report"), (Ok(()), 4));
+    for name in ["run-report-of-more-than-is-there", "run-report-of-five-digits"] {
+        let (added, recorded) = read(name);
+        assert!(added.is_err() && recorded == 0, "{name}: {added:?}");
+    }
 }
