@@ -1,6 +1,6 @@
 //! `holdfast-agent`: parse, run, exit code.
 
-use std::{io::Write, process::ExitCode};
+use std::{ffi::OsStr, io::Write, process::ExitCode};
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
@@ -12,7 +12,10 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+/// A wrong call or wrong settings.
+const EXIT_USAGE: u8 = 2;
 
 /// It could not be done.
 const EXIT_FAILED: u8 = 4;
@@ -35,8 +38,15 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let filter = match log_filter(std::env::var_os("RUST_LOG").as_deref()) {
+        Ok(filter) => filter,
+        Err(message) => {
+            let _ = std::io::stderr().write_all(format!("holdfast-agent: {message}\n").as_bytes());
+            return Ok(ExitCode::from(EXIT_USAGE));
+        }
+    };
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(
             std::io::IsTerminal::is_terminal(&std::io::stderr())
@@ -64,6 +74,30 @@ fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         holdfast_agent::run(args, stopped).await
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `RUST_LOG` asks for.
+///
+/// # Errors
+/// If it is no filter, with what it may be.
+fn log_filter(wanted: Option<&OsStr>) -> Result<EnvFilter, String> {
+    let Some(wanted) = wanted.filter(|wanted| !wanted.is_empty()) else {
+        return Ok(EnvFilter::new("info"));
+    };
+    let wrong = |reason: &dyn std::fmt::Display| {
+        format!(
+            "RUST_LOG is {wanted:?}: {reason}; use error, warn, info, debug, trace or off, for all or for a part: \
+             info,holdfast_agent=debug"
+        )
+    };
+    let text = wanted.to_str().ok_or_else(|| wrong(&"it is not UTF-8"))?;
+    for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+        // The library takes a word that is no level for the name of a part, and logs nothing else.
+        if !word.contains(['=', ':', '[']) && word.parse::<LevelFilter>().is_err() {
+            return Err(wrong(&format_args!("{word:?} is no level")));
+        }
+    }
+    EnvFilter::try_new(text).map_err(|error| wrong(&error))
 }
 
 fn print_check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
@@ -107,5 +141,28 @@ fn write_out(bytes: &[u8]) -> anyhow::Result<ExitCode> {
             Err(error).context("cannot write the output")
         }
         _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_filter_is_not_taken_for_none() {
+        let filter = |text: &str| log_filter(Some(OsStr::new(text))).map(|filter| filter.to_string());
+        assert_eq!(log_filter(None).expect("the default").to_string(), "info");
+        assert_eq!(filter(""), Ok("info".to_owned()));
+        assert_eq!(
+            filter("warn,holdfast_agent=debug"),
+            Ok("holdfast_agent=debug,warn".to_owned())
+        );
+        for wrong in ["debgu", "info,verbose", "holdfast_agent=loud"] {
+            let message = filter(wrong).expect_err(wrong);
+            assert!(
+                message.contains(wrong) && message.contains("use error, warn"),
+                "{message}"
+            );
+        }
     }
 }

@@ -21,7 +21,7 @@ Examples:
   holdfast sql --format CSVWithNames - < report.sql > report.csv")]
 pub(super) struct Args {
     /// The statement, or `-` to read it from stdin
-    #[arg(value_name = "SQL")]
+    #[arg(value_name = "SQL", allow_hyphen_values = true, value_parser = not_an_option)]
     sql: String,
 
     /// One of ClickHouse's output formats, such as CSVWithNames, Vertical or JSON [default: a table]
@@ -30,6 +30,15 @@ pub(super) struct Args {
 
     #[command(flatten)]
     reach: Reach,
+}
+
+/// A statement may begin with a comment, and with nothing else that looks like an option.
+fn not_an_option(text: &str) -> Result<String, String> {
+    let is_comment = text.starts_with("--") && text.contains(char::is_whitespace);
+    if text.starts_with('-') && text != "-" && !is_comment {
+        return Err("there is no such option, and no statement begins like this".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
