@@ -1,5 +1,8 @@
-//! What the agent counts between the ring and the collector: by network namespace, cumulative since it started, never
-//! reset. With the kernel's counts it is the ledger: every row is in exactly one place.
+//! What the agent counts between the ring and the collector: by stream and network namespace, cumulative since it
+//! started, never reset. With the kernel's counts it is the ledger: every row is in exactly one place.
+//!
+//! Connections are counted by namespace from the ring on, syscalls in calls from the kernel's tables on. The rows of every
+//! other stream come into being as a batch; they are counted as the spool takes it, whatever they are of.
 
 use std::{
     collections::BTreeMap,
@@ -18,6 +21,10 @@ use crate::{
     spool::{BatchId, Sealed},
     wire,
 };
+
+/// What is counted together: a stream, and the inode of a network namespace. That is zero for the streams whose rows are
+/// counted for all namespaces together, which are all but connections and transitions.
+pub type Origin = (Stream, u32);
 
 /// Rows of a batch, by the inode of the network namespace that they are from.
 pub type RowsByNetns = BTreeMap<u32, Rows>;
@@ -61,11 +68,7 @@ pub enum End {
 /// The agent's counters: its own, and those of earlier starts that it speaks for.
 #[derive(Debug, Default)]
 pub struct Counters {
-    own: Mutex<BTreeMap<u32, Stages>>,
-    /// The stream of syscalls, in calls.
-    syscalls: Mutex<Stages>,
-    /// The stream of transitions.
-    transitions: Mutex<BTreeMap<u32, Stages>>,
+    own: Mutex<BTreeMap<Origin, Stages>>,
     /// By epoch.
     predecessors: Mutex<BTreeMap<u64, Predecessor>>,
     /// What may be told of them, and whether it was on the connection of now.
@@ -101,13 +104,31 @@ pub struct Stages {
     pub announced_ended: u64,
 }
 
+impl Stages {
+    /// As they travel.
+    pub fn counters(&self, stream: Stream, netns: u32) -> StreamCounters {
+        StreamCounters {
+            stream: stream.into(),
+            netns,
+            received: self.received,
+            announced: self.announced,
+            batching: self.batching,
+            unacknowledged: self.unacknowledged,
+            acknowledged: self.acknowledged,
+            dropped: self.dropped,
+            refused: self.refused,
+            ..StreamCounters::default()
+        }
+    }
+}
+
 impl Counters {
     /// With earlier starts to speak for.
     pub fn speaking_for(predecessors: Vec<Predecessor>) -> Self {
         let by_epoch = predecessors.into_iter().map(|mut start| {
             // A batch that was open when that was written may have been answered since, and is nowhere to be found
             // but in the store: the collector has to be asked again.
-            start.is_settled &= start.open.is_empty();
+            start.is_settled &= start.is_empty();
             (start.epoch, start)
         });
         Self {
@@ -119,17 +140,15 @@ impl Counters {
     /// Takes in a batch that was read back from the disk.
     pub fn adopt(&self, sealed: &Sealed) -> Legacy {
         let mut predecessors = self.predecessors();
-        match predecessors.get_mut(&sealed.id.epoch) {
-            Some(start) if sealed.id.stream == Stream::Connections => {
-                if !start.open.contains(sealed.id.sequence) {
-                    return Legacy::Settled;
-                }
-                let rows = wire::rows_by_netns(&sealed.encoded).unwrap_or_default();
-                start.adopt(&rows);
-                Legacy::Rows(rows)
-            }
-            _ => Legacy::Rows(RowsByNetns::new()),
+        let Some(start) = predecessors.get_mut(&sealed.id.epoch) else {
+            return Legacy::Rows(RowsByNetns::new());
+        };
+        if !start.is_open(sealed.id) {
+            return Legacy::Settled;
         }
+        let rows = wire::counted_rows(sealed);
+        start.adopt(sealed.id.stream, &rows);
+        Legacy::Rows(rows)
     }
 
     /// What may be told of earlier starts: they are on disk like this.
@@ -189,27 +208,18 @@ impl Counters {
         });
     }
 
-    /// The stream of transitions, by namespace.
-    pub fn transitions(&self) -> BTreeMap<u32, Stages> {
-        self.lock_transitions().clone()
-    }
-
-    fn lock_transitions(&self) -> MutexGuard<'_, BTreeMap<u32, Stages>> {
-        self.transitions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Something came out of the ring of transitions that is none: programs and agent differ.
     pub fn malformed_transition(&self) {
-        let mut namespaces = self.lock_transitions();
-        let stages = namespaces.entry(0).or_default();
+        let mut origins = self.lock();
+        let stages = origins.entry((Stream::Transitions, 0)).or_default();
         stages.received += 1;
         stages.dropped += 1;
     }
 
     /// Something came out of the ring that is no record: programs and agent differ. It is discarded at once.
     pub fn malformed(&self) {
-        let mut namespaces = self.lock();
-        let stages = namespaces.entry(0).or_default();
+        let mut origins = self.lock();
+        let stages = origins.entry((Stream::Connections, 0)).or_default();
         stages.received += 1;
         stages.dropped += 1;
     }
@@ -226,14 +236,10 @@ impl Counters {
 
     /// Calls came out of the kernel's tables, and wait for their interval to end.
     pub fn received_calls(&self, calls: u64) {
-        let mut stages = self.syscalls();
+        let mut origins = self.lock();
+        let stages = origins.entry((Stream::Syscalls, 0)).or_default();
         stages.received += calls;
         stages.batching += calls;
-    }
-
-    /// The stream of syscalls, in calls.
-    pub fn syscalls(&self) -> MutexGuard<'_, Stages> {
-        self.syscalls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Their batch was sealed and is in the spool.
@@ -244,12 +250,19 @@ impl Counters {
         });
     }
 
+    /// Rows that came into being as a batch are in the spool.
+    pub fn made(&self, id: BatchId, rows: &RowsByNetns) {
+        self.change(id.stream, rows, |stages, rows| {
+            stages.received += rows.ends;
+            stages.announced += rows.announced;
+            stages.unacknowledged += rows.all();
+        });
+    }
+
     /// Their batch left the spool.
     pub fn ended(&self, id: BatchId, rows: &RowsByNetns, end: End) {
-        if id.stream == Stream::Connections
-            && let Some(start) = self.predecessors().get_mut(&id.epoch)
-        {
-            return start.ended(id.sequence, rows, end);
+        if let Some(start) = self.predecessors().get_mut(&id.epoch) {
+            return start.ended(id, rows, end);
         }
         self.change(id.stream, rows, |stages, rows| {
             stages.unacknowledged -= rows.all();
@@ -262,11 +275,12 @@ impl Counters {
         });
     }
 
-    /// All namespaces together.
+    /// All connections, of whatever namespace.
     pub fn total(&self) -> Stages {
         self.lock()
-            .values()
-            .fold(Stages::default(), |sum, stages| Stages {
+            .iter()
+            .filter(|((stream, _), _)| *stream == Stream::Connections)
+            .fold(Stages::default(), |sum, (_, stages)| Stages {
                 received: sum.received + stages.received,
                 announced: sum.announced + stages.announced,
                 batching: sum.batching + stages.batching,
@@ -278,8 +292,8 @@ impl Counters {
             })
     }
 
-    /// All of it, by namespace.
-    pub fn stages(&self) -> BTreeMap<u32, Stages> {
+    /// All of it.
+    pub fn stages(&self) -> BTreeMap<Origin, Stages> {
         self.lock().clone()
     }
 
@@ -287,56 +301,48 @@ impl Counters {
         if rows.is_empty() {
             return;
         }
-        if stream == Stream::Syscalls {
-            let mut stages = self.syscalls();
-            rows.values().for_each(|rows| change(&mut stages, *rows));
-            return;
-        }
-        let mut namespaces = match stream {
-            Stream::Transitions => self.lock_transitions(),
-            _ => self.lock(),
-        };
+        let mut origins = self.lock();
         for (&netns, &rows) in rows {
-            change(namespaces.entry(netns).or_default(), rows);
+            change(origins.entry((stream, netns)).or_default(), rows);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Stages>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Origin, Stages>> {
         // Consistent between any two statements: a panic elsewhere does not spoil it.
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+fn namespaces_of(stages: &BTreeMap<Origin, Stages>, of: Stream) -> impl Iterator<Item = u32> {
+    let origins = stages.keys().filter(move |(stream, _)| *stream == of);
+    origins.map(|(_, netns)| *netns)
+}
+
 /// What was counted of transitions, as it travels: of the namespaces where any was streamed. `stages` were read before
 /// the kernel, as in [`status`].
-pub fn transitions(stages: &BTreeMap<u32, Stages>, kernel: &KernelCounts) -> Vec<StreamCounters> {
+fn transitions(stages: &BTreeMap<Origin, Stages>, kernel: &KernelCounts) -> Vec<StreamCounters> {
     let seen = kernel
         .namespaces
         .iter()
         .filter(|(_, counts)| counts.get(Counter::Transitions) > 0);
     let netns: std::collections::BTreeSet<_> = seen
         .map(|(&netns, _)| netns)
-        .chain(stages.keys().copied())
+        .chain(namespaces_of(stages, Stream::Transitions))
         .collect();
     let row = |netns: u32| {
-        let stages = stages.get(&netns).copied().unwrap_or_default();
+        let stages = stages
+            .get(&(Stream::Transitions, netns))
+            .copied()
+            .unwrap_or_default();
         let opened = kernel.of(netns, Counter::Transitions);
         let untracked = kernel.of(netns, Counter::TransitionsUntracked);
         StreamCounters {
-            stream: Stream::Transitions.into(),
-            netns,
             opened,
             closed: opened.saturating_sub(untracked),
             untracked,
             filtered: kernel.of(netns, Counter::TransitionsFiltered),
             lost: kernel.of(netns, Counter::TransitionsLost),
-            received: stages.received,
-            batching: stages.batching,
-            unacknowledged: stages.unacknowledged,
-            acknowledged: stages.acknowledged,
-            dropped: stages.dropped,
-            refused: stages.refused,
-            ..StreamCounters::default()
+            ..stages.counters(Stream::Transitions, netns)
         }
     };
     netns.into_iter().map(row).collect()
@@ -348,26 +354,27 @@ pub fn transitions(stages: &BTreeMap<u32, Stages>, kernel: &KernelCounts) -> Vec
 /// The stages were read before the kernel: what it handed over meanwhile is in the ring, by this account, never the
 /// other way round.
 pub fn status(
-    stages: &BTreeMap<u32, Stages>,
+    stages: &BTreeMap<Origin, Stages>,
     kernel: &KernelCounts,
     witnessed: impl Fn(u32, u64) -> Option<u64>,
 ) -> Status {
     let netns = kernel
         .namespaces
         .keys()
-        .chain(stages.keys())
         .copied()
+        .chain(namespaces_of(stages, Stream::Connections))
         .collect::<std::collections::BTreeSet<_>>();
     let row = |netns: u32| {
-        let stages = stages.get(&netns).copied().unwrap_or_default();
+        let stages = stages
+            .get(&(Stream::Connections, netns))
+            .copied()
+            .unwrap_or_default();
         let count = |counter| kernel.of(netns, counter);
         let gone = count(Counter::Untracked)
             + count(Counter::Closed)
             + count(Counter::Superseded)
             + count(Counter::SampledOut);
         StreamCounters {
-            stream: Stream::Connections.into(),
-            netns,
             opened: count(Counter::Opened),
             closed: count(Counter::Closed),
             // The counters of the CPUs are read one after another while the kernel goes on: never below zero.
@@ -387,20 +394,25 @@ pub fn status(
             },
             unsent: count(Counter::Unsent),
             witnessed: witnessed(netns, kernel.sent(netns)),
-            received: stages.received,
-            announced: stages.announced,
-            batching: stages.batching,
-            unacknowledged: stages.unacknowledged,
-            acknowledged: stages.acknowledged,
-            dropped: stages.dropped,
-            refused: stages.refused,
-            ended: 0,
-            unmeasured: 0,
-            evicted: 0,
+            ..stages.counters(Stream::Connections, netns)
         }
     };
+    let others = stages
+        .iter()
+        .filter(|((stream, _), _)| !matches!(stream, Stream::Connections | Stream::Transitions))
+        .map(|(&(stream, netns), stages)| StreamCounters {
+            // They begin in the agent, or where it reads them.
+            opened: stages.received,
+            closed: stages.received,
+            ..stages.counters(stream, netns)
+        });
     Status {
-        streams: netns.into_iter().map(row).collect(),
+        streams: netns
+            .into_iter()
+            .map(row)
+            .chain(others)
+            .chain(transitions(stages, kernel))
+            .collect(),
         ..Status::default()
     }
 }

@@ -23,7 +23,6 @@ use tokio_stream::{Stream as Incoming, StreamExt};
 
 use crate::{
     clock_offset::ClockOffset,
-    counters::RowsByNetns,
     gaps::GapBatcher,
     identity::Identity,
     runs::Runs,
@@ -305,7 +304,7 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
             );
         }
         if let Some(sealed) = self.gaps.seal(&gaps) {
-            self.spool.append(sealed, RowsByNetns::new());
+            self.spool.append_new(sealed);
         }
     }
 

@@ -20,7 +20,7 @@ use holdfast_proto::v1::{Status, Stream, StreamCounters};
 
 use crate::{
     clock::wall_now,
-    counters::{self, Counters},
+    counters::{self, Counters, Origin, Stages},
     identity::Identity,
     predecessor::{Namespace, Predecessor},
     probes::{KernelCounters, KernelCounts, ProbeError},
@@ -130,22 +130,21 @@ impl Ledger {
     /// If the kernel's counters cannot be read.
     pub fn status(&self) -> Result<Status, ProbeError> {
         let stages = self.counters.stages();
-        let syscall_stages = *self.counters.syscalls();
-        let transition_stages = self.counters.transitions();
         let kernel = self.kernel.read()?;
-        let account = self.lock();
-        let mut status = counters::status(&stages, &kernel, |netns, seen| {
-            account.witness.witnessed(netns, seen)
-        });
-        let syscalls = self
-            .syscalls
-            .as_ref()
-            .map(|counted| counted.counters(syscall_stages));
-        status.streams.extend(syscalls);
+        Ok(self.counted(&self.lock().witness, &stages, &kernel))
+    }
+
+    /// All three together.
+    fn counted(&self, witness: &Witness, stages: &BTreeMap<Origin, Stages>, kernel: &KernelCounts) -> Status {
+        let mut status = counters::status(stages, kernel, |netns, seen| witness.witnessed(netns, seen));
+        if let Some(counted) = &self.syscalls {
+            let of_calls = stages.get(&(Stream::Syscalls, 0)).copied().unwrap_or_default();
+            status
+                .streams
+                .retain(|counters| counters.stream() != Stream::Syscalls);
+            status.streams.push(counted.counters(of_calls));
+        }
         status
-            .streams
-            .extend(counters::transitions(&transition_stages, &kernel));
-        Ok(status)
     }
 
     /// Asks the witness a last time; the programs are detached next.
@@ -230,37 +229,45 @@ impl Ledger {
         is_clean: bool,
     ) -> Recollection {
         let witness = &account.witness;
-        let status = counters::status(&books.stages, counts, |netns, seen| {
-            witness.witnessed(netns, seen)
-        });
-        let announced_ended = |netns: u32| {
+        let status = self.counted(witness, &books.stages, counts);
+        let announced_ended = |origin: Origin| {
             books
                 .stages
-                .get(&netns)
+                .get(&origin)
                 .map_or(0, |stages| stages.announced_ended)
         };
-        let mut namespaces: BTreeMap<u32, Namespace> = status
+        let mut namespaces: BTreeMap<Origin, Namespace> = status
             .streams
             .into_iter()
             .map(|counters| {
+                let origin = (counters.stream(), counters.netns);
+                // What is in the kernel's tables, or in none of ours yet, goes with the process. Of connections the
+                // witness knows how many that is; of calls nobody does.
+                let (opens, is_unknown) = match origin {
+                    (Stream::Connections, netns) => {
+                        (witness.standing(netns, counts.sent(netns)), !witness.knows(netns))
+                    }
+                    (stream, _) => (None, matches!(stream, Stream::Syscalls | Stream::Transitions)),
+                };
                 let namespace = Namespace {
                     counters: StreamCounters {
                         open: if is_clean { counters.open } else { 0 },
                         batching: 0,
-                        announced: announced_ended(counters.netns),
+                        announced: announced_ended(origin),
                         ..counters
                     },
                     announced_held: 0,
-                    opens: witness.standing(counters.netns, counts.sent(counters.netns)),
-                    at_least: !is_clean && counters.opened > 0 && !witness.knows(counters.netns),
+                    opens,
+                    at_least: !is_clean && counters.opened > 0 && is_unknown,
                     is_told: false,
                 };
-                (counters.netns, namespace)
+                (origin, namespace)
             })
             .collect();
         for (netns, opens) in witness.when_the_hook_began() {
             // The hook has seen nothing in them.
-            namespaces.entry(netns).or_insert_with(|| Namespace {
+            let origin = (Stream::Connections, netns);
+            namespaces.entry(origin).or_insert_with(|| Namespace {
                 counters: StreamCounters {
                     stream: Stream::Connections.into(),
                     netns,
@@ -275,7 +282,10 @@ impl Ledger {
         }
         let mut open = books.unanswered;
         if !is_clean {
-            open.push((books.last_sequence + 1, u64::MAX));
+            for stream in streams() {
+                let last = books.last_sequences.get(&stream).copied().unwrap_or_default();
+                open.entry(stream).or_default().push((last + 1, u64::MAX));
+            }
         }
         let mut starts = books.predecessors;
         starts.push(Predecessor {
@@ -392,6 +402,11 @@ impl Keeper {
             tracing::error!("the thread that keeps the ledger panicked");
         }
     }
+}
+
+/// Every stream that there is: they are numbered without a hole.
+fn streams() -> impl Iterator<Item = Stream> {
+    (Stream::Connections as i32..).map_while(|number| Stream::try_from(number).ok())
 }
 
 fn now_ns() -> u64 {

@@ -22,7 +22,6 @@ use holdfast_proto::v1::{Namespace, NamespaceRows, Peer, PeerRows, Stream, batch
 use self::readings::{Reading, read_all};
 use crate::{
     clock,
-    counters::RowsByNetns,
     open::LOOK,
     probes::{Peers, ProbeError},
     seal::Sealer,
@@ -120,7 +119,7 @@ impl Network {
                     };
                     for (stream, rows, columns) in of_namespaces.into_iter().chain(of_peers) {
                         let sealed = sealer.seal(stream, rows, wall_ns, columns);
-                        spool.append(sealed, RowsByNetns::new());
+                        spool.append_new(sealed);
                     }
                 }
             })

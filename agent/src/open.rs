@@ -19,7 +19,6 @@ use holdfast_proto::v1::{ListenerRows, OpenConnections, Stream, batch};
 use crate::{
     clock::{self, Clock},
     controls::Shown,
-    counters::RowsByNetns,
     network::QueuesByNetns,
     probes::Probes,
     seal::Sealer,
@@ -101,7 +100,7 @@ impl Looks {
                         vec![connections(&mut sealer, &eyes.pending(), &eyes.workloads)]
                     };
                     for sealed in sealed.into_iter().flatten() {
-                        spool.append(sealed, RowsByNetns::new());
+                        spool.append_new(sealed);
                     }
                 }
             })

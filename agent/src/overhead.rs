@@ -20,7 +20,7 @@ use self::{
 };
 use crate::{
     clock,
-    counters::{Counters, RowsByNetns},
+    counters::Counters,
     spool::{BatchId, Sealed, Spool},
 };
 
@@ -69,7 +69,7 @@ impl Overhead {
             while let Some(mut row) = meter.observe(&stopped, sequence, &counters, &mut said) {
                 meter.judge(&mut row, started.elapsed());
                 sequence += 1;
-                spool.append(meter.seal(row, u64::from(sequence)), RowsByNetns::new());
+                spool.append_new(meter.seal(row, u64::from(sequence)));
             }
         })?;
         Ok(Self { thread, stop })

@@ -10,10 +10,13 @@ use std::collections::BTreeMap;
 use holdfast_proto::v1::{BatchRange, Status, StoredRows, Stream, StreamCounters};
 
 use crate::{
-    counters::{End, RowsByNetns},
+    counters::{End, Origin, RowsByNetns},
     sequences::Sequences,
-    spool::{Gap, GapReason},
+    spool::{BatchId, Gap, GapReason},
 };
+
+/// The sequences of a start's batches that the spool holds, in order.
+pub type Held = BTreeMap<Stream, Vec<u64>>;
 
 /// An earlier start.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,27 +29,27 @@ pub struct Predecessor {
     pub ended_ns: u64,
     /// It said that it would end: nothing was open in it that counts, nothing was on its way.
     pub is_clean: bool,
-    pub namespaces: BTreeMap<u32, Namespace>,
-    /// Batches of connections that are in no counter for good: the spool holds them, or the store may have them.
-    pub open: Sequences,
+    pub namespaces: BTreeMap<Origin, Namespace>,
+    /// Batches that are in no counter for good: the spool holds them, or the store may have them.
+    pub open: BTreeMap<Stream, Sequences>,
     /// What was opened until the start after it is known for good.
     pub is_measured: bool,
     /// The collector said on some connection of this start, or of one that left nothing open, what it has of it.
     pub is_settled: bool,
 }
 
-/// A namespace of an earlier start.
+/// A stream and a namespace of an earlier start.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Namespace {
-    ///
     /// `announced` has the first records that are in a counter for good; the others are gone, or in the spool.
     pub counters: StreamCounters,
     /// First records that the spool holds.
     pub announced_held: u64,
     /// Opens since the namespace began, by the witness, up to which they are in `counters.opened`. `None` where they
-    /// could not be read at the end.
+    /// could not be read at the end, and of all streams but connections.
     pub opens: Option<u64>,
-    /// Connections may have been opened that nobody counted: the witness could never read it, or cannot since.
+    /// There may have been some that nobody counted: connections, where the witness could never read it, or cannot since;
+    /// calls, which only the kernel's tables knew.
     pub at_least: bool,
     /// It has a gap.
     pub is_told: bool,
@@ -60,7 +63,7 @@ impl Predecessor {
             return;
         }
         self.ended_ns = now_ns.max(self.observed_ns);
-        for (netns, namespace) in &mut self.namespaces {
+        for ((_, netns), namespace) in &mut self.namespaces {
             // One that could not be read any more at the end was gone.
             let Some(since) = namespace.opens else { continue };
             match opens.get(netns).filter(|_| self.boot_id == boot_id) {
@@ -77,20 +80,35 @@ impl Predecessor {
         }
     }
 
+    /// Whether a batch is in no counter for good.
+    pub fn is_open(&self, id: BatchId) -> bool {
+        let open = self.open.get(&id.stream);
+        open.is_some_and(|open| open.contains(id.sequence))
+    }
+
+    /// Whether every batch is in a counter for good.
+    pub fn is_empty(&self) -> bool {
+        self.open.values().all(Sequences::is_empty)
+    }
+
     /// The spool still has rows of it.
-    pub fn adopt(&mut self, rows: &RowsByNetns) {
+    pub fn adopt(&mut self, stream: Stream, rows: &RowsByNetns) {
         for (&netns, rows) in rows {
-            self.counters(netns).unacknowledged += rows.all();
-            self.namespaces.entry(netns).or_default().announced_held += rows.announced;
+            let namespace = self.namespace((stream, netns));
+            namespace.counters.unacknowledged += rows.all();
+            namespace.announced_held += rows.announced;
         }
     }
 
     /// A batch of it left the spool.
-    pub fn ended(&mut self, sequence: u64, rows: &RowsByNetns, end: End) {
-        self.open.remove(sequence);
+    pub fn ended(&mut self, id: BatchId, rows: &RowsByNetns, end: End) {
+        if let Some(open) = self.open.get_mut(&id.stream) {
+            open.remove(id.sequence);
+        }
         for (&netns, rows) in rows {
-            self.namespaces.entry(netns).or_default().announced_held -= rows.announced;
-            let counters = self.counters(netns);
+            let namespace = self.namespace((id.stream, netns));
+            namespace.announced_held -= rows.announced;
+            let counters = &mut namespace.counters;
             counters.unacknowledged -= rows.all();
             counters.announced += rows.announced;
             *match end {
@@ -102,29 +120,39 @@ impl Predecessor {
     }
 
     /// The batches that neither a counter nor the spool knows, of which `held` are the sequences.
-    pub fn unsettled(&self, held: &[u64]) -> Vec<BatchRange> {
-        let mut unknown = self.open.clone();
-        held.iter().for_each(|&sequence| {
-            unknown.remove(sequence);
-        });
-        let range = |&(first_sequence, last_sequence): &(u64, u64)| BatchRange {
-            epoch: self.epoch,
-            stream: Stream::Connections.into(),
-            first_sequence,
-            last_sequence,
-        };
-        unknown.ranges().iter().map(range).collect()
+    pub fn unsettled(&self, held: &Held) -> Vec<BatchRange> {
+        let mut unsettled = Vec::new();
+        for (&stream, open) in &self.open {
+            let mut unknown = open.clone();
+            for &sequence in held.get(&stream).into_iter().flatten() {
+                unknown.remove(sequence);
+            }
+            let range = |&(first_sequence, last_sequence): &(u64, u64)| BatchRange {
+                epoch: self.epoch,
+                stream: stream.into(),
+                first_sequence,
+                last_sequence,
+            };
+            unsettled.extend(unknown.ranges().iter().map(range));
+        }
+        unsettled
     }
 
     /// The collector has told what it has of [`Self::unsettled`].
-    pub fn settle(&mut self, stored: &[StoredRows], held: &[u64]) {
+    pub fn settle(&mut self, stored: &[StoredRows], held: &Held) {
         let epoch = self.epoch;
         for stored in stored.iter().filter(|stored| stored.epoch == epoch) {
-            let counters = self.counters(stored.netns);
+            // A collector that knew of nothing else left the stream out.
+            let stream = match stored.stream() {
+                Stream::Unspecified => Stream::Connections,
+                stream => stream,
+            };
+            let counters = &mut self.namespace((stream, stored.netns)).counters;
             counters.acknowledged += stored.rows;
             counters.announced += stored.announced;
         }
-        self.open = Sequences::of(held.iter().copied());
+        let open = |(&stream, held): (&Stream, &Vec<u64>)| (stream, Sequences::of(held.iter().copied()));
+        self.open = held.iter().map(open).collect();
         self.is_settled = true;
     }
 
@@ -134,20 +162,22 @@ impl Predecessor {
             return Vec::new();
         }
         let (epoch, first_ns, last_ns) = (self.epoch, self.observed_ns, self.ended_ns);
-        let gap = |(&netns, namespace): (&u32, &mut Namespace)| {
+        // What was read or made after the last state was written is known of connections only.
+        let is_cut = !self.is_clean;
+        let gap = |(&(stream, netns), namespace): (&Origin, &mut Namespace)| {
             let rows = namespace.end();
             let is_gap = rows > 0 || (namespace.at_least && !namespace.is_told);
             namespace.is_told |= is_gap;
             is_gap.then_some(Gap {
                 epoch,
-                stream: Stream::Connections,
+                stream,
                 netns,
                 first_sequence: 0,
                 last_sequence: 0,
                 first_ns,
                 last_ns,
                 rows,
-                at_least: namespace.at_least,
+                at_least: namespace.at_least || (is_cut && stream != Stream::Connections),
                 reason: GapReason::EpochEnd,
             })
         };
@@ -162,22 +192,23 @@ impl Predecessor {
                 .namespaces
                 .iter()
                 // In most of a machine's namespaces nothing ever happens; 0 is always there.
-                .filter(|(netns, namespace)| **netns == 0 || namespace.counters.opened > 0)
+                .filter(|(origin, namespace)| {
+                    **origin == (Stream::Connections, 0) || namespace.counters.opened > 0
+                })
                 .map(|(_, namespace)| StreamCounters {
                     announced: namespace.counters.announced + namespace.announced_held,
                     ..namespace.counters
                 })
                 .collect(),
-            is_final: self.is_settled && self.is_measured && self.open.is_empty(),
+            is_final: self.is_settled && self.is_measured && self.is_empty(),
             ..Status::default()
         }
     }
 
-    fn counters(&mut self, netns: u32) -> &mut StreamCounters {
-        let counters = &mut self.namespaces.entry(netns).or_default().counters;
-        counters.stream = Stream::Connections.into();
-        counters.netns = netns;
-        counters
+    fn namespace(&mut self, origin: Origin) -> &mut Namespace {
+        let namespace = self.namespaces.entry(origin).or_default();
+        (namespace.counters.stream, namespace.counters.netns) = (origin.0.into(), origin.1);
+        namespace
     }
 }
 
@@ -212,8 +243,8 @@ mod tests {
     const NETNS: u32 = 5;
 
     fn predecessor(counters: StreamCounters, opens: Option<u64>) -> Predecessor {
-        let mut open = Sequences::default();
-        open.push((4, u64::MAX));
+        let mut sequences = Sequences::default();
+        sequences.push((4, u64::MAX));
         let namespace = Namespace {
             counters,
             announced_held: 0,
@@ -227,15 +258,27 @@ mod tests {
             observed_ns: 1_000,
             ended_ns: 1_000,
             is_clean: false,
-            namespaces: BTreeMap::from([(NETNS, namespace)]),
-            open,
+            namespaces: BTreeMap::from([((Stream::Connections, NETNS), namespace)]),
+            open: BTreeMap::from([(Stream::Connections, sequences)]),
             is_measured: false,
             is_settled: false,
         }
     }
 
-    fn settle(predecessor: &mut Predecessor, rows: u64, held: &[u64]) -> Vec<Gap> {
-        predecessor.settle(&[stored(rows)], held);
+    fn held(sequences: &[u64]) -> Held {
+        Held::from([(Stream::Connections, sequences.to_vec())])
+    }
+
+    fn id(stream: Stream, sequence: u64) -> BatchId {
+        BatchId {
+            epoch: 7,
+            stream,
+            sequence,
+        }
+    }
+
+    fn settle(predecessor: &mut Predecessor, rows: u64, sequences: &[u64]) -> Vec<Gap> {
+        predecessor.settle(&[stored(rows)], &held(sequences));
         predecessor.close()
     }
 
@@ -245,6 +288,7 @@ mod tests {
             netns: NETNS,
             rows,
             announced: 0,
+            stream: Stream::Connections.into(),
         }
     }
 
@@ -277,10 +321,10 @@ mod tests {
         };
         let mut predecessor = predecessor(counters, Some(1_000));
         predecessor.measure("boot", &BTreeMap::from([(NETNS, 1_020)]), 3_000);
-        predecessor.adopt(&ends(10));
+        predecessor.adopt(Stream::Connections, &ends(10));
         assert_eq!(
             predecessor
-                .unsettled(&[5])
+                .unsettled(&held(&[5]))
                 .iter()
                 .map(|range| (range.first_sequence, range.last_sequence))
                 .collect::<Vec<_>>(),
@@ -297,7 +341,7 @@ mod tests {
         predecessor.is_measured = true;
         assert!(!predecessor.status().is_final, "the spool holds a batch");
         assert_eq!(settle(&mut predecessor, 0, &[5]), []);
-        predecessor.ended(5, &ends(10), End::Acknowledged);
+        predecessor.ended(id(Stream::Connections, 5), &ends(10), End::Acknowledged);
         let status = predecessor.status();
         assert!(status.is_final && closes(&status.streams[0]), "{status:?}");
         assert_eq!(status.streams[0].acknowledged, 77);
@@ -314,25 +358,25 @@ mod tests {
         };
         let mut predecessor = predecessor(counters, Some(1_000));
         predecessor.measure("boot", &BTreeMap::from([(NETNS, 1_000)]), 3_000);
-        let held = RowsByNetns::from([(
+        let rows = RowsByNetns::from([(
             NETNS,
             Rows {
                 ends: 5,
                 announced: 4,
             },
         )]);
-        predecessor.adopt(&held);
+        predecessor.adopt(Stream::Connections, &rows);
         predecessor.settle(
             &[StoredRows {
                 announced: 3,
                 ..stored(10)
             }],
-            &[5],
+            &held(&[5]),
         );
         let gaps = predecessor.close();
         assert_eq!(gaps[0].rows, 100 - (60 - 20) - 5 - (10 - 3));
         assert!(closes(&predecessor.status().streams[0]));
-        predecessor.ended(5, &held, End::Dropped);
+        predecessor.ended(id(Stream::Connections, 5), &rows, End::Dropped);
         assert_eq!(predecessor.close(), []);
         let counters = predecessor.status().streams[0];
         assert!(closes(&counters), "{counters:?}");
@@ -348,7 +392,7 @@ mod tests {
         };
         // The spool held one more batch then; it is not there any more.
         let written = Predecessor {
-            open: Sequences::of([5]),
+            open: BTreeMap::from([(Stream::Connections, Sequences::of([5]))]),
             is_measured: true,
             is_settled: true,
             ..predecessor(counters, Some(1_000))
@@ -361,6 +405,72 @@ mod tests {
         let status = start.status();
         assert!(status.is_final && closes(&status.streams[0]), "{status:?}");
         assert_eq!(status.streams[0].acknowledged, 30);
+    }
+
+    #[test]
+    fn what_a_killed_start_made_and_is_nowhere_is_a_gap_of_its_stream() {
+        let of = |stream: Stream, received, acknowledged, at_least| {
+            let counters = StreamCounters {
+                stream: stream.into(),
+                opened: received,
+                closed: received,
+                received,
+                acknowledged,
+                ..StreamCounters::default()
+            };
+            let namespace = Namespace {
+                counters,
+                at_least,
+                ..Namespace::default()
+            };
+            ((stream, 0), namespace)
+        };
+        let mut predecessor = Predecessor {
+            namespaces: BTreeMap::from([
+                of(Stream::Syscalls, 500, 500, true),
+                of(Stream::Peers, 30, 10, false),
+                of(Stream::Listeners, 20, 20, false),
+            ]),
+            open: [Stream::Syscalls, Stream::Peers, Stream::Listeners]
+                .map(|stream| (stream, Sequences::of([4, 5, 6])))
+                .into(),
+            is_measured: true,
+            ..predecessor(StreamCounters::default(), None)
+        };
+        let together = |ends| RowsByNetns::from([(0, Rows { ends, announced: 0 })]);
+        predecessor.adopt(Stream::Peers, &together(8));
+        let held = Held::from([(Stream::Peers, vec![5])]);
+        assert_eq!(
+            predecessor.unsettled(&held).len(),
+            4,
+            "4, 6 of peers, all of the others"
+        );
+        let in_store = |stream: Stream, rows| StoredRows {
+            stream: stream.into(),
+            netns: 0,
+            ..stored(rows)
+        };
+        // Calls that were delivered after the last word, and a batch of peers.
+        predecessor.settle(
+            &[in_store(Stream::Syscalls, 70), in_store(Stream::Peers, 5)],
+            &held,
+        );
+        let gaps: Vec<_> = predecessor.close();
+        let gaps: Vec<_> = gaps
+            .iter()
+            .map(|gap| (gap.stream, gap.rows, gap.at_least))
+            .collect();
+        assert_eq!(gaps, [(Stream::Syscalls, 0, true), (Stream::Peers, 7, true)]);
+        assert_eq!(predecessor.close(), [], "it is said once");
+        assert!(!predecessor.status().is_final);
+        predecessor.ended(id(Stream::Peers, 5), &together(8), End::Acknowledged);
+        let status = predecessor.status();
+        assert!(status.is_final && status.streams.iter().all(closes), "{status:?}");
+        let places = |counters: &StreamCounters| (counters.opened, counters.acknowledged, counters.ended);
+        assert_eq!(
+            status.streams.iter().map(places).collect::<Vec<_>>(),
+            [(570, 570, 0), (20, 20, 0), (30, 23, 7)]
+        );
     }
 
     #[test]
@@ -416,7 +526,7 @@ mod tests {
             let in_store = later.min(all - held);
             predecessor.measure("boot", &BTreeMap::from([(NETNS, 50 + since / 2)]), 2_000);
             predecessor.measure("boot", &BTreeMap::from([(NETNS, 50 + since)]), 3_000);
-            predecessor.adopt(&ends(held));
+            predecessor.adopt(Stream::Connections, &ends(held));
             let mut missing = settle(&mut predecessor, in_store, &[9]);
             for _ in 1..restarts {
                 missing.extend(settle(&mut predecessor, 0, &[9]));
@@ -424,7 +534,7 @@ mod tests {
             // The baseline of the start after it turned out to be a little higher.
             predecessor.measure("boot", &BTreeMap::from([(NETNS, 53 + since)]), 3_000);
             missing.extend(predecessor.close());
-            predecessor.ended(9, &ends(held), End::Acknowledged);
+            predecessor.ended(id(Stream::Connections, 9), &ends(held), End::Acknowledged);
             missing.extend(settle(&mut predecessor, 0, &[]));
             let rows: u64 = missing.iter().map(|gap| gap.rows).sum();
             prop_assert_eq!(rows, all - held - in_store + 3);

@@ -29,9 +29,10 @@ use tokio::sync::Notify;
 pub use self::segment::{BatchId, Sealed};
 use self::{disk::Disk, segment::record_bytes};
 use crate::{
-    counters::{Counters, End, Legacy, RowsByNetns, Stages},
-    predecessor::Predecessor,
+    counters::{Counters, End, Legacy, Origin, RowsByNetns, Stages},
+    predecessor::{Held, Predecessor},
     sequences::Sequences,
+    wire,
 };
 
 /// A segment is closed once it has so many bytes: small enough that a few answered batches free disk soon, large
@@ -107,12 +108,12 @@ pub enum GapReason {
 
 /// What the spool and the counters say at one moment, for the next start to know.
 pub struct Books {
-    pub stages: BTreeMap<u32, Stages>,
+    pub stages: BTreeMap<Origin, Stages>,
     pub predecessors: Vec<Predecessor>,
-    /// The batches of connections of this start that have no answer.
-    pub unanswered: Sequences,
-    /// The last one that was sealed.
-    pub last_sequence: u64,
+    /// The batches of this start that have no answer.
+    pub unanswered: BTreeMap<Stream, Sequences>,
+    /// The last one of each stream that was sealed.
+    pub last_sequences: BTreeMap<Stream, u64>,
     /// Gaps that are in no batch yet.
     pub gaps: Vec<Gap>,
     /// Batches of gaps that are in memory only.
@@ -182,10 +183,10 @@ struct Queue {
     gaps: Vec<Gap>,
     /// Whether the next start is told of gaps before the collector is: or it would tell of them again.
     is_journalled: bool,
-    /// Batches of gaps that wait for it.
-    held: Vec<Sealed>,
-    /// The last batch of connections that was appended.
-    last_sequence: u64,
+    /// Batches of gaps that wait for it, and what the counters follow of them.
+    held: Vec<(Sealed, RowsByNetns)>,
+    /// The last batch of each stream that was appended.
+    last_sequences: BTreeMap<Stream, u64>,
     /// Everything that the kernel made before this was appended, and every attempt that was decided before that; in
     /// nanoseconds since the Unix epoch. Zero: nobody said so.
     taken_until_ns: u64,
@@ -206,7 +207,7 @@ struct Entry {
     rows: u32,
     first_ns: u64,
     last_ns: u64,
-    /// The rows by namespace; empty if they are not counted: gaps, and batches of an earlier start.
+    /// The rows by namespace; empty if they are not counted: those of an earlier start that nobody speaks for.
     counted: RowsByNetns,
     /// By the boot clock. `None` until [`Spool::expire`] has seen it.
     expires_at: Option<Duration>,
@@ -269,22 +270,29 @@ impl Spool {
         })
     }
 
-    /// Appends a sealed batch. Never waits; if the memory is full, the oldest batch goes. `rows` is what the counters
-    /// shall follow: empty for a stream that is not counted.
+    /// Appends a sealed batch of this start whose rows are counted already, as they wait for it: `rows`. Never waits; if
+    /// the memory is full, the oldest batch goes.
     pub fn append(&self, sealed: Sealed, rows: RowsByNetns) {
         let mut queue = self.lock();
-        if queue.is_journalled && sealed.id.stream == Stream::Gaps {
-            queue.held.push(sealed);
-            return;
-        }
-        if sealed.id.stream == Stream::Connections {
-            queue.last_sequence = sealed.id.sequence;
-        }
+        queue.last_sequences.insert(sealed.id.stream, sealed.id.sequence);
         self.counters.sealed(sealed.id, &rows);
-        self.enqueue(queue, sealed, rows);
+        self.enqueue(&mut queue, sealed, rows);
     }
 
-    fn enqueue(&self, mut queue: MutexGuard<'_, Queue>, sealed: Sealed, rows: RowsByNetns) {
+    /// Appends a batch of this start whose rows came into being with it, and counts them. Never waits, likewise.
+    pub fn append_new(&self, sealed: Sealed) {
+        let rows = wire::counted_rows(&sealed);
+        let mut queue = self.lock();
+        queue.last_sequences.insert(sealed.id.stream, sealed.id.sequence);
+        self.counters.made(sealed.id, &rows);
+        if queue.is_journalled && sealed.id.stream == Stream::Gaps {
+            queue.held.push((sealed, rows));
+        } else {
+            self.enqueue(&mut queue, sealed, rows);
+        }
+    }
+
+    fn enqueue(&self, queue: &mut Queue, sealed: Sealed, rows: RowsByNetns) {
         queue.memory_bytes += sealed.encoded.len() as u64;
         queue.insert(Entry {
             id: sealed.id,
@@ -300,8 +308,7 @@ impl Spool {
             place: None,
             left_in: None,
         });
-        self.bound_memory(&mut queue);
-        drop(queue);
+        self.bound_memory(queue);
         self.appended.notify_one();
         self.work.notify_one();
     }
@@ -414,8 +421,10 @@ impl Spool {
             }
         }
         for sealed in gap_batches {
-            if !queue.places.contains_key(&sealed.id) {
-                queue.held.push(sealed);
+            if !queue.places.contains_key(&sealed.id)
+                && let Legacy::Rows(rows) = self.counters.adopt(&sealed)
+            {
+                queue.held.push((sealed, rows));
             }
         }
     }
@@ -440,20 +449,20 @@ impl Spool {
     /// What the next start must know, all of one moment; `epoch` is this start.
     pub fn books(&self, epoch: u64) -> Books {
         let queue = self.lock();
-        let of_this_start = queue.entries.values().map(|entry| entry.id);
-        let unanswered = of_this_start
-            .filter(|id| (id.epoch, id.stream) == (epoch, Stream::Connections))
-            .map(|id| id.sequence);
+        let unanswered = queue
+            .held_of(epoch)
+            .into_iter()
+            .map(|(stream, sequences)| (stream, Sequences::of(sequences)));
         let in_memory = |entry: &Entry| entry.id.stream == Stream::Gaps && entry.place.is_none();
         let waiting = queue.entries.values().filter(|entry| in_memory(entry));
         let gap_batches = waiting
             .filter_map(Entry::sealed)
-            .chain(queue.held.iter().cloned());
+            .chain(queue.held.iter().map(|(sealed, _)| sealed.clone()));
         Books {
             stages: self.counters.stages(),
             predecessors: self.counters.predecessors().values().cloned().collect(),
-            unanswered: Sequences::of(unanswered),
-            last_sequence: queue.last_sequence,
+            unanswered: unanswered.collect(),
+            last_sequences: queue.last_sequences.clone(),
             gaps: queue.gaps.clone(),
             gap_batches: gap_batches.collect(),
             held: queue.held.len(),
@@ -467,9 +476,11 @@ impl Spool {
 
     /// The first so many batches of gaps that were held back may go.
     pub fn release(&self, held: usize) {
-        let released: Vec<_> = self.lock().held.drain(..held).collect();
-        for sealed in released {
-            self.enqueue(self.lock(), sealed, RowsByNetns::new());
+        // At no moment is one in neither place.
+        let mut queue = self.lock();
+        let released: Vec<_> = queue.held.drain(..held).collect();
+        for (sealed, rows) in released {
+            self.enqueue(&mut queue, sealed, rows);
         }
     }
 
@@ -479,7 +490,7 @@ impl Spool {
         let predecessors = self.counters.predecessors();
         predecessors
             .values()
-            .flat_map(|start| start.unsettled(&queue.sequences_of(start.epoch)))
+            .flat_map(|start| start.unsettled(&queue.held_of(start.epoch)))
             .collect()
     }
 
@@ -498,7 +509,7 @@ impl Spool {
             }
         }
         for start in predecessors.values_mut() {
-            start.settle(&welcome.stored, &queue.sequences_of(start.epoch));
+            start.settle(&welcome.stored, &queue.held_of(start.epoch));
         }
     }
 
@@ -523,7 +534,7 @@ impl Spool {
         let queue = self.lock();
         let batches = queue.entries.values().map(|entry| entry.first_ns);
         let gaps = queue.gaps.iter().map(|gap| gap.first_ns);
-        let held = queue.held.iter().map(|sealed| sealed.first_ns);
+        let held = queue.held.iter().map(|(sealed, _)| sealed.first_ns);
         let oldest_ns = batches.chain(gaps).chain(held).min().unwrap_or(u64::MAX);
         let records_ns = queue.taken_until_ns.min(oldest_ns);
         Watermarks {
@@ -753,6 +764,14 @@ impl Entry {
     }
 }
 
+impl Segment {
+    fn leave_behind(&mut self, id: BatchId) {
+        if id.stream != Stream::Connections {
+            self.left_behind.push(id);
+        }
+    }
+}
+
 impl Queue {
     fn insert(&mut self, entry: Entry) {
         self.last_position += 1;
@@ -798,10 +817,8 @@ impl Queue {
 
     /// Remembers, for as long as the segment is there, that a batch in it is in a gap.
     fn leave_behind(&mut self, entry: &Entry) {
-        if entry.id.stream != Stream::Connections
-            && let Some(segment) = entry.left_in.and_then(|segment| self.segments.get_mut(&segment))
-        {
-            segment.left_behind.push(entry.id);
+        if let Some(segment) = entry.left_in.and_then(|segment| self.segments.get_mut(&segment)) {
+            segment.leave_behind(entry.id);
         }
     }
 
@@ -824,6 +841,8 @@ impl Queue {
                 continue;
             }
             let Legacy::Rows(counted) = counters.adopt(&sealed) else {
+                let segment = self.segments.entry(number).or_default();
+                segment.leave_behind(sealed.id);
                 continue;
             };
             self.segments.entry(number).or_default().unanswered += 1;
@@ -942,15 +961,16 @@ impl Queue {
         self.segments.values().map(|segment| segment.bytes).sum()
     }
 
-    /// The sequences of a start's batches of connections, in order.
-    fn sequences_of(&self, epoch: u64) -> Vec<u64> {
-        let ids = self.entries.values().map(|entry| entry.id);
-        let mut sequences: Vec<_> = ids
-            .filter(|id| (id.epoch, id.stream) == (epoch, Stream::Connections))
-            .map(|id| id.sequence)
-            .collect();
-        sequences.sort_unstable();
-        sequences
+    /// The sequences of a start's batches without an answer, in order.
+    fn held_of(&self, epoch: u64) -> Held {
+        let queued = self.entries.values().map(|entry| entry.id);
+        let ids = queued.chain(self.held.iter().map(|(sealed, _)| sealed.id));
+        let mut held = Held::new();
+        for id in ids.filter(|id| id.epoch == epoch) {
+            held.entry(id.stream).or_default().push(id.sequence);
+        }
+        held.values_mut().for_each(|sequences| sequences.sort_unstable());
+        held
     }
 
     /// Adds to the stream's last gap where the two touch: an hour without a collector is a gap of each stream, not ten
@@ -1098,6 +1118,8 @@ mod tests {
     use std::sync::{OnceLock, Weak};
 
     use proptest::prelude::*;
+
+    use holdfast_proto::v1::StreamCounters;
 
     use super::{disk::Folder, *};
     use crate::counters::Rows;
@@ -1498,11 +1520,11 @@ mod tests {
         let mut left_behind = {
             let (first, _) = on_disk(folder.path(), limits);
             for sequence in 1..=3 {
-                first.append(of_listeners(sequence), RowsByNetns::new());
+                first.append_new(of_listeners(sequence));
             }
             first.persist().expect("written");
             first.expire(Duration::ZERO, 0);
-            first.append(of_listeners(4), RowsByNetns::new());
+            first.append_new(of_listeners(4));
             first.expire(limits.age, 0);
             first.persist().expect("written");
             assert_eq!((unanswered(&first), first.take_gaps().len()), (vec![4], 1));
@@ -1516,6 +1538,69 @@ mod tests {
             left_behind = next.books(2).left_behind;
             assert_eq!(left_behind.len(), 3);
         }
+    }
+
+    #[test]
+    fn what_comes_into_being_as_a_batch_is_counted_from_then_on_and_by_the_next_start() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let limits = Limits::default();
+        let origin = (Stream::Listeners, 0);
+        let look = |sequence| {
+            let mut look = sealed(1, sequence);
+            look.id.stream = Stream::Listeners;
+            look
+        };
+        let counters = {
+            let (first, counters) = on_disk(folder.path(), limits);
+            (1..=4).for_each(|sequence| first.append_new(look(sequence)));
+            first.persist().expect("written");
+            first.acknowledge(look(1).id);
+            let books = first.books(1);
+            assert_eq!(books.unanswered[&Stream::Listeners], Sequences::of([2, 3, 4]));
+            assert_eq!(books.last_sequences[&Stream::Listeners], 4);
+            let stages = counters.stages()[&origin];
+            assert_eq!(
+                (stages.received, stages.unacknowledged, stages.acknowledged),
+                (40, 30, 10)
+            );
+            stages.counters(origin.0, origin.1)
+        };
+        // Of 4 the state says that it was answered, but the disk has it still.
+        let predecessor = Predecessor {
+            epoch: 1,
+            boot_id: "boot".into(),
+            observed_ns: 0,
+            ended_ns: 0,
+            is_clean: false,
+            namespaces: BTreeMap::from([(
+                origin,
+                crate::predecessor::Namespace {
+                    counters: StreamCounters {
+                        opened: 40,
+                        unacknowledged: 0,
+                        ..counters
+                    },
+                    ..Default::default()
+                },
+            )]),
+            open: BTreeMap::from([(Stream::Listeners, Sequences::of([2, 3]))]),
+            is_measured: true,
+            is_settled: false,
+        };
+        let counters = Arc::new(Counters::speaking_for(vec![predecessor]));
+        let disk = Folder::open(folder.path()).expect("a folder");
+        let next = Spool::open(limits, Some(Box::new(disk)), Arc::clone(&counters)).expect("a spool");
+        let waiting: Vec<_> = next.unanswered().iter().map(|id| id.sequence).collect();
+        assert_eq!(waiting, [2, 3], "1 and 4 are in a counter for good");
+        next.acknowledge(look(2).id);
+        next.refuse(look(3).id);
+        let start = counters.predecessors()[&1].clone();
+        let of_look = start.namespaces[&origin].counters;
+        assert_eq!(
+            (of_look.unacknowledged, of_look.acknowledged, of_look.refused),
+            (0, 20, 10)
+        );
+        assert!(start.is_empty() && counters.stages().is_empty());
     }
 
     #[test]
@@ -1663,7 +1748,7 @@ mod tests {
             append(&spool, sealed(1, sequence));
             let mut other = sealed(1, sequence);
             other.id.stream = Stream::Listeners;
-            spool.append(other, RowsByNetns::new());
+            spool.append_new(other);
         }
         let gaps = spool.take_gaps();
         assert_eq!(gaps.len(), 2, "{gaps:?}");

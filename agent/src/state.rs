@@ -14,12 +14,12 @@ use std::{
 };
 
 use anyhow::Context;
-use holdfast_proto::v1::{BatchRange, SealedBatch, StreamCounters};
+use holdfast_proto::v1::{BatchRange, SealedBatch, Stream, StreamCounters};
 use prost::Message;
 
 use self::slots::Slots;
 use crate::{
-    predecessor::{Namespace, Predecessor},
+    predecessor::{Held, Namespace, Predecessor},
     sequences::Sequences,
     spool::{
         BatchId, Gap, Sealed,
@@ -132,7 +132,7 @@ impl State {
 /// The file that outlives this start.
 pub struct Journal {
     slots: Slots,
-    /// What is in it, but for the times, and when it was written: an idle node shall not write every second.
+    /// What is in it, but for the times and the looks, and when it was written: an idle node shall not write every second.
     written: Recollection,
     written_at: Option<Instant>,
 }
@@ -146,6 +146,11 @@ impl Journal {
         let mut timeless = recollection.clone();
         if let Some(own) = timeless.starts.last_mut() {
             (own.observed_ns, own.ended_ns) = (0, 0);
+            // Looks are made all the time. Where the file is a minute behind them, the spool and the store say what
+            // became of them since.
+            own.namespaces
+                .retain(|(stream, _), _| *stream == Stream::Connections);
+            own.open.retain(|stream, _| *stream == Stream::Connections);
         }
         let is_recent = |at: Instant| at.elapsed() < WRITE_IDLE;
         if self.written_at.is_some_and(is_recent) && timeless == self.written {
@@ -259,9 +264,8 @@ struct StoredStart {
     is_measured: bool,
     #[prost(message, repeated, tag = "7")]
     namespaces: Vec<StoredNamespace>,
-    /// First and last of each range, one after another.
-    #[prost(uint64, repeated, tag = "8")]
-    open: Vec<u64>,
+    #[prost(message, repeated, tag = "10")]
+    open: Vec<BatchRange>,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -309,12 +313,8 @@ impl StoredStart {
             is_settled: start.is_settled,
             is_measured: start.is_measured,
             namespaces: start.namespaces.values().map(namespace).collect(),
-            open: start
-                .open
-                .ranges()
-                .iter()
-                .flat_map(|&(first, last)| [first, last])
-                .collect(),
+            // What the spool holds is in it: nothing is excluded.
+            open: start.unsettled(&Held::new()),
         }
     }
 
@@ -329,11 +329,12 @@ impl StoredStart {
                 at_least: stored.at_least,
                 is_told: stored.is_told,
             };
-            namespaces.insert(counters.netns, namespace);
+            namespaces.insert((counters.stream(), counters.netns), namespace);
         }
-        let mut open = Sequences::default();
-        for range in self.open.chunks_exact(2) {
-            open.push((range[0], range[1]));
+        let mut open = BTreeMap::<_, Sequences>::new();
+        for range in self.open {
+            let sequences = open.entry(range.stream()).or_default();
+            sequences.push((range.first_sequence, range.last_sequence));
         }
         Some(Predecessor {
             epoch: self.epoch,
@@ -462,8 +463,8 @@ mod tests {
                 observed_ns: 1,
                 ended_ns: 2,
                 is_clean: true,
-                namespaces: BTreeMap::from([(3, namespace)]),
-                open,
+                namespaces: BTreeMap::from([((Stream::Connections, 3), namespace)]),
+                open: BTreeMap::from([(Stream::Connections, open), (Stream::Peers, Sequences::of([2]))]),
                 is_measured: true,
                 is_settled: true,
             }],

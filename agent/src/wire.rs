@@ -5,7 +5,7 @@ use std::hash::Hash;
 use holdfast_agent_ebpf::event::{ConnectionRecord, SocketReport, flag, step_offset_ns, step_state};
 use holdfast_proto::{
     FLAG_FINAL, FLAG_FIRST,
-    v1::{ConnectionColumns, Listener, Path, Process},
+    v1::{ConnectionColumns, Listener, Path, Process, Stream},
 };
 use prost::Message;
 use rustc_hash::FxHashMap;
@@ -13,9 +13,10 @@ use rustc_hash::FxHashMap;
 use crate::{
     cause::local_cause,
     clock::Clock,
-    counters::RowsByNetns,
+    counters::{Rows, RowsByNetns},
     network::Queues,
     outcome::{close_reason, outcome},
+    spool::Sealed,
 };
 
 const AF_INET: u8 = 2;
@@ -61,6 +62,34 @@ struct PathKey {
     truncated: bool,
 }
 
+/// The rows of a batch as the counters follow them: connections and transitions by namespace, syscalls in calls, all others in rows.
+pub fn counted_rows(sealed: &Sealed) -> RowsByNetns {
+    let together = |ends| RowsByNetns::from([(0, Rows { ends, announced: 0 })]);
+    match sealed.id.stream {
+        Stream::Connections => rows_by_netns(&sealed.encoded).unwrap_or_default(),
+        Stream::Transitions => transitions_by_netns(&sealed.encoded).unwrap_or_default(),
+        Stream::Syscalls => {
+            let columns = CallsOutline::decode(&*sealed.encoded).ok();
+            let calls = columns.and_then(|outline| outline.syscalls);
+            together(calls.map_or(0, |columns| columns.calls.iter().sum()))
+        }
+        _ => together(sealed.rows.into()),
+    }
+}
+
+/// The part of a batch of syscalls that tells how many calls there were, by the same tags.
+#[derive(Clone, PartialEq, Message)]
+struct CallsOutline {
+    #[prost(message, optional, tag = "12")]
+    syscalls: Option<CallsColumn>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct CallsColumn {
+    #[prost(uint64, repeated, tag = "6")]
+    calls: Vec<u64>,
+}
+
 /// How many rows of each network namespace are in an encoded batch of connections; `None` if it is none.
 ///
 /// Reads no more of it than that takes: after a crash a whole spool is counted.
@@ -74,11 +103,32 @@ pub fn rows_by_netns(encoded: &[u8]) -> Option<RowsByNetns> {
     Some(rows)
 }
 
+/// Likewise of a batch of transitions.
+fn transitions_by_netns(encoded: &[u8]) -> Option<RowsByNetns> {
+    let columns = BatchOutline::decode(encoded).ok()?.transitions?;
+    let mut rows = RowsByNetns::new();
+    for process in columns.process {
+        let netns = columns.processes.get(process as usize)?.netns;
+        rows.entry(netns).or_default().ends += 1;
+    }
+    Some(rows)
+}
+
 /// The part of a [`holdfast_proto::v1::Batch`] that tells what its rows are and where from, by the same tags.
 #[derive(Clone, PartialEq, Message)]
 struct BatchOutline {
     #[prost(message, optional, tag = "10")]
     connections: Option<ColumnsOutline>,
+    #[prost(message, optional, tag = "19")]
+    transitions: Option<TransitionsOutline>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TransitionsOutline {
+    #[prost(uint32, repeated, tag = "4")]
+    process: Vec<u32>,
+    #[prost(message, repeated, tag = "30")]
+    processes: Vec<ProcessOutline>,
 }
 
 #[derive(Clone, PartialEq, Message)]

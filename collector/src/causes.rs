@@ -32,6 +32,10 @@ const REST: u32 = 19;
 /// Minutes of one pass: what is late in bulk is computed over many.
 const MINUTES_A_PASS: usize = 8;
 
+/// Attempts whose evidence is asked for at once. Their addresses travel in a URL, two of 70 bytes each, and that has 64 KiB
+/// at most.
+const ATTEMPTS_A_QUESTION: usize = 250;
+
 /// Minutes that wait at once, the newest of them: two days.
 const MOST_MINUTES: usize = 2_880;
 
@@ -154,18 +158,18 @@ impl Causes {
         if attempts.is_empty() {
             return Ok(());
         }
-        let evidence = causes::evidence(&*self.store, &attempts).await?;
         let known = causes::revisions(&*self.store, minute).await?;
-        let decided: Vec<(Attempt, Decision)> = attempts
-            .into_iter()
-            .filter_map(|attempt| {
-                let decision = decide(&attempt, &evidence);
+        let mut decided: Vec<(Attempt, Decision)> = Vec::new();
+        for attempts in attempts.chunks(ATTEMPTS_A_QUESTION) {
+            let evidence = causes::evidence(&*self.store, attempts).await?;
+            decided.extend(attempts.iter().filter_map(|attempt| {
+                let decision = decide(attempt, &evidence);
                 let is_news = known
-                    .get(&causes::name(&attempt))
+                    .get(&causes::name(attempt))
                     .is_none_or(|&revision| revision < decision.revision);
-                is_news.then_some((attempt, decision))
-            })
-            .collect();
+                is_news.then(|| (attempt.clone(), decision))
+            }));
+        }
         causes::keep(&*self.store, &decided).await?;
         self.metrics.causes_found.inc_by(decided.len() as u64);
         Ok(())

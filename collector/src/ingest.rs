@@ -13,7 +13,7 @@ mod pace;
 pub mod registry;
 pub mod reports;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -359,12 +359,17 @@ impl Session {
         predecessors: &[u64],
     ) -> Result<Past, Status> {
         let mute = |error| Status::unavailable(format!("the store cannot say what it has: {error}"));
-        let of_connections = |range: &&BatchRange| range.stream() == RowStream::Connections;
-        let ranges: Vec<BatchRange> = unsettled.iter().filter(of_connections).copied().collect();
+        let mut by_stream = BTreeMap::<RowStream, Vec<BatchRange>>::new();
+        for range in unsettled {
+            by_stream.entry(range.stream()).or_default().push(*range);
+        }
+        let mut stored = Vec::new();
+        for (stream, ranges) in by_stream {
+            let of_stream = questions::stored_rows(&*self.store, &agent.node, &agent.id, stream, &ranges);
+            stored.extend(of_stream.await.map_err(mute)?);
+        }
         Ok(Past {
-            stored: questions::stored_rows(&*self.store, &agent.node, &agent.id, &ranges)
-                .await
-                .map_err(mute)?,
+            stored,
             recorded: questions::recorded(&*self.store, &agent.id, predecessors)
                 .await
                 .map_err(mute)?,

@@ -417,7 +417,9 @@ async fn follow(
     let mut ticks = tokio::time::interval(FOLLOW_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
+        if !follower.has_more() {
+            ticks.tick().await;
+        }
         match follower.poll(store, clock.now_ns()).await {
             Ok(None) => {}
             Ok(Some(chunks)) => {
@@ -430,7 +432,9 @@ async fn follow(
                 }
             }
             // The store is away: what is stored once it is back is found then.
-            Err(StoreError::Unavailable { .. } | StoreError::LeaseEnded) => {}
+            Err(StoreError::Unavailable { .. } | StoreError::LeaseEnded) => {
+                ticks.tick().await;
+            }
             Err(error @ StoreError::Rejected { .. }) => {
                 // A caller that is gone does not want the error either.
                 let _ = answer.send(Err(status(&error))).await;

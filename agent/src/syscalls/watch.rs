@@ -57,7 +57,6 @@ impl Counted {
     pub fn counters(&self, stages: Stages) -> StreamCounters {
         let totals = *self.totals.lock().unwrap_or_else(PoisonError::into_inner);
         StreamCounters {
-            stream: Stream::Syscalls.into(),
             opened: totals.calls,
             closed: totals.calls,
             unseen: totals.others,
@@ -65,13 +64,7 @@ impl Counted {
             missed: totals.missed,
             unmeasured: totals.unrecorded,
             evicted: totals.evicted,
-            received: stages.received,
-            batching: stages.batching,
-            unacknowledged: stages.unacknowledged,
-            acknowledged: stages.acknowledged,
-            dropped: stages.dropped,
-            refused: stages.refused,
-            ..StreamCounters::default()
+            ..stages.counters(Stream::Syscalls, 0)
         }
     }
 }

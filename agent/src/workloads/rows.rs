@@ -12,7 +12,6 @@ use holdfast_proto::v1::{self, CgroupRows, Stream, batch};
 use super::{Workload, Workloads, pods::Kubelet};
 use crate::{
     clock,
-    counters::RowsByNetns,
     seal::Sealer,
     spool::{Sealed, Spool},
 };
@@ -59,7 +58,7 @@ impl Naming {
                 let is_last = stopped.recv_timeout(TICK) != Err(mpsc::RecvTimeoutError::Timeout);
                 let now_ns = clock::wall_now().as_nanos() as u64;
                 for sealed in seal(&mut sealer, &workloads.untold(now_ns / DAY_NS), now_ns) {
-                    spool.append(sealed, RowsByNetns::new());
+                    spool.append_new(sealed);
                 }
                 if is_last {
                     return;

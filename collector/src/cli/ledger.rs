@@ -1,4 +1,5 @@
-//! `holdfast ledger`: whether every connection end that the kernel counted is somewhere.
+//! `holdfast ledger`: whether every connection end that the kernel counted is somewhere, and every other row that an
+//! agent made.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -22,11 +23,12 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 const LATER_INTERVAL: Duration = Duration::from_millis(500);
 const LATER_LOOKS: u32 = 8;
 
-/// Show whether every connection end that the kernel counted is in the store, or in a counter.
+/// Show whether every connection end that the kernel counted, and every other row, is in the store or in a counter.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-One row for each network namespace of each agent's latest start, and one for its system calls, which are counted
-in calls: STORED is the calls in the rows. It closes when
+One row for the connections of each network namespace of each agent's latest start, and one for each of its other streams,
+all namespaces together. System calls are counted in calls: STORED is the calls in the rows. All others are counted in
+rows, from when the agent made them (OPENED, CLOSED, RECEIVED). It closes when
   OPENED   = CLOSED + OPEN + UNTRACKED + SAMPLED OUT + superseded + ENDED   in the kernel
   CLOSED   = RECEIVED + LOST + FILTERED + what is in the ring   between kernel and agent
   RECEIVED = batching + WAITING + ACKED + DROPPED + REFUSED   in the agent
@@ -39,7 +41,7 @@ counts them for all namespaces together, which is the row of namespace 0; the ro
 WITNESS knows and the programs do not. It closes if there are no more of those than misses. An end that was missed
 leaves a connection in OPEN that is gone, until its memory is used again.
 ENDED is what a start that was killed took with it: connections that were open, in the ring, or opened before the
-next start. It is in gaps. A difference is shown in red. Exit code 0: every row closes, 1: one does not,
+next start, and rows that it had not delivered. It is in gaps. A difference is shown in red. Exit code 0: every row closes, 1: one does not,
 3: no agent has reported. With --json each row says in `closes` whether it does.
 
 Examples:
@@ -279,9 +281,7 @@ impl Row {
     /// What neither a counter nor the way of a running agent explains. What is in the ring, and what is stored and
     /// waits for its acknowledgement, is on its way.
     fn difference(&self) -> u64 {
-        // A start that was killed said nothing of the calls that it delivered after its last word.
-        let is_free = self.is_former && self.stream == "syscalls";
-        let on_its_way = if is_free || self.is_counted_later {
+        let on_its_way = if self.is_counted_later {
             0..=i64::MAX
         } else {
             0..=self.unacknowledged.cast_signed()
@@ -371,16 +371,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_that_a_killed_start_delivered_after_its_last_word_are_no_difference() {
+    fn what_a_former_start_delivered_and_nobody_counted_is_a_difference() {
         let row = |agent_epoch, stream: &str| Row {
             agent_epoch,
             stream: stream.to_owned(),
             store_difference: 100,
             ..Row::default()
         };
-        let mut rows = [row(1, "syscalls"), row(1, "connections"), row(2, "syscalls")];
+        let mut rows = [row(1, "syscalls"), row(1, "peers"), row(2, "syscalls")];
         mark_former(&mut rows);
-        assert_eq!(rows.map(|row| row.closes()), [true, false, false]);
+        assert!(rows.iter().all(|row| row.difference() == 100 && !row.closes()));
+        assert_eq!(rows.map(|row| row.is_ahead()), [false, false, true]);
     }
 
     #[test]

@@ -1032,20 +1032,8 @@ pub fn status(status: Status, now_ns: i64) -> Result<(i64, Vec<StreamCounters>),
     }
     for counters in &status.streams {
         match Stream::try_from(counters.stream) {
-            Ok(Stream::Connections | Stream::Syscalls | Stream::Transitions) => {}
-            Ok(
-                Stream::Gaps
-                | Stream::OpenConnections
-                | Stream::Listeners
-                | Stream::Overhead
-                | Stream::Namespaces
-                | Stream::Peers
-                | Stream::Cgroups
-                | Stream::Unspecified,
-            )
-            | Err(_) => {
-                return Err(Malformed::Stream(counters.stream));
-            }
+            Ok(Stream::Unspecified) | Err(_) => return Err(Malformed::Stream(counters.stream)),
+            Ok(_) => {}
         }
     }
     Ok((observed_at_ns, status.streams))

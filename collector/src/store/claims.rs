@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{
     Access, Query, Store, StoreError, answer_to,
     layout::Layout,
-    statement::{text_value, texts_value},
+    statement::{self, text_bytes, text_value, texts_value},
 };
 
 /// The table. In a cluster every server has all of it.
@@ -19,9 +19,6 @@ const ALL_OF_IT: &str = "select_sequential_consistency = 1";
 
 /// A store that does not answer within this is away. All inserts of a collector wait for these answers.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Of the ids in one statement, as they travel: parameters are in the URL, and a client's URL has 64 KiB at most.
-const MAX_IDS_BYTES: usize = 32 << 10;
 
 /// An agent that was claimed before.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,30 +109,9 @@ pub(super) async fn in_time<T>(asked: impl Future<Output = Result<T, StoreError>
     }
 }
 
-/// The ids that fit into one statement each.
+/// The ids in parts that fit into one statement each.
 fn in_parts(agents: &[String]) -> impl Iterator<Item = &[String]> {
-    let mut rest = agents;
-    std::iter::from_fn(move || {
-        let mut bytes = 0;
-        let fits = |agent: &&String| {
-            bytes += travelling_bytes(agent);
-            bytes <= MAX_IDS_BYTES
-        };
-        // One fits, whatever it is: ids are short.
-        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
-        let (part, others) = rest.split_at(count);
-        rest = others;
-        (!part.is_empty()).then_some(part)
-    })
-}
-
-/// An id in a URL, with its quotes and its comma: what is neither a letter nor a digit takes three bytes.
-fn travelling_bytes(agent: &str) -> usize {
-    let bytes = text_value(agent).into_bytes();
-    let in_url = bytes
-        .iter()
-        .map(|byte| if byte.is_ascii_alphanumeric() { 1 } else { 3 });
-    9 + in_url.sum::<usize>() + 3 * agent.matches('\'').count()
+    statement::in_parts(agents, |agent| text_bytes(agent))
 }
 
 fn question(sql: String, params: Vec<(String, String)>) -> Query {
@@ -173,22 +149,4 @@ fn standing(line: &str) -> Result<Standing, StoreError> {
 fn number(text: &str) -> Result<u64, StoreError> {
     text.parse()
         .map_err(|_| StoreError::rejected(format!("{text:?} is no number")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_are_asked_for_in_parts_that_fit_into_a_url() {
-        let agents: Vec<String> = (0..1_024).map(|number| format!("{number:0>255}'")).collect();
-        let parts: Vec<_> = in_parts(&agents).collect();
-        assert_eq!(parts.concat(), agents);
-        for part in &parts {
-            let query: String = url::form_urlencoded::byte_serialize(texts_value(part).as_bytes()).collect();
-            assert!(query.len() <= MAX_IDS_BYTES + 6, "{}", query.len());
-        }
-        assert!(parts.len() < 10, "{}", parts.len());
-        assert_eq!(in_parts(&[]).count(), 0);
-    }
 }

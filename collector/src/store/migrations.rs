@@ -90,6 +90,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "queues",
         sql: include_str!("migrations/0015_queues.sql"),
     },
+    Migration {
+        version: 16,
+        name: "ledger",
+        sql: include_str!("migrations/0016_ledger.sql"),
+    },
 ];
 
 /// The newest step that this binary knows.

@@ -1,7 +1,9 @@
 //! The questions that Holdfast itself asks the store, as prepared SQL.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use bytes::Bytes;
+use futures_util::stream;
 use holdfast_proto::v1::{BatchRange, StoredRows, Stream, SyscallGrouping};
 
 use super::{
@@ -271,6 +273,17 @@ pub struct Follower {
     /// When everything since `scan_since_ns` was looked for last.
     looked_back_at_ns: i64,
     seen: BTreeMap<Agent, Seen>,
+    /// Batches that are known and were not shown yet, each in the URL of one question.
+    waiting: VecDeque<Part>,
+}
+
+/// Batches that one question is about, and between which times their rows were recorded.
+#[derive(Debug)]
+struct Part {
+    news: Vec<(Agent, (u64, u64))>,
+    recorded_ns: (i64, i64),
+    /// Of the first poll: what was recorded before is not shown, and of the rest the newest so many.
+    first: Option<(i64, u64)>,
 }
 
 /// One start of one agent.
@@ -342,18 +355,33 @@ impl Follower {
             first: Some((now_ns.saturating_sub(last_ns), limit)),
             looked_back_at_ns: i64::MIN,
             seen: BTreeMap::new(),
+            waiting: VecDeque::new(),
         }
     }
 
-    /// The rows that were stored since the last call, oldest first; `None` if no batch was.
+    /// Whether the next poll has rows that the last one had no room for.
+    pub fn has_more(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// The rows that were stored since the last call, oldest first; `None` if no batch was. Where many agents have sent
+    /// batches, some of them, and [`Self::has_more`].
     pub async fn poll(&mut self, store: &dyn Store, now_ns: i64) -> Result<Option<Chunks>, StoreError> {
+        if let Some(part) = self.waiting.front() {
+            let rows = store.query(self.rows(part)).await?;
+            self.waiting.pop_front();
+            return Ok(Some(rows));
+        }
         let looks_back = now_ns.saturating_sub(self.looked_back_at_ns) >= LATE_EVERY_NS;
         let since_ns = if looks_back {
             self.scan_since_ns
         } else {
             self.scan_since_ns.max(now_ns.saturating_sub(RECENT_NS))
         };
-        let arrivals = answer_to(store, self.arrivals(since_ns)).await?;
+        let mut arrivals = String::new();
+        for question in self.arrivals(since_ns) {
+            arrivals += &answer_to(store, question).await?;
+        }
         let mut seen = self.seen.clone();
         let mut news = News::default();
         for line in arrivals.lines() {
@@ -371,46 +399,96 @@ impl Follower {
             of_agent.close_holes();
             news.add(&arrival.agent, &new);
         }
-        let rows = match news.recorded_ns {
-            Some(recorded_ns) => Some(store.query(self.rows(&news.ranges, recorded_ns)).await?),
-            None => None,
+        let mut parts = VecDeque::new();
+        if let Some(recorded_ns) = news.recorded_ns {
+            parts.extend(statement::in_parts(&news.ranges, range_bytes).map(|news| Part {
+                news: news.to_vec(),
+                recorded_ns,
+                first: self.first,
+            }));
+        }
+        // Everything of the first poll is shown in one order, and only the newest of it.
+        let rows = match (parts.front(), self.first) {
+            (None, _) => None,
+            (Some(_), Some((_, limit))) if parts.len() > 1 && limit > 0 => {
+                let newest = self.newest_of(store, &parts, limit).await?;
+                parts.clear();
+                Some(Box::pin(stream::iter([Ok::<_, StoreError>(newest)])) as Chunks)
+            }
+            (Some(part), _) => {
+                let rows = store.query(self.rows(part)).await?;
+                parts.pop_front();
+                Some(rows)
+            }
         };
-        (self.seen, self.first) = (seen, None);
+        (self.seen, self.first, self.waiting) = (seen, None, parts);
         if looks_back {
             self.looked_back_at_ns = now_ns;
         }
         Ok(rows)
     }
 
-    /// Which batches are in the store that may not have been shown. Written so that the projection `batches` answers.
-    fn arrivals(&self, since_ns: i64) -> Query {
-        let agents: Vec<_> = self
-            .seen
-            .keys()
-            .map(|agent| format!("{}/{}", agent.agent_epoch, agent.agent_id))
-            .collect();
-        let throughs: Vec<_> = self.seen.values().map(|seen| seen.through).collect();
-        // The place of an agent that is not in the list is 0, and so is the element there.
-        let sql = format!(
-            "SELECT node, agent_id, agent_epoch, groupArray(sequence) AS sequences, groupArray(first) AS first_ns, \
-             groupArray(last) AS last_ns FROM \
-             (SELECT node, agent_id, agent_epoch, sequence, toUnixTimestamp64Nano(min(recorded_at)) AS first, \
-             toUnixTimestamp64Nano(max(recorded_at)) AS last FROM {} \
-             WHERE toStartOfMinute(recorded_at) >= toStartOfMinute({SINCE}) AND sequence > {{throughs:Array(UInt64)}}\
-             [indexOf({{agents:Array(String)}}, concat(toString(agent_epoch), '/', agent_id))] \
-             GROUP BY node, agent_id, agent_epoch, sequence) GROUP BY node, agent_id, agent_epoch",
-            self.of.table
-        );
-        let params = vec![
-            ("since".into(), time_value(since_ns)),
-            ("throughs".into(), statement::numbers_value(&throughs)),
-            ("agents".into(), statement::texts_value(&agents)),
-        ];
-        query(sql, params)
+    /// The newest rows of several parts, oldest first.
+    async fn newest_of(
+        &self,
+        store: &dyn Store,
+        parts: &VecDeque<Part>,
+        limit: u64,
+    ) -> Result<Bytes, StoreError> {
+        // What they are ordered by first is a time.
+        let column = self.of.order.split(", ").next().unwrap_or_default();
+        let mut rows = Vec::new();
+        for part in parts {
+            for line in answer_to(store, self.rows(part)).await?.lines() {
+                let row: serde_json::Value = serde_json::from_str(line)
+                    .map_err(|error| StoreError::rejected(format!("the store's row {line:?}: {error}")))?;
+                let time = row[column].as_str().unwrap_or_default();
+                rows.push((time.to_owned(), format!("{line}\n")));
+            }
+            // Times are of one length: they are in order as texts.
+            rows.sort();
+            let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+            rows.drain(..rows.len().saturating_sub(limit));
+        }
+        let lines: String = rows.into_iter().map(|(_, line)| line).collect();
+        Ok(lines.into())
     }
 
-    /// The rows of new batches, which were recorded between these times.
-    fn rows(&self, news: &[(Agent, (u64, u64))], (from_ns, until_ns): (i64, i64)) -> Query {
+    /// Which batches are in the store that may not have been shown, in as many questions as the known agents need: each
+    /// is about those whose checksum leaves one remainder. Written so that the projection `batches` answers.
+    fn arrivals(&self, since_ns: i64) -> Vec<Query> {
+        let mut questions: usize = 1;
+        loop {
+            let mut parts = vec![(Vec::new(), Vec::new(), 0); questions];
+            for (agent, seen) in &self.seen {
+                let part = crc32fast::hash(agent.agent_id.as_bytes()) as usize % questions;
+                let (agents, throughs, bytes) = &mut parts[part];
+                let name = format!("{}/{}", agent.agent_epoch, agent.agent_id);
+                *bytes += statement::text_bytes(&name) + statement::NUMBER_BYTES;
+                agents.push(name);
+                throughs.push(seen.through);
+            }
+            // So many starts of one agent are in the last hour that nobody can tell them apart by it: the server will say so.
+            let is_hopeless = questions > self.seen.len();
+            if is_hopeless
+                || parts
+                    .iter()
+                    .all(|(.., bytes)| *bytes <= statement::MAX_VALUES_BYTES)
+            {
+                let parts = parts.into_iter().enumerate();
+                return parts
+                    .map(|(part, (agents, throughs, _))| {
+                        arrivals_of(self.of.table, since_ns, &agents, &throughs, (part, questions))
+                    })
+                    .collect();
+            }
+            questions *= 2;
+        }
+    }
+
+    /// The rows of a part.
+    fn rows(&self, part: &Part) -> Query {
+        let (news, (from_ns, until_ns)) = (&part.news, part.recorded_ns);
         let condition = format!(
             "arrayExists((id, epoch, first, last) -> agent_id = id AND agent_epoch = epoch AND sequence BETWEEN first \
              AND last, {{ids:Array(String)}}, {{epochs:Array(UInt64)}}, {{firsts:Array(UInt64)}}, \
@@ -418,7 +496,7 @@ impl Follower {
              AND recorded_at <= {{until:DateTime64(9, 'UTC')}} AND {} AND {}",
             self.of.condition, self.condition.sql
         );
-        let (since_ns, limit) = self.first.unwrap_or((self.scan_since_ns, 0));
+        let (since_ns, limit) = part.first.unwrap_or((self.scan_since_ns, 0));
         let column = |value: fn(&(Agent, (u64, u64))) -> u64| {
             statement::numbers_value(&news.iter().map(value).collect::<Vec<_>>())
         };
@@ -461,6 +539,41 @@ impl Seen {
             self.through = next;
         }
     }
+}
+
+/// Which batches are in the store of agents that leave `part` of `parts`, beyond what is known of some of them.
+fn arrivals_of(
+    table: &str,
+    since_ns: i64,
+    agents: &[String],
+    throughs: &[u64],
+    (part, parts): (usize, usize),
+) -> Query {
+    let ours = match parts {
+        1 => String::new(),
+        parts => format!("CRC32(agent_id) % {parts} = {part} AND "),
+    };
+    // The place of an agent that is not in the list is 0, and so is the element there.
+    let sql = format!(
+        "SELECT node, agent_id, agent_epoch, groupArray(sequence) AS sequences, groupArray(first) AS first_ns, \
+         groupArray(last) AS last_ns FROM \
+         (SELECT node, agent_id, agent_epoch, sequence, toUnixTimestamp64Nano(min(recorded_at)) AS first, \
+         toUnixTimestamp64Nano(max(recorded_at)) AS last FROM {table} \
+         WHERE toStartOfMinute(recorded_at) >= toStartOfMinute({SINCE}) AND {ours}sequence > {{throughs:Array(UInt64)}}\
+         [indexOf({{agents:Array(String)}}, concat(toString(agent_epoch), '/', agent_id))] \
+         GROUP BY node, agent_id, agent_epoch, sequence) GROUP BY node, agent_id, agent_epoch"
+    );
+    let params = vec![
+        ("since".into(), time_value(since_ns)),
+        ("throughs".into(), statement::numbers_value(throughs)),
+        ("agents".into(), statement::texts_value(agents)),
+    ];
+    query(sql, params)
+}
+
+/// What a range of batches takes in a URL at most, with its agent's name and that of its node.
+fn range_bytes((agent, _): &(Agent, (u64, u64))) -> usize {
+    statement::text_bytes(&agent.agent_id) + statement::text_bytes(&agent.node) + 3 * statement::NUMBER_BYTES
 }
 
 /// First and last of each run without holes.
@@ -512,18 +625,28 @@ pub async fn stored_batches(
     Ok(stored)
 }
 
-/// How many rows of these batches of connections of an agent are in the store, by start and namespace.
+/// How many rows of these batches of an agent are in the store, by start, and as the ledger counts them: connections and
+/// transitions by namespace, syscalls in calls.
 pub async fn stored_rows(
     store: &dyn Store,
     node: &str,
     agent_id: &str,
+    stream: Stream,
     ranges: &[BatchRange],
 ) -> Result<Vec<StoredRows>, StoreError> {
-    let table = CONNECTION_RECORDS.name;
+    let Some((table, epoch)) = batches_of(stream) else {
+        return Ok(Vec::new());
+    };
+    let (netns, rows, announced) = match stream {
+        Stream::Connections => ("netns", "count()", "countIf(NOT is_final)"),
+        Stream::Syscalls => ("toUInt32(0)", "sum(calls)", "0"),
+        Stream::Transitions => ("netns", "count()", "0"),
+        _ => ("toUInt32(0)", "count()", "0"),
+    };
     let sql = format!(
-        "SELECT agent_epoch, netns, count(), countIf(NOT is_final) FROM {table} WHERE node = {{node:String}} AND agent_id = {{agent:String}} \
-         AND {} GROUP BY agent_epoch, netns {ALL_OF_IT}",
-        in_ranges("agent_epoch")
+        "SELECT {epoch}, {netns} AS origin, {rows}, {announced} FROM {table} WHERE node = {{node:String}} \
+         AND agent_id = {{agent:String}} AND {} GROUP BY {epoch}, origin {ALL_OF_IT}",
+        in_ranges(epoch)
     );
     let mut stored = Vec::new();
     for ranges in ranges.chunks(RANGES) {
@@ -545,6 +668,7 @@ pub async fn stored_rows(
                 netns: netns as u32,
                 rows,
                 announced,
+                stream: stream.into(),
             });
         }
     }
@@ -561,12 +685,18 @@ pub async fn recorded(store: &dyn Store, agent_id: &str, epochs: &[u64]) -> Resu
         "SELECT agent_epoch FROM {table} WHERE agent_id = {{agent:String}} \
          AND has({{epochs:Array(UInt64)}}, agent_epoch) AND is_final GROUP BY agent_epoch {ALL_OF_IT}"
     );
-    let params = vec![
-        ("agent", statement::text_value(agent_id)),
-        ("epochs", statement::numbers_value(epochs)),
-    ];
-    let answer = answer_to(store, numbers_query(sql, params)).await?;
-    answer.lines().map(number).collect()
+    let mut recorded = Vec::new();
+    for epochs in statement::in_parts(epochs, |_| statement::NUMBER_BYTES) {
+        let params = vec![
+            ("agent", statement::text_value(agent_id)),
+            ("epochs", statement::numbers_value(epochs)),
+        ];
+        let answer = answer_to(store, numbers_query(sql.clone(), params)).await?;
+        for line in answer.lines() {
+            recorded.push(number(line)?);
+        }
+    }
+    Ok(recorded)
 }
 
 /// The condition that a row's batch is in one of some ranges; `epoch` is the column with the start of the agent.

@@ -5,7 +5,7 @@ use super::{
     Access, Query, Store, StoreError, answer_to,
     buckets::bucket_sql,
     questions::time_value,
-    statement::{numbers_value, texts_value},
+    statement::{NUMBER_BYTES, in_parts, numbers_value, text_bytes, texts_value},
 };
 
 /// Where the rollup is; people read it by the views `attempts_1m`, `connections_1m` and `latency_1m`.
@@ -64,6 +64,14 @@ const CLOSE_REASONS: [&str; 6] = [
 ///
 /// The minutes should be near each other: all that the nodes recorded between the first and the last is read.
 pub async fn recompute(store: &dyn Store, units: &[NodeMinute]) -> Result<(), StoreError> {
+    for units in in_parts(units, |unit| text_bytes(&unit.node) + NUMBER_BYTES) {
+        recompute_part(store, units).await?;
+    }
+    Ok(())
+}
+
+/// As many as fit into one statement.
+async fn recompute_part(store: &dyn Store, units: &[NodeMinute]) -> Result<(), StoreError> {
     let minutes = || units.iter().map(|unit| unit.minute);
     let (Some(first), Some(last)) = (minutes().min(), minutes().max()) else {
         return Ok(());

@@ -312,8 +312,7 @@ const CAUSE: Names = &[
     ("no_answer", 16),
     ("dropped_by_listener", 17),
 ];
-const STREAM: Names = &[("connections", 1), ("syscalls", 3), ("transitions", 10)];
-const GAP_STREAM: Names = &[
+const STREAM: Names = &[
     ("connections", 1),
     ("gaps", 2),
     ("syscalls", 3),
@@ -507,7 +506,7 @@ const GAP_RECORDS_COLUMNS: [Column; 15] = [
     column("node", Kind::LowCardinality),
     column("agent_id", Kind::LowCardinality),
     column("agent_epoch", Kind::UInt64),
-    column("stream", Kind::Enum8(GAP_STREAM)),
+    column("stream", Kind::Enum8(STREAM)),
     column("reason", Kind::Enum8(GAP_REASON)),
     column("netns", Kind::UInt32),
     column("rows", Kind::UInt64),

@@ -68,6 +68,40 @@ pub(super) fn texts_value(texts: &[String]) -> String {
     format!("[{}]", texts.join(","))
 }
 
+/// Of the values of one array in a statement, as they travel: parameters are in the URL, and a client's URL has 64 KiB at
+/// most.
+pub(super) const MAX_VALUES_BYTES: usize = 32 << 10;
+
+/// What a number takes in an array in a URL at most, with its comma.
+pub(super) const NUMBER_BYTES: usize = 20 + 3;
+
+/// What a text takes in an array in a URL, with its quotes and its comma: what is neither a letter nor a digit takes three
+/// bytes.
+pub(super) fn text_bytes(text: &str) -> usize {
+    let bytes = text_value(text).into_bytes();
+    let in_url = bytes
+        .iter()
+        .map(|byte| if byte.is_ascii_alphanumeric() { 1 } else { 3 });
+    9 + in_url.sum::<usize>() + 3 * text.matches('\'').count()
+}
+
+/// The values in parts that fit into one statement each. `bytes` is what one takes, in all arrays that it goes to.
+pub(super) fn in_parts<T>(values: &[T], bytes: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+    let mut rest = values;
+    std::iter::from_fn(move || {
+        let mut sum = 0;
+        let fits = |value: &&T| {
+            sum += bytes(value);
+            sum <= MAX_VALUES_BYTES
+        };
+        // One fits, whatever it is: names are short.
+        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let (part, others) = rest.split_at(count);
+        rest = others;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +123,25 @@ mod tests {
             texts_value(&["a'b".into(), "c\\d\n".into()]),
             "['a\\'b','c\\\\d\\n']"
         );
+    }
+
+    #[test]
+    fn values_are_asked_for_in_parts_that_fit_into_a_url() {
+        let texts: Vec<String> = (0..1_024).map(|number| format!("{number:0>255}'")).collect();
+        let parts: Vec<_> = in_parts(&texts, |text| text_bytes(text)).collect();
+        assert_eq!(parts.concat(), texts);
+        for part in &parts {
+            let query: String = url::form_urlencoded::byte_serialize(texts_value(part).as_bytes()).collect();
+            assert!(query.len() <= MAX_VALUES_BYTES + 6, "{}", query.len());
+        }
+        assert!(parts.len() < 10, "{}", parts.len());
+        assert_eq!(in_parts(&[], |_: &u64| 1).count(), 0);
+        let numbers = [u64::MAX; 4_000];
+        for part in in_parts(&numbers, |_| NUMBER_BYTES) {
+            let query: String =
+                url::form_urlencoded::byte_serialize(numbers_value(part).as_bytes()).collect();
+            assert!(query.len() <= MAX_VALUES_BYTES + 6, "{}", query.len());
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use holdfast_proto::v1::query_client::QueryClient;
 use holdfast_proto::v1::{
     Batch, BatchRange, Hello, LedgerRequest, Status, Stream, StreamCounters, SyscallCaller, SyscallColumns,
-    SyscallGrouping, SyscallsRequest, batch::Columns,
+    SyscallGrouping, SyscallsRequest, agent_message, batch::Columns, collector_message,
 };
 use serde_json::{Value as Json, json};
 use tonic::transport::Channel;
@@ -240,5 +240,51 @@ async fn a_malformed_batch_of_calls_is_refused_and_the_next_one_is_not() {
     let (acknowledged, refused) = agent.settled(2).await;
     assert_eq!(acknowledged, [2]);
     assert!(refused[0].1.contains("failed of row 0"), "{refused:?}");
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_start_after_one_that_was_killed_hears_what_is_stored_of_each_stream() {
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let mut agent = Agent::connect(collector.address, "a1").await;
+    agent.deliver(interval(1)).await;
+    agent.deliver(interval(2)).await;
+    agent.deliver(batch(1, 3)).await;
+    agent.settled(3).await;
+    drop(agent);
+
+    let unsettled = |stream: Stream, first_sequence| BatchRange {
+        epoch: 7,
+        stream: stream.into(),
+        first_sequence,
+        last_sequence: u64::MAX,
+    };
+    let mut next = Agent::dial(collector.address).await;
+    next.send(agent_message::Body::Hello(Hello {
+        epoch: 8,
+        unsettled: vec![
+            unsettled(Stream::Syscalls, 2),
+            unsettled(Stream::Connections, 1),
+            unsettled(Stream::Peers, 1),
+            unsettled(Stream::Gaps, 1),
+        ],
+        ..hello("a1")
+    }))
+    .await;
+    let Ok(Some(collector_message::Body::Welcome(welcome))) = next.hear().await else {
+        panic!("no welcome");
+    };
+    let mut stored: Vec<_> = welcome
+        .stored
+        .iter()
+        .map(|stored| (stored.stream(), stored.epoch, stored.rows))
+        .collect();
+    stored.sort_unstable();
+    // Calls, not rows; and of the first interval the agent knew.
+    assert_eq!(
+        stored,
+        [(Stream::Connections, 7, 3), (Stream::Syscalls, 7, 1_517)]
+    );
     collector.stop().await.unwrap();
 }

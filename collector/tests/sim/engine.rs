@@ -97,7 +97,7 @@ struct State {
     last_connection: u64,
     /// By agent: claims, whose they are, and whether they are released.
     claims: BTreeMap<String, Vec<(u64, u64, bool)>>,
-    /// The last counters of each start of each agent.
+    /// The last counters of each start of each agent, of connections.
     ledger: BTreeMap<(usize, u64), BTreeMap<u32, Counts>>,
 }
 
@@ -335,6 +335,9 @@ impl Engine {
             {
                 self.trace
                     .fault(|| format!("a ledger does not close: {counts:?}, {places} on the way"));
+            }
+            if number("stream") as i32 != Stream::Connections as i32 {
+                continue;
             }
             let key = (node(columns.text("agent_id", row)), number("agent_epoch"));
             let mut state = self.lock();

@@ -489,8 +489,8 @@ pub struct Hello {
     /// which of them are in the store already and acknowledges those before anything is inserted.
     #[prost(message, repeated, tag = "12")]
     pub unanswered: ::prost::alloc::vec::Vec<BatchRange>,
-    /// Batches of connections of earlier starts that the agent does not hold and cannot say what became of: it ended
-    /// without a word. The collector answers with their rows in `Welcome.stored`.
+    /// Batches of earlier starts that the agent does not hold and cannot say what became of: it ended without a word. The
+    /// collector answers with their rows in `Welcome.stored`.
     #[prost(message, repeated, tag = "13")]
     pub unsettled: ::prost::alloc::vec::Vec<BatchRange>,
     /// Earlier starts that the agent still speaks for, until `Welcome.recorded` names them.
@@ -533,19 +533,22 @@ pub struct Welcome {
     #[prost(uint64, repeated, tag = "6")]
     pub recorded: ::prost::alloc::vec::Vec<u64>,
 }
-/// Rows of the stream of connections that are in the store.
+/// Rows of a stream that are in the store.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StoredRows {
     #[prost(uint64, tag = "1")]
     pub epoch: u64,
-    /// Inode of the network namespace.
+    /// Of connections, the inode of the network namespace; all others are told for all of them together.
     #[prost(uint32, tag = "2")]
     pub netns: u32,
+    /// Of the stream of syscalls, the calls in them.
     #[prost(uint64, tag = "3")]
     pub rows: u64,
     /// Of these, first records of connections that stayed open.
     #[prost(uint64, tag = "4")]
     pub announced: u64,
+    #[prost(enumeration = "Stream", tag = "5")]
+    pub stream: i32,
 }
 /// How much the agent may send without an answer. The collector lowers it to slow an agent down; what was sent before
 /// is still taken.
@@ -1167,6 +1170,10 @@ pub struct StatusReceipt {
 /// The stream of transitions counts as that of connections does, while they are streamed:
 /// opened = closed + untracked
 /// where those of connections without a record are untracked.
+///
+/// All other streams count rows, all namespaces together: `opened` and `closed` are the rows that the agent made, as `received`
+/// is. Of a start that ended without a word, `ended` are those that are nowhere; how many it made after its last
+/// word is not known.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StreamCounters {
     #[prost(enumeration = "Stream", tag = "1")]

@@ -377,13 +377,14 @@ impl World {
             .collect()
     }
 
-    /// What `holdfast ledger` prints, and whether it says that the ledger closes.
+    /// What `holdfast ledger` prints, and whether it says that the ledger closes: not while no agent has reported.
     pub(super) fn ledger(&self) -> anyhow::Result<(bool, String)> {
         let output = self.command().arg("ledger").args(self.reach()).output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         match output.status.code() {
             Some(0) => Ok((true, text)),
             Some(1) => Ok((false, text)),
+            Some(3) => Ok((false, String::from_utf8_lossy(&output.stderr).into_owned())),
             _ => bail!(
                 "holdfast ledger: {}",
                 String::from_utf8_lossy(&output.stderr).trim()

@@ -1,0 +1,162 @@
+-- Every stream in the ledger: what came into being as a batch is counted from then on, beside the rows in the store.
+--
+-- The projections have how many rows each start of an agent has in a table, so that the ledger does not read them all.
+
+ALTER TABLE {each ledger_samples} MODIFY COLUMN stream Enum8('connections' = 1, 'gaps' = 2, 'syscalls' = 3, 'open_connections' = 4, 'listeners' = 5, 'overhead' = 6, 'namespaces' = 7, 'peers' = 8, 'cgroups' = 9, 'transitions' = 10) COMMENT 'The kind of rows that are counted';
+
+ALTER TABLE {rows connection_samples} ADD PROJECTION IF NOT EXISTS starts
+(
+    SELECT agent_id, agent_epoch, count()
+    GROUP BY agent_id, agent_epoch
+);
+
+ALTER TABLE {rows listener_samples} ADD PROJECTION IF NOT EXISTS starts
+(
+    SELECT agent_id, agent_epoch, count()
+    GROUP BY agent_id, agent_epoch
+);
+
+ALTER TABLE {rows namespace_samples} ADD PROJECTION IF NOT EXISTS starts
+(
+    SELECT agent_id, agent_epoch, count()
+    GROUP BY agent_id, agent_epoch
+);
+
+ALTER TABLE {rows peer_samples} ADD PROJECTION IF NOT EXISTS starts
+(
+    SELECT agent_id, agent_epoch, count()
+    GROUP BY agent_id, agent_epoch
+);
+
+CREATE OR REPLACE VIEW ledger{everywhere}
+(
+    node LowCardinality(String) COMMENT 'The name of the node',
+    agent_id LowCardinality(String) COMMENT 'The agent: stable over restarts',
+    agent_epoch UInt64 COMMENT 'One start of the agent',
+    stream Enum8('connections' = 1, 'gaps' = 2, 'syscalls' = 3, 'open_connections' = 4, 'listeners' = 5, 'overhead' = 6, 'namespaces' = 7, 'peers' = 8, 'cgroups' = 9, 'transitions' = 10) COMMENT 'The kind of rows that are counted',
+    netns UInt32 COMMENT 'The network namespace (inode), 0 for what belongs to none that is observed. Of all streams but connections and transitions always 0: all of them together',
+    observed_at DateTime64(9, 'UTC') COMMENT 'When the agent read its counters, UTC',
+    opened UInt64 COMMENT 'Opened, in the kernel. Of streams that begin in the agent, as closed and received: rows that it made',
+    closed UInt64 COMMENT 'Closed, in the kernel',
+    open UInt64 COMMENT 'In the map of the kernel now',
+    untracked UInt64 COMMENT 'Opened while the map was full',
+    unseen UInt64 COMMENT 'Closed without an entry in the map: older than the agent, or untracked',
+    lost UInt64 COMMENT 'The ring buffer was full',
+    filtered UInt64 COMMENT 'Closed, and hidden by a filter',
+    received UInt64 COMMENT 'Received from the kernel by the agent',
+    batching UInt64 COMMENT 'In a batch that is not sealed yet',
+    unacknowledged UInt64 COMMENT 'In sealed batches that the collector has not acknowledged',
+    acknowledged UInt64 COMMENT 'Acknowledged by the collector: rows of the store',
+    dropped UInt64 COMMENT 'Discarded by the agent, its queue was full',
+    refused UInt64 COMMENT 'Refused by the collector for their content',
+    superseded UInt64 COMMENT 'Ends that the hook missed, known when their socket was opened again',
+    missed UInt64 COMMENT 'Events that no program saw, of all namespaces together (netns 0)',
+    unsent UInt64 COMMENT 'Opened, and ended before a SYN left: connect() found no route or no free port, or was forbidden',
+    seeded UInt64 COMMENT 'Open before the agent was, or opened unseen, and found by a survey',
+    announced UInt64 COMMENT 'First records of connections that stay open, made by the agent',
+    witnessed UInt64 COMMENT 'Opened by the SNMP counters of the namespace (ActiveOpens, PassiveOpens) since the start of the agent',
+    is_witnessed Bool COMMENT 'The SNMP counters of the namespace could be read',
+    ended UInt64 COMMENT 'Of a start that ended without a word: what was open, in the ring or in memory then, or opened before the next start. Gaps of the reason epoch_end',
+    is_final Bool COMMENT 'Nothing of this start will change any more',
+    unmeasured UInt64 COMMENT 'Of the stream of syscalls: measured calls whose latency found no place in the table of the kernel',
+    evicted UInt64 COMMENT 'Of the stream of syscalls: processes that were idle while places were scarce, and lost theirs until their next call',
+    sampled_out UInt64 COMMENT 'Opened, and not followed: only one in so many was',
+    elsewhere UInt64 COMMENT 'Opened in network namespaces that the configuration leaves out, all together (netns 0). Of the stream of syscalls: calls from there',
+    rows_stored UInt64 COMMENT 'Rows of this stream, agent, epoch and namespace that are in the store. Of the stream of syscalls: the calls in them',
+    kernel_difference Int64 COMMENT 'opened + seeded - closed - open - untracked - superseded - sampled_out - ended: 0 if the ledger closes',
+    ring_difference Int64 COMMENT 'closed - lost - filtered - received: what is in the ring, 0 once the agent has stopped',
+    agent_difference Int64 COMMENT 'received + announced - batching - unacknowledged - acknowledged - dropped - refused: 0 if the ledger closes',
+    store_difference Int64 COMMENT 'rows_stored - acknowledged: rows that are stored and whose acknowledgement is on its way, 0 once the agent has stopped',
+    witness_difference Int64 COMMENT 'witnessed - (opened - unsent), 0 where it is not witnessed. Positive: the hook missed so many. Negative: opens that SNMP does not count (restored connections, SYNs that a security module refused)'
+)
+AS SELECT
+    sample.node AS node,
+    sample.agent_id AS agent_id,
+    sample.agent_epoch AS agent_epoch,
+    sample.stream AS stream,
+    sample.netns AS netns,
+    sample.observed_at AS observed_at,
+    sample.opened AS opened,
+    sample.closed AS closed,
+    sample.open AS open,
+    sample.untracked AS untracked,
+    sample.unseen AS unseen,
+    sample.lost AS lost,
+    sample.filtered AS filtered,
+    sample.received AS received,
+    sample.batching AS batching,
+    sample.unacknowledged AS unacknowledged,
+    sample.acknowledged AS acknowledged,
+    sample.dropped AS dropped,
+    sample.refused AS refused,
+    sample.superseded AS superseded,
+    sample.missed AS missed,
+    sample.unsent AS unsent,
+    sample.seeded AS seeded,
+    sample.announced AS announced,
+    sample.witnessed AS witnessed,
+    sample.is_witnessed AS is_witnessed,
+    sample.ended AS ended,
+    sample.is_final AS is_final,
+    sample.unmeasured AS unmeasured,
+    sample.evicted AS evicted,
+    sample.sampled_out AS sampled_out,
+    sample.elsewhere AS elsewhere,
+    stored.rows_stored AS rows_stored,
+    toInt64(opened) + seeded - closed - open - untracked - superseded - sampled_out - ended AS kernel_difference,
+    toInt64(closed) - lost - filtered - received AS ring_difference,
+    toInt64(received) + announced - batching - unacknowledged - acknowledged - dropped - refused AS agent_difference,
+    toInt64(rows_stored) - acknowledged AS store_difference,
+    if(is_witnessed, toInt64(witnessed) - opened + unsent, 0) AS witness_difference
+FROM
+(
+    -- By what was counted, which only grows, and not by the time: the clock of a node may be set back.
+    SELECT * FROM ledger_samples
+    ORDER BY is_final DESC, opened DESC, ended DESC, acknowledged + dropped + refused DESC, closed DESC, observed_at DESC
+    LIMIT 1 BY agent_id, agent_epoch, stream, netns
+) AS sample
+LEFT JOIN
+(
+    SELECT 'connections' AS stream, agent_id, agent_epoch, netns, count() AS rows_stored
+    FROM connection_records
+    GROUP BY agent_id, agent_epoch, netns
+    UNION ALL
+    SELECT 'gaps' AS stream, agent_id, reported_epoch AS agent_epoch, toUInt32(0) AS netns, count() AS rows_stored
+    FROM gap_records
+    GROUP BY agent_id, reported_epoch
+    UNION ALL
+    SELECT 'syscalls' AS stream, agent_id, agent_epoch, toUInt32(0) AS netns, sum(calls) AS rows_stored
+    FROM syscall_samples
+    GROUP BY agent_id, agent_epoch
+    UNION ALL
+    SELECT 'open_connections' AS stream, agent_id, agent_epoch, toUInt32(0) AS netns, count() AS rows_stored
+    FROM connection_samples
+    GROUP BY agent_id, agent_epoch
+    UNION ALL
+    SELECT 'listeners' AS stream, agent_id, agent_epoch, toUInt32(0) AS netns, count() AS rows_stored
+    FROM listener_samples
+    GROUP BY agent_id, agent_epoch
+    UNION ALL
+    SELECT 'overhead' AS stream, agent_id, agent_epoch, toUInt32(0) AS netns, count() AS rows_stored
+    FROM overhead_samples
+    GROUP BY agent_id, agent_epoch
+    UNION ALL
+    SELECT 'namespaces' AS stream, agent_id, agent_epoch, toUInt32(0) AS netns, count() AS rows_stored
+    FROM namespace_samples
+    GROUP BY agent_id, agent_epoch
+    UNION ALL
+    SELECT 'peers' AS stream, agent_id, agent_epoch, toUInt32(0) AS netns, count() AS rows_stored
+    FROM peer_samples
+    GROUP BY agent_id, agent_epoch
+    UNION ALL
+    SELECT 'transitions' AS stream, agent_id, agent_epoch, netns, count() AS rows_stored
+    FROM transition_events
+    GROUP BY agent_id, agent_epoch, netns
+    UNION ALL
+    SELECT 'cgroups' AS stream, agent_id, agent_epoch, toUInt32(0) AS netns, count() AS rows_stored
+    FROM cgroup_records
+    GROUP BY agent_id, agent_epoch
+) AS stored
+ON stored.agent_id = sample.agent_id AND stored.agent_epoch = sample.agent_epoch AND stored.netns = sample.netns
+    AND stored.stream = toString(sample.stream)
+COMMENT 'The latest counters of each start of each agent, the rows in the store beside them, and whether they agree';
