@@ -283,6 +283,12 @@ impl Ledger {
         let mut open = books.unanswered;
         if !is_clean {
             for stream in streams() {
+                // Its first rows may be told of before this is written again.
+                let origin = (stream, 0);
+                namespaces.entry(origin).or_insert_with(|| Namespace {
+                    counters: Stages::default().counters(stream, 0),
+                    ..Namespace::default()
+                });
                 let last = books.last_sequences.get(&stream).copied().unwrap_or_default();
                 open.entry(stream).or_default().push((last + 1, u64::MAX));
             }

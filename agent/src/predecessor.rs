@@ -191,10 +191,8 @@ impl Predecessor {
             streams: self
                 .namespaces
                 .iter()
-                // In most of a machine's namespaces nothing ever happens; 0 is always there.
-                .filter(|(origin, namespace)| {
-                    **origin == (Stream::Connections, 0) || namespace.counters.opened > 0
-                })
+                // In most of a machine's namespaces nothing ever happens; 0 is always there, of every stream.
+                .filter(|((_, netns), namespace)| *netns == 0 || namespace.counters.opened > 0)
                 .map(|(_, namespace)| StreamCounters {
                     announced: namespace.counters.announced + namespace.announced_held,
                     ..namespace.counters
