@@ -170,7 +170,7 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
         let mut pending_run: Option<RunEvent> = None;
 
         loop {
-            if stopping && self.spool.levels().batches == 0 && pending_statuses.is_empty() {
+            if stopping && self.spool.is_drained() && pending_statuses.is_empty() {
                 self.say_goodbye(outgoing, incoming).await;
                 return Ok(());
             }

@@ -405,7 +405,15 @@ impl Spool {
 
     /// Every batch without an answer, oldest first.
     pub fn unanswered(&self) -> Vec<BatchId> {
-        self.lock().entries.values().map(|entry| entry.id).collect()
+        let queue = self.lock();
+        let held = queue.held.iter().map(|(sealed, _)| sealed.id);
+        queue.entries.values().map(|entry| entry.id).chain(held).collect()
+    }
+
+    /// Whether nothing waits for an answer, nor a batch of gaps for the books.
+    pub fn is_drained(&self) -> bool {
+        let queue = self.lock();
+        queue.entries.is_empty() && queue.held.is_empty()
     }
 
     /// Takes over what an earlier start could not tell any more, and holds batches of gaps back from now on, until
@@ -501,11 +509,12 @@ impl Spool {
 
     /// The collector answered [`Self::unsettled`] and [`Self::predecessors`].
     pub fn settle(&self, welcome: &Welcome) {
-        let queue = self.lock();
+        let mut queue = self.lock();
         let mut predecessors = self.counters.predecessors();
         for epoch in &welcome.recorded {
             if predecessors.get(epoch).is_some_and(|start| start.is_measured) {
                 predecessors.remove(epoch);
+                queue.count_no_more(*epoch);
             }
         }
         for start in predecessors.values_mut() {
@@ -959,6 +968,18 @@ impl Queue {
 
     fn disk_bytes(&self) -> u64 {
         self.segments.values().map(|segment| segment.bytes).sum()
+    }
+
+    /// The last word on a start is said: nobody counts what is left of it.
+    fn count_no_more(&mut self, epoch: u64) {
+        let queued = self
+            .entries
+            .values_mut()
+            .map(|entry| (entry.id, &mut entry.counted));
+        let held = self.held.iter_mut().map(|(sealed, rows)| (sealed.id, rows));
+        for (_, rows) in queued.chain(held).filter(|(id, _)| id.epoch == epoch) {
+            rows.clear();
+        }
     }
 
     /// The sequences of a start's batches without an answer, in order.
@@ -1601,6 +1622,42 @@ mod tests {
             (0, 20, 10)
         );
         assert!(start.is_empty() && counters.stages().is_empty());
+    }
+
+    #[test]
+    fn what_is_left_of_a_start_whose_last_word_is_said_is_counted_no_more() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let left = {
+            let (first, _) = on_disk(folder.path(), Limits::default());
+            let mut look = sealed(1, 1);
+            look.id.stream = Stream::Listeners;
+            first.append_new(look.clone());
+            first.persist().expect("written");
+            look.id
+        };
+        let predecessor = Predecessor {
+            epoch: 1,
+            boot_id: "boot".into(),
+            observed_ns: 0,
+            ended_ns: 0,
+            is_clean: true,
+            namespaces: BTreeMap::new(),
+            open: BTreeMap::from([(Stream::Listeners, Sequences::of([1]))]),
+            is_measured: true,
+            is_settled: false,
+        };
+        let counters = Arc::new(Counters::speaking_for(vec![predecessor]));
+        let disk = Folder::open(folder.path()).expect("a folder");
+        let next =
+            Spool::open(Limits::default(), Some(Box::new(disk)), Arc::clone(&counters)).expect("a spool");
+        assert!(!next.is_drained());
+        next.settle(&Welcome {
+            recorded: vec![1],
+            ..Welcome::default()
+        });
+        assert!(counters.predecessors().is_empty());
+        next.acknowledge(left);
+        assert!(next.is_drained() && counters.stages().is_empty());
     }
 
     #[test]

@@ -29,6 +29,9 @@ const PASS_EVERY: Duration = Duration::from_secs(2);
 /// reads tens of millions of them, and causes must not cost what storing does.
 const REST: u32 = 19;
 
+/// However long a pass took.
+const MOST_REST: Duration = Duration::from_secs(20);
+
 /// Minutes of one pass: what is late in bulk is computed over many.
 const MINUTES_A_PASS: usize = 8;
 
@@ -116,7 +119,13 @@ impl Causes {
                 () = tokio::time::sleep(rest) => {}
             }
             let began = Instant::now();
-            match self.pass(&mut is_behind_known).await {
+            let outcome = self.pass(&mut is_behind_known).await;
+            // A store that was away is not tired by what it did not do.
+            rest = match outcome {
+                Ok(()) => (began.elapsed() * REST).clamp(PASS_EVERY, MOST_REST),
+                Err(_) => PASS_EVERY,
+            };
+            match outcome {
                 Ok(()) if is_failing => {
                     is_failing = false;
                     info!("causes are looked for again");
@@ -130,7 +139,6 @@ impl Causes {
                     }
                 }
             }
-            rest = PASS_EVERY.max(began.elapsed() * REST);
         }
     }
 

@@ -42,6 +42,9 @@ const MOST_OPEN: usize = 240;
 /// Reports that came so long before the last one are looked for again: they are inserted later than they came.
 const REPORTS_AGAIN_NS: i64 = 5_000_000_000;
 
+/// Reports of so long are read at once: of a hundred nodes, 60,000.
+const REPORTS_AT_ONCE_NS: i64 = 600_000_000_000;
+
 /// How often it is looked who is there.
 const ROSTER_EVERY_NS: i64 = 5_000_000_000;
 
@@ -93,11 +96,17 @@ struct Active {
     late: VecDeque<Late>,
 }
 
+/// The store's minutes are computed within this after their rows have come: rows that an agent delivers in bulk after a
+/// time without a collector are older than the last minutes, which are read as rows.
+const MINUTES_SETTLE_NS: i64 = 30_000_000_000;
+
 #[derive(Clone, Copy)]
 struct Tick {
     window: Window,
     /// Who need not be waited for was judged.
     is_begun: bool,
+    /// When everybody's rows were there first.
+    whole_ns: Option<i64>,
 }
 
 /// What is known of a key.
@@ -358,10 +367,15 @@ impl Engine {
             let reach_ns = self.longest_ns() + 600 * 1_000_000_000;
             self.heard_ns = now_ns.saturating_sub(reach_ns);
         }
-        let since_ns = self.heard_ns.saturating_sub(REPORTS_AGAIN_NS);
-        for report in evidence::reports(&*self.store, since_ns, now_ns).await? {
-            self.heard_ns = self.heard_ns.max(report.received_ns);
-            self.coverage.hear(&report);
+        // At a start that is the past of the longest window: a bit of it at a time.
+        let mut since_ns = self.heard_ns.saturating_sub(REPORTS_AGAIN_NS);
+        while since_ns < now_ns {
+            let until_ns = now_ns.min(since_ns.saturating_add(REPORTS_AT_ONCE_NS));
+            for report in evidence::reports(&*self.store, since_ns, until_ns).await? {
+                self.heard_ns = self.heard_ns.max(report.received_ns);
+                self.coverage.hear(&report);
+            }
+            since_ns = until_ns;
         }
         if now_ns.saturating_sub(self.roster_ns) >= ROSTER_EVERY_NS {
             self.roster = evidence::roster(&*self.store, now_ns).await?;
@@ -373,8 +387,9 @@ impl Engine {
         Ok(())
     }
 
+    /// How much of any window has to have been watched.
     fn longest_ns(&self) -> i64 {
-        let longest = self.schedules.iter().map(|active| active.schedule.over).max();
+        let longest = self.set.assertions.iter().map(Assertion::watched_over).max();
         ns(longest.unwrap_or_default())
     }
 
@@ -396,6 +411,7 @@ impl Engine {
                 active.open.push_back(Tick {
                     window,
                     is_begun: false,
+                    whole_ns: None,
                 });
             }
         }
@@ -412,6 +428,13 @@ impl Engine {
                 place += 1;
                 continue;
             }
+            if is_whole && self.reads_minutes(at) {
+                let whole_ns = *self.schedules[at].open[place].whole_ns.get_or_insert(now_ns);
+                if now_ns < whole_ns + MINUTES_SETTLE_NS {
+                    place += 1;
+                    continue;
+                }
+            }
             let older = place
                 .checked_sub(1)
                 .map(|before| self.schedules[at].open[before].window.to_ns);
@@ -427,6 +450,12 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Whether a schedule's long windows are read from the store's minutes.
+    fn reads_minutes(&self, at: usize) -> bool {
+        let mut classes = self.schedules[at].schedule.classes.iter();
+        self.has_rollup && classes.any(evidence::is_of_minutes)
     }
 
     /// The longest deadline of a schedule's assertions.

@@ -601,7 +601,7 @@ fn every_connection_is_in_the_store_or_in_a_counter_however_often_the_agent_is_k
     let text = String::from_utf8_lossy(&ledger.stdout);
     // It says no only where the hook, on this machine, was interrupted by the event that it should have seen.
     let missed = collector.number("SELECT sum(missed) AS n FROM ledger");
-    assert_eq!(ledger.status.success(), missed == 0, "{text}");
+    assert!(ledger.status.success() || missed > 0, "{text}");
     let open = "countIf(kernel_difference != 0 OR ring_difference != 0 OR agent_difference != 0 OR store_difference != 0)";
     assert_eq!(
         collector.number(&format!("SELECT {open} AS n FROM ledger")),

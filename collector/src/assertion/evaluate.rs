@@ -295,6 +295,20 @@ fn needs(assertion: &Assertion) -> (Vec<Need>, Vec<Need>) {
             needs.push(need);
         }
     }
+    // What a question of one's own reads is seen by the names of its tables; one too many is watched rather than one too few.
+    if let Some(sql) = &assertion.sql {
+        for (name, switch) in [
+            ("syscall", Switch::Syscalls),
+            ("listener", Switch::Listeners),
+            ("open_connections", Switch::OpenConnections),
+            ("connection_samples", Switch::OpenConnections),
+        ] {
+            let need = Need::Samples(Some(switch));
+            if sql.contains(name) && !own.contains(&need) {
+                own.push(need);
+            }
+        }
+    }
     (own, of_targets)
 }
 

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Engine, Kept, Said, Step, advance, ns, record, rules};
+use super::{Engine, Kept, MINUTES_SETTLE_NS, Said, Step, advance, ns, record, rules};
 use crate::assertion::coverage::{Need, Standing, Window};
 use crate::assertion::evaluate::{Judgement, Key, Observers, is_owing};
 use crate::assertion::signal::Rows;
@@ -28,6 +28,8 @@ pub(super) struct Late {
     window: Window,
     /// Who owes which rows, of which part of the window.
     owing: Vec<(String, Need, Window)>,
+    /// When somebody's rows had come first.
+    came_ns: Option<i64>,
 }
 
 /// What was said of a key's windows, from the first one on that may come to something else.
@@ -123,7 +125,15 @@ impl Engine {
             late.pop_front();
         }
         let place = late.partition_point(|other| other.window.to_ns < window.to_ns);
-        late.insert(place, Late { window, owing });
+        let came_ns = None;
+        late.insert(
+            place,
+            Late {
+                window,
+                owing,
+                came_ns,
+            },
+        );
     }
 
     /// Judges windows again whose rows have come, and works out anew what follows from them.
@@ -146,6 +156,13 @@ impl Engine {
                 place += 1;
                 continue;
             }
+            if self.reads_minutes(at) {
+                let came_ns = *self.schedules[at].late[place].came_ns.get_or_insert(now_ns);
+                if now_ns < came_ns + MINUTES_SETTLE_NS {
+                    place += 1;
+                    continue;
+                }
+            }
             for (assertion, judgements) in self.find(at, window, now_ns, false).await? {
                 for judgement in judgements {
                     if self.put(assertion, window, &judgement) {
@@ -158,6 +175,7 @@ impl Engine {
                 self.schedules[at].late.remove(place);
             } else {
                 self.schedules[at].late[place].owing = still;
+                self.schedules[at].late[place].came_ns = None;
                 place += 1;
             }
         }

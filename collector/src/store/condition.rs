@@ -35,9 +35,10 @@ impl Condition {
             Filter::And(parts) => self.write_joined(parts, " AND "),
             Filter::Or(parts) => self.write_joined(parts, " OR "),
             Filter::Not(inner) => {
-                self.sql.push_str("NOT (");
+                // What is not known is not so, either.
+                self.sql.push_str("NOT ifNull(");
                 self.write(inner);
-                self.sql.push(')');
+                self.sql.push_str(", false)");
             }
             Filter::Compare {
                 column,
@@ -63,7 +64,12 @@ impl Condition {
                 // One comparison each rather than IN: a network is a range, and few values are typed by hand.
                 let any: Vec<_> = values.iter().map(|value| self.matches(column, value)).collect();
                 let not = if *negated { "NOT " } else { "" };
-                self.sql.push_str(&format!("{not}({})", any.join(" OR ")));
+                let any = if any.is_empty() {
+                    "false".to_owned()
+                } else {
+                    any.join(" OR ")
+                };
+                self.sql.push_str(&format!("{not}({any})"));
             }
             Filter::Like {
                 column,
@@ -192,7 +198,7 @@ mod tests {
         );
         check(
             "not (outcome = refused or connect_us > 1ms)",
-            "NOT ((outcome = {p0:String} OR connect_us > {p1:UInt64}))",
+            "NOT ifNull((outcome = {p0:String} OR connect_us > {p1:UInt64}), false)",
             &["refused", "1000"],
         );
         check("comm not like 'x%'", "comm NOT LIKE {p0:String}", &["x%"]);

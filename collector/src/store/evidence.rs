@@ -5,8 +5,11 @@
 //! many limits it reaches; the outer one makes one row of each combination of labels. What belongs to which assertion
 //! is decided in [`crate::assertion::evaluate`], so an assertion more costs the engine nothing.
 
+use std::collections::HashSet;
 use std::net::Ipv6Addr;
 use std::time::Duration;
+
+use futures_util::TryStreamExt;
 
 use super::{
     Access, Query, Store, StoreError, answer_to,
@@ -56,14 +59,27 @@ pub async fn ask(
     let answer = match answer_to(store, question(class, window, has_rollup)).await {
         Ok(answer) => answer,
         Err(StoreError::Rejected { message, .. }) => return Ok(Err(Cause::Store(message))),
+        // Its own bounds: another question may fit into them.
+        Err(error) if is_about_its_size(&error) => return Ok(Err(Cause::Store(error.to_string()))),
         Err(error) => return Err(error),
     };
     let rows: Result<Vec<_>, _> = answer.lines().map(row).collect();
-    let rows = rows?;
+    let rows = match rows {
+        Ok(rows) => rows,
+        Err(error) => return Ok(Err(Cause::Store(error.to_string()))),
+    };
     if rows.len() > MOST_ROWS {
         return Ok(Err(Cause::TooMany { most: MOST_ROWS }));
     }
     Ok(Ok(rows))
+}
+
+/// Whether a question took more time or memory than one may.
+fn is_about_its_size(error: &StoreError) -> bool {
+    let text = error.to_string();
+    ["TIMEOUT_EXCEEDED", "MEMORY_LIMIT_EXCEEDED"]
+        .iter()
+        .any(|name| text.contains(name))
 }
 
 /// The question of a class about a window.
@@ -97,8 +113,9 @@ pub fn question(class: &Class, window: Window, has_rollup: bool) -> Query {
 /// How long a question of somebody's own may take: the others wait for it.
 const OWN_WORDS_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Rows of its answer, each a verdict.
+/// Rows of its answer, each a verdict; and its bytes.
 const OWN_WORDS_ROWS: usize = 1_000;
+const OWN_WORDS_BYTES: usize = 4 << 20;
 
 fn in_own_words(sql: &str, window: Window) -> Query {
     Query {
@@ -113,17 +130,29 @@ fn in_own_words(sql: &str, window: Window) -> Query {
 }
 
 /// Asks what an assertion asks itself: read-only, with the window as parameters, and never for long. Whatever goes wrong
-/// with it is its own, and no reason to think that the store is away.
+/// with it is its own, and no reason to think that the store is away: that shows in what is asked before it.
 async fn ask_in_own_words(
     store: &dyn Store,
     sql: &str,
     window: Window,
 ) -> Result<Result<Vec<LabelledRows>, Cause>, StoreError> {
-    let answered = answer_to(store, in_own_words(sql, window));
+    let answered = async {
+        let mut parts = store.query(in_own_words(sql, window)).await?;
+        let mut whole = Vec::new();
+        while let Some(part) = parts.try_next().await? {
+            whole.extend_from_slice(&part);
+            if whole.len() > OWN_WORDS_BYTES {
+                return Err(StoreError::rejected(format!(
+                    "an answer of more than {OWN_WORDS_BYTES} bytes"
+                )));
+            }
+        }
+        Ok(String::from_utf8_lossy(&whole).into_owned())
+    };
     let answer = match tokio::time::timeout(OWN_WORDS_PATIENCE, answered).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(StoreError::Rejected { message, .. })) => return Ok(Err(Cause::Sql(message))),
-        Ok(Err(error)) => return Err(error),
+        Ok(Err(error)) => return Ok(Err(Cause::Sql(error.to_string()))),
         Err(_) => {
             let patience = OWN_WORDS_PATIENCE.as_secs();
             return Ok(Err(Cause::Sql(format!("no answer within {patience} s"))));
@@ -134,7 +163,19 @@ async fn ask_in_own_words(
         let message = format!("more than {OWN_WORDS_ROWS} rows");
         return Ok(Err(Cause::Sql(message)));
     }
-    Ok(lines.into_iter().map(own_row).collect())
+    let rows: Result<Vec<LabelledRows>, Cause> = lines.into_iter().map(own_row).collect();
+    let mut names = HashSet::new();
+    let twice = |row: &&LabelledRows| !names.insert(row.comm.clone());
+    if let Ok(rows) = &rows
+        && let Some(row) = rows.iter().find(twice)
+    {
+        let message = format!(
+            "two rows are called `{}`: columns beside `value` tell rows apart",
+            row.comm
+        );
+        return Ok(Err(Cause::Sql(message)));
+    }
+    Ok(rows)
 }
 
 /// A row of an answer: its column `value`, and what the others call it.
@@ -181,7 +222,7 @@ const MINUTES_BEHIND: &str = "INTERVAL 5 MINUTE";
 
 /// Whether the store's minutes have what is asked for: sums of attempts over a long window, told apart by what minutes are
 /// told apart by.
-fn is_of_minutes(class: &Class) -> bool {
+pub fn is_of_minutes(class: &Class) -> bool {
     let has_sums_alone = class.kind.rows == Rows::Attempts && class.kind.times.is_none();
     let is_long = class.over >= Duration::from_secs(1_800) && class.over.as_secs().is_multiple_of(60);
     has_sums_alone && is_long && !class.labels.remote && class.filters.is_empty()
@@ -265,7 +306,8 @@ fn passes(class: &Class, params: &mut Vec<(String, String)>) -> String {
             sql = sql.replace(&format!("{{{name}:"), &format!("{{f{bit}{name}:"));
             params.push((format!("f{bit}{name}"), value));
         }
-        format!("bitShiftLeft(toUInt64({sql}), {bit})")
+        // Of a value that is not known, nothing is.
+        format!("bitShiftLeft(toUInt64(ifNull({sql}, false)), {bit})")
     });
     bits.collect::<Vec<_>>().join(" + ")
 }
