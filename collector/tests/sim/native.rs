@@ -111,6 +111,14 @@ impl Cursor<'_> {
 
     /// The values of a column, if they are numbers; all others are passed over.
     fn values(&mut self, kind: &str, count: usize) -> Option<Vec<u64>> {
+        if let Some(inner) = kind
+            .strip_prefix("Nullable(")
+            .and_then(|kind| kind.strip_suffix(')'))
+        {
+            // First which are missing, a byte each. Those have a value all the same.
+            self.bytes(count);
+            return self.values(inner, count);
+        }
         let width = match kind {
             "Bool" | "UInt8" | "Int8" => 1,
             "UInt16" => 2,

@@ -15,7 +15,7 @@ use crate::test::Tally;
 use crate::{process, progress, setup, workspace};
 
 /// Longer than any kernel needs on a busy machine; one that takes so long hangs.
-const PATIENCE: Duration = Duration::from_secs(900);
+const PATIENCE: Duration = Duration::from_secs(1_500);
 
 /// How often a machine that ends before its tests is started. Emulated kernels crash now and then, which says nothing of the
 /// tests.
