@@ -10,6 +10,7 @@ use std::{
 };
 
 use rustix::{
+    event::epoll,
     io::{self, Errno},
     net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt},
 };
@@ -43,6 +44,24 @@ pub fn open(target: SocketAddr, source: Option<IpAddr>, reset_at_close: bool) ->
     if reset_at_close {
         sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
     }
+    Ok(socket)
+}
+
+/// The same, whose changes epoll tells under `token`, once each: what is held and quiet costs nothing.
+///
+/// # Errors
+/// As [`open`]; or there is no room to watch it.
+pub fn open_watched(
+    watch: &OwnedFd,
+    token: u32,
+    target: SocketAddr,
+    source: Option<IpAddr>,
+    reset_at_close: bool,
+) -> Result<OwnedFd, Errno> {
+    use epoll::EventFlags as Flags;
+    let socket = open(target, source, reset_at_close)?;
+    let flags = Flags::IN | Flags::OUT | Flags::RDHUP | Flags::ET;
+    epoll::add(watch, &socket, epoll::EventData::new_u64(token.into()), flags)?;
     Ok(socket)
 }
 

@@ -447,19 +447,8 @@ impl Worker {
             let sources = &self.part.sources;
             let source =
                 (!sources.is_empty()).then(|| sources[turn / self.part.plan.targets.len() % sources.len()]);
-            let opened =
-                socket::open(target, source, self.part.plan.close == Close::Reset).and_then(|socket| {
-                    use epoll::EventFlags as Flags;
-                    // Told once of each change: what is held and quiet costs nothing.
-                    let flags = Flags::IN | Flags::OUT | Flags::RDHUP | Flags::ET;
-                    epoll::add(
-                        &self.epoll,
-                        &socket,
-                        epoll::EventData::new_u64(index.into()),
-                        flags,
-                    )?;
-                    Ok(socket)
-                });
+            let is_reset = self.part.plan.close == Close::Reset;
+            let opened = socket::open_watched(&self.epoll, index, target, source, is_reset);
             match opened {
                 Ok(socket) => {
                     slot.socket = Some(socket);
