@@ -19,6 +19,10 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
 /// After this long without a line it is looked whether the child still runs.
 const QUIET: Duration = Duration::from_millis(200);
+/// How long a child may take to become its program; a busy machine takes long.
+const EXEC_PATIENCE: Duration = Duration::from_secs(30);
+/// How often it is looked whether it has.
+const EXEC_TICK: Duration = Duration::from_millis(2);
 /// Lines of a child's log that explain why it ended.
 const LOG_LINES: usize = 8;
 
@@ -138,11 +142,33 @@ impl Service {
         let child = command
             .spawn()
             .with_context(|| format!("cannot start {name} ({})", program.display()))?;
-        Ok(Self {
+        let mut service = Self {
             name: name.to_owned(),
             child,
             log: place.log,
-        })
+        };
+        service.wait_until_it_runs(program)?;
+        Ok(service)
+    }
+
+    /// Waits until the child has become its program, or has ended: before, `setpriv` may not have asked the kernel yet to end
+    /// it with us, and it would outlive us if we died now.
+    fn wait_until_it_runs(&mut self, program: &Path) -> anyhow::Result<()> {
+        let program =
+            fs::canonicalize(program).with_context(|| format!("cannot find {}", program.display()))?;
+        let running = PathBuf::from(format!("/proc/{}/exe", self.pid()));
+        let started = Instant::now();
+        while fs::read_link(&running).ok().as_ref() != Some(&program) && self.child.try_wait()?.is_none() {
+            anyhow::ensure!(
+                started.elapsed() < EXEC_PATIENCE,
+                "{} does not start: after {} s it is no {} yet",
+                self.name,
+                EXEC_PATIENCE.as_secs(),
+                program.display()
+            );
+            thread::sleep(EXEC_TICK);
+        }
+        Ok(())
     }
 
     pub(crate) fn name(&self) -> &str {

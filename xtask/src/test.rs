@@ -34,6 +34,8 @@ const MOST_REPEATED: usize = 5;
 pub(crate) struct Tally {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
+    /// Binaries of tests that failed, as cargo says, and have not told which tests.
+    died: i64,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
@@ -158,6 +160,7 @@ impl Tally {
         self.add_all(&Self {
             passed: first.passed + second.passed,
             failed: second.failed,
+            died: 0,
         });
         let passed_alone = |name: &String| !failed_again.contains(name);
         Ok(failed.into_iter().filter(passed_alone).collect())
@@ -170,6 +173,7 @@ impl Tally {
         let mut child = command
             .args(arguments)
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .context("cannot run cargo")?;
         let mut failures = Failures::default();
@@ -181,10 +185,14 @@ impl Tally {
                 let _ = writeln!(std::io::stdout(), "{line}");
             }
         })?;
-        if !status.success() && self.failed == 0 {
+        if self.died > 0 {
             eprintln!(
-                "FAILED: cargo test ended without a result: something does not compile, or a test binary died"
+                "FAILED: {} test binaries died, and not for a test that failed",
+                self.died
             );
+            self.failed += self.died.unsigned_abs();
+        } else if !status.success() && self.failed == 0 {
+            eprintln!("FAILED: cargo test ended without a result: something does not compile");
             self.failed += 1;
         }
         Ok(failures.names)
@@ -197,6 +205,9 @@ impl Tally {
 
     /// Counts a line such as `test result: ok. 5 passed; 0 failed; 1 ignored; ...`; other lines say nothing.
     pub(crate) fn add(&mut self, line: &str) {
+        // Of every binary that ends with another code than 0, also of those that a signal ended.
+        self.died += i64::from(line.starts_with("error: test failed, to rerun pass"));
+        self.died -= i64::from(line.starts_with("test result: FAILED. "));
         let Some(counts) = line
             .strip_prefix("test result: ")
             .and_then(|rest| rest.split_once(". "))
@@ -264,8 +275,29 @@ mod tests {
         ] {
             tally.add(line);
         }
-        assert_eq!(tally, Tally { passed: 8, failed: 2 });
+        let expected = Tally {
+            passed: 8,
+            failed: 2,
+            // Cargo's line about it is not among these.
+            died: -1,
+        };
+        assert_eq!(tally, expected);
     }
+
+    #[test]
+    fn a_binary_that_ends_badly_without_a_failed_test_is_counted() {
+        let mut tally = Tally::default();
+        for line in [
+            "test result: FAILED. 5 passed; 2 failed; 0 ignored; 0 measured; 7 filtered out; finished in 1.20s",
+            "error: test failed, to rerun pass `-p a --test it`",
+            "test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s",
+            "error: test failed, to rerun pass `-p b --test it`",
+        ] {
+            tally.add(line);
+        }
+        assert_eq!((tally.failed, tally.died), (2, 1));
+    }
+
     #[test]
     fn the_tests_that_failed_are_known_by_name() {
         let mut failures = Failures::default();

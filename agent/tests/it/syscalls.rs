@@ -148,6 +148,17 @@ fn assert_within_missed(counted: u64, made: u64, missed: u64) {
     );
 }
 
+/// Likewise for the results of one call: none is of another kind, none is counted twice, and all that lack were missed.
+fn assert_results(counted: &BTreeMap<u16, u64>, made: &BTreeMap<u16, u64>, missed: u64) {
+    assert!(
+        counted
+            .iter()
+            .all(|(kind, count)| made.get(kind).is_some_and(|made| count <= made)),
+        "{counted:?} of {made:?}"
+    );
+    assert_within_missed(counted.values().sum(), made.values().sum(), missed);
+}
+
 fn results(succeeded: u64, failed: &[(u16, u64)]) -> BTreeMap<u16, u64> {
     let succeeded = (succeeded > 0).then_some((0, succeeded));
     succeeded.into_iter().chain(failed.iter().copied()).collect()
@@ -167,10 +178,10 @@ fn python(program: &str) -> (u32, String) {
 }
 
 #[test]
-fn calls_and_errors_of_several_threads_are_exact() {
-    unless_missed(Mode::Counts, |counting| {
-        let (pid, _) = python(
-            "
+fn calls_and_errors_of_several_threads_are_exact_but_for_those_that_were_missed() {
+    let mut counting = Counting::with(Mode::Counts, sizes(), None);
+    let (pid, _) = python(
+        "
 import os, threading
 def work(succeed, fail):
     for _ in range(succeed): os.getppid()
@@ -184,16 +195,21 @@ threads = [threading.Thread(target=work, args=(20_000 + i, 1_000 + i)) for i in 
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 ",
-        );
-        let calls = counting.of(pid);
-        assert_eq!(calls["getppid"].results, results(160_028, &[]));
-        assert_eq!(calls["getpgid"].results, results(8_028, &[(ESRCH, 8_028)]));
-        assert_eq!(calls["read"].results[&EBADF], 8_028);
-        assert!(
-            calls.values().all(|sum| sum.latencies.is_empty()),
-            "nothing is measured"
-        );
-    });
+    );
+    let calls = counting.of(pid);
+    // Threads that preempt each other all the time, as in an emulated machine, have some missed at every attempt.
+    let missed = counting.sweeper.totals().missed;
+    assert_results(&calls["getppid"].results, &results(160_028, &[]), missed);
+    assert_results(
+        &calls["getpgid"].results,
+        &results(8_028, &[(ESRCH, 8_028)]),
+        missed,
+    );
+    assert_within_missed(calls["read"].results[&EBADF], 8_028, missed);
+    assert!(
+        calls.values().all(|sum| sum.latencies.is_empty()),
+        "nothing is measured"
+    );
 }
 
 #[test]

@@ -94,7 +94,18 @@ struct Engine {
     read_only: Lane,
     /// Ends queries on the other connections.
     control: Mutex<Connection>,
+    _exit: Exit,
     _lock: FolderLock,
+}
+
+/// How the process ends after the engine was closed: the engine made statics as long as it was used, and their destructors run
+/// before what was registered when it was opened.
+struct Exit(&'static Chdb);
+
+impl Drop for Exit {
+    fn drop(&mut self) {
+        self.0.skip_destructors_at_exit();
+    }
 }
 
 /// What a connection is for.
@@ -198,6 +209,7 @@ impl Embedded {
                 ],
             )?,
             control,
+            _exit: Exit(chdb),
             _lock: lock,
         };
         let store = Self {

@@ -15,14 +15,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::at_exit::leave_as_is_at_exit;
 use crate::store_engine;
 use crate::synthetic::now_ns;
 
 /// A database with all tables and no rows.
 pub(crate) async fn database() -> Arc<Embedded> {
     let store = store_engine::database();
-    leave_as_is_at_exit();
     migrations::apply(&store, now_ns()).await.unwrap();
     Arc::new(store)
 }

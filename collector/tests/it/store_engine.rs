@@ -15,7 +15,6 @@ use holdfast_collector::store::{Access, Query, Store, StoreError, embedded::Embe
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use crate::at_exit::leave_as_is_at_exit;
 use crate::clickhouse_http::{self, Running};
 
 /// A fresh database of the engine of this process.
@@ -40,7 +39,6 @@ pub(crate) struct ServerProcess {
 impl ServerProcess {
     pub(crate) async fn start(address: SocketAddr) -> Self {
         engine();
-        leave_as_is_at_exit();
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let running = Running::default();

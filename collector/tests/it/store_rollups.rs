@@ -12,7 +12,6 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::at_exit::leave_as_is_at_exit;
 use crate::store_engine::{answer, ask, database, query};
 use crate::store_rows::{NOON_NS, Row, SECOND_NS, Value, insert_ends};
 
@@ -39,7 +38,6 @@ const CLOSE_REASONS: [&str; 7] = [
 
 async fn tables() -> impl Store {
     let store = database();
-    leave_as_is_at_exit();
     migrations::apply(&store, NOON_NS).await.unwrap();
     // The rows of these tests are older than any retention.
     for table in ["connection_records", "connection_minutes"] {

@@ -19,6 +19,8 @@ use crate::{progress, span, workspace};
 /// Where the collector listens, if nobody else does.
 const COLLECTOR_PORT: u16 = 7443;
 const WEB_PORT: u16 = 7070;
+/// How often ports are chosen anew because somebody else was faster.
+const PORT_ATTEMPTS: u32 = 5;
 /// The traffic of `--load`, which the live view leaves out, has a server of its own.
 const LOAD_PORT: u16 = 8090;
 const LOAD_RATE: usize = 1000;
@@ -187,10 +189,31 @@ impl System {
         assertions: Option<&Path>,
         stop: &AtomicBool,
     ) -> anyhow::Result<Self> {
+        let mut attempts = 1;
+        loop {
+            let listen = free_port(address, COLLECTOR_PORT)?;
+            let web = free_port(LOOPBACK, WEB_PORT)?;
+            let started = Self::start_collector_at(listen, web, binaries, state_dir, store, assertions, stop);
+            // Another program may take a port between our look at it and the collector's start.
+            let is_taken = [listen, web].iter().any(|&port| TcpListener::bind(port).is_err());
+            if started.is_ok() || !is_taken || attempts == PORT_ATTEMPTS {
+                return started;
+            }
+            attempts += 1;
+        }
+    }
+
+    fn start_collector_at(
+        listen: SocketAddr,
+        web: SocketAddr,
+        binaries: &Binaries,
+        state_dir: &Path,
+        store: &str,
+        assertions: Option<&Path>,
+        stop: &AtomicBool,
+    ) -> anyhow::Result<Self> {
         let logs = state_dir.join("log");
         fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
-        let listen = free_port(address, COLLECTOR_PORT)?;
-        let web = free_port(LOOPBACK, WEB_PORT)?;
         let started_ns = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
 
         let mut arguments: Vec<String> = [
