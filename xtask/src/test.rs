@@ -27,7 +27,7 @@ pub(crate) struct Arguments {
 }
 
 /// If more tests fail, it is not for the noise of a busy machine.
-const MOST_REPEATED: usize = 5;
+pub(crate) const MOST_REPEATED: usize = 5;
 
 /// What ran.
 #[derive(Debug, Default, PartialEq, Eq)]

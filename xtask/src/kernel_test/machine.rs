@@ -11,7 +11,7 @@ use anyhow::Context;
 
 use super::guest::{COMPLAINT, END, RESULT};
 use super::kernels::{Kernel, unpack_all};
-use crate::test::Tally;
+use crate::test::{MOST_REPEATED, Tally};
 use crate::{process, progress, setup, workspace};
 
 /// Longer than any kernel needs on a busy machine; one that takes so long hangs.
@@ -81,6 +81,8 @@ impl Qemu {
 pub(super) struct Report {
     passed: u64,
     failed: Vec<String>,
+    /// Failed beside the others, and passed alone.
+    unsteady: Vec<String>,
     /// What the kernel had to say about them.
     complaints: Vec<String>,
     /// The exit code of the tests; `None`: the machine ended before them.
@@ -111,6 +113,27 @@ impl Report {
         (is_complete && report.code.is_some()).then_some(report)
     }
 
+    /// The tests to try once more, alone: if more failed, or the kernel complained, that says nothing.
+    pub(super) fn few_failed(&self) -> Option<&[String]> {
+        let is_few = (1..=MOST_REPEATED).contains(&self.failed.len());
+        (is_few && self.complaints.is_empty()).then_some(&self.failed)
+    }
+
+    /// What is known once those that failed have been tried alone.
+    pub(super) fn repeated(mut self, alone: Self) -> Self {
+        if alone.code.is_none() {
+            return self;
+        }
+        let passed_now = |name: &String| !alone.failed.contains(name);
+        self.unsteady
+            .extend(self.failed.iter().filter(|name| passed_now(name)).cloned());
+        Self {
+            passed: self.passed + alone.passed,
+            unsteady: self.unsteady,
+            ..alone
+        }
+    }
+
     /// Everything that ran passed, and something ran.
     pub(super) fn is_good(&self) -> bool {
         self.code == Some(0) && self.passed > 0 && self.failed.is_empty() && self.complaints.is_empty()
@@ -122,6 +145,9 @@ impl fmt::Display for Report {
         write!(out, "{} passed, {} failed", self.passed, self.failed.len())?;
         if !self.failed.is_empty() {
             write!(out, ": {}", self.failed.join(", "))?;
+        }
+        if !self.unsteady.is_empty() {
+            write!(out, " (unsteady, passed alone: {})", self.unsteady.join(", "))?;
         }
         match self.code {
             Some(0 | 101) => {}
@@ -196,4 +222,49 @@ fn console(qemu: &Qemu, kernel: &Kernel, initrd: &Path, log: &Path) -> anyhow::R
         lines.push(line.to_owned());
     })?;
     Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(passed: u64, failed: &[&str], code: Option<i32>) -> Report {
+        Report {
+            passed,
+            failed: failed.iter().map(|&name| name.to_owned()).collect(),
+            code,
+            ..Report::default()
+        }
+    }
+
+    #[test]
+    fn what_passes_alone_has_passed_and_is_named() {
+        let first = report(24, &["a::b", "c::d"], Some(101));
+        assert_eq!(first.few_failed().unwrap(), ["a::b", "c::d"]);
+
+        // A machine that ended before the tests did says nothing of them.
+        let still = first.repeated(Report::default());
+        assert!(!still.is_good());
+        let second = still.repeated(report(1, &["c::d"], Some(101)));
+        assert!(!second.is_good());
+        let third = second.repeated(report(1, &[], Some(0)));
+        assert!(third.is_good());
+        assert_eq!(
+            third.to_string(),
+            "26 passed, 0 failed (unsteady, passed alone: a::b, c::d)"
+        );
+    }
+
+    #[test]
+    fn many_failures_and_what_the_kernel_complains_of_are_no_noise() {
+        let names: Vec<String> = (0..=MOST_REPEATED).map(|number| format!("a::{number}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        assert!(report(1, &names, Some(101)).few_failed().is_none());
+        assert!(report(1, &[], Some(0)).few_failed().is_none());
+        let complained = Report {
+            complaints: vec!["BUG".into()],
+            ..report(1, &["a::b"], Some(101))
+        };
+        assert!(complained.few_failed().is_none());
+    }
 }
