@@ -41,8 +41,11 @@ counts them for all namespaces together, which is the row of namespace 0; the ro
 WITNESS knows and the programs do not. It closes if there are no more of those than misses. An end that was missed
 leaves a connection in OPEN that is gone, until its memory is used again.
 ENDED is what a start that was killed took with it: connections that were open, in the ring, or opened before the
-next start, and rows that it had not delivered. It is in gaps. A difference is shown in red. Exit code 0: every row closes, 1: one does not,
-3: no agent has reported. With --json each row says in `closes` whether it does.
+next start, and rows that it had not delivered. It is in gaps. A difference is shown in red.
+CLOSES says expired where rows were acknowledged and are not stored, and are no more than the start had made when its table's
+retention (serve --retention) begins: it closes as far as can be told, and whether they were stored cannot be told any more.
+Exit code 0: every row closes or is expired, 1: one does not, 3: no agent has reported. With --json each row says in `closes`
+whether it does: true, false, or null with `expired`, the number of rows.
 
 Examples:
   holdfast ledger
@@ -120,10 +123,17 @@ async fn show(args: &Args, client: &mut QueryClient<Channel>) -> Result<(), Fail
              refused_batches ORDER BY refused_at\" shows which, and why",
         );
     }
-    if rows.iter().all(Row::closes) {
-        Ok(())
-    } else {
+    let expired: u64 = rows.iter().map(Row::expired).sum();
+    if !reach.json && !args.watch && expired > 0 {
+        super::tell(&format!(
+            "{expired} rows were acknowledged, and may since have been removed by the retention of their tables (expired); to \
+             check longer, keep them longer: holdfast serve --retention"
+        ));
+    }
+    if rows.iter().any(|row| row.balance() == Balance::Open) {
         Err(Failure::DoesNotHold)
+    } else {
+        Ok(())
     }
 }
 
@@ -198,6 +208,7 @@ struct Row {
     dropped: u64,
     refused: u64,
     rows_stored: u64,
+    may_have_expired: u64,
     is_witnessed: bool,
     witnessed: u64,
     witness_difference: i64,
@@ -258,6 +269,15 @@ fn mark_counted_misses(rows: &mut [Row]) {
     }
 }
 
+/// What a row of the ledger comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Balance {
+    Closes,
+    /// All of it but rows that are not stored, and are so old that their table may have removed them.
+    Expired,
+    Open,
+}
+
 impl Row {
     /// What is counted together: all namespaces of a start.
     fn account(&self) -> (String, u64, String) {
@@ -286,7 +306,7 @@ impl Row {
         } else {
             0..=self.unacknowledged.cast_signed()
         };
-        let unexplained_in_store = if on_its_way.contains(&self.store_difference) {
+        let unexplained_in_store = if on_its_way.contains(&self.store_difference) || self.expired() > 0 {
             0
         } else {
             self.store_difference
@@ -309,14 +329,29 @@ impl Row {
         !self.is_former && !self.is_counted_later && self.store_difference > self.unacknowledged.cast_signed()
     }
 
-    fn closes(&self) -> bool {
-        self.difference() == 0
+    /// Rows that were acknowledged and are not stored, where all of them may have been removed by their table.
+    fn expired(&self) -> u64 {
+        let gone = self.store_difference.min(0).unsigned_abs();
+        if gone <= self.may_have_expired { gone } else { 0 }
     }
 
-    /// The row in JSON, with whether it closes.
+    fn balance(&self) -> Balance {
+        match (self.difference(), self.expired()) {
+            (0, 0) => Balance::Closes,
+            (0, _) => Balance::Expired,
+            _ => Balance::Open,
+        }
+    }
+
+    /// The row in JSON, with what it comes to.
     fn line(&self) -> String {
         let fields = self.text.trim_end().trim_end_matches('}');
-        format!("{fields},\"closes\":{}}}\n", self.closes())
+        let closes = match self.balance() {
+            Balance::Closes => "true",
+            Balance::Expired => "null",
+            Balance::Open => "false",
+        };
+        format!("{fields},\"expired\":{},\"closes\":{closes}}}\n", self.expired())
     }
 
     fn cells(&self) -> [Cell; COLUMNS.len()] {
@@ -357,10 +392,10 @@ impl Row {
             self.acknowledged.to_string().into(),
             self.rows_stored.to_string().into(),
             bad_above_zero(self.difference()),
-            if self.closes() {
-                Cell::styled("yes", GOOD)
-            } else {
-                Cell::styled("no", BAD)
+            match self.balance() {
+                Balance::Closes => Cell::styled("yes", GOOD),
+                Balance::Expired => Cell::styled("expired", FAINT),
+                Balance::Open => Cell::styled("no", BAD),
             },
         ]
     }
@@ -369,6 +404,12 @@ impl Row {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Row {
+        fn closes(&self) -> bool {
+            self.balance() == Balance::Closes
+        }
+    }
 
     #[test]
     fn what_a_former_start_delivered_and_nobody_counted_is_a_difference() {
@@ -382,6 +423,35 @@ mod tests {
         mark_former(&mut rows);
         assert!(rows.iter().all(|row| row.difference() == 100 && !row.closes()));
         assert_eq!(rows.map(|row| row.is_ahead()), [false, false, true]);
+    }
+
+    #[test]
+    fn rows_that_their_table_may_have_removed_are_no_difference_and_no_balance() {
+        let row = |store_difference, may_have_expired| Row {
+            text: "{\"stream\":\"peers\"}\n".to_owned(),
+            store_difference,
+            may_have_expired,
+            ..Row::default()
+        };
+        let check = |row: Row, expected: Balance, line: &str| {
+            assert_eq!(row.balance(), expected, "{row:?}");
+            assert_eq!(row.line(), format!("{{\"stream\":\"peers\",{line}}}\n"));
+        };
+        check(row(0, 100), Balance::Closes, "\"expired\":0,\"closes\":true");
+        check(
+            row(-100, 100),
+            Balance::Expired,
+            "\"expired\":100,\"closes\":null",
+        );
+        check(row(-101, 100), Balance::Open, "\"expired\":0,\"closes\":false");
+        check(row(-1, 0), Balance::Open, "\"expired\":0,\"closes\":false");
+        // Too many rows are not those that are gone, and age excuses nothing but rows.
+        check(row(1, 100), Balance::Open, "\"expired\":0,\"closes\":false");
+        let broken = Row {
+            agent_difference: 1,
+            ..row(-100, 100)
+        };
+        assert_eq!((broken.balance(), broken.difference()), (Balance::Open, 1));
     }
 
     #[test]

@@ -437,3 +437,71 @@ async fn the_latest_counters_are_those_that_counted_most_also_when_a_clock_was_s
         "5\t5\ttrue\n"
     );
 }
+
+#[tokio::test]
+async fn rows_that_a_table_no_longer_keeps_are_told_by_how_many_there_can_be() {
+    const DAY: i64 = 24 * 3_600 * SECOND_NS;
+    let store = migrated().await;
+    let now = now_ns();
+    let sample = |epoch: i64, age: i64, received: u64| -> Row {
+        vec![
+            ("node", "a".into()),
+            ("agent_id", "a".into()),
+            ("agent_epoch", (epoch / 1_000_000).cast_unsigned().into()),
+            ("netns", 1.into()),
+            ("observed_at", (now - age).cast_unsigned().into()),
+            ("received", received.into()),
+            ("acknowledged", received.into()),
+        ]
+    };
+    let ends = |epoch: i64, age: i64, count: u64| {
+        let end = with(
+            end("a", 1, now - age),
+            [
+                ("netns", Value::Number(1)),
+                ("agent_epoch", (epoch / 1_000_000).cast_unsigned().into()),
+            ],
+        );
+        vec![end; count.try_into().unwrap()]
+    };
+    // One start runs for 40 days, one ended 35 days ago, and one is of today.
+    let (running, ended, young) = (now - 40 * DAY, now - 41 * DAY, now - SECOND_NS);
+    insert_samples(
+        &store,
+        "1",
+        &[
+            sample(running, 39 * DAY, 5),
+            sample(running, 31 * DAY, 7),
+            sample(running, 28 * DAY, 8),
+            sample(running, 0, 20),
+            sample(ended, 35 * DAY, 3),
+            sample(young, 0, 4),
+        ],
+    )
+    .await;
+    let rows = [
+        ends(running, 39 * DAY, 5),
+        ends(running, 31 * DAY, 2),
+        ends(running, 29 * DAY, 1),
+        ends(running, SECOND_NS, 12),
+        ends(ended, 35 * DAY, 3),
+        ends(young, 0, 4),
+    ];
+    insert_ends(&store, "1", &rows.concat()).await;
+    let ledger = "SELECT rows_stored, may_have_expired, store_difference FROM ledger ORDER BY agent_epoch";
+    let told = async || answer(&store, query(ledger, Access::ReadOnly)).await.unwrap();
+    assert_eq!(told().await, "3\t0\t0\n20\t0\t0\n4\t0\t0\n");
+    schema::retain(&store, "connection_records", 30).await.unwrap();
+    store
+        .execute("OPTIMIZE TABLE connection_records FINAL")
+        .await
+        .unwrap();
+    // Of the one that runs, one row of the eight can be so old only if a clock was set by a day.
+    assert_eq!(told().await, "0\t3\t-3\n13\t8\t-7\n4\t0\t0\n");
+    // Without a retention nothing expires.
+    store
+        .execute("ALTER TABLE connection_records REMOVE TTL")
+        .await
+        .unwrap();
+    assert_eq!(told().await, "0\t0\t-3\n13\t0\t-7\n4\t0\t0\n");
+}

@@ -1,6 +1,9 @@
 -- Every stream in the ledger: what came into being as a batch is counted from then on, beside the rows in the store.
 --
 -- The projections have how many rows each start of an agent has in a table, so that the ledger does not read them all.
+--
+-- Tables forget: of a start that is older than their retention, fewer rows are stored than were acknowledged. How many of
+-- its rows may be gone for that is known from what it had made by then.
 
 ALTER TABLE {each ledger_samples} MODIFY COLUMN stream Enum8('connections' = 1, 'gaps' = 2, 'syscalls' = 3, 'open_connections' = 4, 'listeners' = 5, 'overhead' = 6, 'namespaces' = 7, 'peers' = 8, 'cgroups' = 9, 'transitions' = 10) COMMENT 'The kind of rows that are counted';
 
@@ -63,10 +66,11 @@ CREATE OR REPLACE VIEW ledger{everywhere}
     sampled_out UInt64 COMMENT 'Opened, and not followed: only one in so many was',
     elsewhere UInt64 COMMENT 'Opened in network namespaces that the configuration leaves out, all together (netns 0). Of the stream of syscalls: calls from there',
     rows_stored UInt64 COMMENT 'Rows of this stream, agent, epoch and namespace that are in the store. Of the stream of syscalls: the calls in them',
+    may_have_expired UInt64 COMMENT 'Rows that were made so long ago that their table may have removed them by its retention: as many, at most, may be missing from rows_stored for that. 0: of this start none is so old',
     kernel_difference Int64 COMMENT 'opened + seeded - closed - open - untracked - superseded - sampled_out - ended: 0 if the ledger closes',
     ring_difference Int64 COMMENT 'closed - lost - filtered - received: what is in the ring, 0 once the agent has stopped',
     agent_difference Int64 COMMENT 'received + announced - batching - unacknowledged - acknowledged - dropped - refused: 0 if the ledger closes',
-    store_difference Int64 COMMENT 'rows_stored - acknowledged: rows that are stored and whose acknowledgement is on its way, 0 once the agent has stopped',
+    store_difference Int64 COMMENT 'rows_stored - acknowledged: rows that are stored and whose acknowledgement is on its way, 0 once the agent has stopped. Below 0 by no more than may_have_expired: whether they were stored can no longer be told',
     witness_difference Int64 COMMENT 'witnessed - (opened - unsent), 0 where it is not witnessed. Positive: the hook missed so many. Negative: opens that SNMP does not count (restored connections, SYNs that a security module refused)'
 )
 AS SELECT
@@ -103,6 +107,7 @@ AS SELECT
     sample.sampled_out AS sampled_out,
     sample.elsewhere AS elsewhere,
     stored.rows_stored AS rows_stored,
+    old.may_have_expired AS may_have_expired,
     toInt64(opened) + seeded - closed - open - untracked - superseded - sampled_out - ended AS kernel_difference,
     toInt64(closed) - lost - filtered - received AS ring_difference,
     toInt64(received) + announced - batching - unacknowledged - acknowledged - dropped - refused AS agent_difference,
@@ -159,4 +164,39 @@ LEFT JOIN
 ) AS stored
 ON stored.agent_id = sample.agent_id AND stored.agent_epoch = sample.agent_epoch AND stored.netns = sample.netns
     AND stored.stream = toString(sample.stream)
+LEFT JOIN
+(
+    -- A row is made after the start, and before the first report that is later than its time. A day is left for clocks
+    -- that are set. Where no report is later, all rows may be so old.
+    SELECT stream, agent_id, agent_epoch, netns, max(made) AS made_in_all,
+        minIf(made, observed_at > day_after) AS made_before, countIf(observed_at > day_after) AS later_reports,
+        least(min(observed_at), fromUnixTimestamp64Milli(toInt64(agent_epoch), 'UTC')) AS started_at,
+        multiIf(started_at >= any(kept_from), 0, later_reports = 0, made_in_all, made_before) AS may_have_expired
+    FROM
+    (
+        SELECT toString(stream) AS stream, agent_id, agent_epoch, netns, observed_at, received + announced AS made
+        FROM ledger_samples
+    ) AS reported
+    INNER JOIN
+    (
+        -- What the tables are told to keep. In a cluster the names of those that have rows begin so.
+        SELECT kept.1 AS stream, max(toUInt32OrZero(extract(engine_full, ' TTL .* toIntervalDay\\((\\d+)\\)'))) AS days,
+            now() - toIntervalDay(days) AS kept_from, kept_from + toIntervalDay(1) AS day_after
+        FROM system.tables
+        ARRAY JOIN
+        [
+            ('connections', 'connection_records'), ('gaps', 'gap_records'), ('syscalls', 'syscall_samples'),
+            ('open_connections', 'connection_samples'), ('listeners', 'listener_samples'), ('overhead', 'overhead_samples'),
+            ('namespaces', 'namespace_samples'), ('peers', 'peer_samples'), ('cgroups', 'cgroup_records'),
+            ('transitions', 'transition_events')
+        ] AS kept
+        WHERE database = currentDatabase() AND startsWith(name, kept.2)
+        GROUP BY stream
+        HAVING days > 0
+    ) AS retention
+    ON retention.stream = reported.stream
+    GROUP BY stream, agent_id, agent_epoch, netns
+) AS old
+ON old.agent_id = sample.agent_id AND old.agent_epoch = sample.agent_epoch AND old.netns = sample.netns
+    AND old.stream = toString(sample.stream)
 COMMENT 'The latest counters of each start of each agent, the rows in the store beside them, and whether they agree';
