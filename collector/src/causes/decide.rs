@@ -147,6 +147,8 @@ struct Scene {
     filtered_there: u64,
     resets_sent: u64,
     syn_acks_again: u64,
+    /// Of this very attempt: its SYN was taken and answered, and the answer answered again.
+    own_syn_acks_again: u64,
     said: Vec<String>,
     rows: u64,
 }
@@ -181,6 +183,7 @@ impl Scene {
         scene.look_at_trouble(attempt, evidence, here, there);
         if let Some(end) = evidence.passives.iter().find(|end| end.is_of(attempt)) {
             scene.has_passive_end = true;
+            scene.own_syn_acks_again = end.syn_retransmits.into();
             scene.rows += 1;
             scene.node.clone_from(&end.node);
             scene.said.push(format!(
@@ -435,10 +438,11 @@ impl Scene {
         if self.is_full || (self.listener_drops > 0 && self.listen_overflows > 0) {
             return confirmed(Cause::ListenerFull);
         }
-        if self.listener_drops > 0 {
+        // What the listener dropped was another's if it has answered this one more than once.
+        if self.listener_drops > 0 && self.own_syn_acks_again == 0 {
             return confirmed(Cause::DroppedByListener);
         }
-        if self.syn_acks_again > 0 {
+        if self.syn_acks_again + self.own_syn_acks_again > 0 {
             return (
                 Cause::ReplyDropped,
                 true,

@@ -191,6 +191,34 @@ fn an_answer_that_is_lost_is_known_by_its_repetition() {
 }
 
 #[test]
+fn what_the_listener_dropped_was_another_attempt_if_it_answered_this_one_more_than_once() {
+    let slow = Attempt {
+        outcome: "established".into(),
+        ..attempt("syn_retransmitted")
+    };
+    let end = |syn_retransmits| PassiveEnd {
+        boot_id: "boot-db".into(),
+        netns: 2,
+        node: "db".into(),
+        local_ip: slow.remote_ip,
+        local_port: slow.remote_port,
+        remote_ip: slow.local_ip,
+        remote_port: slow.local_port,
+        opened_ns: OPENED_NS + SECOND_NS,
+        outcome: "established".into(),
+        syn_retransmits,
+        pid: 77,
+        comm: "nginx".into(),
+    };
+    let mut evidence = healthy();
+    evidence.listeners[1].drops = 1;
+    evidence.passives = vec![end(2)];
+    check(&slow, &evidence, (Cause::ReplyDropped, true));
+    evidence.passives = vec![end(0)];
+    check(&slow, &evidence, (Cause::DroppedByListener, true));
+}
+
+#[test]
 fn a_host_without_its_address_is_down_and_one_without_a_word_is_silent() {
     let down = Evidence {
         namespaces: vec![look(-5, |_| {}), look(5, |sample| sample.addresses.clear())],
