@@ -1,5 +1,6 @@
 //! Child processes, and what may be asked about this one.
 
+use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
@@ -19,6 +20,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
 /// After this long without a line it is looked whether the child still runs.
 const QUIET: Duration = Duration::from_millis(200);
+/// What a service is started by: each replaces itself by the next, the last by the program.
+const LAUNCHERS: [&str; 2] = ["ip", "setpriv"];
 /// How long a child may take to become its program; a busy machine takes long.
 const EXEC_PATIENCE: Duration = Duration::from_secs(30);
 /// How often it is looked whether it has.
@@ -147,24 +150,26 @@ impl Service {
             child,
             log: place.log,
         };
-        service.wait_until_it_runs(program)?;
+        service.wait_until_it_runs()?;
         Ok(service)
     }
 
     /// Waits until the child has become its program, or has ended: before, `setpriv` may not have asked the kernel yet to end
     /// it with us, and it would outlive us if we died now.
-    fn wait_until_it_runs(&mut self, program: &Path) -> anyhow::Result<()> {
-        let program =
-            fs::canonicalize(program).with_context(|| format!("cannot find {}", program.display()))?;
+    fn wait_until_it_runs(&mut self) -> anyhow::Result<()> {
         let running = PathBuf::from(format!("/proc/{}/exe", self.pid()));
+        let is_on_its_way = |program: PathBuf| {
+            LAUNCHERS
+                .iter()
+                .any(|&launcher| program.file_name() == Some(OsStr::new(launcher)))
+        };
         let started = Instant::now();
-        while fs::read_link(&running).ok().as_ref() != Some(&program) && self.child.try_wait()?.is_none() {
+        while fs::read_link(&running).is_ok_and(is_on_its_way) && self.child.try_wait()?.is_none() {
             anyhow::ensure!(
                 started.elapsed() < EXEC_PATIENCE,
-                "{} does not start: after {} s it is no {} yet",
+                "{} does not start: it is not its program yet after {} s",
                 self.name,
-                EXEC_PATIENCE.as_secs(),
-                program.display()
+                EXEC_PATIENCE.as_secs()
             );
             thread::sleep(EXEC_TICK);
         }
