@@ -405,12 +405,6 @@ impl Row {
 mod tests {
     use super::*;
 
-    impl Row {
-        fn closes(&self) -> bool {
-            self.balance() == Balance::Closes
-        }
-    }
-
     #[test]
     fn what_a_former_start_delivered_and_nobody_counted_is_a_difference() {
         let row = |agent_epoch, stream: &str| Row {
@@ -421,7 +415,10 @@ mod tests {
         };
         let mut rows = [row(1, "syscalls"), row(1, "peers"), row(2, "syscalls")];
         mark_former(&mut rows);
-        assert!(rows.iter().all(|row| row.difference() == 100 && !row.closes()));
+        assert!(
+            rows.iter()
+                .all(|row| row.difference() == 100 && row.balance() == Balance::Open)
+        );
         assert_eq!(rows.map(|row| row.is_ahead()), [false, false, true]);
     }
 
@@ -462,7 +459,7 @@ mod tests {
             store_difference: 10,
             ..Row::default()
         };
-        assert!(row.closes());
+        assert_eq!(row.balance(), Balance::Closes);
     }
 
     #[test]
@@ -483,13 +480,16 @@ mod tests {
         };
         let mut rows = [stored(1), stored(2), stored(3)];
         count_later(&mut rows, &[counted(1, 120), counted(2, 119)]);
-        assert_eq!(rows.map(|row| row.closes()), [true, false, false]);
+        assert_eq!(
+            rows.map(|row| row.balance()),
+            [Balance::Closes, Balance::Open, Balance::Open]
+        );
     }
 
     #[test]
     fn what_nothing_explains_is_a_difference() {
         let check = |row: Row, expected: u64| {
-            assert!(!row.closes(), "{row:?}");
+            assert_eq!(row.balance(), Balance::Open, "{row:?}");
             assert_eq!(row.difference(), expected, "{row:?}");
         };
         check(
@@ -557,7 +557,7 @@ mod tests {
         };
         let check = |mut rows: Vec<Row>, expected: &[bool]| {
             mark_counted_misses(&mut rows);
-            let closes: Vec<_> = rows.iter().map(Row::closes).collect();
+            let closes: Vec<_> = rows.iter().map(|row| row.balance() == Balance::Closes).collect();
             assert_eq!(closes, expected, "{rows:?}");
         };
         check(vec![row(1, 0, 3, 0), row(1, 5, 0, 0)], &[true, true]);
@@ -603,7 +603,7 @@ mod tests {
         ] {
             let mut rows = [Row { missed: 9, ..broken }];
             mark_counted_misses(&mut rows);
-            assert!(!rows[0].closes(), "{rows:?}");
+            assert_eq!(rows[0].balance(), Balance::Open, "{rows:?}");
         }
     }
 }

@@ -173,8 +173,8 @@ impl Chdb {
 
     /// From now on the process ends without the library's global destructors: they would pull memory away under the
     /// engine's threads, which run until the end, and most exits would be segmentation faults. What has to be durable is
-    /// so when its insert returns. Handlers run in the reverse order of their registration, so call this once the
-    /// engine is up.
+    /// so when its insert returns. Handlers run in the reverse order of their registration, and the engine makes more of those
+    /// objects as it is used: call this once it is up, and again when it is closed.
     pub fn skip_destructors_at_exit(&self) {
         extern "C" fn end_now(status: c_int, _: *mut c_void) {
             // SAFETY: has no preconditions. Rust has flushed its output before the C library's exit handlers run.
