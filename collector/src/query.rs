@@ -302,7 +302,11 @@ impl QueryService for Questions {
 
     async fn runs(&self, request: Request<RunsRequest>) -> Result<Response<Answer>, Status> {
         self.metrics.queried("runs");
-        let RunsRequest { run_id, limit } = request.into_inner();
+        let RunsRequest {
+            run_id,
+            limit,
+            seconds,
+        } = request.into_inner();
         if run_id.is_empty() {
             return self.ask(store::runs::runs("", limit)).await;
         }
@@ -310,7 +314,7 @@ impl QueryService for Questions {
         let rows = store::runs::rows(&*self.store, &run_id, limit).await;
         let mut text = String::new();
         for line in &rows.map_err(|error| status(&error))? {
-            let known = runs::known::complete(&*self.store, line).await;
+            let known = runs::known::complete(&*self.store, line, seconds).await;
             text += &known.map_err(|error| status(&error))?;
             text.push('\n');
         }

@@ -2,12 +2,14 @@
 //!
 //! A run is driven by one task. It asks the agents that it chose whether they may and can; when all have said yes, it names
 //! the moment to begin; while the run lasts it says ten times a second that it is still wanted, and takes the reports in;
-//! at the end, however that came, it judges and stores. `runs/counts.rs`, `runs/result.rs` and `runs/expect.rs` are pure.
+//! at the end, however that came, it judges and stores. All but this file and `runs/known.rs` is pure.
 
 pub mod counts;
 pub mod expect;
 pub mod known;
+pub mod plan;
 pub mod result;
+pub mod seconds;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -16,9 +18,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use holdfast_proto::v1::{
-    CollectorMessage, LoadEnd, LoadPlan, LoadReport, LoadRequest, RunBeat, RunBegun, RunEvent, RunOrder,
-    RunProgress, RunReady, RunResult, RunStart, RunStop, RunUpdate, collector_message, load_plan, run_event,
-    run_order, run_update,
+    CollectorMessage, LoadCounts, LoadEnd, LoadPlan, LoadReport, LoadRequest, RunBeat, RunBegun, RunEvent,
+    RunOrder, RunProgress, RunReady, RunResult, RunStart, RunStop, RunUpdate, collector_message, load_plan,
+    run_event, run_order, run_update,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
@@ -31,7 +33,8 @@ use crate::ingest::agent::Agent;
 use crate::store::runs::{self as store_runs, LoadSample, RunRecord};
 use crate::store::{Store, StoreError};
 use expect::Expectation;
-use result::{Connections, Kernel, Outcome, Summary, decode};
+use plan::Plan;
+use result::{Connections, Kernel, Outcome, PartOf, Summary, Times, decode};
 
 /// How long the agents may take to say whether they will.
 const REGISTRATION: Duration = Duration::from_secs(5);
@@ -199,6 +202,11 @@ struct Part {
     most_open: u64,
     cpu_ns: u64,
     first_ns: u64,
+    /// What it alone reported.
+    counts: LoadCounts,
+    lateness: hdrhistogram::Histogram<u64>,
+    /// Why it ended before its part was done.
+    trouble: String,
     /// Nothing more comes of it.
     is_over: bool,
 }
@@ -304,6 +312,9 @@ pub async fn load(
         most_open: 0,
         cpu_ns: 0,
         first_ns: 0,
+        counts: LoadCounts::default(),
+        lateness: Outcome::default().lateness,
+        trouble: String::new(),
         is_over: false,
     };
     let mut run = Run {
@@ -433,6 +444,7 @@ impl Run<'_> {
         let ended_at_ns = self.began_at_ns.saturating_add(longest_ns(&self.plan));
         // What whoever asks needs to find the run's connections, should there never be a result.
         let opening = Summary {
+            plan: Some(Plan::of(&self.request, &self.plan)),
             connections: self.connections(ended_at_ns),
             ..Summary::default()
         };
@@ -541,6 +553,7 @@ impl Run<'_> {
             let is_there = part.order(&self.id, run_order::Order::Beat(RunBeat {}));
             if !is_there || part.last_heard.elapsed() > SILENCE {
                 part.is_over = true;
+                part.trouble = "was lost in the middle".to_owned();
                 lost.push(part.node().to_owned());
             }
         }
@@ -564,7 +577,13 @@ impl Run<'_> {
         part.last_heard = Instant::now();
         if let Err(unreadable) = self.outcome.add(&node, report) {
             part.is_over = true;
+            part.trouble = unreadable.to_string();
             return self.fail(format!("the report of {node}: {unreadable}"));
+        }
+        counts::add(&mut part.counts, &report.counts.unwrap_or_default());
+        if let Ok(Some(lateness)) = decode(&report.lateness) {
+            // It grows as it must.
+            let _ = part.lateness.add(lateness);
         }
         part.most_open = report.most_open;
         part.cpu_ns = report.cpu_ns;
@@ -602,10 +621,16 @@ impl Run<'_> {
         if is_last {
             part.is_over = true;
         }
+        let end = report.end.and_then(|end| LoadEnd::try_from(end).ok());
+        match end {
+            Some(LoadEnd::Capped | LoadEnd::Failed) => part.trouble.clone_from(&report.reason),
+            Some(LoadEnd::Orphaned) => part.trouble = "did not hear of the collector in time".to_owned(),
+            _ => {}
+        }
         let open: u64 = self.parts.values().map(|part| part.open).sum();
         let most_of_one = self.parts.values().map(|part| part.most_open).max().unwrap_or(0);
         self.most_open = self.most_open.max(open).max(most_of_one);
-        match report.end.and_then(|end| LoadEnd::try_from(end).ok()) {
+        match end {
             Some(LoadEnd::Capped | LoadEnd::Failed) => self.fail(format!("{node}: {}", report.reason)),
             Some(LoadEnd::Orphaned) => self.fail(format!(
                 "{node} did not hear of the collector in time and stopped"
@@ -661,13 +686,25 @@ impl Run<'_> {
         let connections = self.connections(ended_at_ns);
         let kernel = self.kernel(&connections).await;
         let mut summary = Summary::of(&self.outcome, &self.expectations);
-        let firsts = self
+        // By how much each began after its own first attempt was due.
+        let lag_ns = |(first, part): (usize, &Part)| {
+            (part.first_ns > 0).then(|| part.first_ns.saturating_sub(due_ns(&self.plan, first as u64)))
+        };
+        let lags: Vec<u64> = self.parts.values().enumerate().filter_map(lag_ns).collect();
+        summary.parts = self
             .parts
             .values()
             .enumerate()
-            .filter(|(_, part)| part.first_ns > 0);
-        let lags: Vec<u64> = firsts
-            .map(|(first, part)| part.first_ns.saturating_sub(due_ns(&self.plan, first as u64)))
+            .map(|(first, part)| PartOf {
+                node: part.node().to_owned(),
+                counts: counts::named(&part.counts),
+                most_open: part.most_open,
+                cpu_ns: part.cpu_ns,
+                lateness: Times::of(&part.lateness),
+                lag_ns: lag_ns((first, part)),
+                clock_error_ns: part.ready.map_or(0, |ready| ready.clock_error_ns),
+                trouble: part.trouble.clone(),
+            })
             .collect();
         summary.skew_ns = lags.iter().max().unwrap_or(&0) - lags.iter().min().unwrap_or(&0);
         let mut errors: Vec<u64> = self
@@ -692,6 +729,7 @@ impl Run<'_> {
         summary.limits.splice(0..0, self.trouble.iter().cloned());
         summary.kernel = kernel;
         summary.connections = connections;
+        summary.plan = Some(Plan::of(&self.request, &self.plan));
         let (verdict, reasons) = summary.verdict();
         let result = serde_json::to_string(&summary).expect("numbers and texts");
         let mut record = self.record(verdict.to_string(), reasons, result);

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::Failure;
 use super::client::{Lines, Reach};
 use super::table::{Align, BAD, Cell, FAINT, GOOD, Table};
-use crate::runs::result::{Ends, Kernel, Summary, Times, human};
+use crate::runs::result::{Ends, Kernel, PartOf, Summary, Times, human};
 
 /// List runs, the latest first.
 #[derive(Debug, clap::Args)]
@@ -108,11 +108,12 @@ impl Row {
     }
 }
 
-async fn rows(reach: &Reach, run_id: &str, limit: u64) -> Result<Vec<String>, Failure> {
+async fn rows(reach: &Reach, run_id: &str, limit: u64, seconds: bool) -> Result<Vec<String>, Failure> {
     let mut client = reach.connect().await?;
     let request = RunsRequest {
         run_id: run_id.to_owned(),
         limit,
+        seconds,
     };
     let chunks = client
         .runs(request)
@@ -127,7 +128,7 @@ async fn rows(reach: &Reach, run_id: &str, limit: u64) -> Result<Vec<String>, Fa
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let lines = rows(&args.reach, "", args.limit).await?;
+    let lines = rows(&args.reach, "", args.limit, false).await?;
     let mut stdout = io::stdout().lock();
     if args.reach.json {
         for line in &lines {
@@ -171,7 +172,7 @@ pub(super) async fn one(args: One) -> Result<(), Failure> {
 }
 
 async fn show(args: &Show) -> Result<(), Failure> {
-    let lines = rows(&args.reach, &args.run_id, 2).await?;
+    let lines = rows(&args.reach, &args.run_id, 2, false).await?;
     let line = match lines.as_slice() {
         [] => {
             return Err(Failure::Usage(anyhow!(
@@ -241,6 +242,14 @@ fn body(summary: &Summary) -> String {
     };
     let is_of_requests = count("requests") > 0;
     let mut text = String::new();
+    if let Some(plan) = &summary.plan {
+        let facts: Vec<_> = plan
+            .facts()
+            .into_iter()
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect();
+        text += &format!("plan:         {}\n", facts.join("; "));
+    }
     if is_of_requests {
         text += &format!(
             "requests:     {} in {}: {} answered as expected\n",
@@ -361,6 +370,11 @@ fn body(summary: &Summary) -> String {
         bytes(count("bytes_sent")),
         bytes(count("bytes_received"))
     );
+    if summary.parts.len() > 1 || summary.parts.iter().any(|part| !part.trouble.is_empty()) {
+        for part in &summary.parts {
+            text += &line_of_part(part);
+        }
+    }
     if summary.skew_error_ns > 0 {
         text += &format!(
             "start:        nodes within {} of each other, give or take {}\n",
@@ -395,6 +409,28 @@ fn line_of(name: &str, times: &Times) -> String {
         "  {name:11} {:>9} {min:>9} {avg:>9} {dev:>9} {p50:>9} {p99:>9} {p999:>9} {max:>9}\n",
         times.count
     )
+}
+
+/// What one agent did.
+fn line_of_part(part: &PartOf) -> String {
+    let count = |name: &str| part.counts.get(name).copied().unwrap_or(0);
+    let (made, of_what) = match count("requests") {
+        0 => (count("started"), "attempts"),
+        requests => (requests, "requests"),
+    };
+    let mut line = format!(
+        "              {}: {made} {of_what}, {} CPU, {} late by 1 ms or more",
+        part.node,
+        human(part.cpu_ns),
+        count("late")
+    );
+    if part.lateness.count > 0 {
+        line += &format!(" (p99 {})", human(part.lateness.p99_ns));
+    }
+    if !part.trouble.is_empty() {
+        line += &format!("; {}", part.trouble);
+    }
+    line + "\n"
 }
 
 /// What the kernels of both ends recorded.

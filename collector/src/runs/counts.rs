@@ -1,5 +1,7 @@
 //! Counts of a run, by name: what adds them up, stores them and shows them goes through one list. Pure.
 
+use std::collections::BTreeMap;
+
 use holdfast_proto::v1::LoadCounts;
 
 /// How many counts there are.
@@ -79,6 +81,15 @@ pub fn values(counts: &LoadCounts) -> [u64; COUNTS] {
         counts.reordered,
         counts.duplicated,
     ]
+}
+
+/// The same with their names.
+pub fn named(counts: &LoadCounts) -> BTreeMap<String, u64> {
+    NAMES
+        .iter()
+        .map(|name| (*name).to_owned())
+        .zip(values(counts))
+        .collect()
 }
 
 /// Adds `other` to `counts`.

@@ -9,11 +9,11 @@ use super::result::{Summary, Times};
 use crate::store::runs as store_runs;
 use crate::store::{Store, StoreError};
 
-/// Of a row of `runs`, as JSON, the same with all that is known now.
+/// Of a row of `runs`, as JSON, the same with all that is known now, and second by second if that is wanted.
 ///
 /// # Errors
 /// If the store has no answer.
-pub async fn complete(store: &dyn Store, line: &str) -> Result<String, StoreError> {
+pub async fn complete(store: &dyn Store, line: &str, with_seconds: bool) -> Result<String, StoreError> {
     match summary_of(line) {
         Ok((mut row, mut summary)) => {
             if !summary.is_over {
@@ -29,6 +29,11 @@ pub async fn complete(store: &dyn Store, line: &str) -> Result<String, StoreErro
                 }
             }
             row["result"] = Value::String(serde_json::to_string(&summary).expect("numbers and texts"));
+            if with_seconds {
+                let run_id = row["run_id"].as_str().unwrap_or_default();
+                let seconds = store_runs::seconds(store, run_id).await?;
+                row["seconds"] = serde_json::to_value(&seconds).expect("numbers and texts");
+            }
             Ok(row.to_string())
         }
         // The result of another version: whoever asks says so.
@@ -52,6 +57,16 @@ fn add_samples(summary: &mut Summary, samples: &store_runs::Samples) {
         .iter()
         .map(|name| ((*name).to_owned(), number(name)))
         .collect();
+    for (name, buckets) in [
+        ("connect", &samples.connect),
+        ("network", &samples.network),
+        ("request", &samples.request),
+    ] {
+        if !buckets.is_empty() {
+            summary.buckets.insert(name.to_owned(), buckets.clone());
+        }
+    }
+    summary.parts.clone_from(&samples.parts);
     summary.connect = Times::of_buckets(&samples.connect);
     summary.network = Times::of_buckets(&samples.network);
     summary.request = Times::of_buckets(&samples.request);

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::counts;
 use super::expect::{Expectation, Verdict};
-use crate::store::buckets::middle;
+use super::plan::Plan;
+use crate::store::buckets::{bucket, middle};
 
 /// More than this share of attempts that were late by a millisecond, and the generator was the limit.
 const LATE_SHARE: f64 = 0.01;
@@ -214,7 +215,7 @@ impl Times {
         Self::of(&times)
     }
 
-    fn of(times: &Histogram<u64>) -> Self {
+    pub fn of(times: &Histogram<u64>) -> Self {
         if times.is_empty() {
             return Self::default();
         }
@@ -232,12 +233,25 @@ impl Times {
     }
 }
 
+/// A distribution of nanoseconds as log buckets of microseconds, in their order.
+pub fn buckets(times: &Histogram<u64>) -> Vec<(u16, u64)> {
+    let mut buckets = BTreeMap::new();
+    for value in times.iter_recorded() {
+        let id = bucket(value.value_iterated_to() / 1_000);
+        *buckets.entry(id).or_insert(0) += value.count_at_value();
+    }
+    buckets.into_iter().collect()
+}
+
 /// The result as it is stored and shown.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Summary {
     /// False until the run has ended: nothing but `connections` is known then.
     #[serde(default)]
     pub is_over: bool,
+    /// What was asked for; absent in a result of before it was stored.
+    #[serde(default)]
+    pub plan: Option<Plan>,
     /// How the kernels' records of its connections are found.
     #[serde(default)]
     pub connections: Connections,
@@ -266,11 +280,34 @@ pub struct Summary {
     /// Between the first attempts of any two nodes, each against its own due time, and how far off that may be.
     pub skew_ns: u64,
     pub skew_error_ns: u64,
+    /// What each agent did.
+    #[serde(default)]
+    pub parts: Vec<PartOf>,
+    /// The distributions by the names of the fields above; log buckets of microseconds, and how many are in each.
+    #[serde(default)]
+    pub buckets: BTreeMap<String, Vec<(u16, u64)>>,
     pub expectations: Vec<Judged>,
     pub limits: Vec<String>,
     pub lost: Vec<Lost>,
     /// What the kernel of the nodes that made the load recorded of the same connections; absent: nothing in time.
     pub kernel: Option<Kernel>,
+}
+
+/// The part of one agent.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PartOf {
+    pub node: String,
+    /// By name.
+    pub counts: BTreeMap<String, u64>,
+    pub most_open: u64,
+    pub cpu_ns: u64,
+    pub lateness: Times,
+    /// By how much its first attempt was made after it was due; absent where it made none, and in a run without a result.
+    pub lag_ns: Option<u64>,
+    /// How far off its clock's difference from the collector's may be.
+    pub clock_error_ns: u64,
+    /// Why it ended before its part was done; empty: it was done, or all were stopped.
+    pub trouble: String,
 }
 
 /// What was expected, what was seen, and whether it holds.
@@ -367,11 +404,7 @@ impl Summary {
         Self {
             is_over: true,
             elapsed_ns: outcome.elapsed_ns,
-            counts: counts::NAMES
-                .iter()
-                .map(|name| (*name).to_owned())
-                .zip(counts::values(&outcome.counts))
-                .collect(),
+            counts: counts::named(&outcome.counts),
             connect: Times::of(&outcome.connect),
             dial: Times::of(&outcome.dial),
             network: Times::of(&outcome.network),
@@ -382,6 +415,20 @@ impl Summary {
             statuses: outcome.statuses.clone(),
             remarks: outcome.remarks.clone(),
             lateness: Times::of(&outcome.lateness),
+            buckets: [
+                ("connect", &outcome.connect),
+                ("dial", &outcome.dial),
+                ("network", &outcome.network),
+                ("error", &outcome.error),
+                ("exchange", &outcome.exchange),
+                ("request", &outcome.request),
+                ("jitter", &outcome.jitter),
+                ("lateness", &outcome.lateness),
+            ]
+            .into_iter()
+            .filter(|(_, times)| !times.is_empty())
+            .map(|(name, times)| (name.to_owned(), buckets(times)))
+            .collect(),
             expectations: expectations
                 .iter()
                 .map(|expectation| {
@@ -519,6 +566,15 @@ mod tests {
         };
         assert!(outcome.add("web-1", &report).is_err());
         assert_eq!(outcome.counts.started, 0);
+    }
+
+    #[test]
+    fn a_distribution_becomes_buckets_of_microseconds() {
+        let mut times = Histogram::new(3).unwrap();
+        for ns in [500, 900, 5_000, 5_200, 70_000] {
+            times.record(ns).unwrap();
+        }
+        assert_eq!(buckets(&times), [(bucket(0), 2), (bucket(5), 2), (bucket(70), 1)]);
     }
 
     #[test]

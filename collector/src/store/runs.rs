@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use super::{
     Access, Query, Store, StoreError, answer_to,
-    buckets::bucket,
     native::{BlockBuilder, BlockError},
     rollups::lines,
     schema::{LOAD_SAMPLES, RUN_RECORDS},
     statement::{numbers_value, text_value, texts_value},
 };
 use crate::runs::counts;
-use crate::runs::result::{Connections, Kernel};
+use crate::runs::result::{Connections, Kernel, PartOf, buckets};
+use crate::runs::seconds::{Seconds, step_us};
 use hdrhistogram::Histogram;
 use holdfast_proto::v1::LoadCounts;
 
@@ -134,16 +134,6 @@ fn sample_block(run_id: &str, samples: &[LoadSample]) -> Result<super::Block, Bl
     block.finish()
 }
 
-/// A distribution of nanoseconds as log buckets of microseconds, in their order.
-fn buckets(times: &Histogram<u64>) -> Vec<(u16, u64)> {
-    let mut buckets = std::collections::BTreeMap::new();
-    for value in times.iter_recorded() {
-        let id = bucket(value.value_iterated_to() / 1_000);
-        *buckets.entry(id).or_insert(0) += value.count_at_value();
-    }
-    buckets.into_iter().collect()
-}
-
 /// The runs whose id begins with `run_id`, the latest first.
 pub fn runs(run_id: &str, limit: u64) -> Query {
     let limit = if limit == 0 {
@@ -176,6 +166,8 @@ pub struct Samples {
     pub connect: Vec<(u16, u64)>,
     pub network: Vec<(u16, u64)>,
     pub request: Vec<(u16, u64)>,
+    /// By node; of lateness there is only how many were late.
+    pub parts: Vec<PartOf>,
 }
 
 /// What nodes said of a run while it lasted.
@@ -191,6 +183,28 @@ pub async fn samples(store: &dyn Store, run_id: &str) -> Result<Samples, StoreEr
         sums.join(", ")
     );
     let numbers = one(lines(store, sql, params.clone()).await?)?;
+
+    #[derive(serde::Deserialize)]
+    struct Part {
+        node: String,
+        most_open: u64,
+        cpu_us: u64,
+        #[serde(flatten)]
+        counts: BTreeMap<String, u64>,
+    }
+    let sql = format!(
+        "SELECT toString(node) AS node, most_open, cpu_us, {} FROM run_results WHERE run_id = {{run_id:String}} ORDER BY node",
+        counts::NAMES.join(", ")
+    );
+    let parts: Vec<Part> = lines(store, sql, params.clone()).await?;
+    let parts = parts.into_iter().map(|part| PartOf {
+        node: part.node,
+        counts: part.counts,
+        most_open: part.most_open,
+        cpu_ns: part.cpu_us * 1_000,
+        ..PartOf::default()
+    });
+    let parts = parts.collect();
 
     #[derive(serde::Deserialize)]
     struct Times {
@@ -212,7 +226,45 @@ pub async fn samples(store: &dyn Store, run_id: &str) -> Result<Samples, StoreEr
         connect: pairs(connect),
         network: pairs(network),
         request: pairs(request),
+        parts,
     })
+}
+
+/// A run second by second.
+pub async fn seconds(store: &dyn Store, run_id: &str) -> Result<Seconds, StoreError> {
+    let params = vec![("run_id".to_owned(), text_value(run_id))];
+    #[derive(serde::Deserialize)]
+    struct Longest {
+        elapsed_us: u64,
+    }
+    let sql = "SELECT max(elapsed_us) AS elapsed_us FROM load_samples WHERE run_id = {run_id:String}";
+    let Longest { elapsed_us } = one(lines(store, sql.into(), params.clone()).await?)?;
+    let step_us = step_us(elapsed_us);
+    let sums = |of: &str| {
+        let sums: Vec<_> = counts::NAMES
+            .iter()
+            .map(|name| format!("sum({of}.{name}) AS {name}"))
+            .collect();
+        sums.join(", ")
+    };
+    // A node's open connections are those of its last report of the slot.
+    let sql = format!(
+        "SELECT slot, sum(one.covered_us) AS covered_us, count() AS nodes, sum(one.open) AS open, \
+         sumMap(one.connect.1, one.connect.2) AS connect, sumMap(one.network.1, one.network.2) AS network, \
+         sumMap(one.request.1, one.request.2) AS request, {} FROM \
+         (SELECT intDiv(intDiv(since_us + elapsed_us, 2), {step_us}) AS slot, node, sum(elapsed_us - since_us) AS covered_us, \
+              argMax(part.open, elapsed_us) AS open, sumMap(connect_buckets, connect_counts) AS connect, \
+              sumMap(network_buckets, network_counts) AS network, sumMap(request_buckets, request_counts) AS request, {} FROM \
+              (SELECT *, lagInFrame(elapsed_us, 1, toUInt64(0)) OVER \
+                   (PARTITION BY node ORDER BY elapsed_us ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS since_us \
+               FROM load_samples WHERE run_id = {{run_id:String}}) AS part \
+          GROUP BY slot, node) AS one \
+         GROUP BY slot ORDER BY slot",
+        sums("one"),
+        sums("part")
+    );
+    let slots = lines(store, sql, params).await?;
+    Ok(Seconds { step_us, slots })
 }
 
 /// Clocks of the nodes may be so far from the collector's, and a record is decided so long after its attempt was made.
@@ -326,18 +378,4 @@ fn one<T>(rows: Vec<T>) -> Result<T, StoreError> {
     rows.into_iter()
         .next()
         .ok_or_else(|| StoreError::rejected("the store gives no row where there is always one"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_distribution_becomes_buckets_of_microseconds() {
-        let mut times = Histogram::new(3).unwrap();
-        for ns in [500, 900, 5_000, 5_200, 70_000] {
-            times.record(ns).unwrap();
-        }
-        assert_eq!(buckets(&times), [(bucket(0), 2), (bucket(5), 2), (bucket(70), 1)]);
-    }
 }

@@ -16,6 +16,7 @@ use holdfast_agent::load::run::Caps;
 use holdfast_agent::runs::Runs;
 use holdfast_agent::spool::{self, Spool};
 use holdfast_agent::uplink;
+use holdfast_collector::runs::seconds::Slot;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -186,6 +187,27 @@ async fn a_run_of_two_agents_is_one_whole_and_its_result_is_kept() {
     assert!(
         listed.contains(id.trim()) && listed.contains("web-1,web-2"),
         "{listed}"
+    );
+
+    // What was asked for and who did what is kept with it, and what happened second by second adds up to the whole.
+    let plan = format!(
+        "plan:         protocol TCP; load 101 connections, one every 1.00 ms; addresses {target}; agents all of role=client;"
+    );
+    assert!(report.contains(&plan), "{report}");
+    assert!(
+        report.contains("  web-1: 51 attempts,") && report.contains("  web-2: 50 attempts,"),
+        "{report}"
+    );
+    let seconds = holdfast_collector::store::runs::seconds(&*store, id.trim())
+        .await
+        .unwrap();
+    let sum = |of: &dyn Fn(&Slot) -> u64| seconds.slots.iter().map(of).sum::<u64>();
+    assert_eq!(seconds.step_us, 1_000_000);
+    assert_eq!(sum(&|slot| slot.count("established")), 101);
+    assert_eq!(sum(&|slot| slot.connect.1.iter().sum()), 101);
+    assert_eq!(
+        sum(&|slot| slot.covered_us),
+        number(&store, "SELECT sum(elapsed_us) FROM run_results").await
     );
 
     for generator in generators {

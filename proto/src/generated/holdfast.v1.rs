@@ -1466,6 +1466,9 @@ pub struct RunsRequest {
     /// Most rows; zero: all.
     #[prost(uint64, tag = "2")]
     pub limit: u64,
+    /// Each row has `seconds` too, what happened second by second; of runs that are asked for by their id.
+    #[prost(bool, tag = "3")]
+    pub seconds: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StopRunRequest {
