@@ -24,6 +24,7 @@ mod table;
 mod test;
 mod transitions;
 mod verdicts;
+mod whole_file;
 
 use std::io;
 use std::process::ExitCode;

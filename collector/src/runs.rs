@@ -832,12 +832,19 @@ fn planned(plan: &LoadPlan) -> u64 {
     }
 }
 
-/// When attempt `first` of a plan is due, in nanoseconds, as far as that is a matter of its first rate.
+/// When attempt `first` of a plan is due, in nanoseconds, as far as that is a matter of its first stage.
 fn due_ns(plan: &LoadPlan, first: u64) -> u64 {
     match &plan.arrivals {
         Some(load_plan::Arrivals::Count(count)) => count.pause_ns.saturating_mul(first),
         Some(load_plan::Arrivals::Stages(stages)) => match stages.stages.first() {
-            Some(stage) if stage.from_per_second > 0.0 => (first as f64 / stage.from_per_second * 1e9) as u64,
+            Some(stage) if first > 0 => {
+                // `from * t + slope * t^2 / 2` attempts are due until `t`.
+                let (from, to) = (stage.from_per_second, stage.to_per_second);
+                let slope = (to - from) / (stage.duration_ns as f64 / 1e9);
+                let seconds =
+                    2.0 * first as f64 / (from + (from * from + 2.0 * slope * first as f64).max(0.0).sqrt());
+                (seconds * 1e9) as u64
+            }
             _ => 0,
         },
         _ => 0,
@@ -859,4 +866,31 @@ fn longest_ns(plan: &LoadPlan) -> i64 {
         .saturating_add(plan.timeout_ns)
         .saturating_add(plan.hold_ns);
     i64::try_from(longest).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_proto::v1::{LoadStage, LoadStages};
+
+    use super::*;
+
+    #[test]
+    fn a_first_attempt_is_due_by_its_stage() {
+        let due_ms = |from_per_second, to_per_second, first| {
+            let stage = LoadStage {
+                from_per_second,
+                to_per_second,
+                duration_ns: 5_000_000_000,
+            };
+            let plan = LoadPlan {
+                arrivals: Some(load_plan::Arrivals::Stages(LoadStages { stages: vec![stage] })),
+                ..LoadPlan::default()
+            };
+            due_ns(&plan, first) / 1_000_000
+        };
+        assert_eq!((due_ms(100.0, 100.0, 0), due_ms(100.0, 100.0, 3)), (0, 30));
+        // 40 t^2 attempts are due until t.
+        assert_eq!((due_ms(0.0, 400.0, 0), due_ms(0.0, 400.0, 1)), (0, 158));
+        assert_eq!(due_ms(400.0, 0.0, 1), 2);
+    }
 }

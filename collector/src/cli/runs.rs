@@ -1,6 +1,10 @@
 //! `holdfast runs` and `holdfast run`.
 
+mod page;
+mod plot;
+
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use holdfast_proto::v1::{RunsRequest, StopRunRequest};
@@ -10,6 +14,7 @@ use super::Failure;
 use super::client::{Lines, Reach};
 use super::table::{Align, BAD, Cell, FAINT, GOOD, Table};
 use crate::runs::result::{Ends, Kernel, PartOf, Summary, Times, human};
+use crate::runs::seconds::Seconds;
 
 /// List runs, the latest first.
 #[derive(Debug, clap::Args)]
@@ -35,15 +40,33 @@ pub(super) struct One {
 
 #[derive(Debug, clap::Subcommand)]
 enum OneCommand {
-    /// Show what came of a run
     Show(Show),
-    /// Stop a run that is under way
-    Stop(Show),
+    Stop(Stop),
 }
 
+/// Show what came of a run, as text, as JSON, or as one page of HTML that needs nothing else.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  holdfast run show 19ac
+  holdfast run show 19ac --html run.html")]
 struct Show {
     /// The run, or how its id begins
+    #[arg(value_name = "ID")]
+    run_id: String,
+
+    /// Write a page with pictures there instead; - for stdout
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    html: Option<PathBuf>,
+
+    #[command(flatten)]
+    reach: Reach,
+}
+
+/// Stop a run that is under way.
+#[derive(Debug, clap::Args)]
+struct Stop {
+    /// The run
     #[arg(value_name = "ID")]
     run_id: String,
 
@@ -59,11 +82,16 @@ pub(super) struct Row {
     pub(super) verdict: String,
     #[serde(default)]
     began_at: String,
+    #[serde(default)]
+    ended_at: String,
     pub(super) nodes: Vec<String>,
     pub(super) targets: Vec<String>,
     pub(super) reasons: Vec<String>,
     /// JSON.
     result: String,
+    /// Only where it was asked for.
+    #[serde(default)]
+    seconds: Seconds,
 }
 
 const COLUMNS: [(&str, Align); 7] = [
@@ -171,30 +199,34 @@ pub(super) async fn one(args: One) -> Result<(), Failure> {
     }
 }
 
+/// The one run that is called so.
+async fn found(reach: &Reach, run_id: &str, seconds: bool) -> Result<String, Failure> {
+    let mut lines = rows(reach, run_id, 2, seconds).await?;
+    match (lines.pop(), lines.is_empty()) {
+        (None, _) => Err(Failure::Usage(anyhow!(
+            "there is no run {run_id}; holdfast runs lists them"
+        ))),
+        (Some(line), true) => Ok(line),
+        (Some(_), false) => Err(Failure::Usage(anyhow!(
+            "the ids of several runs begin with {run_id}; give more of it"
+        ))),
+    }
+}
+
 async fn show(args: &Show) -> Result<(), Failure> {
-    let lines = rows(&args.reach, &args.run_id, 2, false).await?;
-    let line = match lines.as_slice() {
-        [] => {
-            return Err(Failure::Usage(anyhow!(
-                "there is no run {}; holdfast runs lists them",
-                args.run_id
-            )));
-        }
-        [line] => line,
-        _ => {
-            return Err(Failure::Usage(anyhow!(
-                "the ids of several runs begin with {}; give more of it",
-                args.run_id
-            )));
-        }
-    };
+    let line = found(&args.reach, &args.run_id, args.html.is_some()).await?;
     let mut stdout = io::stdout().lock();
     if args.reach.json {
         writeln!(stdout, "{line}")?;
         return Ok(());
     }
-    let row = Row::parse(line)?;
-    stdout.write_all(report(&row, &row.summary()?).as_bytes())?;
+    let row = Row::parse(&line)?;
+    let summary = row.summary()?;
+    if let Some(path) = &args.html {
+        drop(stdout);
+        return super::whole_file::write(path, &page::page(&row, &summary, &row.seconds));
+    }
+    stdout.write_all(report(&row, &summary).as_bytes())?;
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use crate::store::buckets::{bucket, middle};
 const LATE_SHARE: f64 = 0.01;
 
 /// Losses whose time is kept.
-const LOSSES: usize = 1_000;
+pub const LOSSES: usize = 1_000;
 
 /// Different remarks of agents that are kept.
 const REMARKS: usize = 16;

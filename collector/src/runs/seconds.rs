@@ -21,6 +21,9 @@ pub struct Seconds {
 pub struct Slot {
     /// How many slots were before.
     pub slot: u64,
+    /// When the first interval of its reports began and the last one ended, since the start of the run; a busy node's are longer than a slot.
+    pub since_us: u64,
+    pub until_us: u64,
     /// How much time the reports are of, of all nodes together, microseconds.
     pub covered_us: u64,
     /// Nodes that reported.

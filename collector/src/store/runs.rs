@@ -249,10 +249,11 @@ pub async fn seconds(store: &dyn Store, run_id: &str) -> Result<Seconds, StoreEr
     };
     // A node's open connections are those of its last report of the slot.
     let sql = format!(
-        "SELECT slot, sum(one.covered_us) AS covered_us, count() AS nodes, sum(one.open) AS open, \
+        "SELECT slot, min(one.since_us) AS since_us, max(one.until_us) AS until_us, sum(one.covered_us) AS covered_us, count() AS nodes, sum(one.open) AS open, \
          sumMap(one.connect.1, one.connect.2) AS connect, sumMap(one.network.1, one.network.2) AS network, \
          sumMap(one.request.1, one.request.2) AS request, {} FROM \
-         (SELECT intDiv(intDiv(since_us + elapsed_us, 2), {step_us}) AS slot, node, sum(elapsed_us - since_us) AS covered_us, \
+         (SELECT intDiv(intDiv(part.since_us + elapsed_us, 2), {step_us}) AS slot, node, min(part.since_us) AS since_us, max(elapsed_us) AS until_us, \
+              sum(elapsed_us - part.since_us) AS covered_us, \
               argMax(part.open, elapsed_us) AS open, sumMap(connect_buckets, connect_counts) AS connect, \
               sumMap(network_buckets, network_counts) AS network, sumMap(request_buckets, request_counts) AS request, {} FROM \
               (SELECT *, lagInFrame(elapsed_us, 1, toUInt64(0)) OVER \

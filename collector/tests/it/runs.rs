@@ -189,6 +189,25 @@ async fn a_run_of_two_agents_is_one_whole_and_its_result_is_kept() {
         "{listed}"
     );
 
+    // As a page too, which is there as a whole or not at all.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.html").to_str().unwrap().to_owned();
+    let page = async |path: &str| holdfast(&collector, &["run", "show", id.trim(), "--html", path]).await;
+    assert_eq!(page(&path).await.status.code(), Some(0));
+    let written = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(written, stdout(&page("-").await));
+    assert!(
+        written.contains("<data value=\"101\">101</data>") && written.ends_with("</html>\n"),
+        "{written}"
+    );
+    let full = page("/dev/full").await;
+    assert_eq!(full.status.code(), Some(2));
+    assert!(
+        stderr(&full).contains("cannot write /dev/full: No space left on device"),
+        "{}",
+        stderr(&full)
+    );
+
     // What was asked for and who did what is kept with it, and what happened second by second adds up to the whole.
     let plan = format!(
         "plan:         protocol TCP; load 101 connections, one every 1.00 ms; addresses {target}; agents all of role=client;"
