@@ -59,8 +59,8 @@ Examples:
   holdfast runs                                    what was made, and what came of it
   holdfast sql 'SELECT comm, count() FROM connections GROUP BY comm'
 
-Exit codes: 0 done, 1 it does not hold (ledger, check, load, probe set), 2 a wrong call or wrong settings, 3 it cannot be told (ledger, check,
-load), 4 it could not be done.";
+Exit codes: 0 done, 1 it does not hold (ledger, check, load, run compare, probe set), 2 a wrong call or wrong settings, 3 it cannot be told (ledger, check,
+load, run compare), 4 it could not be done.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

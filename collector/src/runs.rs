@@ -4,6 +4,7 @@
 //! the moment to begin; while the run lasts it says ten times a second that it is still wanted, and takes the reports in;
 //! at the end, however that came, it judges and stores. All but this file and `runs/known.rs` is pure.
 
+pub mod compare;
 pub mod counts;
 pub mod expect;
 pub mod known;

@@ -1,5 +1,6 @@
 //! `holdfast runs` and `holdfast run`.
 
+mod compare;
 mod page;
 mod plot;
 
@@ -31,7 +32,7 @@ pub(super) struct Args {
     limit: u64,
 }
 
-/// Show one run, or stop it.
+/// Show one run, compare it with another, or stop it.
 #[derive(Debug, clap::Args)]
 pub(super) struct One {
     #[command(subcommand)]
@@ -41,6 +42,7 @@ pub(super) struct One {
 #[derive(Debug, clap::Subcommand)]
 enum OneCommand {
     Show(Show),
+    Compare(compare::Args),
     Stop(Stop),
 }
 
@@ -184,6 +186,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 pub(super) async fn one(args: One) -> Result<(), Failure> {
     match args.command {
         OneCommand::Show(show) => self::show(&show).await,
+        OneCommand::Compare(args) => compare::run(&args).await,
         OneCommand::Stop(stop) => {
             let mut client = stop.reach.connect().await?;
             let request = StopRunRequest {

@@ -208,6 +208,15 @@ async fn a_run_of_two_agents_is_one_whole_and_its_result_is_kept() {
         stderr(&full)
     );
 
+    // A run of less than a second says nothing against another.
+    let compared = holdfast(&collector, &["run", "compare", id.trim(), id.trim()]).await;
+    assert_eq!(compared.status.code(), Some(3), "{}", stderr(&compared));
+    let words = stdout(&compared);
+    assert!(
+        words.contains("too short to tell") && words.contains("error ratio"),
+        "{words}"
+    );
+
     // What was asked for and who did what is kept with it, and what happened second by second adds up to the whole.
     let plan = format!(
         "plan:         protocol TCP; load 101 connections, one every 1.00 ms; addresses {target}; agents all of role=client;"
