@@ -8,6 +8,7 @@ mod serve;
 mod stages;
 mod tcp;
 mod udp;
+mod view;
 
 use super::Failure;
 

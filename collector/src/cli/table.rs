@@ -39,7 +39,7 @@ pub(super) const BAD: Style = AnsiColor::Red.on_default();
 pub(super) const FAINT: Style = Style::new().dimmed();
 
 /// Names come from processes, which choose their own: what would steer the terminal is shown instead of sent.
-fn printable(text: String) -> String {
+pub(super) fn printable(text: String) -> String {
     if text.chars().any(char::is_control) {
         text.escape_debug().to_string()
     } else {

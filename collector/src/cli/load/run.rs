@@ -18,6 +18,7 @@ use tonic::transport::Channel;
 
 use super::find_max::{Search, Shown};
 use super::stages::{Rate, Stages};
+use super::view::{Subject, View};
 use crate::cli::Failure;
 use crate::cli::client::Reach;
 use crate::cli::runs::{Row, report};
@@ -49,7 +50,7 @@ pub(super) struct Asked {
     #[arg(long = "for", id = "duration", value_name = "TIME")]
     duration: Option<Span>,
 
-    /// How often there is a line
+    /// How often there is a line, or what a terminal shows is drawn again
     #[arg(short, long, value_name = "TIME", default_value = "1s")]
     interval: Span,
 
@@ -77,7 +78,7 @@ pub(super) struct Asked {
     #[arg(short, long)]
     yes: bool,
 
-    /// Say more: what is asked of the agents, and the latency of each interval
+    /// Say more: what is asked of the agents, and the latency of each interval, in a line each, also on a terminal
     #[arg(short, long)]
     debug: bool,
 
@@ -258,6 +259,8 @@ type Client = QueryClient<Channel>;
 async fn one(asked: &Asked, client: &mut Client, request: LoadRequest) -> Result<Row, Failure> {
     let (say, said) = mpsc::channel(2);
     let message = |body| LoadMessage { body: Some(body) };
+    let lasts_ns = lasts_ns(&request);
+    let targets = request.targets.clone();
     // Room for it is certain: the channel is new.
     let _ = say.try_send(message(load_message::Body::Begin(request)));
     let updates = client.load(ReceiverStream::new(said)).await;
@@ -267,6 +270,12 @@ async fn one(asked: &Asked, client: &mut Client, request: LoadRequest) -> Result
     let mut stdout = io::stdout();
     let mut is_stopping = false;
     let mut run_id = String::new();
+    // Cleared whichever way this is left.
+    let mut view: Option<View> = None;
+    let tell = |view: &mut Option<View>, line: &str| match view {
+        Some(view) => view.say(line),
+        None => crate::cli::tell(line),
+    };
     loop {
         let update = tokio::select! {
             update = updates.message() => match update {
@@ -280,7 +289,7 @@ async fn one(asked: &Asked, client: &mut Client, request: LoadRequest) -> Result
                     return Err(Failure::Undone(anyhow!("interrupted before the report")));
                 }
                 is_stopping = true;
-                crate::cli::tell("stopping; once more to leave without the report");
+                tell(&mut view, "stopping; once more to leave without the report");
                 let _ = say.try_send(message(load_message::Body::Stop(RunStop {})));
                 continue;
             }
@@ -288,7 +297,20 @@ async fn one(asked: &Asked, client: &mut Client, request: LoadRequest) -> Result
         match update.and_then(|update| update.body) {
             Some(run_update::Body::Begun(begun)) => {
                 crate::cli::tell(&format!("run {} from {}", begun.run_id, begun.nodes.join(", ")));
+                if !asked.reach.json && !asked.debug {
+                    view = View::open(Subject {
+                        run_id: begun.run_id.clone(),
+                        nodes: begun.nodes,
+                        targets: targets.clone(),
+                        lasts_ns,
+                    });
+                }
                 run_id = begun.run_id;
+            }
+            Some(run_update::Body::Progress(progress)) if view.is_some() => {
+                if let Some(view) = &mut view {
+                    view.show(progress)?;
+                }
             }
             Some(run_update::Body::Progress(progress)) if !asked.reach.json => {
                 stdout.write_all(line(&progress, asked.debug).as_bytes())?;
@@ -296,6 +318,7 @@ async fn one(asked: &Asked, client: &mut Client, request: LoadRequest) -> Result
             }
             Some(run_update::Body::Progress(_)) => {}
             Some(run_update::Body::Result(result)) => {
+                drop(view.take());
                 let row = Row::parse(&result.json)?;
                 if asked.reach.json {
                     writeln!(stdout, "{}", result.json)?;
@@ -311,6 +334,14 @@ async fn one(asked: &Asked, client: &mut Client, request: LoadRequest) -> Result
                 )));
             }
         }
+    }
+}
+
+/// How long attempts are made, where their number is not known.
+fn lasts_ns(request: &LoadRequest) -> Option<u64> {
+    match request.plan.as_ref()?.arrivals.as_ref()? {
+        load_plan::Arrivals::Loop(closed) => Some(closed.duration_ns),
+        _ => None,
     }
 }
 
