@@ -233,12 +233,19 @@ fn resident_bytes() -> anyhow::Result<u64> {
     Ok(pages.context("/proc/self/statm")? * rustix::param::page_size() as u64)
 }
 
+/// How often the target looks for connections. One that waited for them would be woken for each by the generator's own
+/// thread, which on a virtual machine costs more than the connection.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
+
 fn accept(address: SocketAddr, threads: u32, keep: bool) -> anyhow::Result<()> {
     ensure!(threads > 0, "no thread accepts nothing");
     let listeners: Vec<OwnedFd> = (0..threads)
         .map(|_| listener(address))
         .collect::<rustix::io::Result<_>>()
         .with_context(|| format!("cannot listen on {address}"))?;
+    for listener in &listeners {
+        rustix::io::ioctl_fionbio(listener, true)?;
+    }
     println!("ready");
     std::io::stdout().flush()?;
     let serving: Vec<_> = listeners
@@ -247,12 +254,11 @@ fn accept(address: SocketAddr, threads: u32, keep: bool) -> anyhow::Result<()> {
             thread::spawn(move || {
                 let mut kept = Vec::new();
                 loop {
-                    // One that was reset in the queue, or for which there is no file: the next one may do.
-                    let Ok(socket) = accept_with(&listener, SocketFlags::CLOEXEC) else {
-                        continue;
-                    };
-                    if keep {
-                        kept.push(socket);
+                    match accept_with(&listener, SocketFlags::CLOEXEC) {
+                        Ok(socket) if keep => kept.push(socket),
+                        Ok(_) => {}
+                        // Or it was reset in the queue, or there is no file for it: the next one may do.
+                        Err(_) => thread::sleep(BETWEEN_LOOKS),
                     }
                 }
             })
