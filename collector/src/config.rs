@@ -13,6 +13,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::store::server::Server;
 use crate::store::{rollups, schema};
+use crate::trust;
 
 /// Where the agents and the CLI dial.
 const LISTEN: &str = "127.0.0.1:7443";
@@ -46,10 +47,15 @@ pub struct Settings {
     pub web: Option<SocketAddr>,
 
     /// Where rows are kept: embedded:DIR, or http://USER:PASSWORD@HOST:8123/DATABASE for a ClickHouse server
+    /// (https://...:8443/... with TLS)
     /// [default: embedded:/var/lib/holdfast, or embedded:~/.local/share/holdfast where that cannot be written]
     // Text, and parsed by us: what the command line's parser refuses it prints, and with it the password.
     #[arg(long, env = "HOLDFAST_STORE", value_name = "STORE", hide_env_values = true)]
     pub store: Option<String>,
+
+    /// PEM file with the authorities that may vouch for an https:// server, instead of this machine's
+    #[arg(long, env = "HOLDFAST_STORE_CA", value_name = "FILE")]
+    pub store_ca: Option<PathBuf>,
 
     /// Cluster that the ClickHouse server is one of: tables are then replicated and distributed over all of it.
     /// A name, or a macro of the servers such as {cluster}
@@ -145,6 +151,8 @@ pub enum StoreLocation {
     /// A ClickHouse server by its HTTP interface.
     Server {
         url: String,
+        /// Those who may vouch for it, in a PEM file; `None`: this machine's.
+        authorities: Option<PathBuf>,
         /// The cluster that the tables lie on, if not on this server alone.
         cluster: Option<String>,
     },
@@ -160,6 +168,7 @@ impl FromStr for StoreLocation {
             Some(("http" | "https", _)) => match Server::new(text, None) {
                 Ok(_) => Ok(Self::Server {
                     url: text.to_owned(),
+                    authorities: None,
                     cluster: None,
                 }),
                 Err(error) => Err(error.to_string()),
@@ -173,19 +182,38 @@ impl FromStr for StoreLocation {
 }
 
 impl StoreLocation {
+    fn trusting(self, authorities: Option<PathBuf>) -> Result<Self, String> {
+        let Some(file) = authorities else { return Ok(self) };
+        match self {
+            Self::Server { url, cluster, .. } if url.starts_with("https:") => {
+                trust::client(Some(&file)).map_err(|error| error.to_string())?;
+                Ok(Self::Server {
+                    url,
+                    authorities: Some(file),
+                    cluster,
+                })
+            }
+            other => Err(format!(
+                "store_ca is {}, and {other} has no certificate; name a server with --store https://...",
+                file.display()
+            )),
+        }
+    }
+
     fn in_cluster(self, name: Option<String>) -> Result<Self, String> {
         let Some(name) = name else { return Ok(self) };
         match self {
             Self::Embedded(_) => Err(format!(
                 "store_cluster is {name}, and the embedded store is no cluster; name one of its servers with --store http://..."
             )),
-            Self::Server { url, .. } => {
+            Self::Server { url, authorities, .. } => {
                 Server::new(&url, None)
                     .map_err(|error| error.to_string())?
                     .in_cluster(&name)
                     .map_err(|error| error.to_string())?;
                 Ok(Self::Server {
                     url,
+                    authorities,
                     cluster: Some(name),
                 })
             }
@@ -197,10 +225,13 @@ impl fmt::Display for StoreLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Embedded(folder) => write!(f, "embedded:{}", folder.display()),
-            Self::Server { url, cluster: None } => f.write_str(&without_password(url)),
+            Self::Server {
+                url, cluster: None, ..
+            } => f.write_str(&without_password(url)),
             Self::Server {
                 url,
                 cluster: Some(cluster),
+                ..
             } => write!(f, "{} (cluster {cluster})", without_password(url)),
         }
     }
@@ -383,6 +414,7 @@ impl Settings {
             listen: self.listen.or(other.listen),
             web: self.web.or(other.web),
             store: self.store.or(other.store),
+            store_ca: self.store_ca.or(other.store_ca),
             store_cluster: self.store_cluster.or(other.store_cluster),
             retention: if self.retention.is_empty() {
                 other.retention
@@ -447,13 +479,13 @@ impl Settings {
             web: self
                 .web
                 .unwrap_or_else(|| WEB.parse().expect("the default is an address")),
-            store: match (self.store, self.store_cluster) {
-                (Some(text), cluster) => text
-                    .parse()
-                    .and_then(|store: StoreLocation| store.in_cluster(cluster))
-                    .map_err(ConfigError::Store)?,
-                (None, cluster) => store()?.in_cluster(cluster).map_err(ConfigError::Store)?,
-            },
+            store: match self.store {
+                Some(text) => text.parse().map_err(ConfigError::Store)?,
+                None => store()?,
+            }
+            .trusting(self.store_ca)
+            .and_then(|store| store.in_cluster(self.store_cluster))
+            .map_err(ConfigError::Store)?,
             retention: Retention::of(&self.retention)?,
             limits,
             assertions: self.assertions,
@@ -509,6 +541,7 @@ impl Settings {
             "listen" => self.listen = parsed(value)?,
             "web" => self.web = parsed(value)?,
             "store" => self.store = parsed::<StoreLocation>(value)?.map(|_| value.to_owned()),
+            "store_ca" => self.store_ca = parsed(value)?,
             "store_cluster" => self.store_cluster = parsed(value)?,
             "retention" => {
                 let rules = value.split(',').map(|rule| rule.trim().parse());
@@ -532,10 +565,11 @@ enum SettingError {
 }
 
 /// The keys of a file of settings.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "listen",
     "web",
     "store",
+    "store_ca",
     "store_cluster",
     "retention",
     "max_batch_bytes",
@@ -761,6 +795,36 @@ mod tests {
     }
 
     #[test]
+    fn authorities_need_a_server_with_tls() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        let config = |store: &str| {
+            let settings = Settings {
+                store: Some(store.to_owned()),
+                store_ca: Some(file.clone()),
+                ..Settings::default()
+            };
+            settings.complete(somewhere).map(|config| config.store)
+        };
+        let (secure, plain) = ("https://ada:secret@db:8443/h", "http://ada:secret@db:8123/h");
+        let error = config(secure).unwrap_err().to_string();
+        assert!(error.starts_with("cannot read the authorities in "), "{error}");
+        assert_eq!(
+            config(plain).unwrap_err().to_string(),
+            format!(
+                "store_ca is {}, and http://ada@db:8123/h has no certificate; name a server with --store https://...",
+                file.display()
+            )
+        );
+        let authority = rcgen::generate_simple_self_signed(vec!["db".to_owned()]).unwrap();
+        std::fs::write(&file, authority.cert.pem()).unwrap();
+        let StoreLocation::Server { authorities, .. } = config(secure).unwrap() else {
+            panic!("a server is one");
+        };
+        assert_eq!(authorities.as_ref(), Some(&file));
+    }
+
+    #[test]
     fn a_cluster_needs_a_server() {
         let config = |store: &str, cluster: &str| {
             let settings = Settings {
@@ -792,7 +856,7 @@ mod tests {
         assert_eq!(store.to_string(), "http://ada@db:8123/holdfast");
         for wrong in [
             "ftp://ada:secret@db/x",
-            "https://ada:secret@db/x",
+            "https://ada:secret@db:99999/x",
             "http://ada:secret@db:99999/x",
         ] {
             let settings = Settings {

@@ -37,4 +37,5 @@ pub mod rollup;
 pub mod runs;
 pub mod serve;
 pub mod store;
+pub mod trust;
 pub mod web;

@@ -97,9 +97,13 @@ async fn open(location: &StoreLocation) -> anyhow::Result<Arc<dyn Store>> {
             let opening = move || anyhow::Ok(Embedded::open(&folder, &library::locate()?, DATABASE)?);
             Ok(Arc::new(tokio::task::spawn_blocking(opening).await??))
         }
-        StoreLocation::Server { url, cluster } => {
+        StoreLocation::Server {
+            url,
+            authorities,
+            cluster,
+        } => {
             let password = std::env::var(PASSWORD_VARIABLE).ok();
-            let server = server::Server::new(url, password.as_deref())?;
+            let server = server::Server::trusting(url, password.as_deref(), authorities.as_deref())?;
             Ok(Arc::new(match cluster {
                 Some(name) => server.in_cluster(name)?,
                 None => server,

@@ -32,11 +32,21 @@ pub(super) struct Args {
     reach: Reach,
 }
 
+/// As two words are taken for the same, misspelled, by the command line's parser.
+const SIMILAR: f64 = 0.7;
+
 /// A statement may begin with a comment, and with nothing else that looks like an option.
 fn not_an_option(text: &str) -> Result<String, String> {
     let is_comment = text.starts_with("--") && text.contains(char::is_whitespace);
     if text.starts_with('-') && text != "-" && !is_comment {
-        return Err("there is no such option, and no statement begins like this".to_owned());
+        let options = ["--format", "--json", "--collector", "--help"];
+        let similar = |option: &&str| strsim::jaro_winkler(text, option);
+        let nearest = options.iter().max_by(|a, b| similar(a).total_cmp(&similar(b)));
+        let hint = nearest.filter(|option| similar(option) >= SIMILAR);
+        let hint = hint.map_or(String::new(), |option| format!("; did you mean {option}?"));
+        return Err(format!(
+            "there is no such option, and no statement begins like this{hint}"
+        ));
     }
     Ok(text.to_owned())
 }

@@ -4,6 +4,8 @@ use std::{
     collections::HashSet,
     fmt,
     hash::{BuildHasher, Hasher, RandomState},
+    io,
+    path::Path,
     pin::Pin,
     sync::{
         Arc,
@@ -17,7 +19,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use clickhouse::{Client, error::Error, query::BytesCursor};
 use futures_util::Stream;
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::{
+    client::legacy::{self, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 use percent_encoding::percent_decode_str;
+use rustls::CertificateError;
 use url::Url;
 
 use super::{
@@ -25,6 +33,7 @@ use super::{
     layout::{ClusterNameError, LEASE_COMMENT, Layout},
     read_only, statement,
 };
+use crate::trust::{self, TrustError};
 
 /// The database of a URL that names none.
 const DEFAULT_DATABASE: &str = "holdfast";
@@ -49,13 +58,19 @@ const QUERY_ID_PREFIX: &str = "holdfast-";
 /// How often the inserts that run are looked for until they have ended.
 const FENCE_EVERY: Duration = Duration::from_millis(50);
 
+const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+/// Shorter than a server keeps a connection that is not used (3 s where its configuration says nothing).
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Why a URL is no server.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerUrlError {
     #[error("{url:?} is no URL of a ClickHouse server, such as http://user@host:8123/holdfast: {reason}")]
     Malformed { url: String, reason: String },
-    #[error("{url:?}: only http:// is built in, put a TLS proxy before a server that needs https://")]
+    #[error("{url:?} is no URL of a ClickHouse server: it begins with neither http:// nor https://")]
     Scheme { url: String },
+    #[error(transparent)]
+    Trust(#[from] TrustError),
 }
 
 /// A database on a server.
@@ -89,9 +104,19 @@ struct QueryIds {
 }
 
 impl Server {
-    /// A server by its URL: `http://user:password@host:port/database`. `password` is for those who keep it out of
-    /// the URL, and wins. Nothing is sent yet.
+    /// A server by its URL: `http://user:password@host:port/database`, or https, where its certificate has to come
+    /// from an authority of this machine. `password` is for those who keep it out of the URL, and wins. Nothing is
+    /// sent yet.
     pub fn new(url: &str, password: Option<&str>) -> Result<Self, ServerUrlError> {
+        Self::trusting(url, password, None)
+    }
+
+    /// The same with the authorities of a PEM file, and no others.
+    pub fn trusting(
+        url: &str,
+        password: Option<&str>,
+        authorities: Option<&Path>,
+    ) -> Result<Self, ServerUrlError> {
         // A password must not end in a message.
         let shown = || match url.rsplit_once('@') {
             Some((_, host)) => format!("...@{host}"),
@@ -99,9 +124,11 @@ impl Server {
         };
         let malformed = |reason: String| ServerUrlError::Malformed { url: shown(), reason };
         let parsed = Url::parse(url).map_err(|error| malformed(error.to_string()))?;
-        if parsed.scheme() != "http" {
-            return Err(ServerUrlError::Scheme { url: shown() });
-        }
+        let is_secure = match parsed.scheme() {
+            "http" => false,
+            "https" => true,
+            _ => return Err(ServerUrlError::Scheme { url: shown() }),
+        };
         if parsed.query().is_some() || parsed.fragment().is_some() {
             return Err(malformed("settings cannot be given here".into()));
         }
@@ -118,10 +145,15 @@ impl Server {
         statement::name(&database).map_err(|error| malformed(format!("database {error}")))?;
         let mut base = parsed.clone();
         base.set_path("/");
-        // Of a URL with a host, which every http:// URL has, these cannot fail.
+        // Of a URL with a host, which every URL of HTTP has, these cannot fail.
         let _ = (base.set_username(""), base.set_password(None));
 
-        let mut client = Client::default().with_url(base.as_str());
+        let client = if is_secure {
+            secure_client(authorities)?
+        } else {
+            Client::default()
+        };
+        let mut client = client.with_url(base.as_str());
         if !parsed.username().is_empty() {
             client = client.with_user(decode(parsed.username())?);
         }
@@ -245,11 +277,45 @@ impl Server {
                 StoreError::rejected(format!("{} is no ClickHouse server, it says {status}", self.url))
             }
             Error::BadResponse(text) => unavailable(text),
+            Error::Network(source) if is_of_a_stranger(source.as_ref()) => unavailable(
+                &"its certificate is from no authority that is trusted here; name a file with the right one with --store-ca",
+            ),
             Error::Network(source) => unavailable(&causes(source.as_ref())),
             Error::TimedOut => unavailable(&"it took too long"),
             other => StoreError::rejected(other.to_string()),
         }
     }
+}
+
+/// A client that speaks TLS. The pauses are those of the one that does not, which `clickhouse` makes by itself.
+fn secure_client(authorities: Option<&Path>) -> Result<Client, TrustError> {
+    let mut connector = HttpConnector::new();
+    connector.set_keepalive(Some(TCP_KEEPALIVE));
+    connector.enforce_http(false);
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(trust::client(authorities)?)
+        .https_only()
+        .enable_http1()
+        .wrap_connector(connector);
+    let client = legacy::Client::builder(TokioExecutor::new())
+        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+        .build(connector);
+    Ok(Client::with_http_client(client))
+}
+
+/// Whether the server showed a certificate of an authority that is not known here.
+fn is_of_a_stranger(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut layers = std::iter::successors(Some(error), |error| match error.downcast_ref::<io::Error>() {
+        // Its source is that of what it wraps.
+        Some(wrapper) => wrapper.get_ref().map(|inner| inner as _),
+        None => error.source(),
+    });
+    layers.any(|layer| {
+        layer.downcast_ref::<rustls::Error>()
+            == Some(&rustls::Error::InvalidCertificate(
+                CertificateError::UnknownIssuer,
+            ))
+    })
 }
 
 /// An error with what caused it: hyper's own text is only its outermost layer.
@@ -456,13 +522,17 @@ mod tests {
             "http://me:secret@ch.internal:8123/prod/",
             "http://ch.internal:8123/ prod",
         );
+        check(
+            "https://me@ch.internal:8443/prod",
+            "https://ch.internal:8443/ prod",
+        );
     }
 
     #[test]
     fn a_url_that_is_none_is_an_error_without_its_password() {
         check_error(
-            "https://me:secret@host/x",
-            "\"...@host/x\": only http:// is built in, put a TLS proxy before a server that needs https://",
+            "ftp://me:secret@host/x",
+            "\"...@host/x\" is no URL of a ClickHouse server: it begins with neither http:// nor https://",
         );
         check_error(
             "http://me:secret@host/a-b",

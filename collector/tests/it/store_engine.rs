@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -12,8 +12,10 @@ use std::{
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use holdfast_collector::store::{Access, Query, Store, StoreError, embedded::Embedded, library};
-use tokio::net::TcpListener;
+use rustls::pki_types::PrivateKeyDer;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 
 use crate::clickhouse_http::{self, Running};
 
@@ -27,6 +29,38 @@ pub(crate) fn database() -> Embedded {
 /// A ClickHouse server with the engine of this process, on a free port, until the runtime ends; gives its address.
 pub(crate) async fn server() -> SocketAddr {
     ServerProcess::start("127.0.0.1:0".parse().unwrap()).await.address
+}
+
+/// A ClickHouse server that speaks TLS under the name `localhost`, until the runtime ends: its port, and the authority that
+/// vouches for it, as PEM.
+pub(crate) async fn secure_server() -> (u16, String) {
+    let server = server().await;
+    let authority = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::Pkcs8(authority.signing_key.serialize_der().into());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![authority.cert.der().clone()], key)
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let tls = TlsAcceptor::from(Arc::new(config));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let tls = tls.clone();
+            tokio::spawn(async move {
+                // Whoever does not trust us goes away in the handshake.
+                let Ok(mut stream) = tls.accept(stream).await else {
+                    return;
+                };
+                let mut plain = TcpStream::connect(server).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut stream, &mut plain).await;
+            });
+        }
+    });
+    (port, authority.cert.pem())
 }
 
 /// A ClickHouse server that can be killed, and started again with its data.

@@ -35,6 +35,30 @@ async fn a_password_can_be_kept_out_of_the_url() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_tls_is_one_that_a_trusted_authority_vouches_for() {
+    let (port, authority) = store_engine::secure_server().await;
+    let url = |host: &str| format!("https://{USER}@{host}:{port}/with_tls");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ca.pem");
+    std::fs::write(&path, authority).unwrap();
+
+    let stranger = Server::new(&url("localhost"), Some(PASSWORD)).unwrap();
+    let error = stranger.prepare().await.unwrap_err().to_string();
+    assert!(
+        error.contains("--store-ca") && !error.contains(PASSWORD),
+        "{error}"
+    );
+    let misnamed = Server::trusting(&url("127.0.0.1"), Some(PASSWORD), Some(&path)).unwrap();
+    let error = misnamed.prepare().await.unwrap_err().to_string();
+    assert!(error.contains("certificate not valid for name"), "{error}");
+
+    let server = Server::trusting(&url("localhost"), Some(PASSWORD), Some(&path)).unwrap();
+    server.prepare().await.unwrap();
+    migrations::apply(&server, 1).await.unwrap();
+    assert_eq!(ask(&server, "SELECT currentDatabase()").await, "with_tls\n");
+}
+
 const NUMBERS: [Column; 1] = [Column {
     name: "n",
     kind: Kind::UInt32,
