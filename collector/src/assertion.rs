@@ -4,7 +4,7 @@
 //! A file goes through [`document`] (YAML with places) and [`parse`] (what it means); [`signal`] is the table of what
 //! can be asserted, [`condition`] one line of `expect`, [`group`] who it is about. [`plan`] puts together what one query
 //! can answer, [`evaluate`] judges a window from its rows and from who was watching ([`coverage`]), and [`state`] makes
-//! verdicts of it; [`worst`] tells which rows speak against them. [`reference`] writes the documentation and the JSON schema from the same tables.
+//! verdicts of it; [`worst`] tells which rows speak against them. [`receiver`] is who is told. [`reference`] writes the documentation and the JSON schema from the same tables.
 
 pub mod cause;
 pub mod condition;
@@ -15,6 +15,7 @@ pub mod group;
 pub mod parse;
 pub mod plan;
 pub mod problem;
+pub mod receiver;
 pub mod reference;
 pub mod signal;
 pub mod state;
@@ -29,6 +30,7 @@ use condition::Condition;
 use group::Members;
 use parse::trial::Trial;
 use problem::Place;
+use receiver::Receiver;
 
 use crate::filter::{Filter, Network};
 
@@ -39,6 +41,8 @@ pub struct Set {
     /// By name, in the order of the files.
     pub assertions: Vec<Assertion>,
     pub tests: Vec<Trial>,
+    /// Who is told.
+    pub receivers: Vec<Receiver>,
 }
 
 /// One thing that should hold.

@@ -14,6 +14,7 @@ mod ledger;
 mod listeners;
 mod load;
 mod nodes;
+mod notifications;
 mod overhead;
 mod probe;
 mod runs;
@@ -54,6 +55,7 @@ Examples:
   holdfast overhead                                what the agents cost their nodes
   holdfast probe set --all syscalls=off            change what the agents watch
   holdfast verdicts                                what holds, and what does not
+  holdfast notifications                           who was told, and what waits
   holdfast check --once assertions/                whether it holds now, for pipelines
   holdfast load tcp web:80 --rate 500/s --for 1m    make load from an agent
   holdfast runs                                    what was made, and what came of it
@@ -75,6 +77,7 @@ enum Command {
     Overhead(overhead::Args),
     Probe(probe::Args),
     Verdicts(verdicts::Args),
+    Notifications(notifications::Args),
     Explain(explain::Args),
     Check(check::Args),
     Test(test::Args),
@@ -138,6 +141,7 @@ pub fn run() -> ExitCode {
         Command::Run(args) => client::block_on(runs::one(args)),
         Command::Probe(args) => client::block_on(probe::run(args)),
         Command::Verdicts(args) => client::block_on(verdicts::run(args)),
+        Command::Notifications(args) => client::block_on(notifications::run(args)),
         Command::Explain(args) => client::block_on(explain::run(args)),
         Command::Check(args) => client::block_on(check::run(args)),
         Command::Test(args) => test::run(&args),

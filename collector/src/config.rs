@@ -776,7 +776,7 @@ mod tests {
                 "gap=1d",
                 "there is no table `gap`; the tables are connections, connections_1m, gaps, nodes, agent_samples, ledger, \
                  open_connections, listeners, refused_batches, syscalls, transitions, overhead, namespaces, peers, probe_reports, cgroups, \
-                 verdicts, runs, \
+                 verdicts, notifications, runs, \
                  load_samples, attempt_causes",
             ),
             ("gaps=", "`` is no length of time; write it like 500ms, 5m or 30d"),

@@ -77,6 +77,8 @@ pub struct Engine {
     in_doubt: Vec<Record>,
     /// Verdicts are written to the store.
     is_writing: bool,
+    /// Changes that are stored, for who tells them; `None`: nobody does.
+    written: Option<Vec<Record>>,
     /// Somebody computes the store's minutes.
     has_rollup: bool,
     /// No window is opened that ends later.
@@ -144,6 +146,7 @@ impl Engine {
             waiting: Vec::new(),
             in_doubt: Vec::new(),
             is_writing,
+            written: None,
             has_rollup: true,
             end_ns: i64::MAX,
             given_up: 0,
@@ -160,6 +163,16 @@ impl Engine {
     /// Of a store in which nobody computes minutes, every window is read from the rows.
     pub fn without_rollup(&mut self) {
         self.has_rollup = false;
+    }
+
+    /// Keeps changes that are stored until they are taken.
+    pub fn keep_written(&mut self) {
+        self.written = Some(Vec::new());
+    }
+
+    /// Changes that were stored since the last call.
+    pub fn take_written(&mut self) -> Vec<Record> {
+        self.written.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Opens no window that ends after this.
@@ -589,7 +602,11 @@ impl Engine {
                 &self.in_doubt,
             )
             .await?;
-            self.in_doubt = std::mem::take(&mut self.waiting);
+            let stored = std::mem::replace(&mut self.in_doubt, std::mem::take(&mut self.waiting));
+            if let Some(written) = &mut self.written {
+                let is_change = |record: &Record| record.is_transition || record.revision > 0;
+                written.extend(stored.into_iter().filter(is_change));
+            }
         }
         Ok(())
     }

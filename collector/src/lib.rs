@@ -11,7 +11,8 @@
 //! agent is.
 //!
 //! Beside that path, [`rollup`] has the minutes of what was stored added up, [`causes`] explains what failed, and
-//! [`engine`] judges what is declared ([`assertion`]) by what is stored.
+//! [`engine`] judges what is declared ([`assertion`]) by what is stored, and [`notify`] tells those who want to know, by
+//! [`http`].
 //!
 //! Work that agents do together is driven by [`runs`].
 //!
@@ -28,8 +29,10 @@ pub mod engine;
 pub mod filter;
 pub mod gather;
 pub mod health;
+pub mod http;
 pub mod ingest;
 pub mod metrics;
+pub mod notify;
 pub mod port;
 pub mod quarantine;
 pub mod query;

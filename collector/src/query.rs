@@ -10,9 +10,9 @@ use futures_util::{StreamExt, stream};
 use holdfast_proto::v1::query_server::Query as QueryService;
 use holdfast_proto::v1::{
     CausesRequest, CheckRequest, Chunk, ConnectionsRequest, ExplainRequest, LedgerRequest, ListenersRequest,
-    LoadMessage, NodesRequest, OverheadRequest, ProbesRequest, RunUpdate, RunsRequest, SetProbesRequest,
-    SetProbesResponse, SqlRequest, StopRunRequest, StopRunResponse, SyscallsRequest, TransitionsRequest,
-    VerdictsRequest, load_message,
+    LoadMessage, NodesRequest, NotificationsRequest, OverheadRequest, ProbesRequest, RunUpdate, RunsRequest,
+    SetProbesRequest, SetProbesResponse, SqlRequest, StopRunRequest, StopRunResponse, SyscallsRequest,
+    TransitionsRequest, VerdictsRequest, load_message,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
@@ -32,7 +32,7 @@ use crate::runs::{self, Desk, Runs};
 use crate::store::condition::filterable;
 use crate::store::native::Column;
 use crate::store::questions::{self, Follower};
-use crate::store::{self, Access, Chunks, Query, Store, StoreError, schema, verdicts};
+use crate::store::{self, Access, Chunks, Query, Store, StoreError, notifications, schema, verdicts};
 
 /// Largest part of an answer that is sent at once. Clients accept 4 MiB by default.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -77,6 +77,7 @@ impl QueryService for Questions {
     type VerdictsStream = Answer;
     type ExplainStream = Answer;
     type CheckStream = Answer;
+    type NotificationsStream = Answer;
     type LoadStream = Updates;
     type RunsStream = Answer;
 
@@ -218,6 +219,19 @@ impl QueryService for Questions {
         let back_ns = i64::try_from(history_ns).unwrap_or(i64::MAX);
         let since_ns = (history_ns > 0).then(|| self.clock.now_ns().saturating_sub(back_ns));
         self.ask(verdicts::shown(&name, since_ns)).await
+    }
+
+    async fn notifications(
+        &self,
+        request: Request<NotificationsRequest>,
+    ) -> Result<Response<Answer>, Status> {
+        self.metrics.queried("notifications");
+        let last_ns = i64::try_from(request.into_inner().last_ns).unwrap_or(i64::MAX);
+        if last_ns == 0 {
+            return Err(Status::invalid_argument("how far back? `last` is zero"));
+        }
+        self.ask(notifications::shown(self.clock.now_ns().saturating_sub(last_ns)))
+            .await
     }
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<Answer>, Status> {
@@ -378,7 +392,7 @@ impl Questions {
                 "this collector judges nothing: start it with --assertions DIR",
             ));
         };
-        let set = assertions.get();
+        let set = assertions.now();
         explain::text(&set, name, self.clock.now_ns()).ok_or_else(|| {
             let names = set.assertions.iter().map(|assertion| assertion.name.as_str());
             Status::invalid_argument(format!(

@@ -28,6 +28,7 @@ use crate::gather;
 use crate::health::{Health, PROBE_INTERVAL};
 use crate::ingest::{Ingest, reports::Reports};
 use crate::metrics::Metrics;
+use crate::notify::{self, Notifier};
 use crate::port;
 use crate::query::Questions;
 use crate::rollup::{Minutes, Rollup};
@@ -250,16 +251,26 @@ async fn serve(
     let shared = assertions
         .as_ref()
         .map(|declared| SharedSet::new(declared.set.clone()));
+    let (ear, heard) = notify::ear();
+    let mut notifier = shared.clone().map(|shared| Notifier {
+        store: store.clone(),
+        shared,
+        heard,
+        clock: WallClock::system(),
+        stopping: stopping.clone(),
+    });
     let mut judge = assertions.zip(shared.clone()).map(|(declared, shared)| Judge {
         store: store.clone(),
         declared,
         shared,
+        ear,
         metrics: metrics.clone(),
         clock: WallClock::system(),
         stopping: stopping.clone(),
     });
     let mut rolling = None;
     let mut judging = None;
+    let mut telling = None;
     let mut preparing = match retention {
         Some(retention) => tokio::spawn(prepare(store.clone(), retention, health.clone())),
         None => {
@@ -318,6 +329,7 @@ async fn serve(
                 is_ready = true;
                 rolling = rollup.take().map(|rollup| tokio::spawn(rollup.run()));
                 judging = judge.take().map(|judge| tokio::spawn(judge.run()));
+                telling = notifier.take().map(|notifier| tokio::spawn(notifier.run()));
                 let (control, stopping) = (control.clone(), stopping_too.clone());
                 tokio::spawn(async move { control.follow(stopping).await });
                 explaining = causes.take().map(|causes| tokio::spawn(causes.run()));
@@ -331,7 +343,7 @@ async fn serve(
         warn!("stopped with streams still open; agents keep what was not acknowledged");
     }
     // A statement that runs is waited for; what waits is found at the next start.
-    for task in [rolling, explaining, judging].into_iter().flatten() {
+    for task in [rolling, explaining, judging, telling].into_iter().flatten() {
         let _ = tokio::time::timeout(STOP_PATIENCE, task).await;
     }
     for task in [

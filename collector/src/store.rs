@@ -17,6 +17,7 @@ pub mod library;
 mod lock;
 pub mod migrations;
 pub mod native;
+pub mod notifications;
 pub mod probes;
 pub mod questions;
 mod read_only;

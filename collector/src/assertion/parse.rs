@@ -1,6 +1,7 @@
 //! From a tree of YAML to assertions: every key is known, every value has the form that its key wants, and every name
 //! means something. A key that would do nothing is an error.
 
+pub mod receivers;
 mod slo;
 mod sql;
 pub mod trial;
@@ -80,7 +81,7 @@ pub static KEYS: [Key; 24] = [
 ];
 
 /// The keys of a file.
-pub static FILE_KEYS: [(&str, &str); 3] = [
+pub static FILE_KEYS: [(&str, &str); 4] = [
     (
         "groups",
         "names for nodes: a group is an expression over labels, such as `role = web and zone in (a, b)`",
@@ -90,6 +91,7 @@ pub static FILE_KEYS: [(&str, &str); 3] = [
         "tests",
         "what is said of made-up connections, for `holdfast test`: a list",
     ),
+    ("receivers", "who is told when a verdict changes: a list"),
 ];
 
 /// Reads files. `columns` tells what can be filtered by.
@@ -100,6 +102,7 @@ pub fn set(sources: &[Source<'_>], columns: impl Fn(Rows) -> Vec<Column>) -> Res
         set: Set::default(),
         groups: BTreeMap::new(),
         names: BTreeMap::new(),
+        receivers: BTreeMap::new(),
     };
     let mut files = Vec::new();
     for &source in sources {
@@ -120,6 +123,7 @@ pub fn set(sources: &[Source<'_>], columns: impl Fn(Rows) -> Vec<Column>) -> Res
     }
     for (source, root) in &files {
         reader.trials(*source, root);
+        reader.receivers(*source, root);
     }
     if reader.problems.is_empty() {
         Ok(reader.set)
@@ -136,6 +140,8 @@ struct Reader<'a, F> {
     groups: BTreeMap<String, (Source<'a>, &'a Node)>,
     /// Where each assertion is.
     names: BTreeMap<String, Origin>,
+    /// Where each receiver is.
+    receivers: BTreeMap<String, Origin>,
 }
 
 impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {

@@ -4,9 +4,12 @@
 use serde_json::{Map, Value, json};
 
 use super::Dimension;
+use super::parse::receivers::RECEIVER_KEYS;
 use super::parse::trial::TEST_KEYS;
 use super::parse::{FILE_KEYS, KEYS, Shape};
+use super::receiver::FIELDS;
 use super::signal::{Measure, QUANTILES, SIGNALS, Signal, names};
+use super::state::Verdict;
 
 /// `docs/SIGNALS.md`.
 pub fn signals_document() -> String {
@@ -46,6 +49,15 @@ falls. Where there is nothing to read (no row, a quotient of nothing by nothing)
     text.push_str("\n## Keys of a test\n\n| key | meaning |\n|---|---|\n");
     for (name, about) in TEST_KEYS {
         text.push_str(&format!("| `{name}` | {about} |\n"));
+    }
+    text.push_str("\n## Keys of a receiver\n\n| key | value | meaning [without it] |\n|---|---|---|\n");
+    for key in &RECEIVER_KEYS {
+        let shape = shape_text(key.shape);
+        text.push_str(&format!("| `{}` | {shape} | {} |\n", key.name, key.about));
+    }
+    text.push_str("\nIn `body` there are, inside of strings unless it says otherwise:\n\n| field | meaning |\n|---|---|\n");
+    for (name, about) in FIELDS {
+        text.push_str(&format!("| `${{{name}}}` | {about} |\n"));
     }
     text
 }
@@ -112,6 +124,17 @@ pub fn schema() -> Value {
         "required": ["assertion", "given", "expect"],
         "additionalProperties": false,
     });
+    let mut properties = Map::new();
+    for key in &RECEIVER_KEYS {
+        properties.insert(key.name.to_owned(), property(key.name, key.shape, key.about));
+    }
+    let receiver = json!({
+        "type": "object",
+        "properties": properties,
+        "required": ["name", "kind"],
+        "anyOf": [{ "required": ["url"] }, { "required": ["url_file"] }, { "required": ["url_env"] }],
+        "additionalProperties": false,
+    });
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Assertions of Holdfast",
@@ -120,6 +143,7 @@ pub fn schema() -> Value {
             "groups": { "type": "object", "additionalProperties": { "type": "string" }, "description": FILE_KEYS[0].1 },
             "assertions": { "type": "array", "items": assertion, "description": FILE_KEYS[1].1 },
             "tests": { "type": "array", "items": test, "description": FILE_KEYS[2].1 },
+            "receivers": { "type": "array", "items": receiver, "description": FILE_KEYS[3].1 },
         },
         "additionalProperties": false,
     })
@@ -138,6 +162,7 @@ fn property(name: &str, shape: Shape, about: &str) -> Value {
         Shape::Texts => {
             let item = match name {
                 "by" => json!({ "enum": Dimension::ALL.map(Dimension::name) }),
+                "on" => json!({ "enum": Verdict::ALL.map(Verdict::name) }),
                 _ => {
                     let signals = names().map(|name| {
                         name.replace('.', "\\.")

@@ -15,6 +15,7 @@ use crate::assertion::Set;
 use crate::assertion::state::Verdict;
 use crate::clock::WallClock;
 use crate::metrics::Metrics;
+use crate::notify::Ear;
 use crate::store::{Store, StoreError};
 
 /// How often it is looked whether a window can be judged: half of the shortest `every`.
@@ -42,20 +43,21 @@ impl Declared {
 
 /// What is judged now, for those who ask.
 #[derive(Clone, Debug)]
-pub struct SharedSet(Arc<RwLock<Set>>);
+pub struct SharedSet(Arc<RwLock<Arc<Set>>>);
 
 impl SharedSet {
     pub fn new(set: Set) -> Self {
-        Self(Arc::new(RwLock::new(set)))
+        Self(Arc::new(RwLock::new(Arc::new(set))))
     }
 
-    pub fn get(&self) -> Set {
+    /// Another one, by address, once it was replaced.
+    pub fn now(&self) -> Arc<Set> {
         // What it guards is replaced as a whole.
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn put(&self, set: Set) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = set;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(set);
     }
 }
 
@@ -64,6 +66,8 @@ pub struct Judge {
     pub store: Arc<dyn Store>,
     pub declared: Declared,
     pub shared: SharedSet,
+    /// Who is told what was stored.
+    pub ear: Ear,
     pub metrics: Arc<Metrics>,
     pub clock: WallClock,
     /// True once the collector stops.
@@ -74,6 +78,7 @@ impl Judge {
     pub async fn run(mut self) {
         let Declared { folder, set } = self.declared.clone();
         let mut engine = Engine::new(self.store.clone(), set, self.clock.now_ns(), true);
+        engine.keep_written();
         info!(assertions = engine.set().assertions.len(), folder = %folder.display(), "judging");
         let mut hang_up = signal(SignalKind::hangup()).ok();
         let mut ticks = tokio::time::interval(STEP);
@@ -97,6 +102,7 @@ impl Judge {
                 }
             }
             let outcome = self.step(&mut engine, &mut is_resumed).await;
+            self.ear.stored(&engine.take_written());
             match outcome {
                 Ok(()) if is_failing => {
                     is_failing = false;

@@ -80,6 +80,7 @@ pub async fn run(
         groups: set.groups.clone(),
         assertions: vec![assertion.clone()],
         tests: Vec::new(),
+        receivers: Vec::new(),
     };
     let end_ns = begin_ns + ns(trial.length());
     let mut engine = Engine::new(store, alone, begin_ns + 1, false);

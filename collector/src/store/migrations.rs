@@ -95,6 +95,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "ledger",
         sql: include_str!("migrations/0016_ledger.sql"),
     },
+    Migration {
+        version: 17,
+        name: "notifications",
+        sql: include_str!("migrations/0017_notifications.sql"),
+    },
 ];
 
 /// The newest step that this binary knows.

@@ -106,6 +106,12 @@ pub static VERDICT_RECORDS: Table = Table {
     column_names: &names(&VERDICT_RECORDS_COLUMNS),
 };
 
+pub static NOTIFICATION_RECORDS: Table = Table {
+    name: "notification_records",
+    columns: &NOTIFICATION_RECORDS_COLUMNS,
+    column_names: &names(&NOTIFICATION_RECORDS_COLUMNS),
+};
+
 pub static RUN_RECORDS: Table = Table {
     name: "run_records",
     columns: &RUN_RECORDS_COLUMNS,
@@ -128,7 +134,7 @@ pub static CAUSE_RECORDS: Table = Table {
 pub const RETENTION_DAYS_MAX: u32 = 3_650;
 
 /// The tables that rows go to.
-pub static TABLES: [&Table; 19] = [
+pub static TABLES: [&Table; 20] = [
     &CONNECTION_RECORDS,
     &GAP_RECORDS,
     &NODE_SESSIONS,
@@ -145,13 +151,14 @@ pub static TABLES: [&Table; 19] = [
     &PROBE_REPORTS,
     &CGROUP_RECORDS,
     &VERDICT_RECORDS,
+    &NOTIFICATION_RECORDS,
     &RUN_RECORDS,
     &LOAD_SAMPLES,
     &CAUSE_RECORDS,
 ];
 
 /// Every table that rows leave when they are old enough, and what people call it: the view that shows it, if one does.
-pub const RETAINED: [(&str, &str); 20] = [
+pub const RETAINED: [(&str, &str); 21] = [
     (CONNECTION_RECORDS.name, "connections"),
     (rollups::TABLE, "connections_1m"),
     (GAP_RECORDS.name, "gaps"),
@@ -169,6 +176,7 @@ pub const RETAINED: [(&str, &str); 20] = [
     (PROBE_REPORTS.name, PROBE_REPORTS.name),
     (CGROUP_RECORDS.name, "cgroups"),
     (VERDICT_RECORDS.name, "verdicts"),
+    (NOTIFICATION_RECORDS.name, "notifications"),
     (RUN_RECORDS.name, "runs"),
     (LOAD_SAMPLES.name, LOAD_SAMPLES.name),
     (CAUSE_RECORDS.name, "attempt_causes"),
@@ -887,6 +895,32 @@ const LISTENER_SAMPLES_COLUMNS: [Column; 20] = [
     column("sequence", Kind::UInt64),
     column("namespace_overflows", Kind::NullableUInt64),
     column("namespace_drops", Kind::NullableUInt64),
+];
+
+/// The numbers are those of [`super::notifications::State`].
+const NOTIFICATION_STATE: Names = &[
+    ("begun", 1),
+    ("queued", 2),
+    ("failed", 3),
+    ("sent", 4),
+    ("given_up", 5),
+];
+
+const NOTIFICATION_RECORDS_COLUMNS: [Column; 14] = [
+    column("node", Kind::LowCardinality),
+    column("receiver", Kind::LowCardinality),
+    column("message", Kind::String),
+    column("state", Kind::Enum8(NOTIFICATION_STATE)),
+    column("at", Kind::DateTime64),
+    column("attempt", Kind::UInt32),
+    column("reason", Kind::String),
+    column("place", Kind::UInt32),
+    column("notification", Kind::String),
+    column("assertion", Kind::LowCardinality),
+    column("key", Kind::String),
+    column("verdict", Kind::LowCardinality),
+    column("window_to", Kind::DateTime64),
+    column("facts", Kind::String),
 ];
 
 /// The numbers are those of [`crate::assertion::state::Verdict::ALL`], from one.

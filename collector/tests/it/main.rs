@@ -13,6 +13,7 @@ mod faults;
 mod fuzz_corpus;
 mod harness;
 mod late;
+mod notify;
 mod rollup;
 mod runs;
 mod store_blocks;

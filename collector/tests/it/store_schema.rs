@@ -80,7 +80,7 @@ async fn every_column_and_every_table_has_a_comment() {
     assert_eq!(
         ask(&store, views).await,
         "['attempt_causes','attempts','attempts_1m','cgroups','connection_workloads','connections','connections_1m',\
-         'gaps','latency_1m','ledger','listeners','namespaces','nodes','open_connections','overhead',\
+         'gaps','latency_1m','ledger','listeners','namespaces','nodes','notifications','open_connections','overhead',\
          'peers','run_results','runs','syscalls','transitions','verdict_changes','verdicts']\n"
     );
     // A number that is a time or a size says so in its comment, not only in its name.
@@ -267,6 +267,7 @@ async fn retention_is_changed_only_where_it_differs() {
          load_samples\ttoDateTime(observed_at) + toIntervalDay(30)\n\
          namespace_samples\ttoDateTime(observed_at) + toIntervalDay(30)\n\
          node_sessions\ttoDateTime(connected_at) + toIntervalDay(30)\n\
+         notification_records\ttoDateTime(at) + toIntervalDay(30)\n\
          overhead_samples\ttoDateTime(ended_at) + toIntervalDay(30)\n\
          peer_samples\ttoDateTime(ended_at) + toIntervalDay(30)\n\
          probe_reports\ttoDateTime(reported_at) + toIntervalDay(30)\n\

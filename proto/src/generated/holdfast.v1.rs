@@ -1470,6 +1470,12 @@ pub struct RunsRequest {
     #[prost(bool, tag = "3")]
     pub seconds: bool,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NotificationsRequest {
+    /// How far back.
+    #[prost(uint64, tag = "1")]
+    pub last_ns: u64,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StopRunRequest {
     #[prost(string, tag = "1")]
@@ -2791,6 +2797,31 @@ pub mod query_client {
             req.extensions_mut().insert(GrpcMethod::new("holdfast.v1.Query", "Check"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Rows of `notifications` as JSONEachRow, oldest first: what was told to whom within a time, and what waits.
+        pub async fn notifications(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NotificationsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Chunk>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/holdfast.v1.Query/Notifications",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("holdfast.v1.Query", "Notifications"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2992,6 +3023,20 @@ pub mod query_server {
             &self,
             request: tonic::Request<super::CheckRequest>,
         ) -> std::result::Result<tonic::Response<Self::CheckStream>, tonic::Status>;
+        /// Server streaming response type for the Notifications method.
+        type NotificationsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Chunk, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Rows of `notifications` as JSONEachRow, oldest first: what was told to whom within a time, and what waits.
+        async fn notifications(
+            &self,
+            request: tonic::Request<super::NotificationsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::NotificationsStream>,
+            tonic::Status,
+        >;
     }
     /// What people and their tools ask.
     #[derive(Debug)]
@@ -3829,6 +3874,52 @@ pub mod query_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CheckSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/holdfast.v1.Query/Notifications" => {
+                    #[allow(non_camel_case_types)]
+                    struct NotificationsSvc<T: Query>(pub Arc<T>);
+                    impl<
+                        T: Query,
+                    > tonic::server::ServerStreamingService<super::NotificationsRequest>
+                    for NotificationsSvc<T> {
+                        type Response = super::Chunk;
+                        type ResponseStream = T::NotificationsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NotificationsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Query>::notifications(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NotificationsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

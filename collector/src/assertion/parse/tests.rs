@@ -356,3 +356,92 @@ fn an_objective_is_an_assertion_for_each_rule_of_its_budget() {
         assert_eq!((back.over, back.signal), (condition.over, condition.signal));
     }
 }
+
+/// One receiver with these lines beside its name, and the first problem.
+fn check_receiver(lines: &str, expected: &str) {
+    let indented: String = lines.lines().map(|line| format!("    {line}\n")).collect();
+    let text = format!("receivers:\n  - name: r\n{indented}");
+    let problems = parsed(&text).expect_err(&text);
+    assert_eq!(problems[0].to_string(), expected, "{text}");
+}
+
+#[test]
+fn a_receiver_is_read() {
+    use crate::assertion::receiver::{Given, Kind};
+    let text = r#"
+receivers:
+  - name: on-call
+    kind: webhook
+    url_file: /etc/holdfast/hook
+    secret_env: HOOK_SECRET
+    body: '{"text": "${summary}"}'
+    match: { severity: page }
+    on: [violated, holds]
+    group_wait: 30s
+    repeat: 4h
+    per_minute: 5
+  - { name: other, kind: webhook, url: "https://hooks.example.com/a" }
+"#;
+    let set = parsed(text).expect("it is right");
+    let [first, second] = &set.receivers[..] else {
+        panic!("{set:?}");
+    };
+    assert_eq!(first.url, Given::File("/etc/holdfast/hook".into()));
+    assert!(matches!(
+        &first.kind,
+        Kind::Webhook { body: Some(_), secret: Some(Given::Variable(name)) } if name == "HOOK_SECRET"
+    ));
+    assert_eq!(first.matches["severity"], "page");
+    assert_eq!(
+        (first.repeat, first.per_minute, first.on.len()),
+        (Some(Duration::from_secs(4 * 3_600)), 5, 2)
+    );
+    assert_eq!(
+        (second.group_wait, second.repeat, second.on.len()),
+        (Duration::from_secs(5), None, 3)
+    );
+    assert_ne!(first.fingerprint(), second.fingerprint());
+}
+
+#[test]
+fn a_receiver_that_is_wrong_shows_its_place() {
+    check_receiver(
+        "kind: webhok\nurl: http://a",
+        "a.yaml:3:11: there is no kind of receiver `webhok`, did you mean webhook?\n      kind: webhok\n            ^",
+    );
+    check_receiver(
+        "kind: webhook\nurl: hooks.example.com",
+        "a.yaml:4:10: `url` is a URL such as https://hooks.example.com/a\n      url: hooks.example.com\n           ^",
+    );
+    check_receiver(
+        "kind: webhook\nurl: http://a\nrepeet: 1h",
+        "a.yaml:5:5: unknown key `repeet`, did you mean repeat?\n      repeet: 1h\n      ^",
+    );
+    check_receiver(
+        "kind: webhook",
+        "a.yaml:2:5: this receiver has no `url`, `url_file` or `url_env`\n    - name: r\n      ^",
+    );
+    check_receiver(
+        "kind: webhook\nurl: http://a\nurl_env: HOOK",
+        "a.yaml:5:14: `url` and `url_env`: use one of them\n      url_env: HOOK\n               ^",
+    );
+    check_receiver(
+        "kind: webhook\nurl: http://a\nbody: '{\"text\": \"${sumary}\"}'",
+        "a.yaml:5:22: there is no field `sumary`, did you mean summary?\n      body: '{\"text\": \"${sumary}\"}'\n                       ^",
+    );
+    check_receiver(
+        "kind: webhook\nurl: http://a\non: holds",
+        "a.yaml:5:9: `on` is violated, unknown or pending, or several of them: that it holds is told of what was told otherwise\n      \
+         on: holds\n          ^",
+    );
+    check_receiver(
+        "kind: webhook\nurl: http://a\nrepeat: 1s",
+        "a.yaml:5:13: `repeat` is from 10s to 30d\n      repeat: 1s\n              ^",
+    );
+}
+
+#[test]
+fn the_example_of_receivers_is_right() {
+    let set = parsed(include_str!("../../../../deploy/receivers.yaml")).expect("it is right");
+    assert_eq!(set.receivers.len(), 2);
+}

@@ -1,0 +1,247 @@
+//! `receivers`: who is told, and how.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use url::Url;
+
+use super::{Fields, Key, Reader, Shape, checked_name, entries, find, key, text};
+use crate::assertion::Origin;
+use crate::assertion::document::{Node, Source, Value};
+use crate::assertion::problem::{Problem, instead};
+use crate::assertion::receiver::{Given, Kind, Receiver, Template};
+use crate::assertion::signal::Rows;
+use crate::assertion::state::Verdict;
+use crate::filter::Column;
+
+/// In all files together: each has a task of its own.
+pub const MOST_RECEIVERS: usize = 50;
+
+const KINDS: &[&str] = &["webhook"];
+const VERDICTS: &[&str] = &["holds", "pending", "violated", "unknown"];
+
+/// The keys of a receiver.
+#[rustfmt::skip]
+pub static RECEIVER_KEYS: [Key; 16] = [
+    key("name", Shape::Text, "what it is called; unique in all files"),
+    key("kind", Shape::Word(KINDS), "how it is spoken to: JSON by POST"),
+    key("url", Shape::Text, "where: http:// or https://"),
+    key("url_file", Shape::Text, "instead of `url`, where that is a secret: a file that the URL is read from, whenever something is sent"),
+    key("url_env", Shape::Text, "instead of `url`: a variable in the environment of the collector"),
+    key("secret_file", Shape::Text, "what the body is signed with: a file, read whenever something is sent [not signed]"),
+    key("secret_env", Shape::Text, "the same: a variable in the environment of the collector"),
+    key("body", Shape::Text, "JSON with fields such as `${summary}` [everything]"),
+    key("ca_file", Shape::Text, "the authorities that may vouch for an https URL, as PEM [those that the machine trusts]"),
+    key("match", Shape::TextMap, "only what has all of these labels; `severity` and `assertion` are asked for in the same way [everything]"),
+    key("on", Shape::Texts, "which verdicts are told; holds only of what was told otherwise before [violated, unknown, holds]"),
+    key("group_wait", Shape::Time, "what changes within so long of the first change of an assertion is told with it [5s]"),
+    key("repeat", Shape::Time, "what is still violated or unknown so long after it was told is told again, from 10s [never]"),
+    key("per_minute", Shape::Number, "messages in a minute at most; others wait [30]"),
+    key("give_up_after", Shape::Time, "how long a message is tried, from 1m to 7d [1d]"),
+    key("timeout", Shape::Time, "how long an answer is waited for, from 100ms to 1m [10s]"),
+];
+
+impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
+    pub(super) fn receivers(&mut self, source: Source<'a>, root: &'a Node) {
+        let Value::Map(entries) = &root.value else { return };
+        let Some(list) = find(entries, "receivers") else {
+            return;
+        };
+        let items = match &list.value {
+            Value::List(items) => items,
+            Value::Empty => return,
+            _ => {
+                let message = format!("`receivers` is a list (`- name: ...`), this is {}", list.what());
+                return self.problems.push(source.problem(list.place, message));
+            }
+        };
+        for item in items {
+            let outcome = self.receiver(source, item);
+            if let Some(receiver) = self.keep(outcome) {
+                self.set.receivers.push(receiver);
+            }
+        }
+    }
+
+    fn receiver(&mut self, source: Source<'a>, item: &'a Node) -> Result<Receiver, Problem> {
+        let entries = entries(source, item, "a receiver")?;
+        for (name, _) in entries {
+            let text = text(source, name)?;
+            if !RECEIVER_KEYS.iter().any(|key| key.name == text) {
+                let known = RECEIVER_KEYS.iter().map(|key| key.name);
+                let message = format!("unknown key `{text}`, {}", instead(text, known));
+                return Err(source.problem(name.place, message));
+            }
+        }
+        let fields = Fields {
+            source,
+            item,
+            entries,
+        };
+        let needed = |key: &str| {
+            fields
+                .get(key)
+                .ok_or_else(|| source.problem(item.place, format!("this receiver has no `{key}`")))
+        };
+        let name_node = needed("name")?;
+        let name = checked_name(source, name_node)?.to_owned();
+        if let Some(earlier) = self.receivers.get(&name) {
+            let (file, line) = (&earlier.file, earlier.place.line);
+            let message = format!("the receiver `{name}` is in {file}, line {line} already");
+            return Err(source.problem(name_node.place, message));
+        }
+        if self.receivers.len() == MOST_RECEIVERS {
+            return Err(source.problem(name_node.place, format!("more than {MOST_RECEIVERS} receivers")));
+        }
+        let origin = Origin {
+            file: source.file.to_owned(),
+            place: name_node.place,
+        };
+        self.receivers.insert(name.clone(), origin);
+
+        let kind_node = needed("kind")?;
+        let kind_text = text(source, kind_node)?;
+        if !KINDS.contains(&kind_text) {
+            let hint = instead(kind_text, KINDS.iter().copied());
+            let message = format!("there is no kind of receiver `{kind_text}`, {hint}");
+            return Err(source.problem(kind_node.place, message));
+        }
+        Ok(Receiver {
+            kind: Kind::Webhook {
+                body: body(&fields)?,
+                secret: secret(&fields)?,
+            },
+            url: url(&fields)?,
+            ca_file: path(&fields, "ca_file")?,
+            matches: fields.text_map("match")?,
+            on: on(&fields)?,
+            group_wait: time(&fields, "group_wait", 0.0, 600.0)?.unwrap_or(Duration::from_secs(5)),
+            repeat: time(&fields, "repeat", 10.0, 30.0 * 86_400.0)?,
+            per_minute: per_minute(&fields)?,
+            give_up_after: time(&fields, "give_up_after", 60.0, 7.0 * 86_400.0)?
+                .unwrap_or(Duration::from_secs(86_400)),
+            timeout: time(&fields, "timeout", 0.1, 60.0)?.unwrap_or(Duration::from_secs(10)),
+            name,
+        })
+    }
+}
+
+/// One of the keys that a text is given by, if any.
+fn given(fields: &Fields<'_>, keys: [Option<&'static str>; 3]) -> Result<Option<Given>, Problem> {
+    let there: Vec<_> = keys
+        .into_iter()
+        .flatten()
+        .filter_map(|key| Some((key, fields.get(key)?)))
+        .collect();
+    if let [(first, _), (second, node), ..] = there[..] {
+        let message = format!("`{first}` and `{second}`: use one of them");
+        return Err(fields.source.problem(node.place, message));
+    }
+    let Some((key, node)) = there.first() else {
+        return Ok(None);
+    };
+    let value = text(fields.source, node)?;
+    if value.trim().is_empty() {
+        return Err(fields.source.problem(node.place, format!("`{key}` is empty")));
+    }
+    Ok(Some(if key.ends_with("_file") {
+        Given::File(value.into())
+    } else if key.ends_with("_env") {
+        Given::Variable(value.to_owned())
+    } else {
+        Given::Text(value.to_owned())
+    }))
+}
+
+fn url(fields: &Fields<'_>) -> Result<Given, Problem> {
+    let Some(given) = given(fields, [Some("url"), Some("url_file"), Some("url_env")])? else {
+        let message = "this receiver has no `url`, `url_file` or `url_env`";
+        return Err(fields.source.problem(fields.item.place, message));
+    };
+    if let Given::Text(text) = &given {
+        checked_url(text).map_err(|message| fields.wrong("url", &message))?;
+    }
+    Ok(given)
+}
+
+/// What is expected instead, if it is none.
+pub fn checked_url(text: &str) -> Result<Url, String> {
+    match Url::parse(text.trim()) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {
+            if url.username().is_empty() && url.password().is_none() {
+                Ok(url)
+            } else {
+                Err("a URL without a user in it: nothing would be sent of it".into())
+            }
+        }
+        _ => Err("a URL such as https://hooks.example.com/a".into()),
+    }
+}
+
+fn secret(fields: &Fields<'_>) -> Result<Option<Given>, Problem> {
+    given(fields, [None, Some("secret_file"), Some("secret_env")])
+}
+
+fn path(fields: &Fields<'_>, key: &str) -> Result<Option<PathBuf>, Problem> {
+    Ok(fields.text(key)?.map(PathBuf::from))
+}
+
+fn body(fields: &Fields<'_>) -> Result<Option<Template>, Problem> {
+    let Some(node) = fields.get("body") else {
+        return Ok(None);
+    };
+    match Template::parse(text(fields.source, node)?) {
+        Ok(template) => Ok(Some(template)),
+        Err(fault) => Err(fields.source.problem_within(node, fault.character, fault.message)),
+    }
+}
+
+fn on(fields: &Fields<'_>) -> Result<Vec<Verdict>, Problem> {
+    if fields.get("on").is_none() {
+        return Ok(vec![Verdict::Violated, Verdict::Unknown, Verdict::Holds]);
+    }
+    let mut on = Vec::new();
+    for node in fields.texts("on")? {
+        let name = text(fields.source, node)?;
+        let verdict = VERDICTS
+            .iter()
+            .find(|known| **known == name)
+            .and_then(|name| Verdict::named(name));
+        let Some(verdict) = verdict else {
+            let hint = instead(name, VERDICTS.iter().copied());
+            return Err(fields
+                .source
+                .problem(node.place, format!("there is no verdict `{name}`, {hint}")));
+        };
+        if !on.contains(&verdict) {
+            on.push(verdict);
+        }
+    }
+    if on.iter().all(|verdict| *verdict == Verdict::Holds) {
+        return Err(fields.wrong(
+            "on",
+            "violated, unknown or pending, or several of them: that it holds is told of what was told otherwise",
+        ));
+    }
+    Ok(on)
+}
+
+fn per_minute(fields: &Fields<'_>) -> Result<u32, Problem> {
+    match fields.number("per_minute")? {
+        None => Ok(30),
+        Some(number @ 1..=6_000) => Ok(number as u32),
+        Some(_) => Err(fields.wrong("per_minute", "from 1 to 6000")),
+    }
+}
+
+/// A time between two, in seconds.
+fn time(fields: &Fields<'_>, key: &str, least: f64, most: f64) -> Result<Option<Duration>, Problem> {
+    let Some(time) = fields.time(key)? else {
+        return Ok(None);
+    };
+    if (least..=most).contains(&time.as_secs_f64()) {
+        return Ok(Some(time));
+    }
+    let shown = |seconds| crate::assertion::condition::duration_text(Duration::from_secs_f64(seconds));
+    Err(fields.wrong(key, &format!("from {} to {}", shown(least), shown(most))))
+}

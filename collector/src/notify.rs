@@ -1,0 +1,231 @@
+//! Telling people: when a verdict changes, receivers get a message, at least once, whatever is killed meanwhile.
+//!
+//! ```text
+//! engine (stored changes) -> Ear -> Notifier: a book for each receiver decides -> stored as queued -> a task for each receiver
+//! ```
+//!
+//! Verdicts are stored first. What is to be told follows from them and from what the store says was told ([`book`], pure);
+//! it is stored as queued, and only then sent ([`deliver`]) as [`body`] writes it. So a collector that was killed anywhere
+//! on that way comes to the same messages under the same ids, and nothing is held in memory alone. The evaluation hands its
+//! changes over and waits for nobody.
+
+pub mod body;
+pub mod book;
+mod deliver;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
+use tracing::{info, warn};
+
+use crate::assertion::Set;
+use crate::assertion::receiver::Receiver;
+use crate::clock::WallClock;
+use crate::engine::run::SharedSet;
+use crate::store::verdicts::Record;
+use crate::store::{Store, StoreError, notifications};
+
+use book::{About, Book, Change, Message};
+use deliver::Deliveries;
+
+/// Steps of the engine whose changes wait to be heard. Past that they are looked for in the store.
+const MOST_UNHEARD: usize = 1_024;
+
+/// How often it is looked whether a message is due.
+const TICK: Duration = Duration::from_millis(250);
+
+/// The pause after a failure of the store.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How far back changes are looked for at a start: what was not told when the collector ended is told if it is younger.
+const LOOK_BACK_NS: i64 = 24 * 3_600_000_000_000;
+
+/// Where the engine says what it has stored. It never waits.
+#[derive(Clone, Debug)]
+pub struct Ear {
+    stored: mpsc::Sender<Vec<Change>>,
+    is_missed: Arc<AtomicBool>,
+}
+
+/// The other end of an [`Ear`].
+#[derive(Debug)]
+pub struct Heard {
+    stored: mpsc::Receiver<Vec<Change>>,
+    is_missed: Arc<AtomicBool>,
+}
+
+pub fn ear() -> (Ear, Heard) {
+    let (sender, receiver) = mpsc::channel(MOST_UNHEARD);
+    let is_missed = Arc::new(AtomicBool::new(false));
+    let ear = Ear {
+        stored: sender,
+        is_missed: is_missed.clone(),
+    };
+    let heard = Heard {
+        stored: receiver,
+        is_missed,
+    };
+    (ear, heard)
+}
+
+impl Ear {
+    /// Takes what is in the store now.
+    pub fn stored(&self, records: &[Record]) {
+        let changes: Vec<_> = records.iter().filter_map(Change::of).collect();
+        if !changes.is_empty() && self.stored.try_send(changes).is_err() {
+            self.is_missed.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The task: decides what is told, and has it sent, until the collector stops.
+pub struct Notifier {
+    pub store: Arc<dyn Store>,
+    pub shared: SharedSet,
+    pub heard: Heard,
+    pub clock: WallClock,
+    /// True once the collector stops.
+    pub stopping: watch::Receiver<bool>,
+}
+
+/// What the task knows.
+struct Desk {
+    set: Arc<Set>,
+    books: BTreeMap<String, Book>,
+    /// Decided, and not stored yet.
+    unwritten: Vec<Message>,
+    /// The books are those of the set.
+    is_ready: bool,
+}
+
+impl Notifier {
+    pub async fn run(mut self) {
+        let mut desk = Desk {
+            set: self.shared.now(),
+            books: BTreeMap::new(),
+            unwritten: Vec::new(),
+            is_ready: false,
+        };
+        let mut deliveries = Deliveries::default();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut is_failing = false;
+        loop {
+            let heard = tokio::select! {
+                biased;
+                // An error means that the collector is gone already.
+                _ = self.stopping.wait_for(|stopping| *stopping) => return,
+                heard = self.heard.stored.recv(), if desk.is_ready => heard,
+                _ = ticks.tick() => None,
+            };
+            let now_ns = self.clock.now_ns();
+            if let Some(changes) = heard {
+                desk.hear(&changes, now_ns);
+            }
+            match self.step(&mut desk, &mut deliveries, now_ns).await {
+                Ok(()) => {
+                    if std::mem::take(&mut is_failing) {
+                        info!("what is to be told is decided again");
+                    }
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut is_failing, true) {
+                        warn!(%error, "the store is away; what is to be told waits");
+                    }
+                    ticks.reset_after(PAUSE);
+                }
+            }
+        }
+    }
+
+    async fn step(
+        &self,
+        desk: &mut Desk,
+        deliveries: &mut Deliveries,
+        now_ns: i64,
+    ) -> Result<(), StoreError> {
+        let set = self.shared.now();
+        if !Arc::ptr_eq(&set, &desk.set) {
+            desk.set = set;
+            desk.is_ready = false;
+        }
+        if self.heard.is_missed.swap(false, Ordering::Relaxed) {
+            desk.is_ready = false;
+            desk.books.clear();
+        }
+        if !desk.is_ready {
+            self.begin(desk, now_ns).await?;
+            deliveries.follow(&desk.set.receivers, &self.store, &self.clock);
+            desk.is_ready = true;
+        }
+        for book in desk.books.values_mut() {
+            desk.unwritten.extend(book.due(now_ns, |_| false));
+        }
+        while let Some(message) = desk.unwritten.first() {
+            notifications::queue(&*self.store, message).await?;
+            let message = desk.unwritten.remove(0);
+            deliveries.wake(&message.receiver);
+        }
+        Ok(())
+    }
+
+    /// Opens the books of receivers that are new, or others than they were.
+    async fn begin(&self, desk: &mut Desk, now_ns: i64) -> Result<(), StoreError> {
+        let set = desk.set.clone();
+        desk.books
+            .retain(|_, book| set.receivers.iter().any(|receiver| receiver == book.receiver()));
+        let new: Vec<&Receiver> = set
+            .receivers
+            .iter()
+            .filter(|receiver| !desk.books.contains_key(&receiver.name))
+            .collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        // What was decided for them is decided again, or is not theirs any more.
+        desk.unwritten
+            .retain(|message| desk.books.contains_key(&message.receiver));
+        let changes = notifications::changes(&*self.store, now_ns.saturating_sub(LOOK_BACK_NS)).await?;
+        for receiver in new {
+            let begun_ns = notifications::begun(&*self.store, receiver, now_ns).await?;
+            let told = notifications::told(
+                &*self.store,
+                &receiver.name,
+                now_ns.saturating_sub(2 * LOOK_BACK_NS),
+            )
+            .await?;
+            let mut book = Book::new(receiver.clone(), begun_ns, told);
+            book.replay(
+                changes.clone(),
+                now_ns,
+                |assertion| about(&set, assertion),
+                |_| false,
+            );
+            info!(receiver = receiver.name, "tells what changes");
+            desk.books.insert(receiver.name.clone(), book);
+        }
+        Ok(())
+    }
+}
+
+impl Desk {
+    fn hear(&mut self, changes: &[Change], now_ns: i64) {
+        for change in changes {
+            for book in self.books.values_mut() {
+                book.hear(change, about(&self.set, &change.assertion), now_ns, false);
+            }
+        }
+    }
+}
+
+fn about(set: &Set, name: &str) -> About {
+    let assertion = set.assertions.iter().find(|assertion| assertion.name == name);
+    assertion.map_or_else(About::default, |assertion| About {
+        description: assertion.description.clone(),
+        runbook: assertion.runbook.clone(),
+    })
+}

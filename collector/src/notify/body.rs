@@ -1,0 +1,198 @@
+//! What a message looks like to the one who gets it. Pure.
+
+use std::collections::BTreeMap;
+
+use ring::hmac;
+use serde_json::{Value, json};
+
+use super::book::{Message, Notification};
+use crate::assertion::condition::{Condition, value_text};
+use crate::assertion::receiver::{Kind, Receiver};
+use crate::assertion::state::Verdict;
+
+/// The form of what is sent; it counts up when a field changes its meaning.
+const VERSION: u32 = 1;
+
+/// An HTTP request but for its secrets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    pub body: String,
+    pub headers: Vec<(&'static str, String)>,
+}
+
+/// The request that tells a message.
+pub fn request(receiver: &Receiver, message: &Message) -> Request {
+    let body = match &receiver.kind {
+        Kind::Webhook { body: None, .. } => everything(message).to_string(),
+        Kind::Webhook {
+            body: Some(template), ..
+        } => template.fill(|field| field_text(message, field)),
+    };
+    Request {
+        body,
+        headers: vec![("idempotency-key", message.id.clone())],
+    }
+}
+
+/// The header of a signed request: `t=SECONDS,v1=HEX`, where HEX is the HMAC-SHA256 of `SECONDS.BODY`. The time is in what
+/// is signed, so that nobody can send an old request again later and pass it off as new.
+pub fn signature(secret: &str, now_ns: i64, body: &str) -> String {
+    let seconds = now_ns.div_euclid(1_000_000_000);
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+    let tag = hmac::sign(&key, format!("{seconds}.{body}").as_bytes());
+    let hex: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("t={seconds},v1={hex}")
+}
+
+fn everything(message: &Message) -> Value {
+    json!({
+        "version": VERSION,
+        "id": message.id,
+        "receiver": message.receiver,
+        "assertion": message.assertion,
+        "verdict": worst(message).name(),
+        "summary": summary(message),
+        "notifications": notifications(message),
+    })
+}
+
+fn notifications(message: &Message) -> Value {
+    message.notifications.iter().map(whole).collect()
+}
+
+fn whole(notification: &Notification) -> Value {
+    let change = &notification.change;
+    json!({
+        "id": notification.id,
+        "assertion": change.assertion,
+        "key": change.key,
+        "verdict": change.verdict.name(),
+        "told_before": notification.told_before.map(Verdict::name),
+        "repeat": notification.repeat,
+        "since": utc(change.since_ns),
+        "window_from": utc(change.window_from_ns),
+        "window_to": utc(change.window_to_ns),
+        "judged_at": utc(change.judged_ns),
+        "condition": change.condition,
+        "value": change.value,
+        "samples": change.samples,
+        "cause": change.cause,
+        "evidence": serde_json::from_str::<Value>(&change.evidence).unwrap_or_default(),
+        "severity": change.severity,
+        "labels": change.labels,
+        "revision": change.revision,
+        "description": notification.description,
+        "runbook": notification.runbook,
+        "text": line(notification),
+    })
+}
+
+/// `2026-03-01T12:00:00.500Z`.
+fn utc(ns: i64) -> String {
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(ns.max(0).unsigned_abs());
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+/// In the order of who should get up first.
+fn worst(message: &Message) -> Verdict {
+    const ORDER: [Verdict; 3] = [Verdict::Violated, Verdict::Unknown, Verdict::Pending];
+    // What has become of each key is its last verdict in the message.
+    let latest: BTreeMap<&str, Verdict> = message
+        .notifications
+        .iter()
+        .map(|one| (one.change.key.as_str(), one.change.verdict))
+        .collect();
+    ORDER
+        .into_iter()
+        .find(|verdict| latest.values().any(|found| found == verdict))
+        .unwrap_or(Verdict::Holds)
+}
+
+/// `web reaches the database: violated (2 of 3 verdicts: violated)`.
+fn summary(message: &Message) -> String {
+    match message.notifications.as_slice() {
+        [one] => line(one),
+        several => {
+            let worst = worst(message);
+            let count = several.iter().filter(|one| one.change.verdict == worst).count();
+            format!(
+                "{}: {count} of {} verdicts {}",
+                message.assertion,
+                several.len(),
+                worst.name()
+            )
+        }
+    }
+}
+
+/// `web reaches the database [from.node web-1]: violated since 12:00:00: 35ms, expected connect.p99 < 20ms, 812 samples`.
+pub fn line(notification: &Notification) -> String {
+    let change = &notification.change;
+    let key = match change.key.as_str() {
+        "" => String::new(),
+        key => format!(" [{key}]"),
+    };
+    let is_still = match notification.repeat {
+        0 => "",
+        _ => "still ",
+    };
+    let correction = match change.revision {
+        0 => "",
+        _ => " (said otherwise before; its rows came late)",
+    };
+    let why = if change.cause.is_empty() {
+        let value = match (change.value, Condition::read_back(&change.condition)) {
+            (Some(value), Some(condition)) => value_text(condition.signal.signal.unit, value),
+            (Some(value), None) => value.to_string(),
+            (None, _) => "nothing".to_owned(),
+        };
+        format!(
+            "{value}, expected {}, {} samples",
+            change.condition, change.samples
+        )
+    } else {
+        change.cause.clone()
+    };
+    format!(
+        "{}{key}: {is_still}{} since {}: {why}{correction}",
+        change.assertion,
+        change.verdict.name(),
+        utc(change.since_ns)
+    )
+}
+
+fn field_text(message: &Message, field: &str) -> String {
+    let first = &message.notifications[0];
+    match field {
+        "id" => message.id.clone(),
+        "receiver" => message.receiver.clone(),
+        "assertion" => message.assertion.clone(),
+        "verdict" => worst(message).name().to_owned(),
+        "keys" => {
+            let mut keys: Vec<_> = message
+                .notifications
+                .iter()
+                .map(|one| one.change.key.as_str())
+                .collect();
+            keys.dedup();
+            keys.join(", ")
+        }
+        "count" => message.notifications.len().to_string(),
+        "summary" => summary(message),
+        "text" => message
+            .notifications
+            .iter()
+            .map(line)
+            .collect::<Vec<_>>()
+            .join("\n"),
+        "severity" => first.change.severity.clone(),
+        "labels" => json!(first.change.labels).to_string(),
+        "description" => first.description.clone(),
+        "runbook" => first.runbook.clone(),
+        _ => notifications(message).to_string(),
+    }
+}
+
+#[cfg(test)]
+#[path = "body/tests.rs"]
+mod tests;

@@ -1,0 +1,118 @@
+use super::super::book::Change;
+use super::*;
+use crate::assertion::receiver::Template;
+use std::time::Duration;
+
+fn notification(key: &str, verdict: Verdict) -> Notification {
+    Notification {
+        id: format!("id-{key}"),
+        told_before: None,
+        repeat: 0,
+        description: "web needs its \"database\"".into(),
+        runbook: "https://wiki/db".into(),
+        change: Change {
+            assertion: "web reaches the database".into(),
+            key: key.into(),
+            verdict,
+            since_ns: 1_772_366_400_000_000_000,
+            window_from_ns: 1_772_366_390_000_000_000,
+            window_to_ns: 1_772_366_400_000_000_000,
+            judged_ns: 1_772_366_401_500_000_000,
+            condition: "connect.p99 < 20ms".into(),
+            value: Some(35_000.0),
+            samples: 812,
+            cause: String::new(),
+            evidence: r#"{"readings":[]}"#.into(),
+            severity: "page".into(),
+            labels: [("team".to_owned(), "db".to_owned())].into(),
+            revision: 0,
+            fingerprint: 1,
+        },
+    }
+}
+
+fn message(notifications: Vec<Notification>) -> Message {
+    Message {
+        id: "m1".into(),
+        receiver: "on-call".into(),
+        assertion: "web reaches the database".into(),
+        queued_ns: 0,
+        notifications,
+    }
+}
+
+fn receiver(kind: Kind) -> Receiver {
+    Receiver {
+        name: "on-call".into(),
+        kind,
+        url: crate::assertion::receiver::Given::Text("http://localhost".into()),
+        ca_file: None,
+        matches: BTreeMap::new(),
+        on: vec![],
+        group_wait: Duration::ZERO,
+        repeat: None,
+        per_minute: 1,
+        give_up_after: Duration::ZERO,
+        timeout: Duration::ZERO,
+    }
+}
+
+#[test]
+fn a_webhook_without_a_template_gets_everything() {
+    let kind = Kind::Webhook {
+        body: None,
+        secret: None,
+    };
+    let two = message(vec![
+        notification("from.node web-1", Verdict::Holds),
+        notification("from.node web-2", Verdict::Violated),
+    ]);
+    let request = request(&receiver(kind), &two);
+    assert_eq!(request.headers, [("idempotency-key", "m1".to_owned())]);
+    let body: Value = serde_json::from_str(&request.body).unwrap();
+    assert_eq!(body["verdict"], "violated");
+    assert_eq!(
+        body["summary"],
+        "web reaches the database: 1 of 2 verdicts violated"
+    );
+    let second = &body["notifications"][1];
+    assert_eq!(second["id"], "id-from.node web-2");
+    assert_eq!(second["since"], "2026-03-01T12:00:00.000Z");
+    assert_eq!(
+        second["text"],
+        "web reaches the database [from.node web-2]: violated since 2026-03-01T12:00:00.000Z: 35ms, expected connect.p99 < 20ms, \
+         812 samples"
+    );
+    assert_eq!(second["evidence"]["readings"], json!([]));
+}
+
+#[test]
+fn a_template_gets_its_fields() {
+    let template = Template::parse(
+        r#"{"v": "${verdict}", "k": "${keys}", "n": ${count}, "l": ${labels}, "d": "${description}", "all": ${notifications}}"#,
+    )
+    .unwrap();
+    let kind = Kind::Webhook {
+        body: Some(template),
+        secret: None,
+    };
+    let one = message(vec![notification("from.node web-1", Verdict::Unknown)]);
+    let body: Value = serde_json::from_str(&request(&receiver(kind), &one).body).unwrap();
+    assert_eq!(body["v"], "unknown");
+    assert_eq!(body["k"], "from.node web-1");
+    assert_eq!(body["n"], 1);
+    assert_eq!(body["l"], json!({ "team": "db" }));
+    assert_eq!(body["d"], "web needs its \"database\"");
+    assert_eq!(body["all"][0]["key"], "from.node web-1");
+}
+
+/// By another program: `printf '1772366400.{"a":1}' | openssl dgst -sha256 -hmac s3cret`.
+#[test]
+fn a_signature_is_the_hmac_of_time_and_body() {
+    assert_eq!(
+        signature("s3cret", 1_772_366_400_999_999_999, r#"{"a":1}"#),
+        format!("t=1772366400,v1={EXPECTED_HMAC}")
+    );
+}
+
+const EXPECTED_HMAC: &str = "b417797e7d7b61c510208fca568d792c3d58cb9b0040792aba7f74bb2adfcbfe";

@@ -1,0 +1,464 @@
+//! What one receiver is told: from changes of verdicts, and what it was told before, to messages. Pure: the time is an
+//! argument.
+//!
+//! Whatever is decided here is decided alike when the same changes come again, so a collector that was killed before a
+//! message was stored comes to the same one. Each change has an id that does not depend on when it was judged, and what
+//! has been told under an id is not told again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write;
+
+use ring::digest;
+use serde::{Deserialize, Serialize};
+
+use crate::assertion::receiver::Receiver;
+use crate::assertion::state::Verdict;
+use crate::store::verdicts::Record;
+
+/// Verdicts in one message at most; more make another one.
+const MOST_IN_A_MESSAGE: usize = 100;
+
+/// Of one key, what was told last is remembered so often.
+const REMEMBERED: usize = 32;
+
+/// A key that holds again is forgotten so long after that was told.
+const FORGOTTEN_AFTER_NS: i64 = 48 * 3_600_000_000_000;
+
+/// A verdict that became another one, or that was said otherwise once late rows had come.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    pub assertion: String,
+    pub key: String,
+    pub verdict: Verdict,
+    pub since_ns: i64,
+    pub window_from_ns: i64,
+    pub window_to_ns: i64,
+    pub judged_ns: i64,
+    /// The condition that decided, what was read for it, and of how many rows.
+    pub condition: String,
+    pub value: Option<f64>,
+    pub samples: u64,
+    /// Why it is unknown.
+    pub cause: String,
+    /// JSON, as in the store.
+    pub evidence: String,
+    pub severity: String,
+    pub labels: BTreeMap<String, String>,
+    pub revision: u32,
+    pub fingerprint: u32,
+}
+
+impl Change {
+    /// `None` for a record that changes nothing: a heartbeat.
+    pub fn of(record: &Record) -> Option<Self> {
+        (record.is_transition || record.revision > 0).then(|| Self {
+            assertion: record.assertion.clone(),
+            key: record.key.clone(),
+            verdict: record.machine.verdict,
+            since_ns: record.machine.since_ns,
+            window_from_ns: record.window_from_ns,
+            window_to_ns: record.window_to_ns,
+            judged_ns: record.judged_ns,
+            condition: record.condition.clone(),
+            value: record.value,
+            samples: record.samples,
+            cause: record.cause.clone(),
+            evidence: record.evidence.clone(),
+            severity: record.severity.clone(),
+            labels: record.labels.iter().cloned().collect(),
+            revision: record.revision,
+            fingerprint: record.fingerprint,
+        })
+    }
+
+    /// Of two changes of one key the later one is about the later window, or knows more of the same.
+    pub fn order(&self) -> Order {
+        (self.window_to_ns, self.revision)
+    }
+}
+
+/// The end of a window, and the revision of what was said of it.
+pub type Order = (i64, u32);
+
+/// What an assertion says beside its verdict.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct About {
+    pub description: String,
+    pub runbook: String,
+}
+
+/// One verdict of a message.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Notification {
+    /// The same, however often it is decided and sent.
+    pub id: String,
+    /// What this receiver was told of the key before.
+    pub told_before: Option<Verdict>,
+    /// How often it was told before that it is still so.
+    pub repeat: u32,
+    pub description: String,
+    pub runbook: String,
+    pub change: Change,
+}
+
+/// What is sent at once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// Made of its notifications' ids.
+    pub id: String,
+    pub receiver: String,
+    /// What its verdicts are of.
+    pub assertion: String,
+    pub queued_ns: i64,
+    /// Never empty; in the order in which they were decided.
+    pub notifications: Vec<Notification>,
+}
+
+/// What a receiver was told, and what waits to be told with other things.
+#[derive(Debug)]
+pub struct Book {
+    receiver: Receiver,
+    /// Of what changed before, only where it stands is told.
+    begun_ns: i64,
+    /// By assertion and key: those of which something was told, or is held back.
+    lines: BTreeMap<(String, String), Line>,
+    /// What is decided, by assertion, and since when the first of it waits.
+    groups: BTreeMap<String, (i64, Vec<Notification>)>,
+    forgot_ns: i64,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    /// In the order in which it was told.
+    told: VecDeque<Told>,
+    /// The latest change that was heard, and what is known of its assertion.
+    current: Option<(Change, About)>,
+    /// The latest change is not told because of a silence.
+    is_held: bool,
+}
+
+#[derive(Debug)]
+struct Told {
+    id: String,
+    verdict: Verdict,
+    order: Order,
+    at_ns: i64,
+    repeat: u32,
+}
+
+impl Line {
+    /// What was told of the latest window.
+    fn last(&self) -> Option<&Told> {
+        self.told.iter().max_by_key(|told| (told.order, told.repeat))
+    }
+
+    fn tell(&mut self, told: Told) {
+        if self.told.len() == REMEMBERED {
+            self.told.pop_front();
+        }
+        self.told.push_back(told);
+    }
+}
+
+impl Book {
+    /// `told`: what the store says was told before, and when, oldest first.
+    pub fn new(receiver: Receiver, begun_ns: i64, told: Vec<(i64, Notification)>) -> Self {
+        let mut book = Self {
+            receiver,
+            begun_ns,
+            lines: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            forgot_ns: 0,
+        };
+        for (at_ns, notification) in told {
+            let change = notification.change;
+            let about = About {
+                description: notification.description,
+                runbook: notification.runbook,
+            };
+            let line = book
+                .lines
+                .entry((change.assertion.clone(), change.key.clone()))
+                .or_default();
+            line.tell(Told {
+                id: notification.id,
+                verdict: change.verdict,
+                order: change.order(),
+                at_ns,
+                repeat: notification.repeat,
+            });
+            let is_later = |(known, _): &(Change, About)| known.order() <= change.order();
+            if line.current.as_ref().is_none_or(is_later) {
+                line.current = Some((change, about));
+            }
+        }
+        book
+    }
+
+    pub fn receiver(&self) -> &Receiver {
+        &self.receiver
+    }
+
+    /// Hears changes that the store remembers, in any order.
+    pub fn replay(
+        &mut self,
+        mut changes: Vec<Change>,
+        now_ns: i64,
+        about: impl Fn(&str) -> About,
+        is_silenced: impl Fn(&Change) -> bool,
+    ) {
+        changes.sort_by(|one, other| {
+            let of = |change: &Change| (change.order(), change.judged_ns);
+            (&one.assertion, &one.key, of(one)).cmp(&(&other.assertion, &other.key, of(other)))
+        });
+        for (at, change) in changes.iter().enumerate() {
+            let is_followed = changes
+                .get(at + 1)
+                .is_some_and(|next| next.assertion == change.assertion && next.key == change.key);
+            if change.judged_ns >= self.begun_ns || !is_followed {
+                let about = about(&change.assertion);
+                self.hear(change, about, now_ns, is_silenced(change));
+            }
+        }
+    }
+
+    /// Takes a change. What is told of it is in a message that is due later.
+    pub fn hear(&mut self, change: &Change, about: About, now_ns: i64, is_silenced: bool) {
+        if !self
+            .receiver
+            .is_told_of(&change.assertion, &change.severity, &change.labels)
+        {
+            return;
+        }
+        let place = (change.assertion.clone(), change.key.clone());
+        let line = self.lines.get(&place);
+        if let Some(line) = line
+            && line
+                .current
+                .as_ref()
+                .is_some_and(|(known, _)| known.order() > change.order())
+            && !is_reversal(line, change)
+        {
+            return;
+        }
+        if is_silenced {
+            // Nothing is to be told later of what holds, and was not told otherwise.
+            if line.is_some() || change.verdict != Verdict::Holds {
+                let line = self.lines.entry(place).or_default();
+                line.current = Some((change.clone(), about));
+                line.is_held = true;
+            }
+            return;
+        }
+        let told_before = self.told_before(line, change);
+        if let Some(line) = self.lines.get_mut(&place) {
+            let is_latest = line
+                .current
+                .as_ref()
+                .is_none_or(|(known, _)| known.order() <= change.order());
+            if is_latest {
+                line.current = Some((change.clone(), about.clone()));
+                line.is_held = false;
+            }
+        }
+        if let Some(told_before) = told_before {
+            self.tell(place, change.clone(), about, told_before, 0, now_ns);
+        }
+    }
+
+    /// Whether a change is told; and if so, what was told before.
+    fn told_before(&self, line: Option<&Line>, change: &Change) -> Option<Option<Verdict>> {
+        if !self.receiver.on.contains(&change.verdict) {
+            return None;
+        }
+        let last = line.and_then(Line::last);
+        let Some(last) = last else {
+            return (change.verdict != Verdict::Holds).then_some(None);
+        };
+        if let Some(line) = line
+            && is_reversal(line, change)
+        {
+            let of_window = |told: &&Told| told.order.0 == change.window_to_ns;
+            return Some(line.told.iter().rfind(of_window).map(|told| told.verdict));
+        }
+        let is_news = change.order() > last.order && change.verdict != last.verdict;
+        is_news.then_some(Some(last.verdict))
+    }
+
+    fn tell(
+        &mut self,
+        place: (String, String),
+        change: Change,
+        about: About,
+        told_before: Option<Verdict>,
+        repeat: u32,
+        now_ns: i64,
+    ) {
+        let id = id(&self.receiver.name, &change, repeat);
+        let line = self.lines.entry(place).or_default();
+        if line.told.iter().any(|told| told.id == id) {
+            return;
+        }
+        line.tell(Told {
+            id: id.clone(),
+            verdict: change.verdict,
+            order: change.order(),
+            at_ns: now_ns,
+            repeat,
+        });
+        if line.current.is_none() {
+            line.current = Some((change.clone(), about.clone()));
+        }
+        let group = self
+            .groups
+            .entry(change.assertion.clone())
+            .or_insert((now_ns, Vec::new()));
+        group.1.push(Notification {
+            id,
+            told_before,
+            repeat,
+            description: about.description,
+            runbook: about.runbook,
+            change,
+        });
+    }
+
+    /// What is to be sent now. From here on it counts as told: whoever asks keeps it until it is stored.
+    pub fn due(&mut self, now_ns: i64, is_silenced: impl Fn(&Change) -> bool) -> Vec<Message> {
+        self.release(now_ns, &is_silenced);
+        self.repeat(now_ns, &is_silenced);
+        self.forget(now_ns);
+        let wait_ns = ns(self.receiver.group_wait);
+        let due: Vec<String> = self
+            .groups
+            .iter()
+            .filter(|(_, (first_ns, _))| now_ns.saturating_sub(*first_ns) >= wait_ns)
+            .map(|(assertion, _)| assertion.clone())
+            .collect();
+        let mut messages = Vec::new();
+        for assertion in due {
+            let Some((_, waiting)) = self.groups.remove(&assertion) else {
+                continue;
+            };
+            for part in waiting.chunks(MOST_IN_A_MESSAGE) {
+                messages.push(Message {
+                    id: message_id(part),
+                    receiver: self.receiver.name.clone(),
+                    assertion: assertion.clone(),
+                    queued_ns: now_ns,
+                    notifications: part.to_vec(),
+                });
+            }
+        }
+        messages
+    }
+
+    /// Tells what was held back by a silence that is over.
+    fn release(&mut self, now_ns: i64, is_silenced: &impl Fn(&Change) -> bool) {
+        let free: Vec<(Change, About)> = self
+            .lines
+            .values()
+            .filter(|line| line.is_held)
+            .filter_map(|line| line.current.clone())
+            .filter(|(change, _)| !is_silenced(change))
+            .collect();
+        for (change, about) in free {
+            self.hear(&change, about, now_ns, false);
+        }
+    }
+
+    /// Tells again what stays as it was told.
+    fn repeat(&mut self, now_ns: i64, is_silenced: &impl Fn(&Change) -> bool) {
+        let Some(every) = self.receiver.repeat else { return };
+        let mut again = Vec::new();
+        for (place, line) in &self.lines {
+            let (Some(last), Some((current, about))) = (line.last(), &line.current) else {
+                continue;
+            };
+            if last.verdict != Verdict::Holds
+                && current.verdict == last.verdict
+                && now_ns.saturating_sub(last.at_ns) >= ns(every)
+                && !is_silenced(current)
+            {
+                let mut change = current.clone();
+                // It is the same change that is told again.
+                (change.window_to_ns, change.revision) = last.order;
+                again.push((
+                    place.clone(),
+                    change,
+                    about.clone(),
+                    last.verdict,
+                    last.repeat + 1,
+                ));
+            }
+        }
+        for (place, change, about, verdict, count) in again {
+            self.tell(place, change, about, Some(verdict), count, now_ns);
+        }
+    }
+
+    fn forget(&mut self, now_ns: i64) {
+        if now_ns.saturating_sub(self.forgot_ns) < FORGOTTEN_AFTER_NS / 48 {
+            return;
+        }
+        self.forgot_ns = now_ns;
+        self.lines.retain(|_, line| {
+            let is_open = line.is_held || line.last().is_none_or(|last| last.verdict != Verdict::Holds);
+            is_open
+                || line
+                    .last()
+                    .is_some_and(|last| now_ns.saturating_sub(last.at_ns) < FORGOTTEN_AFTER_NS)
+        });
+    }
+}
+
+/// Whether late rows say otherwise of a window than what was told of it.
+fn is_reversal(line: &Line, change: &Change) -> bool {
+    let of_window = |told: &&Told| told.order.0 == change.window_to_ns;
+    line.told
+        .iter()
+        .rfind(of_window)
+        .is_some_and(|told| told.order.1 < change.revision && told.verdict != change.verdict)
+}
+
+/// Names what is told: not when it was judged, which another judge would do at another time.
+fn id(receiver: &str, change: &Change, repeat: u32) -> String {
+    let text = serde_json::json!([
+        receiver,
+        change.assertion,
+        change.key,
+        change.fingerprint,
+        change.window_to_ns,
+        change.verdict.name(),
+        change.revision,
+        repeat
+    ]);
+    short_hash(&text.to_string())
+}
+
+fn message_id(notifications: &[Notification]) -> String {
+    let ids: Vec<_> = notifications
+        .iter()
+        .map(|notification| notification.id.as_str())
+        .collect();
+    short_hash(&ids.join(" "))
+}
+
+/// 128 bits of it: two different texts will not meet.
+fn short_hash(text: &str) -> String {
+    let digest = digest::digest(&digest::SHA256, text.as_bytes());
+    digest.as_ref()[..16]
+        .iter()
+        .fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}
+
+fn ns(time: std::time::Duration) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+#[path = "book/tests.rs"]
+mod tests;

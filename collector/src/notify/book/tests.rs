@@ -1,0 +1,319 @@
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::assertion::receiver::{Given, Kind};
+
+const SECOND_NS: i64 = 1_000_000_000;
+
+fn receiver() -> Receiver {
+    Receiver {
+        name: "on-call".into(),
+        kind: Kind::Webhook {
+            body: None,
+            secret: None,
+        },
+        url: Given::Text("http://localhost/".into()),
+        ca_file: None,
+        matches: BTreeMap::new(),
+        on: vec![Verdict::Violated, Verdict::Unknown, Verdict::Holds],
+        group_wait: Duration::ZERO,
+        repeat: None,
+        per_minute: 30,
+        give_up_after: Duration::from_secs(3_600),
+        timeout: Duration::from_secs(1),
+    }
+}
+
+/// What a key came to in the window that ended so many seconds in.
+fn change(at: i64, verdict: Verdict) -> Change {
+    Change {
+        assertion: "a".into(),
+        key: "from.node web-1".into(),
+        verdict,
+        since_ns: at * SECOND_NS,
+        window_from_ns: (at - 5) * SECOND_NS,
+        window_to_ns: at * SECOND_NS,
+        judged_ns: at * SECOND_NS,
+        condition: "connect.p99 < 20ms".into(),
+        value: Some(1.0),
+        samples: 1,
+        cause: String::new(),
+        evidence: "{}".into(),
+        severity: "page".into(),
+        labels: BTreeMap::new(),
+        revision: 0,
+        fingerprint: 7,
+    }
+}
+
+fn verdict_of(letter: char) -> Verdict {
+    match letter {
+        'H' => Verdict::Holds,
+        'P' => Verdict::Pending,
+        'V' => Verdict::Violated,
+        _ => Verdict::Unknown,
+    }
+}
+
+fn letter(verdict: Verdict) -> char {
+    match verdict {
+        Verdict::Holds => 'H',
+        Verdict::Pending => 'P',
+        Verdict::Violated => 'V',
+        Verdict::Unknown => '?',
+    }
+}
+
+/// Hears a change a second, and says what is told: `3V` is a violation in second 3.
+fn told(receiver: Receiver, changes: &str) -> String {
+    let mut book = Book::new(receiver, 0, Vec::new());
+    let mut text = Vec::new();
+    for (at, verdict) in changes.chars().enumerate() {
+        let now_ns = at as i64 * SECOND_NS;
+        if verdict != '.' {
+            book.hear(
+                &change(at as i64, verdict_of(verdict)),
+                About::default(),
+                now_ns,
+                false,
+            );
+        }
+        for message in book.due(now_ns, |_| false) {
+            let each = message.notifications.iter().map(|one| letter(one.change.verdict));
+            text.push(format!("{at}{}", each.collect::<String>()));
+        }
+    }
+    text.join(" ")
+}
+
+#[test]
+fn what_changes_is_told_and_what_never_failed_is_not_told_to_hold() {
+    for (changes, expected) in [
+        ("H", ""),
+        ("HPH", ""),
+        ("HPVH", "2V 3H"),
+        ("?H", "0? 1H"),
+        ("V?V", "0V 1? 2V"),
+        // What was told is not told again: pending is no news to this receiver.
+        ("VPV", "0V"),
+        ("VPH", "0V 2H"),
+        ("VHHVH", "0V 1H 3V 4H"),
+    ] {
+        assert_eq!(told(receiver(), changes), expected, "{changes}");
+    }
+}
+
+#[test]
+fn a_receiver_is_told_the_verdicts_that_it_wants() {
+    let only = |on: &[Verdict], changes: &str| {
+        told(
+            Receiver {
+                on: on.to_vec(),
+                ..receiver()
+            },
+            changes,
+        )
+    };
+    assert_eq!(only(&[Verdict::Violated], "V?VHV"), "0V");
+    assert_eq!(only(&[Verdict::Violated, Verdict::Holds], "?V?VHV"), "1V 4H 5V");
+    assert_eq!(only(&[Verdict::Pending, Verdict::Violated], "HPVH"), "1P 2V");
+}
+
+#[test]
+fn what_comes_within_a_while_is_told_at_once() {
+    let waiting = Receiver {
+        group_wait: Duration::from_secs(3),
+        ..receiver()
+    };
+    assert_eq!(told(waiting, "V.H....V......"), "3VH 10V");
+}
+
+#[test]
+fn what_stays_is_told_again() {
+    let repeating = Receiver {
+        repeat: Some(Duration::from_secs(3)),
+        ..receiver()
+    };
+    assert_eq!(told(repeating, "V.......H......"), "0V 3V 6V 8H");
+}
+
+#[test]
+fn a_message_has_a_bound() {
+    let mut book = Book::new(receiver(), 0, Vec::new());
+    for key in 0..250 {
+        let change = Change {
+            key: key.to_string(),
+            ..change(1, Verdict::Violated)
+        };
+        book.hear(&change, About::default(), 0, false);
+    }
+    let sizes: Vec<_> = book
+        .due(0, |_| false)
+        .iter()
+        .map(|message| message.notifications.len())
+        .collect();
+    assert_eq!(sizes, [100, 100, 50]);
+}
+
+#[test]
+fn what_changed_before_a_receiver_began_is_told_as_it_stands() {
+    let mut book = Book::new(receiver(), 10 * SECOND_NS, Vec::new());
+    let changes = [(1, 'V'), (2, 'H'), (3, '?'), (4, 'V')].map(|(at, letter)| change(at, verdict_of(letter)));
+    book.replay(changes.to_vec(), 10 * SECOND_NS, |_| About::default(), |_| false);
+    let messages = book.due(10 * SECOND_NS, |_| false);
+    let told: Vec<_> = messages
+        .iter()
+        .flat_map(|message| &message.notifications)
+        .map(|one| one.change.window_to_ns)
+        .collect();
+    assert_eq!(told, [4 * SECOND_NS]);
+}
+
+#[test]
+fn a_silence_holds_back_and_what_still_is_when_it_ends_is_told() {
+    let mut book = Book::new(receiver(), 0, Vec::new());
+    let letters = |messages: Vec<Message>| -> String {
+        messages
+            .iter()
+            .flat_map(|message| &message.notifications)
+            .map(|one| letter(one.change.verdict))
+            .collect()
+    };
+    book.hear(&change(1, Verdict::Violated), About::default(), 1, true);
+    assert_eq!(letters(book.due(1, |_| true)), "");
+    book.hear(&change(2, Verdict::Unknown), About::default(), 2, true);
+    assert_eq!(letters(book.due(2, |_| true)), "");
+    assert_eq!(letters(book.due(3, |_| false)), "?");
+    assert_eq!(letters(book.due(4, |_| false)), "");
+    // What began and ended in a silence is told to nobody.
+    book.hear(&change(3, Verdict::Holds), About::default(), 5, false);
+    assert_eq!(letters(book.due(5, |_| false)), "H");
+    book.hear(&change(4, Verdict::Violated), About::default(), 6, true);
+    book.hear(&change(5, Verdict::Holds), About::default(), 7, true);
+    assert_eq!(letters(book.due(8, |_| false)), "");
+}
+
+#[test]
+fn late_rows_take_back_what_was_told_of_their_window() {
+    let mut book = Book::new(receiver(), 0, Vec::new());
+    let revised = |at, verdict, revision| Change {
+        revision,
+        ..change(at, verdict)
+    };
+    let mut said = Vec::new();
+    for change in [
+        change(1, Verdict::Violated),
+        change(5, Verdict::Unknown),
+        // It was not told of that window, and other things are known since.
+        revised(3, Verdict::Holds, 1),
+        revised(1, Verdict::Holds, 1),
+        revised(1, Verdict::Holds, 2),
+        revised(5, Verdict::Holds, 1),
+        change(6, Verdict::Holds),
+    ] {
+        book.hear(&change, About::default(), 0, false);
+        for message in book.due(0, |_| false) {
+            said.extend(message.notifications.into_iter().map(|one| {
+                let at = one.change.window_to_ns / SECOND_NS;
+                (at, one.change.revision, letter(one.change.verdict))
+            }));
+        }
+    }
+    assert_eq!(said, [(1, 0, 'V'), (5, 0, '?'), (1, 1, 'H'), (5, 1, 'H')]);
+}
+
+/// What a receiver is told of one key, if nothing ever fails.
+fn model(changes: &[(i64, Verdict)]) -> Vec<(i64, Verdict)> {
+    let mut told: Vec<(i64, Verdict)> = Vec::new();
+    for &(at, verdict) in changes {
+        let last = told.last().map_or(Verdict::Holds, |(_, last)| *last);
+        if verdict != Verdict::Pending && verdict != last {
+            told.push((at, verdict));
+        }
+    }
+    told
+}
+
+/// What may happen between two changes.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Nothing,
+    /// What is due is stored.
+    Store,
+    /// What is due is decided, and the collector killed before it is stored.
+    DecideAndKill,
+    Kill,
+    /// The last changes come once more, as those of a judge that was killed do: at another time.
+    Again,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        3 => Just(Event::Nothing),
+        2 => Just(Event::Store),
+        1 => Just(Event::DecideAndKill),
+        1 => Just(Event::Kill),
+        1 => Just(Event::Again),
+    ]
+}
+
+proptest! {
+    /// Nothing is lost and nothing is told under two ids, whenever the collector is killed.
+    #[test]
+    fn what_is_told_is_what_was_to_be_told(
+        steps in prop::collection::vec((0_usize..4, 0_usize..3, event()), 1..60),
+        group_wait in 0_u64..4,
+    ) {
+        let receiver = Receiver { group_wait: Duration::from_secs(group_wait), ..receiver() };
+        let mut book = Book::new(receiver.clone(), 0, Vec::new());
+        let mut stored: Vec<(i64, Notification)> = Vec::new();
+        let mut changes: Vec<Change> = Vec::new();
+        let begin_again = |stored: &[(i64, Notification)], changes: &[Change], now_ns| {
+            let mut book = Book::new(receiver.clone(), 0, stored.to_vec());
+            book.replay(changes.to_vec(), now_ns, |_| About::default(), |_| false);
+            book
+        };
+        let mut now_ns = 0;
+        for (at, (verdict, key, event)) in steps.into_iter().enumerate() {
+            now_ns = at as i64 * SECOND_NS;
+            let change = Change { key: key.to_string(), ..change(at as i64, Verdict::ALL[verdict]) };
+            changes.push(change.clone());
+            book.hear(&change, About::default(), now_ns, false);
+            match event {
+                Event::Nothing => {}
+                Event::Store => for message in book.due(now_ns, |_| false) {
+                    stored.extend(message.notifications.into_iter().map(|one| (now_ns, one)));
+                },
+                Event::DecideAndKill => {
+                    book.due(now_ns, |_| false);
+                    book = begin_again(&stored, &changes, now_ns);
+                }
+                Event::Kill => book = begin_again(&stored, &changes, now_ns),
+                Event::Again => for change in changes.iter().rev().take(5).rev() {
+                    let again = Change { judged_ns: now_ns + 1, ..change.clone() };
+                    book.hear(&again, About::default(), now_ns, false);
+                },
+            }
+        }
+        now_ns += 100 * SECOND_NS;
+        for message in book.due(now_ns, |_| false) {
+            stored.extend(message.notifications.into_iter().map(|one| (now_ns, one)));
+        }
+        let ids: BTreeSet<_> = stored.iter().map(|(_, one)| one.id.clone()).collect();
+        prop_assert_eq!(ids.len(), stored.len(), "an id was stored twice");
+        for key in 0..3 {
+            let of_key = |change: &&Change| change.key == key.to_string();
+            let heard: Vec<_> = changes.iter().filter(of_key).map(|one| (one.window_to_ns, one.verdict)).collect();
+            let told: Vec<_> = stored
+                .iter()
+                .map(|(_, one)| &one.change)
+                .filter(of_key)
+                .map(|one| (one.window_to_ns, one.verdict))
+                .collect();
+            prop_assert_eq!(told, model(&heard));
+        }
+    }
+}

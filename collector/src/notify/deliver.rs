@@ -1,0 +1,333 @@
+//! The task of one receiver: it sends what the store says is not sent, and writes down how that went. A receiver that is
+//! down keeps nobody else waiting, and what is to be sent to it waits in the store.
+//!
+//! A message is sent again until it is answered with a status of 200 to 299 or given up; the ones of one assertion in their
+//! order. After a crash between the answer and the row that says so it is sent once more, under the same id.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::body;
+use super::book::Message;
+use crate::assertion::parse::receivers::checked_url;
+use crate::assertion::receiver::{Given, Kind, Receiver};
+use crate::clock::WallClock;
+use crate::http;
+use crate::store::notifications::{self, Outcome, Unsent};
+use crate::store::{Store, StoreError};
+
+/// The pause after the first failure of a message, and the longest one; each is twice the one before.
+const FIRST_PAUSE_NS: i64 = 1_000_000_000;
+const LONGEST_PAUSE_NS: i64 = 300_000_000_000;
+
+/// The pause after a failure of the store.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+/// What somebody else has queued, or was queued when the store was busy, is found within this.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// Bytes of an answer that become part of a reason.
+const REASON_CHARS: usize = 200;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// The task.
+pub(super) struct Delivery {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) receiver: Receiver,
+    pub(super) clock: WallClock,
+    /// Something was queued.
+    pub(super) queued: Arc<Notify>,
+}
+
+/// When a message is tried next.
+pub(super) fn due_ns(unsent: &Unsent) -> i64 {
+    match unsent.attempts {
+        0 => unsent.queued_ns,
+        attempts => {
+            let pause_ns = FIRST_PAUSE_NS << (attempts - 1).min(20);
+            unsent
+                .tried_ns
+                .saturating_add(pause_ns.clamp(FIRST_PAUSE_NS, LONGEST_PAUSE_NS))
+        }
+    }
+}
+
+impl Delivery {
+    pub(super) async fn run(self) {
+        // Told by the receiver, but not by the store yet. Bounded: nothing is sent while there are many.
+        let mut unwritten: Vec<Outcome> = Vec::new();
+        let mut sent_at: VecDeque<Instant> = VecDeque::new();
+        let mut is_failing = false;
+        loop {
+            let wait = match self.round(&mut unwritten, &mut sent_at, &mut is_failing).await {
+                Ok(wait) => wait,
+                Err(error) => {
+                    tracing::debug!(receiver = self.receiver.name, "the store is away: {error}");
+                    STORE_PAUSE
+                }
+            };
+            tokio::select! {
+                () = self.queued.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Sends what is due. How long there is nothing to do after that.
+    async fn round(
+        &self,
+        unwritten: &mut Vec<Outcome>,
+        sent_at: &mut VecDeque<Instant>,
+        is_failing: &mut bool,
+    ) -> Result<Duration, StoreError> {
+        self.write(unwritten).await?;
+        let unsent = notifications::unsent(&*self.store, &self.receiver.name, self.clock.now_ns()).await?;
+        let mut wait = LOOK;
+        let mut groups = BTreeSet::new();
+        for message in unsent {
+            // The next one of the same assertion waits for this one.
+            if !groups.insert(message.assertion.clone()) {
+                continue;
+            }
+            let now_ns = self.clock.now_ns();
+            let left_ns = due_ns(&message).saturating_sub(now_ns);
+            if left_ns > 0 {
+                wait = wait.min(Duration::from_nanos(left_ns.unsigned_abs()));
+                continue;
+            }
+            while sent_at.front().is_some_and(|at| at.elapsed() >= MINUTE) {
+                sent_at.pop_front();
+            }
+            if let Some(first) = sent_at.front()
+                && sent_at.len() >= self.receiver.per_minute as usize
+            {
+                return Ok(wait.min(MINUTE.saturating_sub(first.elapsed())));
+            }
+            sent_at.push_back(Instant::now());
+            let outcome = self.attempt(&message).await;
+            self.log(&outcome, is_failing);
+            unwritten.push(outcome);
+            self.write(unwritten).await?;
+            // It may have to be tried again, or another one of its assertion is due.
+            wait = Duration::ZERO;
+        }
+        Ok(wait)
+    }
+
+    async fn write(&self, unwritten: &mut Vec<Outcome>) -> Result<(), StoreError> {
+        while let Some(outcome) = unwritten.first() {
+            notifications::settle(&*self.store, outcome).await?;
+            unwritten.remove(0);
+        }
+        Ok(())
+    }
+
+    fn log(&self, outcome: &Outcome, is_failing: &mut bool) {
+        let receiver = &self.receiver.name;
+        let (message, reason) = (&outcome.message, &outcome.reason);
+        match outcome.state {
+            notifications::State::Sent => {
+                if std::mem::take(is_failing) {
+                    info!(receiver, "notifications are delivered again");
+                }
+            }
+            notifications::State::GivenUp => {
+                warn!(receiver, message, reason, "a notification was given up");
+            }
+            _ => {
+                if !std::mem::replace(is_failing, true) {
+                    warn!(
+                        receiver,
+                        reason, "a notification was not delivered; it is tried again"
+                    );
+                }
+            }
+        }
+    }
+
+    async fn attempt(&self, unsent: &Unsent) -> Outcome {
+        let outcome = self.send(unsent).await;
+        let at_ns = self.clock.now_ns();
+        let is_old = at_ns.saturating_sub(unsent.queued_ns)
+            >= i64::try_from(self.receiver.give_up_after.as_nanos()).unwrap_or(i64::MAX);
+        let (state, reason) = match outcome {
+            Ok(status) => (notifications::State::Sent, format!("answered {status}")),
+            Err(reason) if is_old => (notifications::State::GivenUp, reason),
+            Err(reason) => (notifications::State::Failed, reason),
+        };
+        Outcome {
+            receiver: self.receiver.name.clone(),
+            message: unsent.message.clone(),
+            assertion: unsent.assertion.clone(),
+            state,
+            at_ns,
+            attempt: unsent.attempts + 1,
+            reason,
+        }
+    }
+
+    /// The status of the answer; or, in words, why it was not taken.
+    async fn send(&self, unsent: &Unsent) -> Result<u16, String> {
+        let url = read(&self.receiver.url, "the URL")?;
+        let url = checked_url(&url)
+            .map_err(|expected| format!("what the URL is read from has to be {expected}"))?;
+        let message = Message {
+            id: unsent.message.clone(),
+            receiver: self.receiver.name.clone(),
+            assertion: unsent.assertion.clone(),
+            queued_ns: unsent.queued_ns,
+            notifications: unsent.notifications.clone(),
+        };
+        if message.notifications.is_empty() {
+            return Err("what was to be told is of another version".into());
+        }
+        let body::Request { body, mut headers } = body::request(&self.receiver, &message);
+        match &self.receiver.kind {
+            Kind::Webhook {
+                secret: Some(secret), ..
+            } => {
+                let secret = read(secret, "the secret")?;
+                headers.push((
+                    "holdfast-signature",
+                    body::signature(&secret, self.clock.now_ns(), &body),
+                ));
+            }
+            Kind::Webhook { secret: None, .. } => {}
+        }
+        let answer = http::send(http::Request {
+            url: &url,
+            authorities: self.receiver.ca_file.as_deref(),
+            headers: &headers,
+            body: Some(body),
+            timeout: self.receiver.timeout,
+        })
+        .await
+        .map_err(|error| error.to_string())?;
+        match answer.status {
+            status @ 200..=299 => Ok(status),
+            status => {
+                let said: String = answer.body.trim().chars().take(REASON_CHARS).collect();
+                let colon = if said.is_empty() { "" } else { ": " };
+                Err(format!("answered {status}{colon}{said}"))
+            }
+        }
+    }
+}
+
+/// A text that may be elsewhere. What is in it is not said.
+fn read(given: &Given, what: &str) -> Result<String, String> {
+    let text = match given {
+        Given::Text(text) => text.clone(),
+        Given::File(path) => std::fs::read_to_string(path)
+            .map_err(|error| format!("cannot read {what} from {}: {error}", path.display()))?,
+        Given::Variable(name) => std::env::var(name).map_err(|_| {
+            format!("{what} is to be in the variable {name}, which the collector does not have")
+        })?,
+    };
+    match text.trim() {
+        "" => Err(format!("{what} is empty where it is read from")),
+        text => Ok(text.to_owned()),
+    }
+}
+
+/// The tasks, by receiver.
+#[derive(Default)]
+pub(super) struct Deliveries(BTreeMap<String, Running>);
+
+struct Running {
+    fingerprint: u32,
+    queued: Arc<Notify>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Deliveries {
+    /// One task for each receiver; those that are declared no more end, and those that changed begin anew.
+    pub(super) fn follow(&mut self, receivers: &[Receiver], store: &Arc<dyn Store>, clock: &WallClock) {
+        self.0.retain(|name, running| {
+            let declared = receivers.iter().find(|receiver| receiver.name == *name);
+            declared.is_some_and(|receiver| receiver.fingerprint() == running.fingerprint)
+        });
+        for receiver in receivers {
+            if self.0.contains_key(&receiver.name) {
+                continue;
+            }
+            let queued = Arc::new(Notify::new());
+            let delivery = Delivery {
+                store: store.clone(),
+                receiver: receiver.clone(),
+                clock: clock.clone(),
+                queued: queued.clone(),
+            };
+            let running = Running {
+                fingerprint: receiver.fingerprint(),
+                queued,
+                task: tokio::spawn(delivery.run()),
+            };
+            self.0.insert(receiver.name.clone(), running);
+        }
+    }
+
+    /// Something was queued for a receiver.
+    pub(super) fn wake(&self, receiver: &str) {
+        if let Some(running) = self.0.get(receiver) {
+            running.queued.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_up_to_five_minutes() {
+        let due = |attempts| {
+            let unsent = Unsent {
+                message: String::new(),
+                assertion: String::new(),
+                queued_ns: 5,
+                attempts,
+                tried_ns: 100_000_000_000,
+                notifications: Vec::new(),
+            };
+            due_ns(&unsent)
+        };
+        assert_eq!(due(0), 5);
+        let seconds = |attempts| (due(attempts) - 100_000_000_000) / 1_000_000_000;
+        assert_eq!(
+            [1, 2, 3, 9, 10, 100, u32::MAX].map(seconds),
+            [1, 2, 4, 256, 300, 300, 300]
+        );
+    }
+
+    #[test]
+    fn a_secret_is_never_part_of_a_reason() {
+        let missing = Given::Variable("HOLDFAST_TEST_NO_SUCH_VARIABLE".into());
+        assert_eq!(
+            read(&missing, "the secret"),
+            Err(
+                "the secret is to be in the variable HOLDFAST_TEST_NO_SUCH_VARIABLE, which the collector does not have"
+                    .into()
+            )
+        );
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(read(&Given::File(file.path().into()), "the secret").is_err());
+        std::fs::write(file.path(), "s3cret\n").unwrap();
+        assert_eq!(
+            read(&Given::File(file.path().into()), "the secret"),
+            Ok("s3cret".into())
+        );
+    }
+}

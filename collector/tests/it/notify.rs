@@ -1,0 +1,356 @@
+//! What receivers are told by a real collector: one that is killed, and a receiver that is down meanwhile.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use holdfast_proto::v1::{Status, collector_message};
+use ring::hmac;
+use serde_json::Value;
+
+use crate::harness::folder;
+use crate::synthetic::{Agent, now_ns};
+
+/// Far longer than anything takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const SECRET: &str = "s3cret";
+
+/// A request that was read, and whether it was taken.
+#[derive(Clone, Debug)]
+struct Seen {
+    head: String,
+    body: Value,
+    is_taken: bool,
+}
+
+#[derive(Default)]
+struct Heard {
+    is_open: bool,
+    seen: Vec<Seen>,
+}
+
+/// Somebody who is told: answers 503 until it is opened, and 204 then.
+struct Receiver {
+    address: SocketAddr,
+    heard: Arc<(Mutex<Heard>, Condvar)>,
+}
+
+impl Receiver {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let heard = Arc::<(Mutex<Heard>, Condvar)>::default();
+        let hears = heard.clone();
+        // It ends with the process of the tests.
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                // Whoever was killed while it spoke has said nothing.
+                let _ = Self::answer(&mut stream.unwrap(), &hears);
+            }
+        });
+        Self { address, heard }
+    }
+
+    fn answer(stream: &mut TcpStream, hears: &(Mutex<Heard>, Condvar)) -> std::io::Result<()> {
+        let mut reader = BufReader::new(stream.try_clone()?);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if reader.read_line(&mut head)? == 0 {
+                return Ok(());
+            }
+        }
+        let length =
+            header(&head, "content-length").map_or(0, |text| text.parse().expect("a length is a number"));
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
+        check_signature(&head, &body);
+        let (heard, changed) = hears;
+        let mut heard = heard.lock().unwrap();
+        let is_taken = heard.is_open;
+        heard.seen.push(Seen {
+            head,
+            body: serde_json::from_slice(&body).expect("the body is JSON"),
+            is_taken,
+        });
+        changed.notify_all();
+        drop(heard);
+        stream.write_all(match is_taken {
+            true => b"HTTP/1.1 204 Taken\r\n\r\n",
+            false => b"HTTP/1.1 503 Busy\r\ncontent-length: 5\r\n\r\nlater",
+        })
+    }
+
+    fn open(&self) {
+        self.heard.0.lock().unwrap().is_open = true;
+    }
+
+    /// Waits until it has seen enough.
+    fn wait(&self, what: &str, is_enough: impl Fn(&[Seen]) -> bool) -> Vec<Seen> {
+        let heard = self.heard.0.lock().unwrap();
+        let (heard, waited) = self
+            .heard
+            .1
+            .wait_timeout_while(heard, PATIENCE, |heard| !is_enough(&heard.seen))
+            .unwrap();
+        assert!(!waited.timed_out(), "{what} never came: {:?}", heard.seen);
+        heard.seen.clone()
+    }
+}
+
+fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().find_map(|line| {
+        let (found, value) = line.split_once(": ")?;
+        found.eq_ignore_ascii_case(name).then_some(value)
+    })
+}
+
+fn check_signature(head: &str, body: &[u8]) {
+    let signature = header(head, "holdfast-signature").expect("it is signed");
+    let (seconds, hex) = signature
+        .strip_prefix("t=")
+        .and_then(|rest| rest.split_once(",v1="))
+        .unwrap();
+    let tag: Vec<u8> = (0..hex.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
+        .collect();
+    let signed = [format!("{seconds}.").as_bytes(), body].concat();
+    let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
+    hmac::verify(&key, &signed, &tag).expect("the signature is right");
+}
+
+/// `holdfast serve` as a process.
+struct Serving {
+    process: Child,
+    url: String,
+    /// A node that is watched: where there is none, nothing is known.
+    node: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Says again and again that everything is delivered, as long as the collector is there.
+async fn report(collector: SocketAddr) {
+    let mut agent = Agent::connect(collector, "a1").await;
+    let mut ticks = tokio::time::interval(Duration::from_millis(200));
+    loop {
+        ticks.tick().await;
+        let now_ns = now_ns() as u64;
+        let status = Status {
+            observed_at_ns: now_ns,
+            epoch: 7,
+            watermark_ns: now_ns,
+            attempts_watermark_ns: now_ns,
+            ..Status::default()
+        };
+        agent.report(status).await;
+        loop {
+            match agent.hear().await {
+                Ok(Some(collector_message::Body::Receipt(_))) => break,
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+}
+
+impl Serving {
+    fn start(store: &Path, assertions: &Path) -> Self {
+        let store = format!("embedded:{}", store.display());
+        let mut process = Command::new(env!("CARGO_BIN_EXE_holdfast"))
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--web",
+                "127.0.0.1:0",
+                "--store",
+                &store,
+            ])
+            .args(["--assertions".as_ref(), assertions.as_os_str()])
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(process.stderr.take().unwrap())
+            .lines()
+            .map(Result::unwrap);
+        let ready = log
+            .find(|line| line.contains("ready"))
+            .expect("it says that it is ready");
+        let (_, rest) = ready.split_once("collector=").unwrap();
+        let url = rest.split_whitespace().next().unwrap().to_owned();
+        // What it says further on is not waited for, nor does it block it.
+        std::thread::spawn(move || log.for_each(drop));
+        let address = url.strip_prefix("http://").unwrap().parse().unwrap();
+        let node = tokio::spawn(report(address));
+        Self { process, url, node }
+    }
+
+    /// What a command prints.
+    fn run(&self, arguments: &[&str]) -> String {
+        let output = Command::new(env!("CARGO_BIN_EXE_holdfast"))
+            .args(arguments)
+            .args(["--collector", &self.url])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn rows(&self, arguments: &[&str]) -> Vec<Value> {
+        let text = self.run(&[arguments, &["--json"]].concat());
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    /// Waits until the one assertion has this verdict.
+    fn comes_to(&self, verdict: &str) {
+        let started = Instant::now();
+        loop {
+            let rows = self.rows(&["verdicts"]);
+            if rows.iter().any(|row| row["verdict"] == verdict) {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "never {verdict}: {rows:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Makes what holds fail, and what fails hold.
+    fn turn(&self) {
+        self.run(&["probe", "set", "--all", "syscalls=default", "--wait", "1ms"]);
+    }
+
+    /// As a crash ends it: SIGKILL.
+    fn kill(mut self) {
+        self.node.abort();
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+/// The ids and verdicts of what was taken, in order, each as often as it came.
+fn taken(seen: &[Seen]) -> Vec<(String, String)> {
+    let taken = seen.iter().filter(|request| request.is_taken);
+    taken
+        .flat_map(|request| request.body["notifications"].as_array().unwrap())
+        .map(|one| {
+            (
+                one["id"].as_str().unwrap().to_owned(),
+                one["verdict"].as_str().unwrap().to_owned(),
+            )
+        })
+        .collect()
+}
+
+/// Two collectors are killed and the receiver is down in between: each change arrives, always under the same id.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_changes_is_told_though_the_receiver_is_down_and_the_collector_is_killed() {
+    let receiver = Receiver::start();
+    let (store, assertions) = (folder("notify-store"), folder("notify-assertions"));
+    let secret = assertions.join("secret");
+    std::fs::write(&secret, format!("{SECRET}\n")).unwrap();
+    let text = format!(
+        "
+assertions:
+  - name: nothing odd is wanted
+    description: the number of settings is even
+    sql: >-
+      SELECT toFloat64(countIf(set_at < {{until:DateTime64(9, 'UTC')}}) % 2) AS value FROM probe_settings
+      WHERE {{from:DateTime64(9, 'UTC')}} < {{until:DateTime64(9, 'UTC')}}
+    expect: value = 0
+    over: 1s
+    severity: page
+    labels: {{ team: db }}
+receivers:
+  - name: on-call
+    kind: webhook
+    url: http://{}/hook
+    secret_file: {}
+    match: {{ severity: page, team: db }}
+    on: [violated, holds]
+    group_wait: 0s
+  - name: of others
+    kind: webhook
+    url: http://{}/other
+    match: {{ team: web }}
+    on: [violated, holds]
+    group_wait: 0s
+",
+        receiver.address,
+        secret.display(),
+        receiver.address,
+    );
+    std::fs::write(assertions.join("a.yaml"), text).unwrap();
+
+    let serving = Serving::start(&store, &assertions);
+    serving.comes_to("holds");
+    serving.turn();
+    let refused = receiver.wait("the violation", |seen| !seen.is_empty());
+    let waiting = serving.rows(&["notifications"]);
+    assert_eq!(waiting.len(), 1, "{waiting:?}");
+    assert_eq!(waiting[0]["verdict"], "violated");
+    assert_ne!(waiting[0]["state"], "sent", "{waiting:?}");
+    serving.kill();
+
+    receiver.open();
+    let serving = Serving::start(&store, &assertions);
+    let seen = receiver.wait("the violation, again", |seen| !taken(seen).is_empty());
+    let key = |request: &Seen| header(&request.head, "idempotency-key").unwrap().to_owned();
+    let first: Vec<_> = seen.iter().map(key).collect();
+    assert!(first.iter().all(|id| *id == key(&refused[0])), "{first:?}");
+    serving.turn();
+    receiver.wait("what holds again", |seen| {
+        taken(seen).iter().any(|(_, verdict)| verdict == "holds")
+    });
+    serving.kill();
+
+    // The third one has nothing to tell, unless the row that says that it was taken was not written before the kill.
+    let serving = Serving::start(&store, &assertions);
+    serving.comes_to("holds");
+    serving.turn();
+    let seen = receiver.wait("the second violation", |seen| {
+        taken(seen)
+            .iter()
+            .filter(|(_, verdict)| verdict == "violated")
+            .count()
+            >= 2
+            && taken(seen)
+                .last()
+                .is_some_and(|(_, verdict)| verdict == "violated")
+    });
+    let mut told = taken(&seen);
+    told.dedup();
+    let verdicts: Vec<_> = told.iter().map(|(_, verdict)| verdict.as_str()).collect();
+    assert_eq!(verdicts, ["violated", "holds", "violated"], "{told:?}");
+    assert_ne!(told[0].0, told[2].0);
+    let one = &seen[0].body["notifications"][0];
+    assert_eq!(one["description"], "the number of settings is even");
+    assert_eq!(one["labels"]["team"], "db");
+    assert!(seen.iter().all(|request| request.head.starts_with("POST /hook ")));
+
+    let started = Instant::now();
+    loop {
+        let rows = serving.rows(&["notifications"]);
+        let verdicts: Vec<_> = rows.iter().map(|row| row["verdict"].as_str().unwrap()).collect();
+        assert_eq!(verdicts, ["violated", "holds", "violated"], "{rows:?}");
+        if rows.iter().all(|row| row["state"] == "sent") {
+            break;
+        }
+        assert!(started.elapsed() < PATIENCE, "not sent: {rows:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    serving.kill();
+}
