@@ -5,7 +5,7 @@ use std::{
     fs,
     io::Write,
     net::{IpAddr, SocketAddr},
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd, OwnedFd},
     sync::Arc,
     thread,
     time::Duration,
@@ -22,6 +22,7 @@ use holdfast_agent::load::{
     tally::Tally,
     worker::{Shared, monotonic_ns},
 };
+use io_uring::{IoUring, opcode, types};
 use rustix::{
     buffer::spare_capacity,
     event::epoll,
@@ -68,6 +69,8 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Accept connections and keep them, more than there may be open files, until killed; says `ready` once it does
+    Keep { address: SocketAddr },
 }
 
 #[derive(clap::Args)]
@@ -118,6 +121,7 @@ fn main() -> anyhow::Result<()> {
             threads,
             keep,
         } => accept(address, threads, keep),
+        Command::Keep { address } => keep(address),
     }
 }
 
@@ -268,6 +272,52 @@ fn accept(address: SocketAddr, threads: u32, keep: bool) -> anyhow::Result<()> {
         let _ = thread.join();
     }
     Ok(())
+}
+
+/// Accepts that wait at once. A multishot one would do, but when its table is full it accepts one more and closes it.
+const WAITING: u32 = 16;
+
+/// Accepts into the tables of rings, one after the other: what lies there is no open file.
+#[allow(unsafe_code)]
+fn keep(address: SocketAddr) -> anyhow::Result<()> {
+    let listener = listener(address).with_context(|| format!("cannot listen on {address}"))?;
+    let listener = types::Fd(listener.as_raw_fd());
+    let places = getrlimit(Resource::Nofile)
+        .current
+        .unwrap_or(1 << 15)
+        .min(1 << 15) as u32;
+    println!("ready");
+    std::io::stdout().flush()?;
+    let mut full = Vec::new();
+    loop {
+        let mut ring: IoUring = IoUring::new(WAITING)?;
+        ring.submitter().register_files_sparse(places)?;
+        let (mut free, mut kept, mut waiting): (Vec<u32>, _, _) = ((0..places).collect(), 0, 0);
+        while kept < places {
+            while waiting < WAITING
+                && let Some(place) = free.pop()
+            {
+                let slot = types::DestinationSlot::try_from_slot_target(place).expect("a place of the table");
+                let accept = opcode::Accept::new(listener, std::ptr::null_mut(), std::ptr::null_mut())
+                    .file_index(Some(slot))
+                    .build()
+                    .user_data(place.into());
+                // SAFETY: it has no address, and the listener lives as long as this process.
+                unsafe { ring.submission().push(&accept)? };
+                waiting += 1;
+            }
+            ring.submit_and_wait(1)?;
+            for entry in ring.completion() {
+                waiting -= 1;
+                match entry.result() {
+                    0 => kept += 1,
+                    // It was reset in the queue.
+                    _ => free.push(entry.user_data() as u32),
+                }
+            }
+        }
+        full.push(ring);
+    }
 }
 
 /// What every request is answered with. ab speaks HTTP/1.0, and wants to be told that the connection stays.

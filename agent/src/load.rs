@@ -4,7 +4,7 @@
 //! attempt is due and [`ports`] from where; [`worker`] makes the attempts on a thread of its own, by epoll and never by a
 //! timer of tokio's, over what [`socket`] wraps; [`tally`] is what it counted, by [`outcome`]. Where an attempt is a request
 //! ([`http`]) it is [`requests`] that makes them, in the words of [`http1`] or [`http2`], perhaps over [`tls`]; where
-//! it is a datagram, [`datagrams`]. [`run`] starts the workers,
+//! it is a datagram, [`datagrams`]. A count of connections for which there are not files enough is held by [`held`]. [`run`] starts the workers,
 //! collects their tallies, and stops them; [`order`] is how the
 //! collector says it.
 //!
@@ -13,6 +13,7 @@
 
 pub mod consent;
 pub mod datagrams;
+pub mod held;
 pub mod http;
 pub mod http1;
 pub mod http2;

@@ -15,7 +15,7 @@ use std::{
 use rustix::process::{Resource, getrlimit};
 
 use super::{
-    datagrams,
+    datagrams, held,
     plan::{Nonsense, Plan, share},
     ports, requests,
     tally::Tally,
@@ -55,6 +55,8 @@ pub struct Prepared {
     pub threads: u64,
     /// Connections that may be open or under way at once.
     pub at_once: u64,
+    /// So its sockets are no files, but of io_uring's own.
+    pub lacks_files: bool,
 }
 
 /// What happened since the report before.
@@ -99,11 +101,18 @@ pub fn prepare(plan: Plan) -> Result<Prepared, Nonsense> {
     let at_once = plan.at_once();
     // A rate is allowed to begin: its connections rarely take as long as they may, and what finds no file says so.
     let is_certain = !matches!(plan.arrivals, super::plan::Arrivals::Stages(_));
-    if is_certain && at_once > files {
-        return Err(Nonsense(format!(
-            "{at_once} connections at once need as many open files, and {files} are left of this agent's limit: raise \
-             LimitNOFILE (ulimit -n) of the agent, use more agents, or ask for less"
-        )));
+    let lacks_files = is_certain && at_once > files;
+    if lacks_files {
+        let without_files = match held::is_of(&plan) {
+            true => held::check(),
+            false => Err("only connections that are counted and send nothing do without".into()),
+        };
+        if let Err(reason) = without_files {
+            return Err(Nonsense(format!(
+                "{at_once} connections at once need as many open files, and {files} are left of this agent's limit: raise \
+                 LimitNOFILE (ulimit -n) of the agent, use more agents, or ask for less ({reason})"
+            )));
+        }
     }
     let terms = match &plan.http {
         Some(http) => http
@@ -116,7 +125,8 @@ pub fn prepare(plan: Plan) -> Result<Prepared, Nonsense> {
     let cpus = thread::available_parallelism().map_or(1, |count| count.get() as u64);
     Ok(Prepared {
         threads: cpus.min(MOST_THREADS).min(at_once).max(1),
-        at_once: at_once.min(files),
+        at_once: if lacks_files { at_once } else { at_once.min(files) },
+        lacks_files,
         plan: Arc::new(plan),
         sources,
         terms,
@@ -159,6 +169,7 @@ pub fn generate(
             blanks,
             filled,
         };
+        let lacks_files = prepared.lacks_files;
         let handle = thread::Builder::new()
             .name(format!("load-{thread}"))
             .spawn(move || {
@@ -166,6 +177,8 @@ pub fn generate(
                     datagrams::work(part)
                 } else if part.plan.http.is_some() {
                     requests::work(part)
+                } else if lacks_files {
+                    held::work(part)
                 } else {
                     work(part)
                 }
