@@ -15,7 +15,7 @@ mod deliver;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -23,7 +23,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
 use crate::assertion::Set;
-use crate::assertion::receiver::Receiver;
+use crate::assertion::receiver::{Kind, Receiver};
 use crate::clock::WallClock;
 use crate::engine::run::SharedSet;
 use crate::store::verdicts::Record;
@@ -49,6 +49,7 @@ const LOOK_BACK_NS: i64 = 24 * 3_600_000_000_000;
 pub struct Ear {
     stored: mpsc::Sender<Vec<Change>>,
     is_missed: Arc<AtomicBool>,
+    judged_ns: Arc<AtomicI64>,
 }
 
 /// The other end of an [`Ear`].
@@ -56,23 +57,32 @@ pub struct Ear {
 pub struct Heard {
     stored: mpsc::Receiver<Vec<Change>>,
     is_missed: Arc<AtomicBool>,
+    judged_ns: Arc<AtomicI64>,
 }
 
 pub fn ear() -> (Ear, Heard) {
     let (sender, receiver) = mpsc::channel(MOST_UNHEARD);
     let is_missed = Arc::new(AtomicBool::new(false));
+    let judged_ns = Arc::new(AtomicI64::new(i64::MIN));
     let ear = Ear {
         stored: sender,
         is_missed: is_missed.clone(),
+        judged_ns: judged_ns.clone(),
     };
     let heard = Heard {
         stored: receiver,
         is_missed,
+        judged_ns,
     };
     (ear, heard)
 }
 
 impl Ear {
+    /// Everything that could be judged then was.
+    pub fn judged(&self, now_ns: i64) {
+        self.judged_ns.store(now_ns, Ordering::Relaxed);
+    }
+
     /// Takes what is in the store now.
     pub fn stored(&self, records: &[Record]) {
         let changes: Vec<_> = records.iter().filter_map(Change::of).collect();
@@ -159,7 +169,12 @@ impl Notifier {
         }
         if !desk.is_ready {
             self.begin(desk, now_ns).await?;
-            deliveries.follow(&desk.set.receivers, &self.store, &self.clock);
+            deliveries.follow(
+                &desk.set.receivers,
+                &self.store,
+                &self.clock,
+                &self.heard.judged_ns,
+            );
             desk.is_ready = true;
         }
         for book in desk.books.values_mut() {
@@ -182,6 +197,8 @@ impl Notifier {
             .receivers
             .iter()
             .filter(|receiver| !desk.books.contains_key(&receiver.name))
+            // It is told nothing.
+            .filter(|receiver| !matches!(receiver.kind, Kind::DeadMansSwitch { .. }))
             .collect();
         if new.is_empty() {
             return Ok(());

@@ -42,7 +42,16 @@ pub enum Kind {
         /// What the body is signed with.
         secret: Option<Given>,
     },
+    /// The alerts of its API, version 2. The URL is that of the Alertmanager.
+    Alertmanager,
+    /// A text, as Slack's incoming webhooks take it.
+    Slack,
+    /// Is asked for by GET as long as assertions are judged: who hears nothing of it knows that they are not.
+    DeadMansSwitch { every: Duration },
 }
+
+/// How often an Alertmanager is told what is still so, where `repeat` does not say: it forgets what it is not told again.
+pub const ALERTMANAGER_REPEAT: Duration = Duration::from_secs(60);
 
 /// A text, or where it is to be found when it is needed. Texts in files and variables are secrets, and never shown.
 #[derive(Clone, Debug, PartialEq, Eq)]

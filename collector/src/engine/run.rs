@@ -129,6 +129,7 @@ impl Judge {
         }
         let begun = Instant::now();
         let step = engine.step(now_ns).await?;
+        self.ear.judged(now_ns);
         let shown = &self.metrics.assertions;
         shown.seconds.inc_by(begun.elapsed().as_secs_f64());
         shown.windows.inc_by(step.judged);

@@ -7,28 +7,45 @@ use serde_json::{Value, json};
 
 use super::book::{Message, Notification};
 use crate::assertion::condition::{Condition, value_text};
-use crate::assertion::receiver::{Kind, Receiver};
+use crate::assertion::receiver::{ALERTMANAGER_REPEAT, Kind, Receiver};
 use crate::assertion::state::Verdict;
 
 /// The form of what is sent; it counts up when a field changes its meaning.
 const VERSION: u32 = 1;
 
+/// An Alertmanager takes an alert for resolved once it was not told of it for so many times of `repeat`.
+const ENDS_AFTER_REPEATS: u32 = 4;
+
 /// An HTTP request but for its secrets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
+    /// What is appended to the path of the URL.
+    pub path: &'static str,
     pub body: String,
     pub headers: Vec<(&'static str, String)>,
 }
 
-/// The request that tells a message.
-pub fn request(receiver: &Receiver, message: &Message) -> Request {
+/// The request that tells a message. `now_ns`: when it is sent.
+pub fn request(receiver: &Receiver, message: &Message, now_ns: i64) -> Request {
     let body = match &receiver.kind {
         Kind::Webhook { body: None, .. } => everything(message).to_string(),
         Kind::Webhook {
             body: Some(template), ..
         } => template.fill(|field| field_text(message, field)),
+        Kind::Alertmanager => {
+            let repeat = receiver.repeat.unwrap_or(ALERTMANAGER_REPEAT);
+            alerts(message, now_ns.saturating_add(ns(repeat * ENDS_AFTER_REPEATS))).to_string()
+        }
+        Kind::Slack => json!({ "text": slack_text(message) }).to_string(),
+        // Nothing is queued for it.
+        Kind::DeadMansSwitch { .. } => String::new(),
+    };
+    let path = match receiver.kind {
+        Kind::Alertmanager => "/api/v2/alerts",
+        _ => "",
     };
     Request {
+        path,
         body,
         headers: vec![("idempotency-key", message.id.clone())],
     }
@@ -85,6 +102,98 @@ fn whole(notification: &Notification) -> Value {
         "runbook": notification.runbook,
         "text": line(notification),
     })
+}
+
+/// An alert is told apart by its labels. What a key is now fires under a label of its own, and what it was told to be before
+/// is resolved.
+fn alerts(message: &Message, ends_ns: i64) -> Value {
+    let mut alerts: BTreeMap<(&str, Verdict), Value> = BTreeMap::new();
+    for notification in &message.notifications {
+        let change = &notification.change;
+        let key = change.key.as_str();
+        if let Some(before) = notification.told_before
+            && before != Verdict::Holds
+            && before != change.verdict
+        {
+            let resolved = json!({
+                "labels": alert_labels(notification, before),
+                "annotations": annotations(notification),
+                "endsAt": utc(change.window_to_ns),
+            });
+            alerts.insert((key, before), resolved);
+        }
+        if change.verdict != Verdict::Holds {
+            let firing = json!({
+                "labels": alert_labels(notification, change.verdict),
+                "annotations": annotations(notification),
+                "startsAt": utc(change.since_ns),
+                "endsAt": utc(ends_ns),
+            });
+            alerts.insert((key, change.verdict), firing);
+        }
+    }
+    alerts.into_values().collect()
+}
+
+fn alert_labels(notification: &Notification, verdict: Verdict) -> BTreeMap<String, String> {
+    let change = &notification.change;
+    let of_assertion = change.labels.iter();
+    let mut labels: BTreeMap<String, String> = of_assertion
+        .map(|(name, value)| (label_name(name), value.clone()))
+        .collect();
+    labels.insert("alertname".into(), change.assertion.clone());
+    labels.insert("verdict".into(), verdict.name().into());
+    for (name, value) in [("key", &change.key), ("severity", &change.severity)] {
+        if !value.is_empty() {
+            labels.insert(name.into(), value.clone());
+        }
+    }
+    labels
+}
+
+/// As an Alertmanager takes it: letters, digits and `_`, and no digit first.
+fn label_name(name: &str) -> String {
+    let valid = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    let text: String = name.chars().map(valid).collect();
+    if text.starts_with(|c: char| c.is_ascii_digit()) {
+        format!("_{text}")
+    } else {
+        text
+    }
+}
+
+fn annotations(notification: &Notification) -> Value {
+    let mut annotations = BTreeMap::from([("summary", line(notification))]);
+    for (name, value) in [
+        ("description", &notification.description),
+        ("runbook_url", &notification.runbook),
+    ] {
+        if !value.is_empty() {
+            annotations.insert(name, value.clone());
+        }
+    }
+    json!(annotations)
+}
+
+/// A line for each verdict, and what to do. `&`, `<` and `>` mean something there, and are written as Slack wants them.
+fn slack_text(message: &Message) -> String {
+    let mut lines: Vec<String> = message.notifications.iter().map(line).collect();
+    let first = &message.notifications[0];
+    lines.extend(
+        [&first.description, &first.runbook]
+            .into_iter()
+            .filter(|text| !text.is_empty())
+            .cloned(),
+    );
+    lines
+        .join("\n")
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+}
+
+fn ns(time: std::time::Duration) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// `2026-03-01T12:00:00.500Z`.

@@ -11,7 +11,7 @@ use std::fmt::Write;
 use ring::digest;
 use serde::{Deserialize, Serialize};
 
-use crate::assertion::receiver::Receiver;
+use crate::assertion::receiver::{Kind, Receiver};
 use crate::assertion::state::Verdict;
 use crate::store::verdicts::Record;
 
@@ -278,6 +278,10 @@ impl Book {
         if let Some(line) = line
             && is_reversal(line, change)
         {
+            if self.receiver.kind == Kind::Alertmanager && change.order() < last.order {
+                // It knows what is, not what was.
+                return None;
+            }
             let of_window = |told: &&Told| told.order.0 == change.window_to_ns;
             return Some(line.told.iter().rfind(of_window).map(|told| told.verdict));
         }

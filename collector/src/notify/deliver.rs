@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -175,7 +176,7 @@ impl Delivery {
     /// The status of the answer; or, in words, why it was not taken.
     async fn send(&self, unsent: &Unsent) -> Result<u16, String> {
         let url = read(&self.receiver.url, "the URL")?;
-        let url = checked_url(&url)
+        let mut url = checked_url(&url)
             .map_err(|expected| format!("what the URL is read from has to be {expected}"))?;
         let message = Message {
             id: unsent.message.clone(),
@@ -187,18 +188,27 @@ impl Delivery {
         if message.notifications.is_empty() {
             return Err("what was to be told is of another version".into());
         }
-        let body::Request { body, mut headers } = body::request(&self.receiver, &message);
+        let now_ns = self.clock.now_ns();
+        let body::Request {
+            path,
+            body,
+            mut headers,
+        } = body::request(&self.receiver, &message, now_ns);
+        if !path.is_empty() {
+            let whole = format!("{}{path}", url.path().trim_end_matches('/'));
+            url.set_path(&whole);
+        }
         match &self.receiver.kind {
             Kind::Webhook {
                 secret: Some(secret), ..
             } => {
                 let secret = read(secret, "the secret")?;
-                headers.push((
-                    "holdfast-signature",
-                    body::signature(&secret, self.clock.now_ns(), &body),
-                ));
+                headers.push(("holdfast-signature", body::signature(&secret, now_ns, &body)));
             }
-            Kind::Webhook { secret: None, .. } => {}
+            Kind::Webhook { secret: None, .. }
+            | Kind::Alertmanager
+            | Kind::Slack
+            | Kind::DeadMansSwitch { .. } => {}
         }
         let answer = http::send(http::Request {
             url: &url,
@@ -216,6 +226,78 @@ impl Delivery {
                 let colon = if said.is_empty() { "" } else { ": " };
                 Err(format!("answered {status}{colon}{said}"))
             }
+        }
+    }
+}
+
+/// The task of a dead man's switch: it asks for a URL as long as assertions are judged.
+struct Switch {
+    receiver: Receiver,
+    every: Duration,
+    clock: WallClock,
+    /// When assertions were judged last, in nanoseconds since the Unix epoch.
+    judged_ns: Arc<AtomicI64>,
+}
+
+impl Switch {
+    async fn run(self) {
+        let mut ticks = tokio::time::interval(self.every);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let receiver = &self.receiver.name;
+        // At a start nothing was judged yet, and that is nothing to speak of.
+        let (mut is_quiet, mut is_failing) = (true, false);
+        loop {
+            ticks.tick().await;
+            let Some(outcome) = self.beat().await else {
+                if !std::mem::replace(&mut is_quiet, true) {
+                    warn!(
+                        receiver,
+                        "the dead man's switch is let go: assertions are not judged"
+                    );
+                }
+                tokio::time::sleep(STORE_PAUSE).await;
+                ticks.reset_immediately();
+                continue;
+            };
+            is_quiet = false;
+            match outcome {
+                Ok(()) => is_failing = false,
+                Err(reason) => {
+                    if !std::mem::replace(&mut is_failing, true) {
+                        warn!(receiver, reason, "the dead man's switch cannot be held");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks for the URL; `None`: it does not, since assertions have not been judged for as long as it waits in between.
+    async fn beat(&self) -> Option<Result<(), String>> {
+        let silent_ns = self
+            .clock
+            .now_ns()
+            .saturating_sub(self.judged_ns.load(Ordering::Relaxed));
+        if u128::from(silent_ns.max(0).unsigned_abs()) >= self.every.as_nanos() {
+            return None;
+        }
+        Some(self.ask().await)
+    }
+
+    async fn ask(&self) -> Result<(), String> {
+        let url = read(&self.receiver.url, "the URL")?;
+        let url = checked_url(&url)
+            .map_err(|expected| format!("what the URL is read from has to be {expected}"))?;
+        let request = http::Request {
+            url: &url,
+            authorities: self.receiver.ca_file.as_deref(),
+            headers: &[],
+            body: None,
+            timeout: self.receiver.timeout,
+        };
+        match http::send(request).await {
+            Ok(answer) if (200..=299).contains(&answer.status) => Ok(()),
+            Ok(answer) => Err(format!("answered {}", answer.status)),
+            Err(error) => Err(error.to_string()),
         }
     }
 }
@@ -254,7 +336,13 @@ impl Drop for Running {
 
 impl Deliveries {
     /// One task for each receiver; those that are declared no more end, and those that changed begin anew.
-    pub(super) fn follow(&mut self, receivers: &[Receiver], store: &Arc<dyn Store>, clock: &WallClock) {
+    pub(super) fn follow(
+        &mut self,
+        receivers: &[Receiver],
+        store: &Arc<dyn Store>,
+        clock: &WallClock,
+        judged_ns: &Arc<AtomicI64>,
+    ) {
         self.0.retain(|name, running| {
             let declared = receivers.iter().find(|receiver| receiver.name == *name);
             declared.is_some_and(|receiver| receiver.fingerprint() == running.fingerprint)
@@ -264,18 +352,35 @@ impl Deliveries {
                 continue;
             }
             let queued = Arc::new(Notify::new());
-            let delivery = Delivery {
-                store: store.clone(),
-                receiver: receiver.clone(),
-                clock: clock.clone(),
-                queued: queued.clone(),
+            let (receiver, clock) = (receiver.clone(), clock.clone());
+            let name = receiver.name.clone();
+            let fingerprint = receiver.fingerprint();
+            let task = match receiver.kind {
+                Kind::DeadMansSwitch { every } => tokio::spawn(
+                    Switch {
+                        receiver,
+                        every,
+                        clock,
+                        judged_ns: judged_ns.clone(),
+                    }
+                    .run(),
+                ),
+                _ => tokio::spawn(
+                    Delivery {
+                        store: store.clone(),
+                        receiver,
+                        clock,
+                        queued: queued.clone(),
+                    }
+                    .run(),
+                ),
             };
             let running = Running {
-                fingerprint: receiver.fingerprint(),
+                fingerprint,
                 queued,
-                task: tokio::spawn(delivery.run()),
+                task,
             };
-            self.0.insert(receiver.name.clone(), running);
+            self.0.insert(name, running);
         }
     }
 
@@ -310,6 +415,44 @@ mod tests {
             [1, 2, 3, 9, 10, 100, u32::MAX].map(seconds),
             [1, 2, 4, 256, 300, 300, 300]
         );
+    }
+
+    #[tokio::test]
+    async fn a_switch_is_held_only_while_assertions_are_judged() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/alive", listener.local_addr().unwrap());
+        let asked = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                head.push(char::from(stream.read_u8().await.unwrap()));
+            }
+            stream.write_all(b"HTTP/1.1 204 Good\r\n\r\n").await.unwrap();
+            head
+        });
+        let every = Duration::from_secs(60);
+        let text = format!("receivers: [{{ name: a, kind: dead_mans_switch, url: '{url}' }}]");
+        let source = crate::assertion::document::Source {
+            file: "a.yaml",
+            text: &text,
+        };
+        let set = crate::assertion::parse::set(&[source], crate::store::evidence::columns).unwrap();
+        let receiver = set.receivers[0].clone();
+        assert_eq!(receiver.kind, Kind::DeadMansSwitch { every });
+        let switch = Switch {
+            receiver,
+            every,
+            clock: WallClock::new(|| 60_000_000_000),
+            judged_ns: Arc::new(AtomicI64::new(0)),
+        };
+        assert_eq!(switch.beat().await, None);
+        switch.judged_ns.store(1, Ordering::Relaxed);
+        assert_eq!(switch.beat().await, Some(Ok(())));
+        let head = asked.await.unwrap();
+        assert!(head.starts_with("GET /alive HTTP/1.1\r\n"), "{head}");
+        // Nobody listens there any more.
+        assert!(matches!(switch.beat().await, Some(Err(_))));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::{Fields, Key, Reader, Shape, checked_name, entries, find, key, text};
 use crate::assertion::Origin;
 use crate::assertion::document::{Node, Source, Value};
 use crate::assertion::problem::{Problem, instead};
-use crate::assertion::receiver::{Given, Kind, Receiver, Template};
+use crate::assertion::receiver::{ALERTMANAGER_REPEAT, Given, Kind, Receiver, Template};
 use crate::assertion::signal::Rows;
 use crate::assertion::state::Verdict;
 use crate::filter::Column;
@@ -17,25 +17,40 @@ use crate::filter::Column;
 /// In all files together: each has a task of its own.
 pub const MOST_RECEIVERS: usize = 50;
 
-const KINDS: &[&str] = &["webhook"];
+const KINDS: &[&str] = &["webhook", "alertmanager", "slack", "dead_mans_switch"];
+
+/// Keys that only one kind has a use for, and that kind.
+const OF_ONE_KIND: [(&str, &str); 4] = [
+    ("secret_file", "webhook"),
+    ("secret_env", "webhook"),
+    ("body", "webhook"),
+    ("every", "dead_mans_switch"),
+];
+
+/// All that a dead man's switch has.
+const OF_SWITCH: [&str; 8] = [
+    "name", "kind", "url", "url_file", "url_env", "ca_file", "every", "timeout",
+];
+
 const VERDICTS: &[&str] = &["holds", "pending", "violated", "unknown"];
 
 /// The keys of a receiver.
 #[rustfmt::skip]
-pub static RECEIVER_KEYS: [Key; 16] = [
+pub static RECEIVER_KEYS: [Key; 17] = [
     key("name", Shape::Text, "what it is called; unique in all files"),
-    key("kind", Shape::Word(KINDS), "how it is spoken to: JSON by POST"),
+    key("kind", Shape::Word(KINDS), "how it is spoken to: JSON by POST, the API (v2) of an Alertmanager whose URL is given, an incoming webhook of Slack or what is like it, or a URL that is asked for as long as assertions are judged"),
     key("url", Shape::Text, "where: http:// or https://"),
     key("url_file", Shape::Text, "instead of `url`, where that is a secret: a file that the URL is read from, whenever something is sent"),
     key("url_env", Shape::Text, "instead of `url`: a variable in the environment of the collector"),
     key("secret_file", Shape::Text, "what the body is signed with: a file, read whenever something is sent [not signed]"),
     key("secret_env", Shape::Text, "the same: a variable in the environment of the collector"),
     key("body", Shape::Text, "JSON with fields such as `${summary}` [everything]"),
+    key("every", Shape::Time, "of a dead man's switch: how often it is asked for, from 10s to 1d [1m]"),
     key("ca_file", Shape::Text, "the authorities that may vouch for an https URL, as PEM [those that the machine trusts]"),
     key("match", Shape::TextMap, "only what has all of these labels; `severity` and `assertion` are asked for in the same way [everything]"),
     key("on", Shape::Texts, "which verdicts are told; holds only of what was told otherwise before [violated, unknown, holds]"),
     key("group_wait", Shape::Time, "what changes within so long of the first change of an assertion is told with it [5s]"),
-    key("repeat", Shape::Time, "what is still violated or unknown so long after it was told is told again, from 10s [never]"),
+    key("repeat", Shape::Time, "what is still violated or unknown so long after it was told is told again, from 10s [never; an Alertmanager: 1m]"),
     key("per_minute", Shape::Number, "messages in a minute at most; others wait [30]"),
     key("give_up_after", Shape::Time, "how long a message is tried, from 1m to 7d [1d]"),
     key("timeout", Shape::Time, "how long an answer is waited for, from 100ms to 1m [10s]"),
@@ -106,17 +121,36 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             let message = format!("there is no kind of receiver `{kind_text}`, {hint}");
             return Err(source.problem(kind_node.place, message));
         }
+        for (name, _) in entries {
+            let key = text(source, name)?;
+            let is_of_other = OF_ONE_KIND
+                .iter()
+                .any(|(of_one, kind)| *of_one == key && *kind != kind_text);
+            if is_of_other || (kind_text == "dead_mans_switch" && !OF_SWITCH.contains(&key)) {
+                let message = format!("`{key}` does nothing for a receiver of the kind {kind_text}");
+                return Err(source.problem(name.place, message));
+            }
+        }
+        let (kind, default_repeat) = match kind_text {
+            "alertmanager" => (Kind::Alertmanager, Some(ALERTMANAGER_REPEAT)),
+            "slack" => (Kind::Slack, None),
+            "dead_mans_switch" => {
+                let every = time(&fields, "every", 10.0, 86_400.0)?.unwrap_or(Duration::from_secs(60));
+                (Kind::DeadMansSwitch { every }, None)
+            }
+            _ => {
+                let (body, secret) = (body(&fields)?, secret(&fields)?);
+                (Kind::Webhook { body, secret }, None)
+            }
+        };
         Ok(Receiver {
-            kind: Kind::Webhook {
-                body: body(&fields)?,
-                secret: secret(&fields)?,
-            },
+            kind,
             url: url(&fields)?,
             ca_file: path(&fields, "ca_file")?,
             matches: fields.text_map("match")?,
             on: on(&fields)?,
             group_wait: time(&fields, "group_wait", 0.0, 600.0)?.unwrap_or(Duration::from_secs(5)),
-            repeat: time(&fields, "repeat", 10.0, 30.0 * 86_400.0)?,
+            repeat: time(&fields, "repeat", 10.0, 30.0 * 86_400.0)?.or(default_repeat),
             per_minute: per_minute(&fields)?,
             give_up_after: time(&fields, "give_up_after", 60.0, 7.0 * 86_400.0)?
                 .unwrap_or(Duration::from_secs(86_400)),

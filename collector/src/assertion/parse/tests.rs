@@ -435,6 +435,14 @@ fn a_receiver_that_is_wrong_shows_its_place() {
          on: holds\n          ^",
     );
     check_receiver(
+        "kind: slack\nurl: http://a\nbody: '{}'",
+        "a.yaml:5:5: `body` does nothing for a receiver of the kind slack\n      body: '{}'\n      ^",
+    );
+    check_receiver(
+        "kind: dead_mans_switch\nurl: http://a\non: violated",
+        "a.yaml:5:5: `on` does nothing for a receiver of the kind dead_mans_switch\n      on: violated\n      ^",
+    );
+    check_receiver(
         "kind: webhook\nurl: http://a\nrepeat: 1s",
         "a.yaml:5:13: `repeat` is from 10s to 30d\n      repeat: 1s\n              ^",
     );
@@ -443,5 +451,5 @@ fn a_receiver_that_is_wrong_shows_its_place() {
 #[test]
 fn the_example_of_receivers_is_right() {
     let set = parsed(include_str!("../../../../deploy/receivers.yaml")).expect("it is right");
-    assert_eq!(set.receivers.len(), 2);
+    assert_eq!(set.receivers.len(), 5);
 }

@@ -67,7 +67,7 @@ fn a_webhook_without_a_template_gets_everything() {
         notification("from.node web-1", Verdict::Holds),
         notification("from.node web-2", Verdict::Violated),
     ]);
-    let request = request(&receiver(kind), &two);
+    let request = request(&receiver(kind), &two, 0);
     assert_eq!(request.headers, [("idempotency-key", "m1".to_owned())]);
     let body: Value = serde_json::from_str(&request.body).unwrap();
     assert_eq!(body["verdict"], "violated");
@@ -97,7 +97,7 @@ fn a_template_gets_its_fields() {
         secret: None,
     };
     let one = message(vec![notification("from.node web-1", Verdict::Unknown)]);
-    let body: Value = serde_json::from_str(&request(&receiver(kind), &one).body).unwrap();
+    let body: Value = serde_json::from_str(&request(&receiver(kind), &one, 0).body).unwrap();
     assert_eq!(body["v"], "unknown");
     assert_eq!(body["k"], "from.node web-1");
     assert_eq!(body["n"], 1);
@@ -116,3 +116,60 @@ fn a_signature_is_the_hmac_of_time_and_body() {
 }
 
 const EXPECTED_HMAC: &str = "b417797e7d7b61c510208fca568d792c3d58cb9b0040792aba7f74bb2adfcbfe";
+
+#[test]
+fn an_alertmanager_is_told_what_fires_and_what_is_resolved() {
+    let mut first = notification("from.node web-1", Verdict::Unknown);
+    first.told_before = Some(Verdict::Violated);
+    first.change.labels.insert("cost-centre".into(), "7".into());
+    let mut second = notification("from.node web-2", Verdict::Violated);
+    let mut third = notification("from.node web-2", Verdict::Holds);
+    third.told_before = Some(Verdict::Violated);
+    second.told_before = None;
+    let now_ns = 1_772_366_500_000_000_000;
+    let told = message(vec![first, second, third]);
+    let request = request(&receiver(Kind::Alertmanager), &told, now_ns);
+    assert_eq!(request.path, "/api/v2/alerts");
+    let alerts: Value = serde_json::from_str(&request.body).unwrap();
+    let said: Vec<_> = alerts
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|alert| {
+            let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+            let labels = &alert["labels"];
+            [
+                text(&labels["key"]),
+                text(&labels["verdict"]),
+                text(&alert["startsAt"]),
+                text(&alert["endsAt"]),
+            ]
+        })
+        .collect();
+    let since = "2026-03-01T12:00:00.000Z";
+    // Four minutes after it is sent.
+    let later = "2026-03-01T12:05:40.000Z";
+    assert_eq!(
+        said,
+        [
+            ["from.node web-1", "violated", "-", since],
+            ["from.node web-1", "unknown", since, later],
+            ["from.node web-2", "violated", "-", since],
+        ]
+    );
+    let labels = &alerts[0]["labels"];
+    assert_eq!(labels["alertname"], "web reaches the database");
+    assert_eq!(labels["cost_centre"], "7");
+    assert_eq!(alerts[0]["annotations"]["runbook_url"], "https://wiki/db");
+}
+
+#[test]
+fn slack_gets_a_text_that_means_what_it_says() {
+    let one = message(vec![notification("", Verdict::Violated)]);
+    let body: Value = serde_json::from_str(&request(&receiver(Kind::Slack), &one, 0).body).unwrap();
+    assert_eq!(
+        body["text"],
+        "web reaches the database: violated since 2026-03-01T12:00:00.000Z: 35ms, expected connect.p99 &lt; 20ms, 812 \
+         samples\nweb needs its \"database\"\nhttps://wiki/db"
+    );
+}
