@@ -95,6 +95,8 @@ pub enum Times {
     Duration,
     /// `srtt_us` where one was measured.
     RoundTrip,
+    /// `accept_wait_us` where accept() was seen to return the connection.
+    AcceptWait,
     /// Latencies of syscalls that were measured, in nanoseconds and within 8 %.
     Syscall,
 }
@@ -173,7 +175,7 @@ use Rows::{Agents, Attempts, Connections, Listeners, Namespaces, Open, Overhead,
 
 /// The table.
 #[rustfmt::skip]
-pub static SIGNALS: [Signal; 39] = [
+pub static SIGNALS: [Signal; 40] = [
     signal("connect.count", End::Either, Attempts, Unit::Count, Measure::Sum(Sum::Rows),
         "attempts to open a connection that were decided, well or badly"),
     signal("connect.rate", End::Either, Attempts, Unit::Rate, PerSecond(Sum::Rows),
@@ -199,7 +201,7 @@ pub static SIGNALS: [Signal; 39] = [
     signal("connect.pending", End::Either, Open, Unit::Count, Measure::Sum(Sum::Waiting),
         "attempts that had waited for their answer for a second when the agents looked last; they look every second"),
     signal("connections.open", End::Either, Open, Unit::Count, Measure::Sum(Sum::Rows),
-        "connections, and attempts that wait, that were open when the agents looked last; they look every 10 s"),
+        "connections, and attempts that wait, that were open when the agents looked last, less those that have ended since; they look every 10 s"),
     signal("connections.established", End::Either, Open, Unit::Count, Measure::Sum(Sum::Established),
         "of these, the connections"),
     signal("connections.opened", End::Either, Attempts, Unit::Count, Measure::Sum(Sum::Established),
@@ -219,10 +221,12 @@ pub static SIGNALS: [Signal; 39] = [
         "established connections that ended with a reset, from either side"),
     signal("rtt", End::Either, Connections, Unit::Time, Quantiles(Times::RoundTrip),
         "the smoothed round trip time of connections as they ended"),
+    signal("accept_wait", End::Server, Connections, Unit::Time, Quantiles(Times::AcceptWait),
+        "how long connections that ended had waited in the queue of their listener until accept() returned them; those alone of which that was seen"),
     signal("listener.backlog_ratio", End::Server, Listeners, Unit::Ratio, Fullest,
         "the fullest accept queue that an agent saw, against its limit; agents look every 10 s"),
     signal("listener.drops", End::Server, Listeners, Unit::Count, Measure::Sum(Sum::Drops),
-        "connections that listeners turned away by the looks of the window, since the look before it"),
+        "connections that listeners turned away by the looks of the window, since the look before it; of a listener that began since, all"),
     signal("listener.overflows", End::Server, Namespaces, Unit::Count, Measure::Sum(Sum::Overflows),
         "connections that found the queue of any listener of the node full, likewise; also where the listener is gone"),
     signal("syscall.count", End::Node, Syscalls, Unit::Count, Measure::Sum(Sum::Rows),

@@ -333,6 +333,10 @@ fn of_rows(class: &Class, params: &mut Vec<(String, String)>) -> String {
         Some(Times::Connect) => ("connect_us", "outcome = 'established'"),
         Some(Times::Duration) => ("duration_us", "outcome = 'established'"),
         Some(Times::RoundTrip) => ("toUInt64(srtt_us)", "srtt_us > 0"),
+        Some(Times::AcceptWait) => (
+            "toUInt64(ifNull(accept_wait_us, 0))",
+            "accept_wait_us IS NOT NULL",
+        ),
         // Those of syscalls are in arrays, and asked for on their own.
         Some(Times::Syscall) | None => ("toUInt64(0)", "false"),
     };
@@ -376,13 +380,27 @@ fn of_rows(class: &Class, params: &mut Vec<(String, String)>) -> String {
 /// How long before a window a look still counts as the one before: agents look every 10 s.
 const LOOK_BEFORE: &str = "INTERVAL 30 SECOND";
 
-/// What a cumulative counter grew by from the last look before the window to the last one in it; where there was none
-/// before, from the first one in it.
+/// What a cumulative counter grew by from the last look before the window to the last one in it. Where there was none
+/// before, it grew from zero if its agent had looked before and did not find it: it is as new as that. Otherwise nobody
+/// knows what it had counted already, and only what it grew by from the first look on is told. Of [`looked`].
 fn grown(column: &str) -> String {
     let is_in = "observed_at > {from:DateTime64(9, 'UTC')}";
+    let is_new =
+        "min(found_at) > {from:DateTime64(9, 'UTC')} AND min(looked_at) <= {from:DateTime64(9, 'UTC')}";
     format!(
-        "greatest(toInt64(maxIf({column}, {is_in})) - toInt64(if(countIf(NOT ({is_in})) > 0, maxIf({column}, NOT ({is_in})), \
-         minIf({column}, {is_in}))), 0)"
+        "greatest(toInt64(maxIf({column}, {is_in})) - toInt64(multiIf(countIf(NOT ({is_in})) > 0, \
+         maxIf({column}, NOT ({is_in})), {is_new}, 0, minIf({column}, {is_in}))), 0)"
+    )
+}
+
+/// The looks of a window and shortly before, each with when its agent looked first and when it found this one first,
+/// whatever was seen of it then: a row that passes a filter only later is not new.
+fn looked(table: &str, one: &str) -> String {
+    format!(
+        "(SELECT *, min(observed_at) OVER (PARTITION BY agent_id) AS looked_at, \
+         min(observed_at) OVER (PARTITION BY agent_id, {one}) AS found_at FROM {table} \
+         WHERE observed_at > {{from:DateTime64(9, 'UTC')}} - {LOOK_BEFORE} \
+         AND observed_at <= {{until:DateTime64(9, 'UTC')}})"
     )
 }
 
@@ -405,13 +423,12 @@ fn of_listeners(class: &Class, params: &mut Vec<(String, String)>) -> String {
         "SELECT l_node, '', l_port, l_service, l_comm, toString(l_passes), [{sums}], '0', max(fullest), [] FROM \
          (SELECT {node} AS l_node, {port} AS l_port, {service} AS l_service, {comm} AS l_comm, {passes} AS l_passes, \
          agent_id, netns, cookie, countIf(observed_at > {{from:DateTime64(9, 'UTC')}}) AS looks, {grown} AS dropped, \
-         maxIf(backlog / greatest(backlog_limit, 1), observed_at > {{from:DateTime64(9, 'UTC')}}) AS fullest FROM listeners \
-         WHERE observed_at > {{from:DateTime64(9, 'UTC')}} - {LOOK_BEFORE} \
-         AND observed_at <= {{until:DateTime64(9, 'UTC')}} \
+         maxIf(backlog / greatest(backlog_limit, 1), observed_at > {{from:DateTime64(9, 'UTC')}}) AS fullest FROM {looked} \
          GROUP BY l_node, l_port, l_service, l_comm, l_passes, agent_id, netns, cookie HAVING looks > 0) \
          GROUP BY l_node, l_port, l_service, l_comm, l_passes LIMIT {limit} {SETTINGS}",
         sums = sums_texts(&[(Sum::Rows, "sum(looks)"), (Sum::Drops, "sum(dropped)")]),
         grown = grown("drops"),
+        looked = looked("listeners", "netns, cookie"),
         limit = MOST_ROWS + 1,
     )
 }
@@ -421,12 +438,11 @@ fn of_namespaces() -> String {
     format!(
         "SELECT l_node, '', 0, '', '', '0', [{sums}], '0', 0, [] FROM \
          (SELECT node AS l_node, agent_id, netns, countIf(observed_at > {{from:DateTime64(9, 'UTC')}}) AS looks, \
-         {grown} AS grown FROM namespaces \
-         WHERE observed_at > {{from:DateTime64(9, 'UTC')}} - {LOOK_BEFORE} \
-         AND observed_at <= {{until:DateTime64(9, 'UTC')}} GROUP BY l_node, agent_id, netns HAVING looks > 0) \
+         {grown} AS grown FROM {looked} GROUP BY l_node, agent_id, netns HAVING looks > 0) \
          GROUP BY l_node LIMIT {limit} {SETTINGS}",
         sums = sums_texts(&[(Sum::Rows, "sum(looks)"), (Sum::Overflows, "sum(grown)")]),
         grown = grown("listen_overflows"),
+        looked = looked("namespaces", "netns"),
         limit = MOST_ROWS + 1,
     )
 }
@@ -443,7 +459,8 @@ fn of_overhead() -> String {
     )
 }
 
-/// What was open when each agent looked last: connections every 10 s, attempts that wait every second.
+/// What was open when each agent looked last, connections every 10 s, attempts that wait every second, and has not ended
+/// since: a socket has one connection at a time, so its cookie tells which.
 fn of_open(class: &Class, params: &mut Vec<(String, String)>) -> String {
     let role = if class.kind.is_server { "passive" } else { "active" };
     let [node, remote, port, service, comm] = labels(class);
@@ -456,8 +473,13 @@ fn of_open(class: &Class, params: &mut Vec<(String, String)>) -> String {
          (SELECT *, toUInt64(greatest(dateDiff('microsecond', opened_at, observed_at), 0)) AS open_us \
          FROM connection_samples WHERE {lately} AND role = '{role}') AS sample INNER JOIN \
          (SELECT agent_id, maxIf(observed_at, outcome != 'pending') AS looked, max(observed_at) AS glanced \
-         FROM connection_samples WHERE {lately} GROUP BY agent_id) AS last USING agent_id \
-         WHERE if(outcome = 'pending', observed_at = glanced \
+         FROM connection_samples WHERE {lately} GROUP BY agent_id) AS last USING agent_id LEFT JOIN \
+         (SELECT agent_id, netns, cookie, max(recorded_at) AS ended_at FROM connection_records \
+         WHERE is_final AND role = '{role}' AND recorded_at > {{until:DateTime64(9, 'UTC')}} - INTERVAL 25 SECOND \
+         AND recorded_at <= {{until:DateTime64(9, 'UTC')}} \
+         AND cookie GLOBAL IN (SELECT cookie FROM connection_samples WHERE {lately}) \
+         GROUP BY agent_id, netns, cookie) AS ended USING (agent_id, netns, cookie) \
+         WHERE ended_at <= observed_at AND if(outcome = 'pending', observed_at = glanced \
          AND observed_at > {{until:DateTime64(9, 'UTC')}} - INTERVAL 3 SECOND, observed_at = looked) \
          AND {{from:DateTime64(9, 'UTC')}} < {{until:DateTime64(9, 'UTC')}} \
          GROUP BY l_node, l_remote, l_port, l_service, l_comm, l_passes LIMIT {limit} {SETTINGS}",

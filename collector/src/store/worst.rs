@@ -80,6 +80,7 @@ fn order(suspects: &Suspects) -> (String, &'static str) {
         Worst::Longest(Times::Connect) => ("outcome = 'established'".into(), "connect_us"),
         Worst::Longest(Times::Duration) => ("outcome = 'established'".into(), "duration_us"),
         Worst::Longest(Times::RoundTrip | Times::Syscall) => ("srtt_us > 0".into(), "srtt_us"),
+        Worst::Longest(Times::AcceptWait) => ("accept_wait_us IS NOT NULL".into(), "accept_wait_us"),
         Worst::Fullest => ("true".into(), "backlog / greatest(backlog_limit, 1)"),
         Worst::Most(sum) => (
             of(sum),
@@ -111,7 +112,7 @@ fn worst_rows(suspects: &Suspects, window: Window) -> Option<Query> {
             format!("role = '{role}' AND outcome != 'pending' AND recorded_at > {{from:DateTime64(9, 'UTC')}} AND decided_at"),
         ),
         Rows::Connections => (
-            format!("node, closed_at AS at, service, comm, pid, {ends}, outcome, close_reason, duration_us, bytes_sent, bytes_received, retransmits, srtt_us"),
+            format!("node, closed_at AS at, service, comm, pid, {ends}, outcome, close_reason, duration_us, bytes_sent, bytes_received, retransmits, srtt_us, accept_wait_us"),
             "connections".to_owned(),
             format!("role = '{role}' AND recorded_at > {{from:DateTime64(9, 'UTC')}} AND closed_at"),
         ),
@@ -159,18 +160,19 @@ fn own_causes(suspects: &Suspects, window: Window) -> Option<Query> {
     }))
 }
 
-/// What both ends together tell of them, as far as it was decided yet: those of the last minutes too, since what goes on has
-/// the same cause.
+/// What both ends together tell of those that count, as far as it was decided yet: those of the last minutes too, since what
+/// goes on has the same cause.
 fn decided_causes(suspects: &Suspects, window: Window) -> Option<Query> {
     if suspects.is_server {
         return None;
     }
+    let (which, _) = order(suspects);
     Some(query(suspects, window, |condition| {
         format!(
             "SELECT toString(cause) AS cause, count() AS attempts, if(max(is_confirmed), 'both ends', 'one end') AS by, \
              argMax(evidence, decided_at) AS evidence FROM attempt_causes \
              WHERE decided_at > {{from:DateTime64(9, 'UTC')}} - INTERVAL 2 MINUTE \
-             AND decided_at <= {{until:DateTime64(9, 'UTC')}} AND cause != 'unknown' AND {condition} \
+             AND decided_at <= {{until:DateTime64(9, 'UTC')}} AND cause != 'unknown' AND {which} AND {condition} \
              GROUP BY cause ORDER BY attempts DESC LIMIT {MOST_CAUSES} {SETTINGS}"
         )
     }))

@@ -8,9 +8,11 @@ use holdfast_collector::assertion::Set;
 use holdfast_collector::assertion::state::Verdict;
 use holdfast_collector::engine::trial::{self, Outcome};
 use holdfast_collector::engine::{Engine, files};
+use holdfast_collector::store::server::Server;
 use holdfast_collector::store::verdicts::Record;
-use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError};
+use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError, migrations};
 
+use crate::clickhouse_http::{PASSWORD, USER};
 use crate::harness::{database, number};
 use crate::store_engine;
 use crate::synthetic::now_ns;
@@ -23,8 +25,11 @@ fn declared(text: &str) -> Set {
 
 /// Runs the first test of a file.
 async fn tried(text: &str) -> Outcome {
+    tried_on(database().await, text).await
+}
+
+async fn tried_on(store: Arc<dyn Store>, text: &str) -> Outcome {
     let set = declared(text);
-    let store: Arc<dyn Store> = database().await;
     trial::run(store, &set, &set.tests[0], now_ns() - 3_600 * SECOND_NS)
         .await
         .unwrap()
@@ -560,6 +565,59 @@ tests:
         assert_eq!(transitions(&said, begin_ns).len(), 1, "{sql}: {said:?}");
         assert_eq!(said[0].machine.verdict, Verdict::Unknown);
         assert!(said[0].cause.starts_with(cause), "{sql}: {}", said[0].cause);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_of_ones_own_reads_only_on_a_server_too() {
+    let address = store_engine::server().await;
+    let window = "decided_at > {from:DateTime64(9, 'UTC')} AND decided_at <= {until:DateTime64(9, 'UTC')}";
+    for (name, sql, verdict, cause) in [
+        (
+            "own_words",
+            format!(
+                "SELECT node, countIf(outcome = 'refused') AS value FROM attempts WHERE role = 'active' AND {window} GROUP BY node"
+            ),
+            Verdict::Violated,
+            "value < 1",
+        ),
+        (
+            "own_mistake",
+            format!("SELECT nothing AS value FROM attempts WHERE {window}"),
+            Verdict::Unknown,
+            "its `sql` failed: ",
+        ),
+        (
+            "own_reach",
+            format!("SELECT count() + length(showCertificate()) AS value FROM attempts WHERE {window}"),
+            Verdict::Unknown,
+            "its `sql` failed: ",
+        ),
+    ] {
+        let url = format!("http://{USER}@{address}/{name}_{}", address.port());
+        let store = Server::new(&url, Some(PASSWORD)).unwrap();
+        store.prepare().await.unwrap();
+        migrations::apply(&store, now_ns()).await.unwrap();
+        let outcome = tried_on(
+            Arc::new(store),
+            &format!(
+                "
+assertions:
+  - {{ name: a, sql: \"{sql}\", expect: 'value < 1', over: 10s, every: 5s, deadline: 5s }}
+tests:
+  - assertion: a
+    given: {{ web-1 -> db-1: '5ms x20s, refused x20s' }}
+    expect: {{ 40s: Violated }}
+"
+            ),
+        )
+        .await;
+        let last = outcome.timeline.last();
+        assert!(
+            last.is_some_and(|(_, _, said, why)| *said == verdict && why.starts_with(cause)),
+            "{sql}:\n{}",
+            outcome.text()
+        );
     }
 }
 

@@ -7,6 +7,7 @@ mod at_exit;
 mod clickhouse_http;
 mod command_line;
 mod delivery;
+mod evidence;
 mod exactly_once;
 mod fairness;
 mod faults;

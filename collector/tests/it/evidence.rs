@@ -1,0 +1,204 @@
+//! What assertions are judged by, held against rows that are written for it.
+
+use holdfast_collector::assertion::coverage::Window;
+use holdfast_collector::assertion::evaluate::LabelledRows;
+use holdfast_collector::assertion::plan;
+use holdfast_collector::assertion::signal::{Rows, Sum};
+use holdfast_collector::assertion::worst::{Suspects, Worst};
+use holdfast_collector::engine::files;
+use holdfast_collector::filter::{Filter, Value};
+use holdfast_collector::store::embedded::Embedded;
+use holdfast_collector::store::{Store, evidence, worst};
+
+use crate::harness::database;
+use crate::synthetic::now_ns;
+
+const SECOND_NS: i64 = 1_000_000_000;
+
+/// The end of the window that is asked about.
+fn until_ns() -> i64 {
+    now_ns() - 600 * SECOND_NS
+}
+
+/// Writes rows of these columns; what is not named is empty.
+async fn write(store: &Embedded, table: &str, columns: &str, rows: &[String]) {
+    let rows = rows.join("), (");
+    store
+        .execute(&format!("INSERT INTO {table} ({columns}) VALUES ({rows})"))
+        .await
+        .unwrap();
+}
+
+fn at(ns: i64) -> String {
+    format!("fromUnixTimestamp64Nano(toInt64({ns}), 'UTC')")
+}
+
+/// What a condition about server ends is judged by in the minute until then.
+async fn asked(store: &Embedded, expect: &str, until_ns: i64) -> Vec<LabelledRows> {
+    let text = format!("assertions: [{{ name: a, on: all, expect: '{expect}', over: 60s }}]");
+    let set = files::declared(&[("a.yaml".to_owned(), text)]).unwrap();
+    let schedules = plan::schedules(&set);
+    let window = Window {
+        from_ns: until_ns - 60 * SECOND_NS,
+        to_ns: until_ns,
+    };
+    evidence::ask(store, &schedules[0].classes[0], window, false)
+        .await
+        .unwrap()
+        .unwrap()
+}
+
+async fn sum(store: &Embedded, expect: &str, sum: Sum, until_ns: i64) -> u64 {
+    let rows = asked(store, expect, until_ns).await;
+    rows.iter().map(|row| row.sums[sum as usize]).sum()
+}
+
+#[tokio::test]
+async fn what_ended_since_the_last_look_is_not_open() {
+    let (store, until_ns) = (database().await, until_ns());
+    let look = until_ns - 5 * SECOND_NS;
+    let samples = (1..=4).map(|cookie| format!("'n', 2, 1, {}, 1, {cookie}, 'a', 7", at(look)));
+    write(
+        &store,
+        "connection_samples",
+        "node, role, outcome, observed_at, weight, cookie, agent_id, netns",
+        &samples.collect::<Vec<_>>(),
+    )
+    .await;
+    let end = |cookie: u64, netns: u32, seconds: i64| {
+        format!(
+            "'n', 2, 1, {}, true, {cookie}, 'a', {netns}",
+            at(look + seconds * SECOND_NS)
+        )
+    };
+    write(
+        &store,
+        "connection_records",
+        "node, role, outcome, recorded_at, is_final, cookie, agent_id, netns",
+        // The socket of the second had another connection before it was seen, the third ends after the window, and the
+        // fourth's cookie is also that of a socket in another namespace.
+        &[end(1, 7, 2), end(2, 7, -2), end(3, 7, 8), end(4, 8, 2)],
+    )
+    .await;
+    assert_eq!(sum(&store, "connections.open > 0", Sum::Rows, until_ns).await, 3);
+    assert_eq!(
+        sum(&store, "connections.established > 0", Sum::Established, until_ns).await,
+        3
+    );
+}
+
+#[tokio::test]
+async fn what_a_new_listener_turned_away_before_anyone_looked_counts() {
+    let (store, until_ns) = (database().await, until_ns());
+    let look = |agent: &str, cookie: u64, seconds_ago: i64, backlog: u32, drops: u32| {
+        let at = at(until_ns - seconds_ago * SECOND_NS);
+        format!("'{agent}', {at}, {backlog}, 10, {drops}, {cookie}, '{agent}', 7")
+    };
+    write(
+        &store,
+        "listener_samples",
+        "node, observed_at, backlog, backlog_limit, drops, cookie, agent_id, netns",
+        &[
+            // Looked before the window: one listener was there, another began in it.
+            look("known", 1, 65, 0, 100),
+            look("known", 1, 55, 9, 103),
+            look("known", 2, 45, 9, 40),
+            look("known", 2, 35, 9, 42),
+            // Never looked before: what it found may be as old as the node.
+            look("fresh", 3, 50, 9, 1_000),
+            look("fresh", 3, 40, 9, 1_005),
+        ],
+    )
+    .await;
+    assert_eq!(
+        sum(&store, "listener.drops < 1", Sum::Drops, until_ns).await,
+        3 + 42 + 5
+    );
+    // A listener that passes a filter only now is not new.
+    let text =
+        "assertions: [{ name: a, on: all, expect: listener.drops < 1, over: 60s, where: backlog > 5 }]";
+    let set = files::declared(&[("a.yaml".to_owned(), text.to_owned())]).unwrap();
+    let window = Window {
+        from_ns: until_ns - 60 * SECOND_NS,
+        to_ns: until_ns,
+    };
+    let class = &plan::schedules(&set)[0].classes[0];
+    let rows = evidence::ask(&*store, class, window, false)
+        .await
+        .unwrap()
+        .unwrap();
+    let passing = rows.iter().filter(|row| row.passes == 1 && row.node == "known");
+    assert_eq!(passing.map(|row| row.sums[Sum::Drops as usize]).sum::<u64>(), 42);
+}
+
+#[tokio::test]
+async fn how_long_a_connection_waited_for_accept_is_judged_where_it_was_seen() {
+    let (store, until_ns) = (database().await, until_ns());
+    let end = |wait: &str| format!("'n', 2, 1, {}, true, {wait}", at(until_ns - SECOND_NS));
+    write(
+        &store,
+        "connection_records",
+        "node, role, outcome, recorded_at, is_final, accept_wait_us",
+        &[end("0"), end("900"), end("2000"), end("NULL")],
+    )
+    .await;
+    let rows = asked(&store, "accept_wait.p99 < 2ms", until_ns).await;
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    let histogram = &rows[0].histogram;
+    assert_eq!(
+        histogram.iter().map(|(.., count)| count).sum::<u64>(),
+        3,
+        "{rows:?}"
+    );
+    let reached = histogram.iter().filter(|(_, reached, _)| *reached == 1);
+    assert_eq!(reached.map(|(.., count)| count).sum::<u64>(), 1, "{rows:?}");
+    assert_eq!(rows[0].largest, 2_000);
+}
+
+#[tokio::test]
+async fn the_causes_beside_a_verdict_are_of_what_it_is_about() {
+    let (store, until_ns) = (database().await, until_ns());
+    let decided = at(until_ns - SECOND_NS);
+    write(
+        &store,
+        "connection_records",
+        "node, role, outcome, recorded_at, is_first, is_final, local_cause",
+        &[format!("'n', 1, 2, {decided}, true, true, 'refused_by_peer'")],
+    )
+    .await;
+    let cause = |outcome: u8, cause: &str, cookie: u8| {
+        format!("'n', {outcome}, {decided}, {decided}, '{cause}', {cookie}, 1")
+    };
+    write(
+        &store,
+        "cause_records",
+        "node, outcome, recorded_at, decided_at, cause, cookie, revision",
+        &[
+            cause(2, "no_listener", 1),
+            cause(3, "filtered", 2),
+            cause(1, "listener_full", 3),
+        ],
+    )
+    .await;
+    let suspects = Suspects {
+        rows: Rows::Attempts,
+        is_server: false,
+        worst: Worst::Most(Sum::Refused),
+        filter: Filter::In {
+            column: "node",
+            negated: false,
+            values: vec![Value::Text("n".to_owned())],
+        },
+    };
+    let window = Window {
+        from_ns: until_ns - 60 * SECOND_NS,
+        to_ns: until_ns,
+    };
+    let (rows, causes) = worst::worst(&*store, &suspects, window).await.unwrap();
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    let named: Vec<_> = causes
+        .iter()
+        .map(|cause| cause["cause"].as_str().unwrap())
+        .collect();
+    assert_eq!(named, ["refused_by_peer", "no_listener"]);
+}
