@@ -7,7 +7,7 @@ use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 use super::problem::{Place, Problem};
 
 /// Largest file. Thousands of assertions fit.
-const FILE_BYTES: usize = 1 << 20;
+pub const FILE_BYTES: usize = 1 << 20;
 /// Longest line. Each value of it is looked for in it.
 const LINE_CHARS: usize = 2_000;
 /// Values in a file, keys included.
@@ -80,11 +80,14 @@ enum Open {
 /// Reads a file; `None` if there is nothing in it.
 pub fn read(source: Source<'_>) -> Result<Option<Node>, Problem> {
     if source.text.len() > FILE_BYTES {
-        let message = format!(
-            "a file of assertions has at most {FILE_BYTES} bytes, this one {}",
-            source.text.len()
-        );
-        return Err(source.problem(Place { line: 1, column: 1 }, message));
+        let message = format!("a file of assertions has at most {FILE_BYTES} bytes, this one has more");
+        return Err(Problem {
+            file: source.file.to_owned(),
+            place: Place { line: 1, column: 1 },
+            message,
+            // Its first line may be all of it.
+            text: String::new(),
+        });
     }
     let lines: Vec<&str> = source.text.lines().collect();
     if let Some(at) = lines

@@ -1,9 +1,10 @@
 //! The folder of assertions: read whole, and looked at for changes.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::assertion::document::Source;
+use crate::assertion::document::{FILE_BYTES, Source};
 use crate::assertion::problem::Problem;
 use crate::assertion::{Set, parse};
 use crate::store::evidence;
@@ -68,8 +69,20 @@ fn is_of_assertions(path: &Path) -> bool {
             .is_some_and(|ending| ending == "yaml" || ending == "yml")
 }
 
+/// No more than one may have, and a byte by which that is seen.
 fn text_of(path: &Path) -> Result<File, FilesError> {
-    match fs::read_to_string(path) {
+    let read = || {
+        let mut bytes = Vec::new();
+        fs::File::open(path)?
+            .take(FILE_BYTES as u64 + 1)
+            .read_to_end(&mut bytes)?;
+        if bytes.len() > FILE_BYTES {
+            // Cut anywhere, and refused for its length.
+            return Ok(String::from_utf8_lossy(&bytes).into_owned());
+        }
+        String::from_utf8(bytes).map_err(|_| std::io::Error::other("it is no text in UTF-8"))
+    };
+    match read() {
         Ok(text) => Ok((path.display().to_string(), text)),
         Err(error) => Err(FilesError::Unreadable {
             path: path.to_owned(),
