@@ -12,6 +12,7 @@ pub mod coverage;
 pub mod document;
 pub mod evaluate;
 pub mod group;
+pub mod limit;
 pub mod parse;
 pub mod plan;
 pub mod problem;

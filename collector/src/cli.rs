@@ -20,6 +20,7 @@ mod probe;
 mod runs;
 mod serve;
 mod sql;
+mod suggest;
 mod syscalls;
 mod table;
 mod test;
@@ -57,12 +58,13 @@ Examples:
   holdfast verdicts                                what holds, and what does not
   holdfast notifications                           who was told, and what waits
   holdfast check --once assertions/                whether it holds now, for pipelines
+  holdfast suggest > assertions/suggested.yaml     what holds and could be asserted
   holdfast load tcp web:80 --rate 500/s --for 1m    make load from an agent
   holdfast runs                                    what was made, and what came of it
   holdfast sql 'SELECT comm, count() FROM connections GROUP BY comm'
 
 Exit codes: 0 done, 1 it does not hold (ledger, check, load, run compare, probe set), 2 a wrong call or wrong settings, 3 it cannot be told (ledger, check,
-load, run compare), 4 it could not be done.";
+suggest, load, run compare), 4 it could not be done.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -82,6 +84,7 @@ enum Command {
     Check(check::Args),
     Test(test::Args),
     Backtest(backtest::Args),
+    Suggest(suggest::Args),
     Load(Box<load::Args>),
     Runs(runs::Args),
     Run(runs::One),
@@ -146,6 +149,7 @@ pub fn run() -> ExitCode {
         Command::Check(args) => client::block_on(check::run(args)),
         Command::Test(args) => test::run(&args),
         Command::Backtest(args) => client::block_on(backtest::run(args)),
+        Command::Suggest(args) => client::block_on(suggest::run(args)),
         Command::Sql(args) => client::block_on(sql::run(args)),
         Command::Completions(args) => completions::run(&args),
     };

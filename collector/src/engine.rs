@@ -11,6 +11,7 @@ pub mod explain;
 pub mod files;
 mod late;
 pub mod run;
+pub mod suggest;
 pub mod trial;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -83,6 +84,8 @@ pub struct Engine {
     has_rollup: bool,
     /// No window is opened that ends later.
     end_ns: i64,
+    /// How long a verdict that stays as it is is told no more.
+    heartbeat_ns: i64,
     /// Windows that were given up, and questions that were asked, since the start.
     pub given_up: u64,
     pub asked: u64,
@@ -149,6 +152,7 @@ impl Engine {
             written: None,
             has_rollup: true,
             end_ns: i64::MAX,
+            heartbeat_ns: HEARTBEAT_NS,
             given_up: 0,
             asked: 0,
         };
@@ -178,6 +182,11 @@ impl Engine {
     /// Opens no window that ends after this.
     pub fn stop_at(&mut self, end_ns: i64) {
         self.end_ns = end_ns;
+    }
+
+    /// Tells what every window came to, also where nothing changes.
+    pub fn tell_every_window(&mut self) {
+        self.heartbeat_ns = 0;
     }
 
     /// Whether every window until the end was judged.
@@ -528,6 +537,7 @@ impl Engine {
                     older,
                     every_ns,
                     has_late,
+                    heartbeat_ns: self.heartbeat_ns,
                     now_ns,
                 };
                 records.extend(take(assertion, keys, judgement, place));
@@ -629,6 +639,7 @@ struct Taken {
     every_ns: i64,
     /// Windows before were judged without all of their rows.
     has_late: bool,
+    heartbeat_ns: i64,
     now_ns: i64,
 }
 
@@ -706,7 +717,7 @@ fn take(
     if !judgement.readings.is_empty() {
         kept.seen_ns = now_ns;
     }
-    let is_due = now_ns.saturating_sub(kept.written_ns) >= HEARTBEAT_NS;
+    let is_due = now_ns.saturating_sub(kept.written_ns) >= place.heartbeat_ns;
     let is_written = is_transition || is_due;
     if is_written {
         kept.written_ns = now_ns;

@@ -11,8 +11,8 @@ use holdfast_proto::v1::query_server::Query as QueryService;
 use holdfast_proto::v1::{
     CausesRequest, CheckRequest, Chunk, ConnectionsRequest, ExplainRequest, LedgerRequest, ListenersRequest,
     LoadMessage, NodesRequest, NotificationsRequest, OverheadRequest, ProbesRequest, RunUpdate, RunsRequest,
-    SetProbesRequest, SetProbesResponse, SqlRequest, StopRunRequest, StopRunResponse, SyscallsRequest,
-    TransitionsRequest, VerdictsRequest, load_message,
+    SetProbesRequest, SetProbesResponse, SqlRequest, StopRunRequest, StopRunResponse, SuggestRequest,
+    SyscallsRequest, TransitionsRequest, VerdictsRequest, load_message,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
@@ -25,6 +25,7 @@ use crate::clock::WallClock;
 use crate::control::{Control, ControlError};
 use crate::engine::check::{self, Extent};
 use crate::engine::run::SharedSet;
+use crate::engine::suggest::{self, SuggestError, Wanted};
 use crate::engine::{explain, files};
 use crate::filter::Filter;
 use crate::metrics::Metrics;
@@ -78,6 +79,7 @@ impl QueryService for Questions {
     type ExplainStream = Answer;
     type CheckStream = Answer;
     type NotificationsStream = Answer;
+    type SuggestStream = Answer;
     type LoadStream = Updates;
     type RunsStream = Answer;
 
@@ -274,6 +276,35 @@ impl QueryService for Questions {
             Err(error) => stream::iter([Err(status(&error))]).right_stream(),
         });
         Ok(Response::new(Box::pin(messages)))
+    }
+
+    async fn suggest(&self, request: Request<SuggestRequest>) -> Result<Response<Answer>, Status> {
+        self.metrics.queried("suggest");
+        let SuggestRequest { from, to, since_ns } = request.into_inner();
+        let typed = |text: String| Some(text).filter(|text| !text.is_empty());
+        let wanted = Wanted {
+            from: typed(from),
+            to: typed(to),
+            since: Duration::from_nanos(since_ns),
+        };
+        let found = suggest::suggest(self.store.clone(), &wanted, self.clock.now_ns());
+        let suggested = tokio::select! {
+            suggested = found => suggested.map_err(|error| match error {
+                SuggestError::Wrong(why) => Status::invalid_argument(why),
+                SuggestError::Store(error) => status(&error),
+            })?,
+            () = told(self.stopping.clone()) => return Err(Status::unavailable("the collector stops")),
+        };
+        let mut lines = String::new();
+        for object in suggested.json() {
+            lines.push_str(&format!("{}\n", serde_json::json!({ "suggested": object })));
+        }
+        for why in &suggested.left_out {
+            lines.push_str(&format!("{}\n", serde_json::json!({ "left_out": why })));
+        }
+        lines.push_str(&format!("{}\n", serde_json::json!({ "yaml": suggested.yaml() })));
+        let chunks = cut(Bytes::from(lines)).into_iter().map(Ok);
+        Ok(Response::new(Box::pin(stream::iter(chunks))))
     }
 
     async fn load(&self, request: Request<Streaming<LoadMessage>>) -> Result<Response<Updates>, Status> {

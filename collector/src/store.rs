@@ -12,6 +12,7 @@ pub mod condition;
 pub mod embedded;
 mod error;
 pub mod evidence;
+pub mod history;
 pub mod layout;
 pub mod library;
 mod lock;

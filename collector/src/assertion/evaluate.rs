@@ -124,7 +124,7 @@ impl Addresses {
     }
 
     /// The node that an end of `node` sees there; its own for loopback.
-    fn node_at<'a>(&'a self, address: Ipv6Addr, node: &'a str) -> Option<&'a str> {
+    pub fn node_at<'a>(&'a self, address: Ipv6Addr, node: &'a str) -> Option<&'a str> {
         if IpAddr::V6(address).to_canonical().is_loopback() {
             return Some(node);
         }

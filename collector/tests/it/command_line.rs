@@ -11,7 +11,7 @@ use crate::synthetic::{Agent, batch};
 /// Nobody listens at this port: binding it needs a privilege that nobody uses for it.
 const NOBODY: &str = "http://127.0.0.1:1";
 
-fn holdfast(arguments: &[&str]) -> Command {
+pub(crate) fn holdfast(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
     command
         .args(arguments)
@@ -22,17 +22,17 @@ fn holdfast(arguments: &[&str]) -> Command {
 }
 
 /// Runs it off the runtime's threads: the collector that it asks is on them.
-async fn output(mut command: Command) -> Output {
+pub(crate) async fn output(mut command: Command) -> Output {
     tokio::task::spawn_blocking(move || command.output().unwrap())
         .await
         .unwrap()
 }
 
-fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 

@@ -28,6 +28,7 @@ mod store_rows;
 mod store_schema;
 mod store_server;
 mod store_times;
+mod suggest;
 mod synthetic;
 mod syscalls;
 mod web;

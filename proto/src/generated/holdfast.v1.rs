@@ -1362,6 +1362,17 @@ pub struct CheckRequest {
     #[prost(uint64, tag = "3")]
     pub since_ns: u64,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SuggestRequest {
+    /// Nodes as in a file of assertions, the value of a label, or a node's name; empty: whoever connected.
+    #[prost(string, tag = "1")]
+    pub from: ::prost::alloc::string::String,
+    /// Likewise, with a port or without, or an address; empty: whatever was connected to.
+    #[prost(string, tag = "2")]
+    pub to: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub since_ns: u64,
+}
 /// A file of assertions.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AssertionFile {
@@ -2822,6 +2833,31 @@ pub mod query_client {
                 .insert(GrpcMethod::new("holdfast.v1.Query", "Notifications"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Assertions that hold, out of what was seen, as JSON objects: `suggested` for each condition with what its limit rests
+        /// on, `left_out` for what is not suggested and why, and at the end `yaml` with the file of them, empty for none.
+        pub async fn suggest(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SuggestRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Chunk>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/holdfast.v1.Query/Suggest",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("holdfast.v1.Query", "Suggest"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -3037,6 +3073,18 @@ pub mod query_server {
             tonic::Response<Self::NotificationsStream>,
             tonic::Status,
         >;
+        /// Server streaming response type for the Suggest method.
+        type SuggestStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Chunk, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Assertions that hold, out of what was seen, as JSON objects: `suggested` for each condition with what its limit rests
+        /// on, `left_out` for what is not suggested and why, and at the end `yaml` with the file of them, empty for none.
+        async fn suggest(
+            &self,
+            request: tonic::Request<super::SuggestRequest>,
+        ) -> std::result::Result<tonic::Response<Self::SuggestStream>, tonic::Status>;
     }
     /// What people and their tools ask.
     #[derive(Debug)]
@@ -3920,6 +3968,52 @@ pub mod query_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = NotificationsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/holdfast.v1.Query/Suggest" => {
+                    #[allow(non_camel_case_types)]
+                    struct SuggestSvc<T: Query>(pub Arc<T>);
+                    impl<
+                        T: Query,
+                    > tonic::server::ServerStreamingService<super::SuggestRequest>
+                    for SuggestSvc<T> {
+                        type Response = super::Chunk;
+                        type ResponseStream = T::SuggestStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SuggestRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Query>::suggest(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SuggestSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
