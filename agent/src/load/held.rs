@@ -415,6 +415,11 @@ impl Worker {
                 self.established(index, now_ns);
                 self.listen(index)?;
             }
+            // A reset of the SYN is a refusal (tcp_reset, net/ipv4/tcp_input.c): this one came after the handshake.
+            (Step::Connect, Phase::Dialing) if matches!(-result, libc::ECONNRESET | libc::EPIPE) => {
+                self.established(index, now_ns);
+                self.lose(index, Loss::of(Errno::from_raw_os_error(-result)), now_ns)?;
+            }
             (Step::Connect, Phase::Dialing) => {
                 let errno = match self.connections[index].errno {
                     0 => -result,
@@ -435,10 +440,7 @@ impl Worker {
                     0 => Loss::ClosedByPeer,
                     _ => Loss::of(Errno::from_raw_os_error(-result)),
                 };
-                self.tally.lost(loss, now_ns);
-                self.not_open();
-                self.connections[index].phase = Phase::Over;
-                self.close_place(index)?;
+                self.lose(index, loss, now_ns)?;
             }
             (Step::Receive, Phase::Closing) => {
                 self.connections[index].phase = Phase::Over;
@@ -489,6 +491,13 @@ impl Worker {
             .error
             .saturating_record(now_ns.saturating_sub(connection.due_ns));
         self.undecided -= 1;
+    }
+
+    fn lose(&mut self, index: usize, loss: Loss, now_ns: u64) -> io::Result<()> {
+        self.tally.lost(loss, now_ns);
+        self.not_open();
+        self.connections[index].phase = Phase::Over;
+        self.close_place(index)
     }
 
     fn not_open(&mut self) {

@@ -2,16 +2,18 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    os::fd::OwnedFd,
     sync::{Arc, atomic::Ordering},
     thread,
     time::Duration,
 };
 
 use holdfast_agent::load::{
+    held,
     outcome::{Loss, Outcome},
     plan::{Arrivals, Close, Payload, Plan, Stage},
-    run::{Caps, End, Report, generate, prepare},
+    run::{Caps, End, Prepared, Report, generate, prepare},
     tally::Tally,
     worker::{Shared, monotonic_ns},
 };
@@ -70,12 +72,33 @@ pub(crate) const UNBOUNDED: Caps = Caps {
 };
 
 /// Everything that a run counted, and its last report.
-pub(crate) fn run(plan: Plan, caps: Caps, mut at_report: impl FnMut(&Report, &Shared)) -> (Tally, Report) {
-    let prepared = prepare(plan.check().expect("a plan that makes sense")).expect("the machine can make it");
+pub(crate) fn run(plan: Plan, caps: Caps, at_report: impl FnMut(&Report, &Shared)) -> (Tally, Report) {
+    run_prepared(&prepared(plan), caps, at_report)
+}
+
+fn prepared(plan: Plan) -> Prepared {
+    prepare(plan.check().expect("a plan that makes sense")).expect("the machine can make it")
+}
+
+/// The same as on a machine that has not files enough for it.
+fn run_without_files(plan: Plan) -> (Tally, Report) {
+    held::check().expect("io_uring of Linux 6.11 or later");
+    let prepared = Prepared {
+        lacks_files: true,
+        ..prepared(plan)
+    };
+    run_prepared(&prepared, UNBOUNDED, |_, _| {})
+}
+
+fn run_prepared(
+    prepared: &Prepared,
+    caps: Caps,
+    mut at_report: impl FnMut(&Report, &Shared),
+) -> (Tally, Report) {
     let shared = Arc::new(Shared::default());
     let (mut sum, mut last) = (Tally::default(), None);
     generate(
-        &prepared,
+        prepared,
         caps,
         monotonic_ns(),
         Duration::from_millis(200),
@@ -115,7 +138,68 @@ fn a_closed_port_refuses() {
 }
 
 #[test]
-fn a_queue_that_nobody_empties_times_out() {
+fn what_has_no_files_is_established_held_and_closed_as_well() {
+    let sources: [IpAddr; 2] = ["127.9.0.1", "127.9.0.2"].map(|source| source.parse().expect("an address"));
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let address = listener.local_addr().expect("its address");
+    let accepting = thread::spawn(move || {
+        let accept = |_| listener.accept().expect("each can be accepted");
+        (0..150)
+            .map(accept)
+            .map(|(stream, from)| (from.ip(), stream))
+            .collect::<Vec<_>>()
+    });
+    let mut plan = count(address, 150);
+    plan.sources = sources.to_vec();
+    let (tally, last) = run_without_files(plan);
+    assert_eq!(last.end, Some(End::Finished));
+    assert_eq!(tally.count(Outcome::Established), 150);
+    assert_eq!((tally.errors(), tally.closed, last.most_open), (0, 150, 150));
+    assert_eq!(tally.connect.len(), 150);
+    let accepted = accepting.join().expect("all were accepted");
+    for source in sources {
+        assert_eq!(accepted.iter().filter(|(from, _)| *from == source).count(), 75);
+    }
+}
+
+#[test]
+fn what_has_no_files_is_refused_or_times_out_as_well() {
+    let address = TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a port that nobody listens on");
+    let (tally, _) = run_without_files(count(address, 20));
+    assert_eq!(tally.count(Outcome::Refused), 20);
+
+    let (_listener, address) = full_after_three();
+    let mut plan = count(address, 10);
+    plan.timeout = Duration::from_millis(600);
+    let (tally, _) = run_without_files(plan);
+    assert!(tally.count(Outcome::TimedOut) >= 5, "{:?}", tally.outcomes);
+    assert!(tally.error.min() >= 599_000_000, "{}", tally.error.min());
+}
+
+#[test]
+fn the_end_of_what_has_no_files_is_seen_as_well() {
+    for (is_reset, loss) in [(false, Loss::ClosedByPeer), (true, Loss::ResetByPeer)] {
+        let address = server(move |mut stream| {
+            if is_reset {
+                rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).expect("set");
+            } else {
+                stream.write_all(b"twelve bytes").expect("sent");
+            }
+        });
+        let mut plan = count(address, 10);
+        plan.hold = PATIENCE;
+        let (tally, last) = run_without_files(plan);
+        assert_eq!(tally.losses[loss as usize], 10, "{loss:?}: {:?}", tally.losses);
+        assert_eq!((tally.lost_at.len(), tally.closed), (10, 0));
+        assert_eq!(tally.bytes_received, if is_reset { 0 } else { 120 });
+        assert!(last.elapsed < PATIENCE);
+    }
+}
+
+/// A listener that takes three, and nobody accepts.
+fn full_after_three() -> (OwnedFd, SocketAddr) {
     let listener = rustix::net::socket_with(
         rustix::net::AddressFamily::INET,
         rustix::net::SocketType::STREAM,
@@ -127,7 +211,12 @@ fn a_queue_that_nobody_empties_times_out() {
     rustix::net::bind(&listener, &any).expect("bound");
     rustix::net::listen(&listener, 2).expect("listening");
     let address = rustix::net::getsockname(&listener).expect("its address");
-    let address = SocketAddr::try_from(address).expect("an IP address");
+    (listener, SocketAddr::try_from(address).expect("an IP address"))
+}
+
+#[test]
+fn a_queue_that_nobody_empties_times_out() {
+    let (_listener, address) = full_after_three();
     let mut plan = count(address, 10);
     plan.timeout = Duration::from_millis(600);
     let (tally, _) = run(plan, UNBOUNDED, |_, _| {});
