@@ -3,9 +3,7 @@
 //!
 //! As in [`super::worker`], by epoll alone; see there for how the clock is watched.
 
-use std::{
-    collections::VecDeque, io, mem, num::NonZeroU64, os::fd::OwnedFd, sync::atomic::Ordering, time::Duration,
-};
+use std::{collections::VecDeque, io, mem, num::NonZeroU64, os::fd::OwnedFd};
 
 use holdfast_proto::datagram::{self, Datagram, Heard, Kind};
 use rustix::{
@@ -13,7 +11,6 @@ use rustix::{
     event::{Timespec, epoll},
     io::Errno,
     net::{RecvFlags, SendFlags, recv, send},
-    time::ClockId,
 };
 
 use super::{
@@ -22,10 +19,7 @@ use super::{
     schedule::Schedule,
     socket,
     tally::{LATE_NS, Tally},
-    worker::{
-        EVENTS, Filled, LONGEST_SLEEP_NS, Part, READ_BYTES, SPIN_NS, monotonic_ns, nanoseconds,
-        wait_for_the_start,
-    },
+    worker::{EVENTS, LONGEST_SLEEP_NS, Part, READ_BYTES, SPIN_NS, monotonic_ns, wait_for_the_start},
 };
 
 /// Datagrams that are sent before what came is looked at.
@@ -138,28 +132,20 @@ impl Datagrams {
         })
     }
 
-    fn now(&self) -> u64 {
-        monotonic_ns().saturating_sub(self.part.start_ns)
-    }
-
     fn timeout_ns(&self) -> u64 {
         self.part.plan.timeout.as_nanos() as u64
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.part.shared.stop.load(Ordering::Relaxed)
     }
 
     fn generate(&mut self) -> io::Result<()> {
         loop {
             while let Ok(blank) = self.part.blanks.try_recv() {
                 let tally = mem::replace(&mut self.tally, blank);
-                self.hand_over(tally, false);
+                self.part.hand_over(tally, self.first_ns, false);
             }
-            let now_ns = self.now();
+            let now_ns = self.part.now();
             self.give_up(now_ns);
             self.send();
-            if self.is_stopped() || (self.schedule.peek().is_none() && self.under_way == 0) {
+            if self.part.is_stopped() || (self.schedule.peek().is_none() && self.under_way == 0) {
                 return Ok(());
             }
             self.wait(self.sleep_ns())?;
@@ -185,7 +171,7 @@ impl Datagrams {
 
     /// How long nothing is due.
     fn sleep_ns(&self) -> u64 {
-        let now_ns = self.now();
+        let now_ns = self.part.now();
         let lost_ns = self
             .lanes
             .iter()
@@ -202,7 +188,7 @@ impl Datagrams {
     /// Sends what is due.
     fn send(&mut self) {
         for _ in 0..BURST {
-            let now_ns = self.now();
+            let now_ns = self.part.now();
             let Some(due_ns) = self.schedule.peek().filter(|due_ns| *due_ns <= now_ns) else {
                 return;
             };
@@ -284,7 +270,7 @@ impl Datagrams {
             match recv(&lane.socket, self.scratch.as_mut_slice(), RecvFlags::empty()) {
                 Ok((bytes, _)) => {
                     self.tally.bytes_received += bytes as u64;
-                    let now_ns = self.now();
+                    let now_ns = self.part.now();
                     self.heard(index, bytes, now_ns);
                 }
                 Err(Errno::INTR) => {}
@@ -335,18 +321,6 @@ impl Datagrams {
         }
     }
 
-    fn hand_over(&mut self, tally: Tally, is_last: bool) {
-        let filled = Filled {
-            tally,
-            cpu: Duration::from_nanos(nanoseconds(ClockId::ThreadCPUTime)),
-            first_ns: self.first_ns,
-            at_ns: self.now(),
-            is_last,
-        };
-        // Nobody listens when the run was given up.
-        let _ = self.part.filled.send(filled);
-    }
-
     /// Asks the receivers what they have got, if only they know, and says what is left to say.
     fn finish(mut self) -> io::Result<()> {
         if self.udp.is_one_way {
@@ -381,7 +355,7 @@ impl Datagrams {
             }
         }
         let tally = mem::take(&mut self.tally);
-        self.hand_over(tally, true);
+        self.part.hand_over(tally, self.first_ns, true);
         Ok(())
     }
 
@@ -403,11 +377,11 @@ impl Datagrams {
                     let _ = send(&lane.socket, &self.bytes, SendFlags::NOSIGNAL);
                 }
             }
-            if is_complete || self.is_stopped() {
+            if is_complete || self.part.is_stopped() {
                 return Ok(());
             }
-            let until_ns = self.now() + QUESTION_NS;
-            while self.now() < until_ns
+            let until_ns = self.part.now() + QUESTION_NS;
+            while self.part.now() < until_ns
                 && self
                     .lanes
                     .iter()

@@ -24,7 +24,6 @@ use rustix::{
     event::{Timespec, epoll},
     io::Errno,
     process::{Resource, getrlimit},
-    time::ClockId,
 };
 
 use super::{
@@ -32,10 +31,7 @@ use super::{
     plan::{Arrivals, Close},
     schedule::Schedule,
     tally::{LATE_NS, Tally},
-    worker::{
-        EVENTS, Filled, LONGEST_SLEEP_NS, Part, READ_BYTES, SPIN_NS, monotonic_ns, nanoseconds,
-        wait_for_the_start,
-    },
+    worker::{EVENTS, Holding, LONGEST_SLEEP_NS, Part, READ_BYTES, SPIN_NS, wait_for_the_start},
 };
 
 /// Connections of one ring; no table may be longer (IORING_MAX_FIXED_FILES is 2^20, the limit of files comes before).
@@ -121,7 +117,8 @@ struct Ring {
     closing: usize,
 }
 
-/// What requests have the address of. The kernel reads it when they are submitted.
+/// What requests have the address of. Options are read when their request runs, which may be after it was submitted: so this
+/// lies where it stays.
 struct Given {
     targets: Vec<SockaddrStorage>,
     sources: Vec<SockaddrStorage>,
@@ -140,8 +137,7 @@ struct Worker {
     deadlines: VecDeque<(u64, usize)>,
     undecided: u64,
     open: u64,
-    until_ns: Option<u64>,
-    is_settled: bool,
+    holding: Holding,
     first_ns: Option<u64>,
     tally: Tally,
 }
@@ -204,21 +200,11 @@ impl Worker {
             deadlines: VecDeque::new(),
             undecided: 0,
             open: 0,
-            until_ns: None,
-            is_settled: false,
+            holding: Holding::default(),
             first_ns: None,
             tally: Tally::default(),
             part,
         })
-    }
-
-    /// Nanoseconds since the run's start.
-    fn now(&self) -> u64 {
-        monotonic_ns().saturating_sub(self.part.start_ns)
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.part.shared.stop.load(Ordering::Relaxed)
     }
 
     fn generate(&mut self) -> io::Result<()> {
@@ -226,13 +212,13 @@ impl Worker {
         loop {
             while let Ok(blank) = self.part.blanks.try_recv() {
                 let tally = mem::replace(&mut self.tally, blank);
-                self.hand_over(tally, false);
+                self.part.hand_over(tally, self.first_ns, false);
             }
-            let now_ns = self.now();
+            let now_ns = self.part.now();
             self.look_at_the_clock(now_ns)?;
             self.send()?;
             let is_over = |until_ns| now_ns >= until_ns || self.open == 0;
-            if self.is_stopped() || self.until_ns.is_some_and(is_over) {
+            if self.part.is_stopped() || self.holding.until_ns.is_some_and(is_over) {
                 return Ok(());
             }
             self.wait(&mut events, self.sleep_ns())?;
@@ -256,10 +242,10 @@ impl Worker {
     }
 
     fn sleep_ns(&self) -> u64 {
-        let now_ns = self.now();
+        let now_ns = self.part.now();
         let left_ns = |at_ns: u64| at_ns.saturating_sub(now_ns);
         let deadline_ns = self.deadlines.front().map(|(at_ns, _)| left_ns(*at_ns));
-        let end_ns = self.until_ns.map(left_ns);
+        let end_ns = self.holding.until_ns.map(left_ns);
         let attempt_ns = self
             .schedule
             .peek()
@@ -280,14 +266,8 @@ impl Worker {
                 self.abandon(index, Step::Connect)?;
             }
         }
-        if !self.is_settled && self.schedule.peek().is_none() && self.undecided == 0 {
-            self.is_settled = true;
-            self.part.shared.settled.fetch_add(1, Ordering::Relaxed);
-        }
-        let settled = self.part.shared.settled.load(Ordering::Relaxed);
-        if self.is_settled && self.until_ns.is_none() && settled == self.part.threads {
-            self.until_ns = Some(now_ns.saturating_add(self.part.plan.hold.as_nanos() as u64));
-        }
+        let is_decided = self.schedule.peek().is_none() && self.undecided == 0;
+        self.holding.look(&self.part, is_decided, now_ns);
         Ok(())
     }
 
@@ -295,7 +275,7 @@ impl Worker {
     fn send(&mut self) -> io::Result<()> {
         let mut used = None;
         for _ in 0..BURST {
-            let now_ns = self.now();
+            let now_ns = self.part.now();
             match self.schedule.peek() {
                 Some(due_ns) if due_ns <= now_ns => {
                     self.schedule.advance();
@@ -395,7 +375,7 @@ impl Worker {
 
     /// Takes what a ring has to say.
     fn hear(&mut self, ring: usize) -> io::Result<()> {
-        let now_ns = self.now();
+        let now_ns = self.part.now();
         loop {
             let next = self.rings[ring].uring.completion().next();
             let Some(entry) = next else { break };
@@ -531,21 +511,9 @@ impl Worker {
         self.close_place(index)
     }
 
-    fn hand_over(&mut self, tally: Tally, is_last: bool) {
-        let filled = Filled {
-            tally,
-            cpu: Duration::from_nanos(nanoseconds(ClockId::ThreadCPUTime)),
-            first_ns: self.first_ns,
-            at_ns: self.now(),
-            is_last,
-        };
-        // Nobody listens when the run was given up.
-        let _ = self.part.filled.send(filled);
-    }
-
     /// Closes what is open, some at a time, and says what is left to say.
     fn finish(mut self) -> io::Result<()> {
-        let now_ns = self.now();
+        let now_ns = self.part.now();
         for index in 0..self.connections.len() {
             match self.connections[index].phase {
                 Phase::Dialing => {
@@ -566,16 +534,16 @@ impl Worker {
             }
         }
         // A ring that is dropped takes its time to close what it still has, where nobody sees it.
-        let until_ns = self.now() + LAST_ENDS.as_nanos() as u64;
+        let until_ns = self.part.now() + LAST_ENDS.as_nanos() as u64;
         let mut events = Vec::with_capacity(EVENTS);
         for ring in &mut self.rings {
             ring.submit()?;
         }
-        while self.rings.iter().any(|ring| ring.closing > 0) && self.now() < until_ns {
+        while self.rings.iter().any(|ring| ring.closing > 0) && self.part.now() < until_ns {
             self.wait(&mut events, LONGEST_SLEEP_NS)?;
         }
         let tally = mem::take(&mut self.tally);
-        self.hand_over(tally, true);
+        self.part.hand_over(tally, self.first_ns, true);
         Ok(())
     }
 }

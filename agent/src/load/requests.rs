@@ -3,16 +3,13 @@
 //!
 //! As in [`super::worker`], by epoll alone; see there for how the clock is watched.
 
-use std::{
-    collections::VecDeque, io, mem, num::NonZeroU64, os::fd::OwnedFd, sync::atomic::Ordering, time::Duration,
-};
+use std::{collections::VecDeque, io, mem, num::NonZeroU64, os::fd::OwnedFd, sync::atomic::Ordering};
 
 use rustix::{
     buffer::spare_capacity,
     event::{Timespec, epoll},
     io::Errno,
     net::{RecvFlags, SendFlags, connect, connect_unspec, recv, send},
-    time::ClockId,
 };
 
 use super::{
@@ -25,10 +22,7 @@ use super::{
     socket,
     tally::{LATE_NS, Tally},
     tls::{Secure, Terms, Trouble},
-    worker::{
-        EVENTS, Filled, LONGEST_SLEEP_NS, Part, READ_BYTES, SPIN_NS, monotonic_ns, nanoseconds,
-        wait_for_the_start,
-    },
+    worker::{EVENTS, LONGEST_SLEEP_NS, Part, READ_BYTES, SPIN_NS, wait_for_the_start},
 };
 
 /// Requests that are taken from the schedule before what came is looked at.
@@ -185,10 +179,6 @@ impl Requests {
         })
     }
 
-    fn now(&self) -> u64 {
-        monotonic_ns().saturating_sub(self.part.start_ns)
-    }
-
     fn timeout_ns(&self) -> u64 {
         self.part.plan.timeout.as_nanos() as u64
     }
@@ -198,9 +188,9 @@ impl Requests {
         loop {
             while let Ok(blank) = self.part.blanks.try_recv() {
                 let tally = mem::replace(&mut self.tally, blank);
-                self.hand_over(tally, false);
+                self.part.hand_over(tally, self.first_ns, false);
             }
-            let now_ns = self.now();
+            let now_ns = self.part.now();
             self.look_at_the_clock(now_ns);
             self.take_what_is_due(now_ns);
             self.serve();
@@ -223,7 +213,7 @@ impl Requests {
 
     /// How long nothing is due.
     fn sleep_ns(&self) -> u64 {
-        let now_ns = self.now();
+        let now_ns = self.part.now();
         let moment_ns = self.deadlines.front().map(|moment| moment.at_ns);
         let waiting_ns = self.waiting.front().map(|due_ns| due_ns + self.timeout_ns());
         let sleep_ns = moment_ns
@@ -239,7 +229,7 @@ impl Requests {
 
     fn is_done(&self) -> bool {
         let is_made = match self.part.plan.arrivals {
-            Arrivals::Closed { duration, .. } => self.now() >= duration.as_nanos() as u64,
+            Arrivals::Closed { duration, .. } => self.part.now() >= duration.as_nanos() as u64,
             _ => self.schedule.peek().is_none(),
         };
         is_made && self.waiting.is_empty() && self.under_way == 0
@@ -361,7 +351,7 @@ impl Requests {
     }
 
     fn dial(&mut self) {
-        let now_ns = self.now();
+        let now_ns = self.part.now();
         self.first_ns.get_or_insert(now_ns);
         self.tally.started += 1;
         let turn = self.turn;
@@ -465,14 +455,14 @@ impl Requests {
             Ok(()) | Err(Errno::ISCONN) => self.established(index),
             Err(Errno::INPROGRESS | Errno::ALREADY | Errno::INTR) => {}
             Err(errno) => {
-                let now_ns = self.now();
+                let now_ns = self.part.now();
                 self.refused(index, Outcome::of(errno), now_ns);
             }
         }
     }
 
     fn established(&mut self, index: u32) {
-        let now_ns = self.now();
+        let now_ns = self.part.now();
         let link = &mut self.links[index as usize];
         let waited_ns = now_ns.saturating_sub(link.dialled_ns);
         self.tally.outcome(Outcome::Established);
@@ -526,7 +516,7 @@ impl Requests {
 
     /// Sends a request on a connection that takes one.
     fn begin(&mut self, index: u32, due_ns: u64) {
-        let now_ns = self.now();
+        let now_ns = self.part.now();
         self.first_ns.get_or_insert(now_ns);
         self.under_way += 1;
         let link = &mut self.links[index as usize];
@@ -657,7 +647,7 @@ impl Requests {
 
     /// Takes what came; false if nothing more is expected now.
     fn heard(&mut self, index: u32, bytes: &[u8]) -> bool {
-        let now_ns = self.now();
+        let now_ns = self.part.now();
         let wanted = self.http.wanted();
         let link = &mut self.links[index as usize];
         if let Some(session) = &mut link.session {
@@ -738,7 +728,7 @@ impl Requests {
         if link.is_idle() {
             self.close(index);
         } else if link.session.is_none() && link.response.closed() {
-            let now_ns = self.now();
+            let now_ns = self.part.now();
             self.complete(index, now_ns);
         } else {
             self.drop_link(index, Answer::Lost);
@@ -790,7 +780,7 @@ impl Requests {
     /// The request that waits longest finds no connection.
     fn unsent(&mut self) {
         if let Some(due_ns) = self.waiting.pop_front() {
-            let now_ns = self.now();
+            let now_ns = self.part.now();
             self.tally.answer(Answer::Unsent);
             self.tally.error.saturating_record(now_ns.saturating_sub(due_ns));
         }
@@ -822,7 +812,7 @@ impl Requests {
 
     /// The connection is of no more use, and what was under way on it has no answer.
     fn drop_link(&mut self, index: u32, answer: Answer) {
-        let now_ns = self.now();
+        let now_ns = self.part.now();
         let link = &mut self.links[index as usize];
         let mut due: Vec<u64> = link.busy.take().map(|busy| busy.due_ns).into_iter().collect();
         if let Some(session) = &mut link.session {
@@ -860,18 +850,6 @@ impl Requests {
         self.free.push(index);
     }
 
-    fn hand_over(&mut self, tally: Tally, is_last: bool) {
-        let filled = Filled {
-            tally,
-            cpu: Duration::from_nanos(nanoseconds(ClockId::ThreadCPUTime)),
-            first_ns: self.first_ns,
-            at_ns: self.now(),
-            is_last,
-        };
-        // Nobody listens when the run was given up.
-        let _ = self.part.filled.send(filled);
-    }
-
     /// Closes what is open and says what is left to say.
     fn finish(mut self) {
         for index in 0..self.links.len() as u32 {
@@ -893,7 +871,7 @@ impl Requests {
             self.tally.answer(Answer::Abandoned);
         }
         let tally = mem::take(&mut self.tally);
-        self.hand_over(tally, true);
+        self.part.hand_over(tally, self.first_ns, true);
     }
 }
 

@@ -93,6 +93,51 @@ pub struct Part {
     pub filled: SyncSender<Filled>,
 }
 
+impl Part {
+    /// Nanoseconds since the run's start.
+    pub(super) fn now(&self) -> u64 {
+        monotonic_ns().saturating_sub(self.start_ns)
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.shared.stop.load(Ordering::Relaxed)
+    }
+
+    /// Hands over what was counted. `first_ns` is when the first attempt was made.
+    pub(super) fn hand_over(&self, tally: Tally, first_ns: Option<u64>, is_last: bool) {
+        let filled = Filled {
+            tally,
+            cpu: Duration::from_nanos(nanoseconds(ClockId::ThreadCPUTime)),
+            first_ns,
+            at_ns: self.now(),
+            is_last,
+        };
+        // Nobody listens when the run was given up.
+        let _ = self.filled.send(filled);
+    }
+}
+
+/// A count is held from when the workers of all its parts have decided theirs.
+#[derive(Default)]
+pub(super) struct Holding {
+    is_settled: bool,
+    /// The end of it, once it has begun.
+    pub(super) until_ns: Option<u64>,
+}
+
+impl Holding {
+    pub(super) fn look(&mut self, part: &Part, is_decided: bool, now_ns: u64) {
+        if is_decided && !self.is_settled {
+            self.is_settled = true;
+            part.shared.settled.fetch_add(1, Ordering::Relaxed);
+        }
+        let settled = part.shared.settled.load(Ordering::Relaxed);
+        if self.is_settled && self.until_ns.is_none() && settled == part.threads {
+            self.until_ns = Some(now_ns.saturating_add(part.plan.hold.as_nanos() as u64));
+        }
+    }
+}
+
 /// What a worker hands over.
 pub struct Filled {
     pub tally: Tally,
@@ -156,9 +201,7 @@ struct Worker {
     /// A connection of this machine to itself is established as soon as connect() is asked again.
     is_local: bool,
     payload: Vec<u8>,
-    /// When everything of a count is decided and held for long enough.
-    until_ns: Option<u64>,
-    is_settled: bool,
+    holding: Holding,
     first_ns: Option<u64>,
     tally: Tally,
     scratch: Vec<u8>,
@@ -213,8 +256,7 @@ impl Worker {
             turn: usize::try_from(part.thread).unwrap_or(0),
             is_local: plan.targets.iter().all(|target| target.ip().is_loopback()),
             payload: vec![0x5a; plan.payload.map_or(0, |payload| payload.bytes)],
-            until_ns: None,
-            is_settled: false,
+            holding: Holding::default(),
             first_ns: None,
             tally: Tally::default(),
             scratch: Vec::with_capacity(READ_BYTES),
@@ -222,26 +264,17 @@ impl Worker {
         })
     }
 
-    /// Nanoseconds since the run's start.
-    fn now(&self) -> u64 {
-        monotonic_ns().saturating_sub(self.part.start_ns)
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.part.shared.stop.load(Ordering::Relaxed)
-    }
-
     fn generate(&mut self) -> io::Result<()> {
         let mut events = Vec::with_capacity(EVENTS);
         loop {
             while let Ok(blank) = self.part.blanks.try_recv() {
                 let tally = mem::replace(&mut self.tally, blank);
-                self.hand_over(tally, false);
+                self.part.hand_over(tally, self.first_ns, false);
             }
-            let now_ns = self.now();
+            let now_ns = self.part.now();
             self.look_at_the_clock(now_ns);
             self.send();
-            if self.is_stopped() || self.is_done(now_ns) {
+            if self.part.is_stopped() || self.is_done(now_ns) {
                 return Ok(());
             }
             let sleep_ns = self.sleep_ns();
@@ -261,16 +294,16 @@ impl Worker {
 
     /// How long nothing is due.
     fn sleep_ns(&self) -> u64 {
-        if self.concurrency > 0 && self.has_room_in_the_loop(self.now()) {
+        if self.concurrency > 0 && self.has_room_in_the_loop(self.part.now()) {
             return 0;
         }
-        let now_ns = self.now();
+        let now_ns = self.part.now();
         let moments = [self.deadlines.front(), self.ends.front()];
         let next_ns = moments
             .into_iter()
             .flatten()
             .map(|moment| moment.at_ns)
-            .chain(self.until_ns)
+            .chain(self.holding.until_ns)
             .min();
         let sleep_ns = next_ns.map_or(LONGEST_SLEEP_NS, |at_ns| at_ns.saturating_sub(now_ns));
         let attempt_ns = self.schedule.peek().map_or(LONGEST_SLEEP_NS, |due_ns| {
@@ -312,19 +345,14 @@ impl Worker {
             self.close(moment.slot);
         }
         let is_count = matches!(self.part.plan.arrivals, Arrivals::Count { .. });
-        if is_count && !self.is_settled && self.schedule.peek().is_none() && self.undecided == 0 {
-            self.is_settled = true;
-            self.part.shared.settled.fetch_add(1, Ordering::Relaxed);
-        }
-        let settled = self.part.shared.settled.load(Ordering::Relaxed);
-        if self.is_settled && self.until_ns.is_none() && settled == self.part.threads {
-            self.until_ns = Some(now_ns.saturating_add(self.part.plan.hold.as_nanos() as u64));
-        }
+        let is_decided = is_count && self.schedule.peek().is_none() && self.undecided == 0;
+        self.holding.look(&self.part, is_decided, now_ns);
     }
 
     fn is_done(&self, now_ns: u64) -> bool {
         match &self.part.plan.arrivals {
             Arrivals::Count { .. } => self
+                .holding
                 .until_ns
                 .is_some_and(|until_ns| now_ns >= until_ns || self.open == 0),
             Arrivals::Stages(_) => self.schedule.peek().is_none() && self.undecided == 0 && self.open == 0,
@@ -349,7 +377,7 @@ impl Worker {
     /// Makes the attempts that are due.
     fn send(&mut self) {
         for _ in 0..BURST {
-            let now_ns = self.now();
+            let now_ns = self.part.now();
             if self.concurrency > 0 {
                 if !self.has_room_in_the_loop(now_ns) {
                     return;
@@ -480,20 +508,20 @@ impl Worker {
     fn answered(&mut self, index: u32, answer: Result<(), Errno>) {
         match answer {
             Ok(()) | Err(Errno::ISCONN) => {
-                let now_ns = self.now();
+                let now_ns = self.part.now();
                 self.established(index, now_ns);
                 self.use_it(index, now_ns);
             }
             // A reset of the SYN is a refusal (tcp_reset, net/ipv4/tcp_input.c): this one came after the handshake.
             Err(errno @ (Errno::CONNRESET | Errno::PIPE)) => {
-                let now_ns = self.now();
+                let now_ns = self.part.now();
                 self.established(index, now_ns);
                 self.slots[index as usize].phase = Phase::Held;
                 self.lose(index, Loss::of(errno), now_ns);
             }
             Err(Errno::INPROGRESS | Errno::ALREADY | Errno::INTR) => {}
             Err(errno) => {
-                let now_ns = self.now();
+                let now_ns = self.part.now();
                 self.fail(index, Outcome::of(errno), now_ns);
             }
         }
@@ -626,7 +654,7 @@ impl Worker {
                 Err(Errno::INTR) => continue,
                 Err(errno) => Loss::of(errno),
             };
-            let now_ns = self.now();
+            let now_ns = self.part.now();
             return self.lose(index, loss, now_ns);
         }
     }
@@ -634,7 +662,7 @@ impl Worker {
     /// An attempt that failed before it had a place.
     fn failed(&mut self, outcome: Outcome, due_ns: u64) {
         self.tally.outcome(outcome);
-        let waited_ns = self.now().saturating_sub(due_ns);
+        let waited_ns = self.part.now().saturating_sub(due_ns);
         self.tally.error.saturating_record(waited_ns);
     }
 
@@ -680,21 +708,9 @@ impl Worker {
         self.free.push(index);
     }
 
-    fn hand_over(&mut self, tally: Tally, is_last: bool) {
-        let filled = Filled {
-            tally,
-            cpu: Duration::from_nanos(nanoseconds(ClockId::ThreadCPUTime)),
-            first_ns: self.first_ns,
-            at_ns: self.now(),
-            is_last,
-        };
-        // Nobody listens when the run was given up.
-        let _ = self.part.filled.send(filled);
-    }
-
     /// Closes what is open and says what is left to say.
     fn finish(mut self) {
-        let now_ns = self.now();
+        let now_ns = self.part.now();
         for index in 0..self.slots.len() as u32 {
             match self.slots[index as usize].phase {
                 Phase::Idle => {}
@@ -708,6 +724,6 @@ impl Worker {
             }
         }
         let tally = mem::take(&mut self.tally);
-        self.hand_over(tally, true);
+        self.part.hand_over(tally, self.first_ns, true);
     }
 }

@@ -202,20 +202,27 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
         }
     }
 
-    fn assertions(&mut self, source: Source<'a>, root: &'a Node) {
-        let Value::Map(entries) = &root.value else { return };
-        let Some(list) = find(entries, "assertions") else {
-            return;
+    /// What a file lists under a key of its own; nothing if that is left out.
+    fn items(&mut self, source: Source<'a>, root: &'a Node, key: &str) -> &'a [Node] {
+        let Value::Map(entries) = &root.value else {
+            return &[];
         };
-        let items = match &list.value {
+        let Some(list) = find(entries, key) else {
+            return &[];
+        };
+        match &list.value {
             Value::List(items) => items,
-            Value::Empty => return,
+            Value::Empty => &[],
             _ => {
-                let message = format!("`assertions` is a list (`- name: ...`), this is {}", list.what());
-                return self.problems.push(source.problem(list.place, message));
+                let message = format!("`{key}` is a list (`- name: ...`), this is {}", list.what());
+                self.problems.push(source.problem(list.place, message));
+                &[]
             }
-        };
-        for item in items {
+        }
+    }
+
+    fn assertions(&mut self, source: Source<'a>, root: &'a Node) {
+        for item in self.items(source, root, "assertions") {
             let outcome = self.assertion(source, item);
             if let Some(assertions) = self.keep(outcome) {
                 self.set.assertions.extend(assertions);

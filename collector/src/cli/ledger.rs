@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 
 use super::Failure;
 use super::client::{Lines, Reach};
-use super::table::{Align, BAD, Cell, FAINT, GOOD, Table};
+use super::table::{Align, BAD, CLEAR_SCREEN, Cell, FAINT, GOOD, Table};
 
 /// How often `--watch` asks: as often as the agents report.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -101,8 +101,7 @@ async fn show(args: &Args, client: &mut QueryClient<Channel>) -> Result<(), Fail
         let mut table = Table::new(COLUMNS, super::colours(&io::stdout()));
         table.fit(&cells);
         if args.watch && super::colours(&io::stdout()) {
-            // Clear the screen and go to its top.
-            stdout.write_all(b"\x1b[2J\x1b[H")?;
+            stdout.write_all(CLEAR_SCREEN.as_bytes())?;
         }
         stdout.write_all(table.head().as_bytes())?;
         for row in &cells {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::Failure;
 use super::client::{Lines, Reach};
-use super::table::{Align, BAD, Cell, FAINT, GOOD, Table};
+use super::table::{Align, BAD, CLEAR_SCREEN, Cell, FAINT, GOOD, Table};
 use crate::config::Span;
 
 /// Show what receivers were told, what waits, and why it could not be delivered.
@@ -36,9 +36,6 @@ pub(super) struct Args {
     #[command(flatten)]
     reach: Reach,
 }
-
-/// To the top of the screen, and clear what is below (ECMA-48, CUP and ED).
-const CLEAR_SCREEN: &str = "\x1b[H\x1b[J";
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     loop {

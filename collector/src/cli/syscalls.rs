@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 
 use super::Failure;
 use super::client::{Lines, Reach};
-use super::table::{Align, BAD, Cell, FAINT, Table, human_ns};
+use super::table::{Align, BAD, CLEAR_SCREEN, Cell, FAINT, Table, human_ns};
 use crate::config::Span;
 
 /// How often `--top` asks. Agents deliver every ten seconds, each at its own moment.
@@ -127,8 +127,7 @@ async fn show(args: &Args, client: &mut QueryClient<Channel>) -> Result<(), Fail
         let mut table = Table::new(columns(args.by), colours);
         table.fit(&rows);
         if args.top && colours {
-            // Clear the screen and go to its top.
-            stdout.write_all(b"\x1b[2J\x1b[H")?;
+            stdout.write_all(CLEAR_SCREEN.as_bytes())?;
         }
         stdout.write_all(table.head().as_bytes())?;
         for row in &rows {

@@ -2,6 +2,9 @@
 
 use anstyle::{AnsiColor, Style};
 
+/// To the top of the screen, and clear what is below (ECMA-48, CUP and ED).
+pub(super) const CLEAR_SCREEN: &str = "\x1b[H\x1b[J";
+
 /// On which side a column's texts line up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Align {

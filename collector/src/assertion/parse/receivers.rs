@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{Fields, Key, Reader, Shape, checked_name, entries, find, key, text};
+use super::{Fields, Key, Reader, Shape, checked_name, entries, key, text};
 use crate::assertion::Origin;
-use crate::assertion::document::{Node, Source, Value};
+use crate::assertion::document::{Node, Source};
 use crate::assertion::problem::{Problem, instead};
 use crate::assertion::receiver::{ALERTMANAGER_REPEAT, Given, Kind, Receiver, Template};
 use crate::assertion::signal::Rows;
@@ -58,19 +58,7 @@ pub static RECEIVER_KEYS: [Key; 17] = [
 
 impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
     pub(super) fn receivers(&mut self, source: Source<'a>, root: &'a Node) {
-        let Value::Map(entries) = &root.value else { return };
-        let Some(list) = find(entries, "receivers") else {
-            return;
-        };
-        let items = match &list.value {
-            Value::List(items) => items,
-            Value::Empty => return,
-            _ => {
-                let message = format!("`receivers` is a list (`- name: ...`), this is {}", list.what());
-                return self.problems.push(source.problem(list.place, message));
-            }
-        };
-        for item in items {
+        for item in self.items(source, root, "receivers") {
             let outcome = self.receiver(source, item);
             if let Some(receiver) = self.keep(outcome) {
                 self.set.receivers.push(receiver);
