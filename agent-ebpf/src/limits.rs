@@ -27,7 +27,7 @@ pub const PEERS: u32 = 8_192;
 /// Bytes of the ring buffer, by default; a power of two and a multiple of the page size.
 ///
 /// At 380,000 connection ends a second, the most that two cores reach (79 MB/s), it bridges 100 ms in which the agent
-/// does not run: five of its ticks.
+/// does not run: five of its ticks, and two of those that it makes while little comes.
 pub const RING_BYTES: u32 = 8 << 20;
 
 /// Bytes of the ring buffer of transitions, by default, likewise. It has memory of the agent only while they are streamed.

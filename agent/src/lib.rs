@@ -1,6 +1,6 @@
 //! Holdfast's agent: what the kernel of one node saw, on its way to the collector.
 //!
-//! The path, one file a step: [`probes`] loads the BPF programs, [`ring`] drains their ring buffer and looks into their
+//! The path, one file a step: [`probes`] loads the BPF programs, [`ring`] drains their [`ring_buffer`] and looks into their
 //! [`table`] of open connections, [`clock`] turns
 //! boot time into wall time, [`outcome`] and [`cause`] say what a record means, [`wire`] packs it into columns, [`batch`] seals
 //! batches, [`spool`] keeps them until [`delivery`] over [`uplink`] has brought them home. Beside it: [`counters`], [`witness`] and
@@ -35,6 +35,7 @@ pub mod owners;
 pub mod predecessor;
 pub mod probes;
 pub mod ring;
+pub mod ring_buffer;
 pub mod runs;
 pub mod seal;
 pub mod seeds;

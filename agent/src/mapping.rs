@@ -1,10 +1,10 @@
-//! Array maps of the kernel side, mapped into the agent: reading them costs no system call, and the programs never
-//! notice.
+//! Maps of the kernel side, mapped into the agent: reading them costs no system call, and the programs never
+//! notice. The kernel counts all of a mapping as resident from its beginning (vm_insert_page, mm/memory.c), touched or not.
 #![allow(unsafe_code)]
 
 use std::{
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     ptr::{self, NonNull},
     slice,
     sync::atomic::AtomicU64,
@@ -13,7 +13,7 @@ use std::{
 use aya::maps::MapData;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-/// An array map whose elements are made of words, mapped for as long as this lives. The programs write meanwhile.
+/// Memory of a map that is made of words, mapped for as long as this lives. The programs write meanwhile.
 pub(crate) struct Mapping {
     memory: NonNull<AtomicU64>,
     words: usize,
@@ -25,22 +25,34 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps the first `words` words of a map.
+    /// Maps the first `words` words of an array map.
     ///
     /// # Errors
     /// If the kernel does not map them: the map is smaller, or not mappable.
     pub(crate) fn new(map: &MapData, words: usize) -> io::Result<Self> {
+        Self::writable(map.fd().as_fd(), words)
+    }
+
+    /// Maps the first `words` words of what a descriptor is of.
+    ///
+    /// # Errors
+    /// As above.
+    pub(crate) fn writable(file: BorrowedFd<'_>, words: usize) -> io::Result<Self> {
+        Self::map(file, ProtFlags::READ | ProtFlags::WRITE, 0, words)
+    }
+
+    /// Maps `words` words from the byte `offset` on, which is a page's first. The agent must only load them: a store ends it.
+    ///
+    /// # Errors
+    /// As above.
+    pub(crate) fn read_only(file: BorrowedFd<'_>, offset: u64, words: usize) -> io::Result<Self> {
+        Self::map(file, ProtFlags::READ, offset, words)
+    }
+
+    fn map(file: BorrowedFd<'_>, protection: ProtFlags, offset: u64, words: usize) -> io::Result<Self> {
+        let bytes = words * size_of::<AtomicU64>();
         // SAFETY: a new mapping at a place of the kernel's choice disturbs nobody; the kernel checks its size.
-        let memory = unsafe {
-            mmap(
-                ptr::null_mut(),
-                words * size_of::<AtomicU64>(),
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                map.fd().as_fd(),
-                0,
-            )?
-        };
+        let memory = unsafe { mmap(ptr::null_mut(), bytes, protection, MapFlags::SHARED, file, offset)? };
         let memory = NonNull::new(memory.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { memory, words })
     }

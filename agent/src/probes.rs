@@ -13,7 +13,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
     programs::{BtfTracePoint, Iter, ProgramError, ProgramFd},
 };
 use holdfast_agent_ebpf::{
@@ -29,6 +29,7 @@ use crate::{
     btf::{Btf, BtfError},
     connects, kernel,
     owners::Owner,
+    ring_buffer::RingBuffer,
     survey::{self, SurveyError},
     syscalls::{Mode, kernel as syscalls},
     table::Table,
@@ -56,6 +57,9 @@ pub const OPTIONAL_HOOKS: [(&str, &str); 4] = [
     ),
     ("kfree_skb", "what a filter drops is not counted"),
 ];
+
+/// The ring buffer of records.
+const EVENTS: &str = "EVENTS";
 
 /// The ring buffer of transitions.
 const TRANSITIONS: &str = "TRANSITIONS";
@@ -504,16 +508,9 @@ impl Probes {
     /// Takes the ring buffer out; it has one reader.
     ///
     /// # Errors
-    /// If it was taken before.
-    pub fn take_ring(&mut self) -> Result<RingBuf<MapData>, ProbeError> {
-        let ring = self
-            .ebpf
-            .take_map("EVENTS")
-            .ok_or(ProbeError::Mismatch { name: "EVENTS" })?;
-        RingBuf::try_from(ring).map_err(|source| ProbeError::Map {
-            name: "EVENTS",
-            source,
-        })
+    /// If it was taken before, or cannot be mapped into memory.
+    pub fn take_ring(&mut self) -> Result<RingBuffer, ProbeError> {
+        self.take_ring_map(EVENTS)?.open()
     }
 
     /// Takes the ring buffer of transitions out; it has one reader.
@@ -521,11 +518,20 @@ impl Probes {
     /// # Errors
     /// If it was taken before, or there are too many open files.
     pub fn take_transitions(&mut self) -> Result<TransitionRing, ProbeError> {
-        let Some(Map::RingBuf(map)) = self.ebpf.take_map(TRANSITIONS) else {
-            return Err(ProbeError::Mismatch { name: TRANSITIONS });
-        };
-        let map = map.fd().as_fd().try_clone_to_owned().map_err(ProbeError::Files)?;
+        let map = self.take_ring_map(TRANSITIONS)?;
         Ok(TransitionRing { map, ring: None })
+    }
+
+    fn take_ring_map(&mut self, name: &'static str) -> Result<RingMap, ProbeError> {
+        let Some(Map::RingBuf(map)) = self.ebpf.take_map(name) else {
+            return Err(ProbeError::Mismatch { name });
+        };
+        let info = map.info().map_err(|source| ProbeError::Map { name, source })?;
+        Ok(RingMap {
+            name,
+            map: map.fd().as_fd().try_clone_to_owned().map_err(ProbeError::Files)?,
+            data_bytes: info.max_entries(),
+        })
     }
 
     /// Takes the table of open connections out.
@@ -595,10 +601,25 @@ impl Probes {
     }
 }
 
+/// A ring buffer that is not in memory.
+struct RingMap {
+    name: &'static str,
+    map: OwnedFd,
+    data_bytes: u32,
+}
+
+impl RingMap {
+    fn open(&self) -> Result<RingBuffer, ProbeError> {
+        let name = self.name;
+        RingBuffer::map(self.map.as_fd(), self.data_bytes)
+            .map_err(|source| ProbeError::Mapping { name, source })
+    }
+}
+
 /// The ring buffer of transitions. In the agent's memory only while it is looked at: most often nobody wants them.
 pub struct TransitionRing {
-    map: OwnedFd,
-    ring: Option<RingBuf<MapData>>,
+    map: RingMap,
+    ring: Option<RingBuffer>,
 }
 
 impl TransitionRing {
@@ -606,19 +627,12 @@ impl TransitionRing {
     ///
     /// # Errors
     /// If it cannot be mapped into memory.
-    pub fn open(&mut self) -> Result<&mut RingBuf<MapData>, ProbeError> {
-        let unmapped = |source| ProbeError::Map {
-            name: TRANSITIONS,
-            source,
+    pub fn open(&mut self) -> Result<&mut RingBuffer, ProbeError> {
+        let ring = match self.ring.take() {
+            Some(ring) => ring,
+            None => self.map.open()?,
         };
-        if self.ring.is_none() {
-            let map = self.map.try_clone().map_err(ProbeError::Files)?;
-            let map = MapData::from_fd(map).map_err(unmapped)?;
-            self.ring = Some(RingBuf::try_from(Map::RingBuf(map)).map_err(unmapped)?);
-        }
-        self.ring
-            .as_mut()
-            .ok_or(ProbeError::Mismatch { name: TRANSITIONS })
+        Ok(self.ring.insert(ring))
     }
 
     /// Gives the memory back; what was not taken stays.

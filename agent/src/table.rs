@@ -22,6 +22,9 @@ use crate::mapping::Mapping;
 /// A record as aya wants it: plain integers.
 type RecordWords = [u64; size_of::<ConnectionRecord>() / 8];
 
+/// Notices in a cache line.
+const LINE: usize = 8;
+
 /// How long a connection that was not wanted is not asked for again: what is wanted may change.
 const NOT_WANTED: Duration = Duration::from_secs(5);
 
@@ -100,9 +103,18 @@ impl Table {
 
     /// The places that have a notice, and it.
     fn told(&self) -> impl Iterator<Item = (usize, u64)> {
-        let notices = self.notices.words().iter().enumerate();
-        notices
-            .map(|(place, notice)| (place, notice.load(Ordering::Acquire)))
+        // Most of a table is most often empty: a cache line is passed over at once.
+        let lines = self.notices.words().chunks(LINE).enumerate();
+        lines
+            .filter(|(_, line)| {
+                line.iter()
+                    .fold(0, |any, notice| any | notice.load(Ordering::Relaxed))
+                    != 0
+            })
+            .flat_map(|(index, line)| {
+                let places = index * LINE..;
+                places.zip(line.iter().map(|notice| notice.load(Ordering::Acquire)))
+            })
             .filter(|(_, notice)| *notice != 0)
     }
 

@@ -6,12 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::{MapData, RingBuf};
 use holdfast_agent::{
     cause::local_cause,
     clock,
     outcome::{close_reason, outcome},
     probes::{KernelCounters, KernelCounts, Options, Peers, Probes, TransitionRing, recursion_misses},
+    ring_buffer::RingBuffer,
     seeds::{Found, Seeds},
     syscalls::Mode,
     table::Table,
@@ -29,7 +29,7 @@ use crate::host::Host;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Watch {
-    ring: RingBuf<MapData>,
+    ring: RingBuffer,
     counters: KernelCounters,
     table: Table,
     pub(crate) peers: Peers,
@@ -107,7 +107,7 @@ impl Watch {
     pub(crate) fn drain(&mut self) -> &[ConnectionRecord] {
         while let Some(item) = self.ring.next() {
             self.records
-                .push(ConnectionRecord::from_bytes(&item).expect("a record"));
+                .push(ConnectionRecord::from_bytes(item).expect("a record"));
         }
         &self.records
     }
@@ -119,7 +119,7 @@ impl Watch {
             let ring = self.transition_ring.open().expect("a ring in memory");
             while let Some(item) = ring.next() {
                 self.transitions
-                    .push(Transition::from_bytes(&item).expect("a transition"));
+                    .push(Transition::from_bytes(item).expect("a transition"));
             }
             if self.transitions.len() >= count {
                 return self.transitions.clone();
