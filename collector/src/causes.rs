@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::store::causes::{self, Attempt};
 use crate::store::rollups::NodeMinute;
 use crate::store::{Store, StoreError};
-use decide::{Decision, decide};
+use decide::{Decision, Index};
 
 /// How often is looked at most. A cause is there soon after the row that it explains, and again once its evidence is complete.
 const PASS_EVERY: Duration = Duration::from_secs(2);
@@ -170,8 +170,9 @@ impl Causes {
         let mut decided: Vec<(Attempt, Decision)> = Vec::new();
         for attempts in attempts.chunks(ATTEMPTS_A_QUESTION) {
             let evidence = causes::evidence(&*self.store, attempts).await?;
+            let index = Index::of(&evidence);
             decided.extend(attempts.iter().filter_map(|attempt| {
-                let decision = decide(attempt, &evidence);
+                let decision = index.decide(attempt);
                 let is_news = known
                     .get(&causes::name(attempt))
                     .is_none_or(|&revision| revision < decision.revision);

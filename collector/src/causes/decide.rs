@@ -3,6 +3,8 @@
 //! A cause is `confirmed` when the other end's node says it too, or when the attempt never left its own. What an agent did
 //! not see is no evidence: without an agent at the other end the cause says no more than the client knows.
 
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::Ipv6Addr;
 
 use serde::Deserialize;
@@ -74,57 +76,124 @@ pub struct Evidence {
 /// A network namespace on one start of one machine.
 type Home<'a> = (&'a str, u32);
 
-/// Decides one attempt.
-pub fn decide(attempt: &Attempt, evidence: &Evidence) -> Decision {
-    let here: Home<'_> = (&attempt.boot_id, attempt.netns);
-    let there = find_home(attempt, evidence);
-    let mut scene = Scene::of(attempt, evidence, here, there);
-    let (cause, is_confirmed, why) = scene.judge(attempt);
-    let mut lines = vec![why];
-    lines.append(&mut scene.said);
-    Decision {
-        cause,
-        is_confirmed,
-        evidence: lines.join("; "),
-        peer_node: scene.node,
-        peer_netns: there.map_or(0, |(_, netns)| netns),
-        listener_drops: scene.listener_drops,
-        listen_overflows: scene.listen_overflows,
-        filtered: scene.filtered_here + scene.filtered_there,
-        resets_sent: scene.resets_sent,
-        revision: scene.rows,
+/// The local address and port of an end, and the remote ones.
+type FourTuple = (Ipv6Addr, u16, Ipv6Addr, u16);
+
+/// The evidence by what is asked of it: a flood of failures is decided against hundreds of thousands of rows, a few of which
+/// concern each of them.
+#[derive(Debug)]
+pub struct Index<'a> {
+    looks: HashMap<Home<'a>, Vec<&'a NamespaceSample>>,
+    looks_by_address: HashMap<Ipv6Addr, Vec<&'a NamespaceSample>>,
+    listeners: HashMap<(Home<'a>, u16), Vec<&'a ListenerSample>>,
+    peers: HashMap<(Home<'a>, Ipv6Addr), Vec<&'a PeerSample>>,
+    passives: HashMap<FourTuple, Vec<&'a PassiveEnd>>,
+}
+
+impl<'a> Index<'a> {
+    pub fn of(evidence: &'a Evidence) -> Self {
+        let addresses =
+            |look: &'a NamespaceSample| look.addresses.iter().map(move |&address| (address, look));
+        Self {
+            looks: grouped(
+                evidence
+                    .namespaces
+                    .iter()
+                    .map(|look| ((&*look.boot_id, look.netns), look)),
+            ),
+            looks_by_address: grouped(evidence.namespaces.iter().flat_map(addresses)),
+            listeners: grouped(evidence.listeners.iter().map(|listener| {
+                let home = (&*listener.boot_id, listener.netns);
+                ((home, listener.local_port), listener)
+            })),
+            peers: grouped(evidence.peers.iter().map(|peer| {
+                let home = (&*peer.boot_id, peer.netns);
+                ((home, peer.peer_ip), peer)
+            })),
+            passives: grouped(evidence.passives.iter().map(|end| {
+                let tuple = (end.local_ip, end.local_port, end.remote_ip, end.remote_port);
+                (tuple, end)
+            })),
+        }
     }
+
+    /// Decides one attempt.
+    pub fn decide(&self, attempt: &Attempt) -> Decision {
+        let here: Home<'_> = (&attempt.boot_id, attempt.netns);
+        let there = self.find_home(attempt);
+        let mut scene = Scene::of(attempt, self, here, there);
+        let (cause, is_confirmed, why) = scene.judge(attempt);
+        let mut lines = vec![why];
+        lines.append(&mut scene.said);
+        Decision {
+            cause,
+            is_confirmed,
+            evidence: lines.join("; "),
+            peer_node: scene.node,
+            peer_netns: there.map_or(0, |(_, netns)| netns),
+            listener_drops: scene.listener_drops,
+            listen_overflows: scene.listen_overflows,
+            filtered: scene.filtered_here + scene.filtered_there,
+            resets_sent: scene.resets_sent,
+            revision: scene.rows,
+        }
+    }
+
+    /// The namespace that has the address: the one whose end is there by its 4-tuple, else the only one that had the
+    /// address, else the only one on the same machine.
+    fn find_home<'b>(&'b self, attempt: &'b Attempt) -> Option<Home<'b>> {
+        if is_loopback(attempt.remote_ip) || attempt.remote_ip == attempt.local_ip {
+            return Some((&attempt.boot_id, attempt.netns));
+        }
+        if let Some(end) = self.other_end(attempt) {
+            return Some((&end.boot_id, end.netns));
+        }
+        let mut homes: Vec<Home<'b>> = rows(&self.looks_by_address, &attempt.remote_ip)
+            .filter(|look| look.observed_ns <= attempt.decided_ns + LOOK_NS)
+            .map(|look| (look.boot_id.as_str(), look.netns))
+            .collect();
+        homes.sort_unstable();
+        homes.dedup();
+        if homes.len() > 1 {
+            homes.retain(|(boot_id, _)| *boot_id == attempt.boot_id);
+        }
+        match homes[..] {
+            [home] => Some(home),
+            _ => None,
+        }
+    }
+
+    /// The same two addresses and ports, opened while the attempt lasted.
+    fn other_end(&self, attempt: &Attempt) -> Option<&PassiveEnd> {
+        let tuple = (
+            attempt.remote_ip,
+            attempt.remote_port,
+            attempt.local_ip,
+            attempt.local_port,
+        );
+        let meanwhile = (attempt.opened_ns - SLACK_NS)..=(attempt.decided_ns + SLACK_NS);
+        rows(&self.passives, &tuple).find(|end| meanwhile.contains(&end.opened_ns))
+    }
+}
+
+/// Rows by their keys, each in the order that they have.
+fn grouped<K: Eq + Hash, T>(rows: impl Iterator<Item = (K, T)>) -> HashMap<K, Vec<T>> {
+    let mut groups: HashMap<K, Vec<T>> = HashMap::new();
+    for (key, row) in rows {
+        groups.entry(key).or_default().push(row);
+    }
+    groups
+}
+
+fn rows<'b, K: Eq + Hash, T>(
+    groups: &'b HashMap<K, Vec<&'b T>>,
+    key: &K,
+) -> impl DoubleEndedIterator<Item = &'b T> + Clone {
+    groups.get(key).into_iter().flatten().copied()
 }
 
 fn is_loopback(ip: Ipv6Addr) -> bool {
     ip.is_loopback() || ip.to_ipv4_mapped().is_some_and(|ip| ip.is_loopback())
-}
-
-/// The namespace that has the address: the one whose end is there by its 4-tuple, else the only one that had the address,
-/// else the only one on the same machine.
-fn find_home<'a>(attempt: &'a Attempt, evidence: &'a Evidence) -> Option<Home<'a>> {
-    if is_loopback(attempt.remote_ip) || attempt.remote_ip == attempt.local_ip {
-        return Some((&attempt.boot_id, attempt.netns));
-    }
-    if let Some(end) = evidence.passives.iter().find(|end| end.is_of(attempt)) {
-        return Some((&end.boot_id, end.netns));
-    }
-    let mut homes: Vec<Home<'a>> = evidence
-        .namespaces
-        .iter()
-        .filter(|sample| sample.addresses.contains(&attempt.remote_ip))
-        .filter(|sample| sample.observed_ns <= attempt.decided_ns + LOOK_NS)
-        .map(|sample| (sample.boot_id.as_str(), sample.netns))
-        .collect();
-    homes.sort_unstable();
-    homes.dedup();
-    if homes.len() > 1 {
-        homes.retain(|(boot_id, _)| *boot_id == attempt.boot_id);
-    }
-    match homes[..] {
-        [home] => Some(home),
-        _ => None,
-    }
 }
 
 /// What is known of one attempt from all sides.
@@ -149,18 +218,20 @@ struct Scene {
     syn_acks_again: u64,
     /// Of this very attempt: its SYN was taken and answered, and the answer answered again.
     own_syn_acks_again: u64,
+    /// Of one of the two nodes it is not known what filters dropped and which resets were sent.
+    is_blind: bool,
     said: Vec<String>,
     rows: u64,
 }
 
 impl Scene {
-    fn of(attempt: &Attempt, evidence: &Evidence, here: Home<'_>, there: Option<Home<'_>>) -> Self {
+    fn of(attempt: &Attempt, index: &Index<'_>, here: Home<'_>, there: Option<Home<'_>>) -> Self {
         let mut scene = Self {
             is_home_known: there.is_some(),
             rows: 1,
             ..Self::default()
         };
-        scene.filtered_here = scene.trouble(evidence, here, attempt.remote_ip, attempt, |peer| {
+        scene.filtered_here = scene.trouble(index, here, attempt.remote_ip, attempt, |peer| {
             if [0, attempt.remote_port].contains(&peer.port) {
                 peer.filtered
             } else {
@@ -178,10 +249,22 @@ impl Scene {
         let Some(there) = there else {
             return scene;
         };
-        scene.look_at_namespace(attempt, evidence, there);
-        scene.look_at_listeners(attempt, evidence, there);
-        scene.look_at_trouble(attempt, evidence, here, there);
-        if let Some(end) = evidence.passives.iter().find(|end| end.is_of(attempt)) {
+        scene.look_at_namespace(attempt, index, there);
+        scene.look_at_listeners(attempt, index, there);
+        scene.look_at_trouble(attempt, index, here, there);
+        let is_blind = |look: &&NamespaceSample| !look.sees_signals;
+        if let Some(blind) = [here, there]
+            .iter()
+            .find_map(|home| rows(&index.looks, home).rev().find(is_blind))
+        {
+            scene.is_blind = true;
+            scene.said.push(format!(
+                "the kernel of {} does not show its agent all of what filters drop and which resets are sent (tcp_signals, \
+                 see holdfast-agent check)",
+                blind.node
+            ));
+        }
+        if let Some(end) = index.other_end(attempt) {
             scene.has_passive_end = true;
             scene.own_syn_acks_again = end.syn_retransmits.into();
             scene.rows += 1;
@@ -194,18 +277,15 @@ impl Scene {
         scene
     }
 
-    fn look_at_namespace(&mut self, attempt: &Attempt, evidence: &Evidence, there: Home<'_>) {
-        let looks = || {
-            let at_home = |sample: &&NamespaceSample| (sample.boot_id.as_str(), sample.netns) == there;
-            evidence.namespaces.iter().filter(at_home)
-        };
-        if let Some(last) = looks().next_back() {
+    fn look_at_namespace(&mut self, attempt: &Attempt, index: &Index<'_>, there: Home<'_>) {
+        let looks = rows(&index.looks, &there);
+        if let Some(last) = looks.clone().next_back() {
             self.node.clone_from(&last.node);
         }
         let until_ns = attempt.decided_ns + LOOK_NS;
         let is_needed = !is_loopback(attempt.remote_ip) && attempt.remote_ip != attempt.local_ip;
         let (mut before, mut after) = (None, None);
-        for sample in looks() {
+        for sample in looks {
             if sample.observed_ns <= attempt.opened_ns {
                 before = Some(sample);
                 continue;
@@ -236,12 +316,9 @@ impl Scene {
         }
     }
 
-    fn look_at_listeners(&mut self, attempt: &Attempt, evidence: &Evidence, there: Home<'_>) {
+    fn look_at_listeners(&mut self, attempt: &Attempt, index: &Index<'_>, there: Home<'_>) {
         let around = (attempt.opened_ns - LOOK_NS)..=(attempt.decided_ns + LOOK_NS);
-        let samples: Vec<&ListenerSample> = evidence
-            .listeners
-            .iter()
-            .filter(|sample| (sample.boot_id.as_str(), sample.netns) == there)
+        let samples: Vec<&ListenerSample> = rows(&index.listeners, &(there, attempt.remote_port))
             .filter(|sample| around.contains(&sample.observed_ns) && sample.takes(attempt))
             .collect();
         self.was_looked_at = self.looks_with > 0;
@@ -281,7 +358,7 @@ impl Scene {
         }
     }
 
-    fn look_at_trouble(&mut self, attempt: &Attempt, evidence: &Evidence, here: Home<'_>, there: Home<'_>) {
+    fn look_at_trouble(&mut self, attempt: &Attempt, index: &Index<'_>, here: Home<'_>, there: Home<'_>) {
         let peer = attempt.local_ip;
         let of_port = |peer: &PeerSample, count: u64| {
             if peer.port == attempt.remote_port {
@@ -290,14 +367,13 @@ impl Scene {
                 0
             }
         };
-        self.resets_sent = self.trouble(evidence, there, peer, attempt, |peer| {
+        self.resets_sent = self.trouble(index, there, peer, attempt, |peer| {
             of_port(peer, peer.resets_sent)
         });
-        self.syn_acks_again = self.trouble(evidence, there, peer, attempt, |peer| peer.syn_ack_retransmits);
+        self.syn_acks_again = self.trouble(index, there, peer, attempt, |peer| peer.syn_ack_retransmits);
         if here != there {
-            self.filtered_there = self.trouble(evidence, there, peer, attempt, |peer| {
-                of_port(peer, peer.filtered)
-            });
+            self.filtered_there =
+                self.trouble(index, there, peer, attempt, |peer| of_port(peer, peer.filtered));
         }
         for (count, what) in [
             (
@@ -330,18 +406,17 @@ impl Scene {
     /// Adds up what a namespace counted of a peer while the attempt lasted.
     fn trouble(
         &mut self,
-        evidence: &Evidence,
+        index: &Index<'_>,
         home: Home<'_>,
         peer_ip: Ipv6Addr,
         attempt: &Attempt,
         count: impl Fn(&PeerSample) -> u64,
     ) -> u64 {
         let mut sum = 0;
-        for peer in &evidence.peers {
-            let is_it = (peer.boot_id.as_str(), peer.netns, peer.peer_ip) == (home.0, home.1, peer_ip);
+        for peer in rows(&index.peers, &(home, peer_ip)) {
             let is_then = peer.ended_ns >= attempt.opened_ns - SLACK_NS
                 && peer.began_ns <= attempt.decided_ns + SLACK_NS;
-            let counted = if is_it && is_then { count(peer) } else { 0 };
+            let counted = if is_then { count(peer) } else { 0 };
             sum += counted;
             self.rows += u64::from(counted > 0);
         }
@@ -396,7 +471,7 @@ impl Scene {
         if self.has_listener {
             return (
                 Cause::Rejected,
-                true,
+                !self.is_blind,
                 format!("{by_reset}, but its namespace sent none and somebody listens: a firewall rejects"),
             );
         }
@@ -469,6 +544,14 @@ impl Scene {
                 let (cause, is_confirmed, why) = self.of_a_host_that_is_down();
                 (cause, is_confirmed, format!("{unanswered}; {why}"))
             }
+            _ if self.is_blind => (
+                Cause::DroppedOnPath,
+                false,
+                format!(
+                    "{unanswered}; {} has the address and sent no answer that was seen",
+                    self.node
+                ),
+            ),
             _ => (
                 Cause::DroppedOnPath,
                 true,
@@ -487,25 +570,14 @@ fn shown(ip: Ipv6Addr) -> String {
         .map_or_else(|| ip.to_string(), |ip| ip.to_string())
 }
 
-impl PassiveEnd {
-    /// Whether it is the other end of an attempt: the same two addresses and ports, opened while it lasted.
-    fn is_of(&self, attempt: &Attempt) -> bool {
-        (self.local_ip, self.local_port) == (attempt.remote_ip, attempt.remote_port)
-            && (self.remote_ip, self.remote_port) == (attempt.local_ip, attempt.local_port)
-            && self.opened_ns >= attempt.opened_ns - SLACK_NS
-            && self.opened_ns <= attempt.decided_ns + SLACK_NS
-    }
-}
-
 impl ListenerSample {
-    /// Whether an attempt is for it.
+    /// Whether an attempt at its port is for it.
     fn takes(&self, attempt: &Attempt) -> bool {
         let any = [
             Ipv6Addr::UNSPECIFIED,
             std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped(),
         ];
-        self.local_port == attempt.remote_port
-            && (self.local_ip == attempt.remote_ip || any.contains(&self.local_ip))
+        self.local_ip == attempt.remote_ip || any.contains(&self.local_ip)
     }
 }
 

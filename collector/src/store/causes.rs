@@ -77,6 +77,8 @@ pub struct NamespaceSample {
     pub addresses: Vec<Ipv6Addr>,
     pub listen_overflows: u64,
     pub listen_drops: u64,
+    /// Its agent's kernel shows what filters drop and which resets are sent.
+    pub sees_signals: bool,
 }
 
 /// A look at a listener.
@@ -189,7 +191,8 @@ pub async fn evidence(store: &dyn Store, attempts: &[Attempt]) -> Result<Evidenc
     let sql = format!(
         "SELECT boot_id, netns, node, toUnixTimestamp64Nano(observed_at) AS observed_ns, \
          arrayFilter(ip -> has({{ips:Array(IPv6)}}, ip), namespace_samples.addresses) AS addresses, listen_overflows, \
-         listen_drops FROM namespace_samples WHERE {around} AND (netns IN {{own:Array(UInt64)}} OR (boot_id, netns) \
+         listen_drops, toBool((agent_id, agent_epoch) GLOBAL NOT IN (SELECT agent_id, agent_epoch FROM node_sessions \
+         WHERE has(missing_features, 'tcp_signals'))) AS sees_signals FROM namespace_samples WHERE {around} AND (netns IN {{own:Array(UInt64)}} OR (boot_id, netns) \
          GLOBAL IN (SELECT boot_id, netns FROM namespace_samples WHERE {around} \
          AND hasAny(addresses, {{ips:Array(IPv6)}}))) ORDER BY observed_at LIMIT {ROWS} SETTINGS {SETTINGS}",
         around = within("observed_at")

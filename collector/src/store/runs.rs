@@ -329,7 +329,7 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
           WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE} GROUP BY {names}) AS mine \
          INNER JOIN \
          (SELECT {names}, countIf(is_first) AS established_there, \
-              countIf(is_final AND (attribution = 'exact' OR bytes_sent > 0)) AS taken_there, \
+              countIf(is_final AND (accept_wait_us IS NOT NULL OR attribution = 'exact' OR bytes_sent > 0)) AS taken_there, \
               countIf(is_final AND bytes_sent > 0) AS served_there \
           FROM connection_records WHERE role = 'passive' AND outcome = 'established' \
               AND has({{ports:Array(UInt16)}}, local_port) AND decided_at {MEANWHILE} GROUP BY {names}) AS theirs \

@@ -46,6 +46,7 @@ fn look(after_s: i64, change: impl Fn(&mut NamespaceSample)) -> NamespaceSample 
         addresses: vec![ip("::ffff:10.0.0.2")],
         listen_overflows: 0,
         listen_drops: 0,
+        sees_signals: true,
     };
     change(&mut sample);
     sample
@@ -97,7 +98,7 @@ fn healthy() -> Evidence {
 }
 
 fn check(attempt: &Attempt, evidence: &Evidence, expected: (Cause, bool)) -> Decision {
-    let decision = decide(attempt, evidence);
+    let decision = Index::of(evidence).decide(attempt);
     assert_eq!((decision.cause, decision.is_confirmed), expected, "{decision:#?}");
     decision
 }
@@ -148,6 +149,29 @@ fn another_listener_that_is_full_is_not_the_cause() {
 #[test]
 fn silence_at_a_healthy_host_was_lost_on_the_path() {
     check(&attempt("no_answer"), &healthy(), (Cause::DroppedOnPath, true));
+}
+
+#[test]
+fn what_a_kernel_does_not_show_is_no_evidence_that_it_did_not_happen() {
+    let blind = Evidence {
+        namespaces: vec![
+            look(-5, |look| look.sees_signals = false),
+            look(5, |look| look.sees_signals = false),
+        ],
+        ..healthy()
+    };
+    let silence = check(&attempt("no_answer"), &blind, (Cause::DroppedOnPath, false));
+    assert!(silence.evidence.contains("tcp_signals"), "{silence:?}");
+    check(&attempt("refused_by_peer"), &blind, (Cause::Rejected, false));
+    // Nor is it one where the client's own kernel does not show it.
+    let mut evidence = healthy();
+    evidence.namespaces.push(look(5, |look| {
+        look.boot_id = "boot-web".into();
+        look.netns = 1;
+        look.addresses.clear();
+        look.sees_signals = false;
+    }));
+    check(&attempt("no_answer"), &evidence, (Cause::DroppedOnPath, false));
 }
 
 #[test]
@@ -289,8 +313,10 @@ fn an_address_that_two_machines_have_is_nobodys_unless_one_is_the_own() {
 
 #[test]
 fn more_rows_are_a_later_revision() {
-    let few = decide(&attempt("no_answer"), &Evidence::default()).revision;
-    let more = decide(&attempt("no_answer"), &healthy()).revision;
+    let few = Index::of(&Evidence::default())
+        .decide(&attempt("no_answer"))
+        .revision;
+    let more = Index::of(&healthy()).decide(&attempt("no_answer")).revision;
     assert!(more > few);
 }
 
