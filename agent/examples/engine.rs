@@ -212,6 +212,7 @@ fn make(tcp: Tcp, http: Option<Http>) -> anyhow::Result<()> {
         "answered": sum.answers[Answer::Expected as usize],
         "outcomes": outcomes,
         "closed": sum.closed,
+        "lost": sum.losses.iter().sum::<u64>(),
         "elapsed_ns": last.elapsed.as_nanos() as u64,
         "cpu_ns": last.cpu.as_nanos() as u64,
         "most_open": last.most_open,

@@ -34,6 +34,11 @@ impl Netns {
         &self.name
     }
 
+    /// Where it is bound to.
+    pub(crate) fn path(&self) -> String {
+        format!("/run/netns/{}", self.name)
+    }
+
     /// Runs `ip` inside.
     pub(crate) fn ip(&self, arguments: &[&str]) -> anyhow::Result<()> {
         ip(&[&["-netns", &self.name], arguments].concat())

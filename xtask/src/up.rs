@@ -3,7 +3,7 @@
 //! Everything that is started here is stopped here, in order: traffic, agents, then the collector that the summary
 //! is asked from, then the namespaces.
 
-mod lab;
+pub(crate) mod lab;
 pub(crate) mod system;
 
 use std::sync::atomic::Ordering;

@@ -67,7 +67,7 @@ impl Engine {
     }
 
     /// Makes load in a namespace, and gives what was counted. Nothing may have failed.
-    fn make(&self, netns: &Netns, arguments: &[&str]) -> anyhow::Result<Value> {
+    pub(super) fn make(&self, netns: &Netns, arguments: &[&str]) -> anyhow::Result<Value> {
         let mut command = netns.command(&self.program);
         let output = command.args(["tcp", TARGET]).args(arguments).output()?;
         ensure!(
@@ -90,8 +90,18 @@ impl Engine {
 
     /// Starts a target in a namespace, and waits until it is one.
     pub(super) fn start(&self, netns: &Netns, what: &str, arguments: &[&str]) -> anyhow::Result<Target> {
+        self.start_at(netns, what, TARGET, arguments)
+    }
+
+    pub(super) fn start_at(
+        &self,
+        netns: &Netns,
+        what: &str,
+        address: &str,
+        arguments: &[&str],
+    ) -> anyhow::Result<Target> {
         let mut command = netns.command(&self.program);
-        command.args([what, TARGET]).args(arguments);
+        command.args([what, address]).args(arguments);
         let mut child = command.stdout(Stdio::piped()).spawn()?;
         let output = child.stdout.take().context("the target has no output")?;
         let target = Target(child);
@@ -99,6 +109,25 @@ impl Engine {
         BufReader::new(output).read_line(&mut line)?;
         ensure!(line.trim() == "ready", "the target does not come up");
         Ok(target)
+    }
+}
+
+impl Engine {
+    /// Opens so many connections within a namespace, and holds them until what this gives goes out of scope: who connects,
+    /// and who accepts.
+    pub(super) fn hold(
+        &self,
+        netns: &Netns,
+        address: &str,
+        connections: u64,
+        millis: u64,
+    ) -> anyhow::Result<[Target; 2]> {
+        let target = self.start_at(netns, "accept", address, &["--keep"])?;
+        let (count, hold) = (connections.to_string(), millis.to_string());
+        let mut command = netns.command(&self.program);
+        command.args(["tcp", address, "--count", &count, "--hold", &hold]);
+        let client = Target(command.stdout(Stdio::null()).spawn()?);
+        Ok([client, target])
     }
 }
 
@@ -112,7 +141,7 @@ impl Drop for Target {
     }
 }
 
-fn number(result: &Value, path: &str) -> anyhow::Result<f64> {
+pub(super) fn number(result: &Value, path: &str) -> anyhow::Result<f64> {
     let value = result.pointer(path).and_then(Value::as_f64);
     value.with_context(|| format!("the load engine printed no {path}: {result}"))
 }
@@ -190,15 +219,24 @@ impl Subject for Reconnecting<'_> {
 
 /// Sockets in TIME_WAIT in a namespace.
 fn time_waits(netns: &Netns) -> anyhow::Result<u64> {
+    sockets(netns, "tw")
+}
+
+/// TCP sockets of a kind in a namespace, by the kernel's names: inuse, tw.
+pub(super) fn sockets(netns: &Netns, kind: &str) -> anyhow::Result<u64> {
     let output = netns
         .command(Path::new("cat"))
         .arg("/proc/net/sockstat")
         .output()?;
     let text = String::from_utf8(output.stdout)?;
-    let words: Vec<_> = text.split_whitespace().collect();
-    let found = words.windows(2).find(|pair| pair[0] == "tw");
+    let words: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("TCP:"))
+        .flat_map(str::split_whitespace)
+        .collect();
+    let found = words.windows(2).find(|pair| pair[0] == kind);
     let found = found.and_then(|pair| pair[1].parse().ok());
-    found.with_context(|| format!("/proc/net/sockstat says nothing of tw: {text}"))
+    found.with_context(|| format!("/proc/net/sockstat says nothing of {kind}: {text}"))
 }
 
 /// Many to one target at once, then held.

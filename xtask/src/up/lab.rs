@@ -7,6 +7,8 @@ use crate::netns::{self, Netns};
 
 /// The bench network of RFC 2544: no real network uses it.
 const NETWORK: [u8; 2] = [198, 18];
+/// All of it, as agents are told.
+pub(super) const LAB_NETWORK: &str = "198.18.0.0/16";
 /// This machine's end.
 const GATEWAY_HOST: u8 = 1;
 /// An address that every node takes for a neighbour, and that nobody has: what is sent to it vanishes.
@@ -68,15 +70,15 @@ impl Drop for Uplink {
     }
 }
 
-pub(super) struct Node {
-    pub(super) name: String,
+pub(crate) struct Node {
+    pub(crate) name: String,
     pub(super) role: &'static str,
-    pub(super) netns: Netns,
-    pub(super) address: Ipv4Addr,
+    pub(crate) netns: Netns,
+    pub(crate) address: Ipv4Addr,
 }
 
 impl Lab {
-    pub(super) fn create(count: u8) -> anyhow::Result<Self> {
+    pub(crate) fn create(count: u8) -> anyhow::Result<Self> {
         let pid = std::process::id();
         let subnet = (pid % 250) as u8;
         let bridge = Netns::create("bridge")?;
@@ -95,7 +97,7 @@ impl Lab {
         })
     }
 
-    pub(super) fn nodes(&self) -> &[Node] {
+    pub(crate) fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 

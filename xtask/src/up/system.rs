@@ -12,7 +12,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
-use super::lab::{CLOSED_PORT, HTTP_PORT, Lab};
+use super::lab::{CLOSED_PORT, HTTP_PORT, LAB_NETWORK, Lab};
+use crate::netns::Netns;
 use crate::process::{Place, Service};
 use crate::{progress, span, workspace};
 
@@ -125,6 +126,9 @@ impl System {
                 "self",
                 "--control",
                 "all",
+                // Nobody but the lab has these addresses.
+                "--load-targets",
+                LAB_NETWORK,
             ];
             let name = format!("{} agent", node.name);
             system.start_agent(&binaries.agent, &name, Some(node.netns.name()), &settings)?;
@@ -144,6 +148,20 @@ impl System {
         let mut system = Self::start_collector_of(binaries, state_dir, LOOPBACK, None, stop)?;
         let settings = [&["--netns", "all", "--control", "all"], settings].concat();
         system.start_agent(&binaries.agent, "agent", None, &settings)?;
+        system.wait_for_agents(stop)?;
+        Ok(system)
+    }
+
+    /// Likewise, with an agent that sees one network namespace alone, whatever else happens on this machine.
+    pub(crate) fn start_here_watching(
+        binaries: &Binaries,
+        state_dir: &Path,
+        netns: &Netns,
+        stop: &AtomicBool,
+    ) -> anyhow::Result<Self> {
+        let mut system = Self::start_collector_of(binaries, state_dir, LOOPBACK, None, stop)?;
+        let path = netns.path();
+        system.start_agent(&binaries.agent, "agent", None, &["--netns", &path])?;
         system.wait_for_agents(stop)?;
         Ok(system)
     }
@@ -504,6 +522,30 @@ impl System {
             agents,
             collector: self.collector.cpu()?,
         })
+    }
+
+    /// Memory that the agents occupy now.
+    pub(crate) fn agents_resident_bytes(&self) -> anyhow::Result<u64> {
+        self.agents.iter().map(Service::resident_bytes).sum()
+    }
+
+    /// What a command of the collector prints as JSON.
+    ///
+    /// # Errors
+    /// If it ends with another code than 0.
+    pub(crate) fn command(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        let output = Command::new(&self.holdfast)
+            .args(arguments)
+            .args(["--json", "--collector", &self.url()])
+            .output()
+            .with_context(|| format!("cannot run {}", self.holdfast.display()))?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        // Progress comes before the result.
+        let text = String::from_utf8(output.stdout)?;
+        let last = text.lines().last().context("nothing was printed")?;
+        serde_json::from_str(last).with_context(|| format!("not JSON: {last}"))
     }
 
     /// The one number that a query gives.
