@@ -24,6 +24,7 @@ pub mod ports;
 pub mod requests;
 pub mod run;
 pub mod schedule;
+pub mod serving;
 pub mod socket;
 pub mod tally;
 pub mod tls;

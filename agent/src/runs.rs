@@ -4,24 +4,33 @@
 //! A run lives as long as the collector says that it is wanted. Whatever ends the connection ends it too.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     thread,
     time::Duration,
 };
 
-use holdfast_proto::v1::{LoadPlan, RunEvent, RunOrder, RunReady, RunRefusal, run_event, run_order};
+use holdfast_proto::v1::{
+    LoadPlan, LoadReport, RunEvent, RunOrder, RunReady, RunRefusal, RunServe, RunServing, run_event,
+    run_order,
+};
 use tokio::sync::mpsc;
 
 use crate::load::{
     consent::Consent,
     order,
+    plan::Plan,
     run::{End, Prepared, Report, generate, prepare},
+    serving::Serving,
     tally::Tally,
     worker::{Shared, monotonic_ns},
 };
 
 /// Events that wait for the connection. A run that nobody hears of is over before there are more.
-const EVENTS: usize = 64;
+const EVENTS: usize = 512;
+
+/// Targets that are loaded each on its own, with a thread for each.
+const MOST_APART: usize = 64;
 
 /// The agent's clock against the collector's, and how far off that may be, in nanoseconds; see
 /// [`crate::clock_offset::ClockOffset::best`].
@@ -33,16 +42,19 @@ pub struct Runs {
     events: mpsc::Sender<RunEvent>,
     queue: mpsc::Receiver<RunEvent>,
     current: Option<Current>,
+    /// Where other agents of a mesh find this one.
+    serving: Option<Serving>,
 }
 
 /// A run that was prepared.
 struct Current {
     run_id: String,
-    shared: Arc<Shared>,
+    /// One for each target, if they are apart.
+    shared: Vec<Arc<Shared>>,
     /// Until it is started.
-    prepared: Option<(Prepared, Duration)>,
-    /// Of the thread that makes it.
-    generator: Option<thread::JoinHandle<()>>,
+    prepared: Option<(Vec<Prepared>, Duration)>,
+    /// Of the threads that make it.
+    generators: Vec<thread::JoinHandle<()>>,
     prepared_ns: u64,
 }
 
@@ -51,9 +63,10 @@ const FORGOTTEN_NS: u64 = 30_000_000_000;
 
 impl Current {
     fn is_over(&self) -> bool {
-        match &self.generator {
-            Some(generator) => generator.is_finished(),
-            None => monotonic_ns().saturating_sub(self.prepared_ns) > FORGOTTEN_NS,
+        if self.generators.is_empty() {
+            monotonic_ns().saturating_sub(self.prepared_ns) > FORGOTTEN_NS
+        } else {
+            self.generators.iter().all(thread::JoinHandle::is_finished)
         }
     }
 }
@@ -66,6 +79,7 @@ impl Runs {
             events,
             queue,
             current: None,
+            serving: None,
         }
     }
 
@@ -82,6 +96,16 @@ impl Runs {
     pub fn take(&mut self, order: RunOrder, offset: Offset, wall_now_ns: u64) {
         let RunOrder { run_id, order } = order;
         match order {
+            Some(run_order::Order::Serve(serve)) => {
+                let event = match self.serve(&run_id, &serve) {
+                    Ok(address) => run_event::Event::Serving(RunServing { address }),
+                    Err(reason) => {
+                        tracing::warn!(run = run_id, "a run is refused: {reason}");
+                        run_event::Event::Refusal(RunRefusal { reason })
+                    }
+                };
+                self.tell(&run_id, event);
+            }
             Some(run_order::Order::Prepare(plan)) => match self.prepare(&run_id, &plan) {
                 Ok(threads) => {
                     let (clock_offset_ns, clock_error_ns) = offset.unwrap_or((0, u64::MAX));
@@ -108,16 +132,25 @@ impl Runs {
             }
             Some(run_order::Order::Beat(_)) => {
                 if let Some(current) = self.of(&run_id) {
-                    current.shared.beat_ns.store(monotonic_ns(), Ordering::Relaxed);
+                    for shared in &current.shared {
+                        shared.beat_ns.store(monotonic_ns(), Ordering::Relaxed);
+                    }
+                }
+                if let Some(serving) = self.serving.as_ref().filter(|serving| serving.run_id == run_id) {
+                    serving.is_wanted();
                 }
             }
             Some(run_order::Order::Stop(_)) => {
                 if let Some(current) = self.of(&run_id) {
-                    current.shared.stop.store(true, Ordering::Relaxed);
-                    if current.generator.is_none() {
+                    for shared in &current.shared {
+                        shared.stop.store(true, Ordering::Relaxed);
+                    }
+                    if current.generators.is_empty() {
                         self.current = None;
                     }
                 }
+                // It ends where it is dropped.
+                self.serving = self.serving.take().filter(|serving| serving.run_id != run_id);
             }
             // Something that a newer collector says; it hears nothing of us and gives up.
             None => {}
@@ -128,70 +161,115 @@ impl Runs {
         self.current.as_mut().filter(|current| current.run_id == run_id)
     }
 
-    fn prepare(&mut self, run_id: &str, plan: &LoadPlan) -> Result<u64, String> {
-        if let Some(current) = self.current.as_ref().filter(|current| !current.is_over()) {
-            return Err(format!(
+    /// Another run is under way.
+    fn busy(&self) -> Result<(), String> {
+        match self.current.as_ref().filter(|current| !current.is_over()) {
+            Some(current) => Err(format!(
                 "this agent is busy with the run {}: wait for it, or stop it with holdfast run stop {}",
                 current.run_id, current.run_id
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Becomes a target of others. That they may be told so is this node's consent to load on itself.
+    fn serve(&mut self, run_id: &str, order: &RunServe) -> Result<String, String> {
+        self.busy()?;
+        let wanted: SocketAddr = order
+            .address
+            .parse()
+            .map_err(|_| format!("{:?} is no address with a port", order.address))?;
+        let serving = Serving::begin(run_id, wanted, self.consent.connections)?;
+        let address = serving.address;
+        self.consent
+            .check_target(address)
+            .map_err(|refused| format!("others would load this node: {refused}"))?;
+        self.serving = Some(serving);
+        Ok(address.to_string())
+    }
+
+    fn prepare(&mut self, run_id: &str, wire: &LoadPlan) -> Result<u64, String> {
+        self.busy()?;
+        let (plan, interval) = order::plan(wire).map_err(|nonsense| nonsense.to_string())?;
+        let plans: Vec<Plan> = if wire.apart {
+            let of_one = |target: &SocketAddr| Plan {
+                targets: vec![*target],
+                ..plan.clone()
+            };
+            plan.targets.iter().map(of_one).collect()
+        } else {
+            vec![plan]
+        };
+        if plans.len() > MOST_APART {
+            return Err(format!(
+                "{} targets, each on its own, are more than {MOST_APART}: take fewer agents",
+                plans.len()
             ));
         }
-        let (plan, interval) = order::plan(plan).map_err(|nonsense| nonsense.to_string())?;
-        self.consent.check(&plan).map_err(|refused| refused.to_string())?;
-        let mut prepared = prepare(plan).map_err(|nonsense| nonsense.to_string())?;
-        prepared.at_once = prepared.at_once.min(self.consent.connections);
-        let threads = prepared.threads;
+        self.consent
+            .check_all(&plans)
+            .map_err(|refused| refused.to_string())?;
+        let number = plans.len() as u64;
+        let prepare_one = |plan| {
+            let mut prepared = prepare(plan).map_err(|nonsense| nonsense.to_string())?;
+            prepared.at_once = prepared.at_once.min(self.consent.connections / number).max(1);
+            if number > 1 {
+                prepared.threads = 1;
+            }
+            Ok(prepared)
+        };
+        let prepared: Vec<Prepared> = plans
+            .into_iter()
+            .map(prepare_one)
+            .collect::<Result<_, String>>()?;
+        let threads = prepared.iter().map(|prepared| prepared.threads).sum();
         self.current = Some(Current {
             run_id: run_id.to_owned(),
-            shared: Arc::default(),
+            shared: prepared.iter().map(|_| Arc::default()).collect(),
             prepared: Some((prepared, interval)),
-            generator: None,
+            generators: Vec::new(),
             prepared_ns: monotonic_ns(),
         });
         Ok(threads)
     }
 
     fn start(&mut self, run_id: &str, start_ns: u64) {
-        let caps = self.consent.caps;
+        let mut caps = self.consent.caps;
         let events = self.events.clone();
         let Some(current) = self.of(run_id) else { return };
         let Some((prepared, interval)) = current.prepared.take() else {
             return;
         };
-        current.shared.beat_ns.store(monotonic_ns(), Ordering::Relaxed);
-        let shared = Arc::clone(&current.shared);
-        let id = run_id.to_owned();
-        tracing::info!(run = id, targets = ?prepared.plan.targets, "load begins");
-        let generator = thread::Builder::new().name("load".into()).spawn(move || {
-            let send = |report: &Report| {
-                if let Some(end) = &report.end {
-                    tracing::info!(run = id, ?end, "load ends");
-                }
-                let event = run_event::Event::Report(order::report(report));
-                // When there is no room the collector has heard nothing for a minute, and the run is given up.
-                let _ = events.try_send(event_of(&id, event));
-            };
-            let made = generate(&prepared, caps, start_ns, interval, &shared, |report| {
-                send(&report);
-            });
-            if let Err(error) = made {
-                send(&Report {
-                    elapsed: Duration::ZERO,
-                    tally: Tally::default(),
-                    open: 0,
-                    most_open: 0,
-                    cpu: Duration::ZERO,
-                    first_ns: None,
-                    end: Some(End::Failed(format!("no thread can be started: {error}"))),
+        // Together they use no more than one alone may.
+        caps.bytes /= prepared.len() as u64;
+        caps.cpus /= prepared.len() as f64;
+        for (target, prepared) in prepared.into_iter().enumerate() {
+            let shared = Arc::clone(&current.shared[target]);
+            shared.beat_ns.store(monotonic_ns(), Ordering::Relaxed);
+            let id = run_id.to_owned();
+            let thread_events = events.clone();
+            tracing::info!(run = id, targets = ?prepared.plan.targets, "load begins");
+            let generator = thread::Builder::new().name("load".into()).spawn(move || {
+                let send = |report: &Report| {
+                    if let Some(end) = &report.end {
+                        tracing::info!(run = id, target, ?end, "load ends");
+                    }
+                    send_report(&thread_events, &id, target, report);
+                };
+                let made = generate(&prepared, caps, start_ns, interval, &shared, |report| {
+                    send(&report);
                 });
+                if let Err(error) = made {
+                    send(&never_made(&error));
+                }
+            });
+            match generator {
+                Ok(generator) => current.generators.push(generator),
+                Err(error) => send_report(&events, run_id, target, &never_made(&error)),
             }
-        });
-        match generator {
-            Ok(generator) => current.generator = Some(generator),
-            Err(error) => {
-                let reason = format!("no thread can be started: {error}");
-                self.tell(run_id, run_event::Event::Refusal(RunRefusal { reason }));
-                self.current = None;
-            }
+        }
+        if current.generators.is_empty() {
+            self.current = None;
         }
     }
 
@@ -202,9 +280,31 @@ impl Runs {
 
 impl Drop for Runs {
     fn drop(&mut self) {
-        if let Some(current) = &self.current {
-            current.shared.stop.store(true, Ordering::Relaxed);
+        for shared in self.current.iter().flat_map(|current| &current.shared) {
+            shared.stop.store(true, Ordering::Relaxed);
         }
+    }
+}
+
+fn send_report(events: &mpsc::Sender<RunEvent>, run_id: &str, target: usize, report: &Report) {
+    let report = LoadReport {
+        target: target as u32,
+        ..order::report(report)
+    };
+    // When there is no room the collector has heard nothing for a minute, and the run is given up.
+    let _ = events.try_send(event_of(run_id, run_event::Event::Report(report)));
+}
+
+/// The only report of what no thread could be had for.
+fn never_made(error: &std::io::Error) -> Report {
+    Report {
+        elapsed: Duration::ZERO,
+        tally: Tally::default(),
+        open: 0,
+        most_open: 0,
+        cpu: Duration::ZERO,
+        first_ns: None,
+        end: Some(End::Failed(format!("no thread can be started: {error}"))),
     }
 }
 

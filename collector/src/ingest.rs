@@ -276,7 +276,7 @@ impl Session {
                 remote: self.remote.clone(),
             };
             self.intake.put(&agent, &visit.share, content).await;
-            let _member = self.runs.join(&agent, &self.notices);
+            let _member = self.runs.join(&agent, &self.remote, &self.notices);
             let taken = async {
                 while let Some(message) = messages.next().await {
                     let message = message.map_err(|status| self.unreadable(&status))?;

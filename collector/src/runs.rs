@@ -19,9 +19,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use holdfast_proto::v1::{
-    CollectorMessage, LoadCounts, LoadEnd, LoadPlan, LoadReport, LoadRequest, RunBeat, RunBegun, RunEvent,
-    RunOrder, RunProgress, RunReady, RunResult, RunStart, RunStop, RunUpdate, collector_message, load_plan,
-    run_event, run_order, run_update,
+    CollectorMessage, LoadCounts, LoadEnd, LoadMesh, LoadPlan, LoadReport, LoadRequest, RunBeat, RunBegun,
+    RunEvent, RunOrder, RunProgress, RunReady, RunResult, RunServe, RunStart, RunStop, RunUpdate,
+    collector_message, load_plan, run_event, run_order, run_update,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
@@ -35,7 +35,7 @@ use crate::store::runs::{self as store_runs, LoadSample, RunRecord};
 use crate::store::{Store, StoreError};
 use expect::Expectation;
 use plan::Plan;
-use result::{Connections, Kernel, Outcome, PartOf, Summary, Times, decode};
+use result::{Connections, Kernel, Outcome, Pair, PartOf, Summary, Times, buckets, decode};
 
 /// How long the agents may take to say whether they will.
 const REGISTRATION: Duration = Duration::from_secs(5);
@@ -76,6 +76,8 @@ pub struct Runs {
 #[derive(Clone)]
 struct Member {
     agent: Arc<Agent>,
+    /// Where its stream comes from, if it comes over the network.
+    remote: Option<IpAddr>,
     /// Weak, for a stream ends when nobody can say anything on it any more.
     orders: mpsc::WeakSender<CollectorMessage>,
 }
@@ -110,10 +112,17 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Runs {
-    /// An agent was welcomed, and hears what is sent to `orders`.
-    pub fn join(self: &Arc<Self>, agent: &Arc<Agent>, orders: &mpsc::Sender<CollectorMessage>) -> Membership {
+    /// An agent at `remote` was welcomed, and hears what is sent to `orders`.
+    pub fn join(
+        self: &Arc<Self>,
+        agent: &Arc<Agent>,
+        remote: &str,
+        orders: &mpsc::Sender<CollectorMessage>,
+    ) -> Membership {
+        let remote = remote.parse::<SocketAddr>().ok();
         let member = Member {
             agent: agent.clone(),
+            remote: remote.map(|remote| remote.ip().to_canonical()),
             orders: orders.downgrade(),
         };
         lock(&self.members).insert(agent.id.clone(), member);
@@ -162,6 +171,9 @@ impl Runs {
                     .iter()
                     .all(|(key, value)| agent.labels.get(key) == Some(value))
         });
+        if let Some(mesh) = &request.mesh {
+            return of_mesh(members, mesh);
+        }
         let wanted = request.agents as usize;
         if members.is_empty() || members.len() < wanted {
             let labels: Vec<_> = request
@@ -187,6 +199,62 @@ impl Runs {
     }
 }
 
+/// Most agents of a mesh: each makes load to every other, and the pairs are their square.
+const MOST_OF_MESH: usize = 64;
+
+/// Those of the groups, of which each has one at least.
+fn of_mesh(mut members: Vec<Member>, mesh: &LoadMesh) -> Result<Vec<Member>, Status> {
+    let group = |member: &Member| member.agent.labels.get(&mesh.label).cloned();
+    members.retain(|member| group(member).is_some_and(|group| mesh.groups.contains(&group)));
+    for wanted in &mesh.groups {
+        if !members
+            .iter()
+            .any(|member| group(member).as_ref() == Some(wanted))
+        {
+            return Err(Status::failed_precondition(format!(
+                "no connected agent has the label {}={wanted}; holdfast nodes lists them",
+                mesh.label
+            )));
+        }
+    }
+    match members.len() {
+        2..=MOST_OF_MESH => Ok(members),
+        number => Err(Status::failed_precondition(format!(
+            "{number} agents are of these groups: a mesh has from 2 to {MOST_OF_MESH}"
+        ))),
+    }
+}
+
+/// Where others reach the agents of a mesh, each at the address that its stream comes from. One that is beside the collector comes
+/// from its loopback, where only others there find it: then it is one of its interfaces.
+fn addresses(members: &[&Member]) -> Result<Vec<IpAddr>, Status> {
+    let is_local = members
+        .iter()
+        .all(|member| member.remote.is_some_and(|remote| remote.is_loopback()));
+    members
+        .iter()
+        .map(|member| {
+            let elsewhere = member.remote.filter(|remote| is_local || !remote.is_loopback());
+            let of_interface = || {
+                let own = member.agent.addresses.iter();
+                let mut own = own.filter_map(|address| address.parse::<IpAddr>().ok());
+                own.find_map(|address| {
+                    let address = address.to_canonical();
+                    let is_link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+                    (!address.is_loopback() && !is_link_local).then_some(address)
+                })
+            };
+            elsewhere.or_else(of_interface).ok_or_else(|| {
+                Status::failed_precondition(format!(
+                    "nobody knows at which address the others reach {}: let its agent dial the collector by another address than \
+                     the loopback's",
+                    member.agent.node
+                ))
+            })
+        })
+        .collect()
+}
+
 /// What a run needs beside its agents.
 pub struct Desk {
     pub runs: Arc<Runs>,
@@ -206,10 +274,48 @@ struct Part {
     /// What it alone reported.
     counts: LoadCounts,
     lateness: hdrhistogram::Histogram<u64>,
+    /// Where the others of a mesh reach it.
+    address: Option<SocketAddr>,
+    /// What it does to each other of a mesh; else what it does to all targets.
+    toward: Vec<Toward>,
     /// Why it ended before its part was done.
     trouble: String,
     /// Nothing more comes of it.
     is_over: bool,
+}
+
+/// What one agent does to one target, or to all that are not told apart.
+#[derive(Default)]
+struct Toward {
+    /// The node and where it was reached; empty where targets are not told apart.
+    node: String,
+    address: String,
+    open: u64,
+    most_open: u64,
+    cpu_ns: u64,
+    is_over: bool,
+    counts: LoadCounts,
+    /// Log buckets of microseconds.
+    connect: BTreeMap<u16, u64>,
+    network: BTreeMap<u16, u64>,
+}
+
+impl Toward {
+    fn pair(&self, from: &str) -> Pair {
+        let times = |buckets: &BTreeMap<u16, u64>| {
+            let buckets: Vec<_> = buckets.iter().map(|(bucket, count)| (*bucket, *count)).collect();
+            Times::of_buckets(&buckets)
+        };
+        Pair {
+            from: from.to_owned(),
+            to: self.node.clone(),
+            address: self.address.clone(),
+            counts: counts::named(&self.counts),
+            connect: times(&self.connect),
+            network: times(&self.network),
+            is_over: self.is_over,
+        }
+    }
 }
 
 impl Part {
@@ -281,6 +387,9 @@ pub async fn load(
         .plan
         .clone()
         .ok_or_else(|| Status::invalid_argument("a run without a plan"))?;
+    if request.mesh.is_some() && (plan.http.is_some() || plan.udp.is_some()) {
+        return Err(Status::invalid_argument("a mesh is of TCP connections"));
+    }
     let members = desk.runs.chosen(&request)?;
     let now_ns = desk.clock.now_ns();
     // Milliseconds, then what tells the runs of one millisecond and of several collectors apart.
@@ -289,7 +398,11 @@ pub async fn load(
         now_ns / 1_000_000,
         (now_ns / 1_000 + i64::from(std::process::id())) & 0xfff
     );
-    let (events, mut arriving) = mpsc::channel(EVENTS_PER_AGENT * members.len());
+    let of_each = match request.mesh {
+        Some(_) => EVENTS_PER_AGENT * members.len(),
+        None => EVENTS_PER_AGENT,
+    };
+    let (events, mut arriving) = mpsc::channel(of_each * members.len());
     let missed = Arc::<AtomicU64>::default();
     let (stopper, mut stopped) = watch::channel(false);
     lock(&desk.runs.active).insert(
@@ -315,6 +428,8 @@ pub async fn load(
         first_ns: 0,
         counts: LoadCounts::default(),
         lateness: Outcome::default().lateness,
+        address: None,
+        toward: vec![Toward::default()],
         trouble: String::new(),
         is_over: false,
     };
@@ -391,25 +506,83 @@ impl Run<'_> {
 
     /// Every agent says that it may and can, or the run does not begin.
     async fn register(&mut self, arriving: &mut mpsc::Receiver<(String, RunEvent)>) -> Result<(), Status> {
-        let step = self.parts.len() as u64;
-        for (first, part) in self.parts.values().enumerate() {
-            let plan = LoadPlan {
-                first: first as u64,
-                step,
-                interval_ns: self.request.interval_ns.clamp(100_000_000, 1_000_000_000),
-                ..self.plan.clone()
-            };
-            part.order(&self.id, run_order::Order::Prepare(plan));
+        let interval_ns = self.request.interval_ns.clamp(100_000_000, 1_000_000_000);
+        if let Some(mesh) = self.request.mesh.clone() {
+            self.serve(&mesh, arriving).await?;
+            for part in self.parts.values() {
+                let plan = LoadPlan {
+                    targets: part.toward.iter().map(|toward| toward.address.clone()).collect(),
+                    first: 0,
+                    step: 1,
+                    interval_ns,
+                    apart: true,
+                    ..self.plan.clone()
+                };
+                part.order(&self.id, run_order::Order::Prepare(plan));
+            }
+        } else {
+            let step = self.parts.len() as u64;
+            for (first, part) in self.parts.values().enumerate() {
+                let plan = LoadPlan {
+                    first: first as u64,
+                    step,
+                    interval_ns,
+                    ..self.plan.clone()
+                };
+                part.order(&self.id, run_order::Order::Prepare(plan));
+            }
         }
+        self.answers(arriving, |part| part.ready.is_some()).await
+    }
+
+    /// Every agent of a mesh becomes a target, and all learn where.
+    async fn serve(
+        &mut self,
+        mesh: &LoadMesh,
+        arriving: &mut mpsc::Receiver<(String, RunEvent)>,
+    ) -> Result<(), Status> {
+        let port = u16::try_from(mesh.port)
+            .map_err(|_| Status::invalid_argument(format!("{} is no port", mesh.port)))?;
+        let members: Vec<_> = self.parts.values().map(|part| &part.member).collect();
+        for (part, address) in self.parts.values().zip(addresses(&members)?) {
+            let address = SocketAddr::new(address, port).to_string();
+            part.order(&self.id, run_order::Order::Serve(RunServe { address }));
+        }
+        self.answers(arriving, |part| part.address.is_some()).await?;
+        let all: Vec<(String, SocketAddr)> = self
+            .parts
+            .values()
+            .filter_map(|part| Some((part.node().to_owned(), part.address?)))
+            .collect();
+        for (own, part) in self.parts.values_mut().enumerate() {
+            let others = all.iter().enumerate().filter(|(other, _)| *other != own);
+            part.toward = others
+                .map(|(_, (node, address))| Toward {
+                    node: node.clone(),
+                    address: address.to_string(),
+                    ..Toward::default()
+                })
+                .collect();
+        }
+        self.plan.targets = all.iter().map(|(_, address)| address.to_string()).collect();
+        Ok(())
+    }
+
+    /// Waits until every agent has answered, or one has refused.
+    async fn answers(
+        &mut self,
+        arriving: &mut mpsc::Receiver<(String, RunEvent)>,
+        has_answered: fn(&Part) -> bool,
+    ) -> Result<(), Status> {
         let deadline = Instant::now() + REGISTRATION;
         let mut refused = Vec::new();
         while self
             .parts
             .values()
-            .any(|part| part.ready.is_none() && !part.is_over)
+            .any(|part| !has_answered(part) && !part.is_over)
         {
             let Ok(Some((agent_id, event))) = timeout_at(deadline, arriving.recv()).await else {
-                let is_silent = |part: &&Part| part.ready.is_none() && !part.is_over;
+                let is_silent = |part: &&Part| !has_answered(part) && !part.is_over;
                 let silent: Vec<_> = self.parts.values().filter(is_silent).map(Part::node).collect();
                 return Err(Status::unavailable(format!(
                     "no answer from {} within {} s: the agent may be older than runs, or its link is slow",
@@ -422,6 +595,13 @@ impl Run<'_> {
             };
             match event.event {
                 Some(run_event::Event::Ready(ready)) => part.ready = Some(ready),
+                Some(run_event::Event::Serving(serving)) => match serving.address.parse() {
+                    Ok(address) => part.address = Some(address),
+                    Err(_) => {
+                        part.is_over = true;
+                        refused.push(format!("{}: {:?} is no address", part.node(), serving.address));
+                    }
+                },
                 Some(run_event::Event::Refusal(refusal)) => {
                     part.is_over = true;
                     refused.push(format!("{}: {}", part.node(), refusal.reason));
@@ -558,6 +738,12 @@ impl Run<'_> {
                 lost.push(part.node().to_owned());
             }
         }
+        // One of a mesh that is done is a target of the others still.
+        if self.request.mesh.is_some() {
+            for part in self.parts.values().filter(|part| part.is_over) {
+                part.order(&self.id, run_order::Order::Beat(RunBeat {}));
+            }
+        }
         for node in lost {
             self.fail(format!("the agent of {node} was lost in the middle"));
         }
@@ -576,6 +762,13 @@ impl Run<'_> {
         };
         let node = part.node().to_owned();
         part.last_heard = Instant::now();
+        if part.toward.len() <= report.target as usize {
+            part.is_over = true;
+            return self.fail(format!(
+                "{node} reports on a target {} that it has not",
+                report.target
+            ));
+        }
         if let Err(unreadable) = self.outcome.add(&node, report) {
             part.is_over = true;
             part.trouble = unreadable.to_string();
@@ -586,16 +779,41 @@ impl Run<'_> {
             // It grows as it must.
             let _ = part.lateness.add(lateness);
         }
-        part.most_open = report.most_open;
-        part.cpu_ns = report.cpu_ns;
-        if part.first_ns == 0 {
+        if part.first_ns == 0 || (1..part.first_ns).contains(&report.first_ns) {
             part.first_ns = report.first_ns;
         }
         let is_last = report.end.is_some();
-        if !is_last {
-            part.open = report.open;
-        }
         let connect = decode(&report.connect).ok().flatten();
+        let network = decode(&report.network).ok().flatten();
+        let toward = &mut part.toward[report.target as usize];
+        toward.most_open = report.most_open;
+        toward.cpu_ns = report.cpu_ns;
+        toward.is_over = is_last;
+        counts::add(&mut toward.counts, &report.counts.unwrap_or_default());
+        for (sum, times) in [(&mut toward.connect, &connect), (&mut toward.network, &network)] {
+            for (bucket, count) in times.as_ref().map(buckets).unwrap_or_default() {
+                *sum.entry(bucket).or_insert(0) += count;
+            }
+        }
+        if !is_last {
+            toward.open = report.open;
+        }
+        let of_all = |of: fn(&Toward) -> u64| part.toward.iter().map(of).sum::<u64>();
+        part.open = of_all(|toward| toward.open);
+        // Of several the most that was seen at once, for each has its own most at another time.
+        let most_of_one = part
+            .toward
+            .iter()
+            .map(|toward| toward.most_open)
+            .max()
+            .unwrap_or(0);
+        part.most_open = part.most_open.max(part.open).max(most_of_one);
+        part.cpu_ns = of_all(|toward| toward.cpu_ns);
+        // What is open now, also where it is no more than that of one target.
+        let open_now = match part.toward.as_slice() {
+            [_] => report.open,
+            _ => part.open,
+        };
         let request = decode(&report.request).ok().flatten();
         // What somebody waits for, who comes.
         if let Some(times) = request.as_ref().or(connect.as_ref()) {
@@ -606,12 +824,12 @@ impl Run<'_> {
             node: node.clone(),
             observed_at_ns: self.began_at_ns.saturating_add_unsigned(report.elapsed_ns),
             elapsed_us: report.elapsed_ns / 1_000,
-            open: report.open,
-            most_open: report.most_open,
-            cpu_us: report.cpu_ns / 1_000,
+            open: open_now,
+            most_open: part.most_open,
+            cpu_us: part.cpu_ns / 1_000,
             counts: report.counts.unwrap_or_default(),
             connect,
-            network: decode(&report.network).ok().flatten(),
+            network,
             request,
         };
         if self.samples.len() < MOST_SAMPLES {
@@ -619,7 +837,7 @@ impl Run<'_> {
         } else {
             self.samples_dropped += 1;
         }
-        if is_last {
+        if part.toward.iter().all(|toward| toward.is_over) {
             part.is_over = true;
         }
         let end = report.end.and_then(|end| LoadEnd::try_from(end).ok());
@@ -653,8 +871,16 @@ impl Run<'_> {
             elapsed_ns: self.outcome.elapsed_ns,
             open: counts.established - counts.closed - counts::lost(&counts),
             counts: Some(counts),
-            planned: planned(&self.plan),
+            planned: planned(&self.plan) * self.schedules(),
             connect: connect.into(),
+        }
+    }
+
+    /// How often the plan is carried out: of a mesh by each pair, else by all agents together.
+    fn schedules(&self) -> u64 {
+        match self.request.mesh {
+            Some(_) => self.parts.values().map(|part| part.toward.len() as u64).sum(),
+            None => 1,
         }
     }
 
@@ -677,6 +903,10 @@ impl Run<'_> {
 
     /// Judges the run and stores its end.
     async fn conclude(mut self) -> RunResult {
+        if self.request.mesh.is_some() {
+            // Nobody has to be a target any more.
+            self.tell_all(|| run_order::Order::Stop(RunStop {}));
+        }
         // Before the generators closed what they had: what they lost was not open.
         let counts = self.outcome.counts;
         self.open_at_end = match self.plan.arrivals {
@@ -687,9 +917,14 @@ impl Run<'_> {
         let connections = self.connections(ended_at_ns);
         let kernel = self.kernel(&connections).await;
         let mut summary = Summary::of(&self.outcome, &self.expectations);
+        // Of a mesh each makes the first attempt.
+        let is_mesh = self.request.mesh.is_some();
         // By how much each began after its own first attempt was due.
         let lag_ns = |(first, part): (usize, &Part)| {
-            (part.first_ns > 0).then(|| part.first_ns.saturating_sub(due_ns(&self.plan, first as u64)))
+            (part.first_ns > 0).then(|| {
+                part.first_ns
+                    .saturating_sub(due_ns(&self.plan, if is_mesh { 0 } else { first as u64 }))
+            })
         };
         let lags: Vec<u64> = self.parts.values().enumerate().filter_map(lag_ns).collect();
         summary.parts = self
@@ -724,6 +959,13 @@ impl Run<'_> {
                 .take(2)
                 .fold(0, |sum: u64, error| sum.saturating_add(*error))
         };
+        if is_mesh {
+            summary.pairs = self
+                .parts
+                .values()
+                .flat_map(|part| part.toward.iter().map(|toward| toward.pair(part.node())))
+                .collect();
+        }
         summary.cpu_ns = self.parts.values().map(|part| part.cpu_ns).sum();
         summary.most_open = self.most_open;
         summary.open_at_end = self.open_at_end;

@@ -119,29 +119,66 @@ impl Consent {
         }
     }
 
+    /// Whether load on a target is allowed at all; of an address of this node, also whether others may be told to load it.
+    ///
+    /// # Errors
+    /// With the setting that would allow it.
+    pub fn check_target(&self, target: SocketAddr) -> Result<(), Refused> {
+        if self.targets.iter().any(|allowed| allowed.allow(target)) {
+            return Ok(());
+        }
+        let allowed: Vec<_> = self.targets.iter().map(|targets| targets.text.as_str()).collect();
+        let (prefix, address) = match target.ip() {
+            IpAddr::V4(address) => (32, address.to_string()),
+            IpAddr::V6(address) => (128, format!("[{address}]")),
+        };
+        Err(Refused(format!(
+            "load on {target} is not allowed here (allowed: {}): start the agent with --load-targets \
+             {address}/{prefix}:{} or HOLDFAST_LOAD_TARGETS",
+            if allowed.is_empty() {
+                "nothing".into()
+            } else {
+                allowed.join(" ")
+            },
+            target.port()
+        )))
+    }
+
+    /// Of plans that are carried out at the same time.
+    ///
+    /// # Errors
+    /// With the setting that would allow them.
+    pub fn check_all(&self, plans: &[Plan]) -> Result<(), Refused> {
+        plans.iter().try_for_each(|plan| self.check(plan))?;
+        let at_once: u64 = plans.iter().map(Plan::at_once).fold(0, u64::saturating_add);
+        let is_certain = |plan: &Plan| !matches!(plan.arrivals, super::plan::Arrivals::Stages(_));
+        if at_once > self.connections && plans.iter().any(is_certain) {
+            return Err(Refused(format!(
+                "{at_once} connections at once, to {} targets together, are more than the {} that --load-connections of this \
+                 agent allows",
+                plans.len(),
+                self.connections
+            )));
+        }
+        let rate: f64 = plans.iter().filter_map(Plan::per_second).sum();
+        if rate > self.per_second {
+            return Err(Refused(format!(
+                "{rate:.0} connections/s, to {} targets together, are more than the {:.0}/s that --load-rate of this agent \
+                 allows",
+                plans.len(),
+                self.per_second
+            )));
+        }
+        Ok(())
+    }
+
     /// # Errors
     /// With the setting that would allow the plan.
     pub fn check(&self, plan: &Plan) -> Result<(), Refused> {
         let refused = |text: String| Err(Refused(text));
-        for target in &plan.targets {
-            if !self.targets.iter().any(|allowed| allowed.allow(*target)) {
-                let allowed: Vec<_> = self.targets.iter().map(|targets| targets.text.as_str()).collect();
-                let (prefix, address) = match target.ip() {
-                    IpAddr::V4(address) => (32, address.to_string()),
-                    IpAddr::V6(address) => (128, format!("[{address}]")),
-                };
-                return refused(format!(
-                    "load on {target} is not allowed here (allowed: {}): start the agent with --load-targets \
-                     {address}/{prefix}:{} or HOLDFAST_LOAD_TARGETS",
-                    if allowed.is_empty() {
-                        "nothing".into()
-                    } else {
-                        allowed.join(" ")
-                    },
-                    target.port()
-                ));
-            }
-        }
+        plan.targets
+            .iter()
+            .try_for_each(|target| self.check_target(*target))?;
         // Of a rate it is what may be open at once; more are an outcome of the run and not opened.
         let at_once = plan.at_once();
         if at_once > self.connections && !matches!(plan.arrivals, super::plan::Arrivals::Stages(_)) {
@@ -246,5 +283,15 @@ mod tests {
         );
         plan.arrivals = counted(100, 900);
         assert!(consent.check(&plan).expect_err("fast").0.contains("--load-rate"));
+        // Each alone would be allowed.
+        plan.arrivals = counted(40, 2_500);
+        let two = [plan.clone(), plan.clone()];
+        assert!(consent.check_all(&two).is_ok());
+        let three = [plan.clone(), plan.clone(), plan];
+        let many = consent.check_all(&three).expect_err("many").0;
+        assert!(
+            many.contains("120 connections at once, to 3 targets") && many.contains("--load-connections"),
+            "{many}"
+        );
     }
 }

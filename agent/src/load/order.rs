@@ -161,6 +161,7 @@ pub fn report(report: &Report) -> LoadReport {
         first_ns: report.first_ns.unwrap_or(0),
         end: end.map(Into::into),
         reason,
+        target: 0,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod find_max;
 mod http;
+mod mesh;
 mod received;
 mod run;
 mod serve;
@@ -24,6 +25,7 @@ enum Command {
     Tcp(Box<tcp::Args>),
     Http(Box<http::Args>),
     Udp(Box<udp::Args>),
+    Mesh(Box<mesh::Args>),
     Serve(serve::Args),
 }
 
@@ -32,6 +34,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         Command::Tcp(args) => tcp::run(*args).await,
         Command::Http(args) => http::run(*args).await,
         Command::Udp(args) => udp::run(*args).await,
+        Command::Mesh(args) => mesh::run(*args).await,
         Command::Serve(args) => serve::run(args).await,
     }
 }

@@ -4,6 +4,7 @@ mod compare;
 mod page;
 mod plot;
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -14,7 +15,7 @@ use serde::Deserialize;
 use super::Failure;
 use super::client::{Lines, Reach};
 use super::table::{Align, BAD, Cell, FAINT, GOOD, Table};
-use crate::runs::result::{Ends, Kernel, PartOf, Summary, Times, human};
+use crate::runs::result::{Ends, Kernel, Pair, PartOf, Summary, Times, human};
 use crate::runs::seconds::Seconds;
 
 /// List runs, the latest first.
@@ -391,6 +392,7 @@ fn body(summary: &Summary) -> String {
         text += "              request: from when it was due until its answer was complete; response: since it was sent\n";
     }
     text += "              connect: from when it was due; dial: from connect(); network: the handshake's round trip by TCP_INFO\n";
+    text += &matrix(&summary.pairs);
     if let Some(kernel) = &summary.kernel {
         text += &lines_of_kernel(kernel);
     } else {
@@ -444,6 +446,76 @@ fn line_of(name: &str, times: &Times) -> String {
         "  {name:11} {:>9} {min:>9} {avg:>9} {dev:>9} {p50:>9} {p99:>9} {p999:>9} {max:>9}\n",
         times.count
     )
+}
+
+/// Columns of a matrix for people; who has more nodes reads the page or the JSON.
+const MATRIX_COLUMNS: usize = 12;
+
+/// Who reached whom: p50 and p99 of the times to connect, and how many failed.
+fn matrix(pairs: &[Pair]) -> String {
+    let names: BTreeSet<&str> = pairs.iter().map(|pair| pair.from.as_str()).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    let cell = |from: &str, to: &str| {
+        let pair = pairs.iter().find(|pair| pair.from == from && pair.to == to);
+        pair.map_or_else(|| "-".to_owned(), in_short)
+    };
+    let mut text =
+        "pairs:        p50 / p99 from when due, and what failed of all; from the left to the right\n"
+            .to_owned();
+    if names.len() > MATRIX_COLUMNS {
+        let mut worst: Vec<&Pair> = pairs.iter().collect();
+        worst.sort_by_key(|pair| std::cmp::Reverse((pair.failed().0, pair.connect.p99_ns)));
+        for pair in worst.iter().take(MATRIX_COLUMNS) {
+            text += &format!("              {} -> {}: {}\n", pair.from, pair.to, in_short(pair));
+        }
+        return text
+            + &format!(
+                "              and {} pairs more: --json and --html have them\n",
+                pairs.len().saturating_sub(MATRIX_COLUMNS)
+            );
+    }
+    let mut rows = vec![
+        [""].into_iter()
+            .chain(names.iter().copied())
+            .map(str::to_owned)
+            .collect::<Vec<_>>(),
+    ];
+    for from in &names {
+        let cells = names.iter().map(|to| cell(from, to));
+        rows.push([(*from).to_owned()].into_iter().chain(cells).collect());
+    }
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<_> = (0..=names.len()).map(width).collect();
+    for row in &rows {
+        let cells: Vec<_> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        text += &format!("              {}\n", cells.join("  ").trim_end());
+    }
+    text
+}
+
+/// A pair in a few characters.
+fn in_short(pair: &Pair) -> String {
+    let (failed, all) = pair.failed();
+    let times = match pair.connect.count {
+        0 => "-".to_owned(),
+        _ => format!("{} / {}", human(pair.connect.p50_ns), human(pair.connect.p99_ns)),
+    };
+    match (failed, pair.is_over) {
+        (0, true) => times,
+        (0, false) => times + ", lost",
+        (failed, _) => format!("{times}, {failed} of {all} failed"),
+    }
 }
 
 /// What one agent did.

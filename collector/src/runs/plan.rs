@@ -27,8 +27,11 @@ pub struct Plan {
     /// Connections were closed with a FIN, not with a reset.
     pub finish: bool,
     pub sources: Vec<String>,
+    /// Of `load mesh` only: the label and the groups whose agents load each other; the load is that of each pair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<(String, Vec<String>)>,
     /// Of `load http` only.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<Http>,
     /// The target counted datagrams and sent none back.
     #[serde(default)]
@@ -121,6 +124,7 @@ impl Plan {
             payload_bytes: plan.udp.map_or(plan.payload_bytes, |udp| udp.bytes),
             rounds: plan.rounds,
             finish: plan.finish,
+            mesh: request.mesh.clone().map(|mesh| (mesh.label, mesh.groups)),
             sources: plan.sources.clone(),
             http,
             one_way: plan.udp.is_some_and(|udp| udp.one_way),
@@ -149,6 +153,13 @@ impl Plan {
             (ns, true) => format!("{} from when all are decided", human(ns)),
             (ns, false) => human(ns),
         };
+        if let Some((label, groups)) = &self.mesh {
+            add(
+                "mesh",
+                true,
+                format!("each of {label}={} to every other", groups.join(",")),
+            );
+        }
         add("hold", is_tcp, hold);
         let payload = format!(
             "{} bytes, {} times there and back",

@@ -283,6 +283,9 @@ pub struct Summary {
     /// What each agent did.
     #[serde(default)]
     pub parts: Vec<PartOf>,
+    /// What each agent of a mesh did to each other; empty in any other run.
+    #[serde(default)]
+    pub pairs: Vec<Pair>,
     /// The distributions by the names of the fields above; log buckets of microseconds, and how many are in each.
     #[serde(default)]
     pub buckets: BTreeMap<String, Vec<(u16, u64)>>,
@@ -308,6 +311,43 @@ pub struct PartOf {
     pub clock_error_ns: u64,
     /// Why it ended before its part was done; empty: it was done, or all were stopped.
     pub trouble: String,
+}
+
+/// What one agent of a mesh did to another.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Pair {
+    pub from: String,
+    pub to: String,
+    /// Where the other was reached.
+    pub address: String,
+    /// By name.
+    pub counts: BTreeMap<String, u64>,
+    /// From when an attempt was due until it was established, and the round trips of the handshakes: of log buckets, right to 1.6 %.
+    pub connect: Times,
+    pub network: Times,
+    /// False if it was lost in the middle.
+    pub is_over: bool,
+}
+
+impl Pair {
+    /// Attempts that were decided and not established, but for those that the end of the run cut off; and with those that were, all.
+    pub fn failed(&self) -> (u64, u64) {
+        let count = |name: &str| self.counts.get(name).copied().unwrap_or(0);
+        let failed = [
+            "refused",
+            "timed_out",
+            "reset",
+            "unreachable",
+            "local_files",
+            "local_ports",
+            "local_filter",
+            "failed",
+        ]
+        .map(count)
+        .iter()
+        .sum();
+        (failed, failed + count("established"))
+    }
 }
 
 /// What was expected, what was seen, and whether it holds.
@@ -447,9 +487,14 @@ impl Summary {
     }
 
     /// Whether the run shows what was expected, and why not. Where nothing was, that there were no errors and no losses. A
-    /// generator that was the limit proves nothing against the target, nor for it.
+    /// generator that was the limit proves nothing against the target, nor for it; but that the target said no, it does prove.
     pub fn verdict(&self) -> (Verdict, Vec<String>) {
         if !self.limits.is_empty() {
+            let mut reasons = self.bad(&ANSWERS);
+            if self.expectations.is_empty() && !reasons.is_empty() {
+                reasons.extend_from_slice(&self.limits);
+                return (Verdict::Violated, reasons);
+            }
             return (Verdict::Unknown, self.limits.clone());
         }
         let of = |wanted| {
@@ -478,33 +523,50 @@ impl Summary {
         if count("started") == 0 && count("request_abandoned") == count("requests") {
             return (Verdict::Unknown, vec!["no request was decided".into()]);
         }
-        let bad = ["refused", "timed_out", "reset", "unreachable", "failed"]
-            .into_iter()
-            .chain([
-                "closed_by_peer",
-                "reset_by_peer",
-                "lost_timed_out",
-                "lost_unreachable",
-                "lost_failed",
-                "unexpected_status",
-                "unexpected_body",
-                "request_timed_out",
-                "request_lost",
-                "malformed",
-                "unsent",
-                "insecure",
-            ]);
-        let reasons: Vec<String> = bad
-            .filter(|name| count(name) > 0)
-            .map(|name| format!("{name}: {}", count(name)))
-            .collect();
+        let mut reasons = self.bad(&ANSWERS);
+        reasons.extend(self.bad(&SILENCES));
         if reasons.is_empty() {
             (Verdict::Holds, reasons)
         } else {
             (Verdict::Violated, reasons)
         }
     }
+
+    /// Which of these there were, and how many.
+    fn bad(&self, names: &[&str]) -> Vec<String> {
+        let count = |name: &&str| self.counts.get(*name).copied().unwrap_or(0);
+        names
+            .iter()
+            .filter(|name| count(name) > 0)
+            .map(|name| format!("{name}: {}", count(name)))
+            .collect()
+    }
 }
+
+/// What the other end, or somebody on the way to it, answers that should not be. However late it was asked, that was its answer.
+const ANSWERS: [&str; 9] = [
+    "refused",
+    "reset",
+    "unreachable",
+    "closed_by_peer",
+    "reset_by_peer",
+    "unexpected_status",
+    "unexpected_body",
+    "malformed",
+    "insecure",
+];
+
+/// What may be a generator's own slowness too.
+const SILENCES: [&str; 8] = [
+    "timed_out",
+    "failed",
+    "lost_timed_out",
+    "lost_unreachable",
+    "lost_failed",
+    "request_timed_out",
+    "request_lost",
+    "unsent",
+];
 
 /// A time with three digits and its unit.
 pub fn human(ns: u64) -> String {
@@ -536,6 +598,16 @@ mod tests {
         let (verdict, reasons) = Summary::of(&outcome, &expected).verdict();
         assert_eq!(verdict, Verdict::Unknown);
         assert!(reasons[0].contains("1 attempts were not made"), "{reasons:?}");
+        // Nor does a time-out, but a refusal does.
+        outcome.counts.timed_out = 1;
+        assert_eq!(Summary::of(&outcome, &[]).verdict().0, Verdict::Unknown);
+        outcome.counts.refused = 2;
+        let (verdict, reasons) = Summary::of(&outcome, &[]).verdict();
+        assert_eq!(
+            (verdict, reasons[0].as_str(), reasons.len()),
+            (Verdict::Violated, "refused: 2", 2)
+        );
+        assert_eq!(Summary::of(&outcome, &expected).verdict().0, Verdict::Unknown);
     }
 
     #[test]

@@ -36,11 +36,28 @@ impl Generator {
     }
 
     fn start_with_rate(collector: &Collector, node: &str, connections: u64, per_second: f64) -> Self {
+        Self::start_as(
+            collector,
+            node,
+            "client",
+            "127.0.0.0/8",
+            (connections, per_second),
+        )
+    }
+
+    /// One of a role, which allows these targets, and so many connections at once and a second.
+    fn start_as(
+        collector: &Collector,
+        node: &str,
+        role: &str,
+        targets: &str,
+        (connections, per_second): (u64, f64),
+    ) -> Self {
         let counters = Arc::new(Counters::default());
         let spool =
             Spool::open(spool::Limits::default(), None, Arc::clone(&counters)).expect("no disk to fail");
         let consent = Consent {
-            targets: vec!["127.0.0.0/8".parse().expect("targets")],
+            targets: vec![targets.parse().expect("targets")],
             connections,
             per_second,
             caps: Caps {
@@ -53,7 +70,7 @@ impl Generator {
             identity: Identity {
                 agent_id: format!("agent-{node}"),
                 node: node.to_owned(),
-                labels: [("role".to_owned(), "client".to_owned())].into(),
+                labels: [("role".to_owned(), role.to_owned())].into(),
                 epoch: 1,
                 boot_id: "boot".to_owned(),
                 observed_netns: "all".to_owned(),
@@ -545,5 +562,99 @@ async fn the_highest_rate_is_searched_and_a_limit_of_the_agents_is_told_apart() 
     );
     assert!(report.contains("holds at no rate that was tried"), "{report}");
     generator.stop().await;
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_agent_of_a_mesh_reaches_every_other_and_every_pair_is_told() {
+    let collector = Collector::start(database().await).await;
+    let enough = (1_000, 1e6);
+    let generators = [
+        Generator::start_as(&collector, "web-1", "web", "127.0.0.0/8", enough),
+        Generator::start_as(&collector, "db-1", "db", "127.0.0.0/8", enough),
+        Generator::start_as(&collector, "db-2", "db", "127.0.0.0/8", enough),
+        Generator::start_as(&collector, "safe-1", "safe", "10.0.0.0/8", enough),
+    ];
+    agents(&collector, 4).await;
+    let mesh = async |groups: &str, more: &[&str]| {
+        let arguments = [
+            &["load", "mesh", "--groups", groups, "-y", "-c", "5", "-s", "10ms"],
+            more,
+        ]
+        .concat();
+        holdfast(&collector, &arguments).await
+    };
+
+    let output = mesh(
+        "web,db",
+        &["--expect", "established = 30", "--payload", "100", "--json"],
+    )
+    .await;
+    let row: serde_json::Value = serde_json::from_str(stdout(&output).lines().last().unwrap()).unwrap();
+    assert!(
+        matches!(code(&output), Some(0) | None),
+        "{row}{}",
+        stderr(&output)
+    );
+    let result: serde_json::Value = serde_json::from_str(row["result"].as_str().unwrap()).unwrap();
+    let mut pairs = Vec::new();
+    for pair in result["pairs"].as_array().unwrap() {
+        assert_eq!(
+            (&pair["counts"]["established"], &pair["connect"]["count"]),
+            (&5.into(), &5.into()),
+            "{pair}"
+        );
+        pairs.push(format!(
+            "{}-{}",
+            pair["from"].as_str().unwrap(),
+            pair["to"].as_str().unwrap()
+        ));
+        // Nobody is a target once the run is over.
+        let address = pair["address"].as_str().unwrap();
+        while tokio::net::TcpStream::connect(address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    pairs.sort();
+    assert_eq!(
+        pairs,
+        [
+            "db-1-db-2",
+            "db-1-web-1",
+            "db-2-db-1",
+            "db-2-web-1",
+            "web-1-db-1",
+            "web-1-db-2"
+        ]
+    );
+    assert_eq!(result["counts"]["bytes_received"], 3_000, "{result}");
+    let id = row["run_id"].as_str().unwrap();
+    let shown = stdout(&holdfast(&collector, &["run", "show", id]).await);
+    assert!(
+        shown.contains("pairs:") && shown.contains("mesh each of role=web,db to every other"),
+        "{shown}"
+    );
+    let page = stdout(&holdfast(&collector, &["run", "show", id, "--html", "-"]).await);
+    assert!(
+        page.contains("Who reached whom") && page.matches("--heat:").count() == 6,
+        "{page}"
+    );
+
+    // Whoever does not want to be loaded says so, and how it is allowed.
+    let output = mesh("web,safe", &[]).await;
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(
+        said.contains("safe-1: others would load this node") && said.contains("--load-targets 127.0.0.1/32"),
+        "{said}"
+    );
+    let output = mesh("web,cache", &[]).await;
+    assert_eq!(output.status.code(), Some(4));
+    assert!(stderr(&output).contains("role=cache"), "{}", stderr(&output));
+    let output = mesh("web", &[]).await;
+    assert!(stderr(&output).contains("from 2 to"), "{}", stderr(&output));
+    for generator in generators {
+        generator.stop().await;
+    }
     collector.stop().await.unwrap();
 }

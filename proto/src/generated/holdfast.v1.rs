@@ -86,7 +86,7 @@ pub struct ProbeReport {
 pub struct RunOrder {
     #[prost(string, tag = "1")]
     pub run_id: ::prost::alloc::string::String,
-    #[prost(oneof = "run_order::Order", tags = "2, 3, 4, 5")]
+    #[prost(oneof = "run_order::Order", tags = "2, 3, 4, 5, 6")]
     pub order: ::core::option::Option<run_order::Order>,
 }
 /// Nested message and enum types in `RunOrder`.
@@ -102,7 +102,16 @@ pub mod run_order {
         Beat(super::RunBeat),
         #[prost(message, tag = "5")]
         Stop(super::RunStop),
+        /// Before `prepare`, in a mesh: be a target of the others until the run ends. Answered with `RunServing` or `RunRefusal`.
+        #[prost(message, tag = "6")]
+        Serve(super::RunServe),
     }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RunServe {
+    /// One of the agent's own addresses and a port; zero: any that is free.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunStart {
@@ -120,7 +129,7 @@ pub struct RunStop {}
 pub struct RunEvent {
     #[prost(string, tag = "1")]
     pub run_id: ::prost::alloc::string::String,
-    #[prost(oneof = "run_event::Event", tags = "2, 3, 4")]
+    #[prost(oneof = "run_event::Event", tags = "2, 3, 4, 5")]
     pub event: ::core::option::Option<run_event::Event>,
 }
 /// Nested message and enum types in `RunEvent`.
@@ -133,7 +142,15 @@ pub mod run_event {
         Refusal(super::RunRefusal),
         #[prost(message, tag = "4")]
         Report(super::LoadReport),
+        #[prost(message, tag = "5")]
+        Serving(super::RunServing),
     }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RunServing {
+    /// Address and port at which connections are taken, and what comes is sent back.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunReady {
@@ -190,6 +207,9 @@ pub struct LoadPlan {
     /// Then attempts are datagrams; there are neither connections nor requests.
     #[prost(message, optional, tag = "15")]
     pub udp: ::core::option::Option<LoadUdp>,
+    /// All of the attempts are made to each target, not to one after the other, and each target is reported on its own.
+    #[prost(bool, tag = "16")]
+    pub apart: bool,
     #[prost(oneof = "load_plan::Arrivals", tags = "2, 3, 4")]
     pub arrivals: ::core::option::Option<load_plan::Arrivals>,
 }
@@ -361,6 +381,9 @@ pub struct LoadReport {
     /// How much longer or shorter a datagram took than the one before.
     #[prost(bytes = "bytes", tag = "19")]
     pub jitter: ::prost::bytes::Bytes,
+    /// Which of the plan's targets this is of, if they are apart; the first is zero.
+    #[prost(uint32, tag = "20")]
+    pub target: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LoadCounts {
@@ -1420,6 +1443,20 @@ pub struct LoadRequest {
     /// The targets as they were written.
     #[prost(string, repeated, tag = "7")]
     pub targets: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Then the targets are the agents themselves, each for every other; `plan.targets` is empty and `agents` zero.
+    #[prost(message, optional, tag = "8")]
+    pub mesh: ::core::option::Option<LoadMesh>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoadMesh {
+    /// Those whose label of this name has one of these values.
+    #[prost(string, tag = "1")]
+    pub label: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub groups: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Where each takes connections; zero: where there is a free one.
+    #[prost(uint32, tag = "3")]
+    pub port: u32,
 }
 /// What a run tells the one who began it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -36,19 +36,25 @@ pub(super) struct Args {
     url: Url,
 
     /// Requests to send, one after another
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 100, conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
+    #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..), default_value_t = 100, conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
     requests: u64,
 
     /// Pause between two of them
-    #[arg(short, long, value_name = "TIME", default_value = "10ms", conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
+    #[arg(short, long, value_name = "TIME", allow_hyphen_values = true, default_value = "10ms", conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
     sleep: Span,
 
     /// Most connections at once, of all agents; with --concurrency as many as that needs
-    #[arg(short, long, value_name = "N", default_value_t = 100)]
+    #[arg(short, long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..), default_value_t = 100)]
     connections: u64,
 
     /// How long a connection, a request's wait for one, or an answer may take
-    #[arg(short, long, value_name = "TIME", default_value = "5s")]
+    #[arg(
+        short,
+        long,
+        value_name = "TIME",
+        allow_hyphen_values = true,
+        default_value = "5s"
+    )]
     timeout: Span,
 
     /// The method
@@ -80,7 +86,7 @@ pub(super) struct Args {
     http2: bool,
 
     /// Requests at once on a connection
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "http2")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u32).range(1..), default_value_t = 1, requires = "http2")]
     streams: u32,
 
     /// Trust the certificate authorities of this file (PEM) instead of those of the agents' machines
@@ -249,6 +255,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             pause_ns: nanoseconds(args.sleep)?,
         },
         of_what: "requests",
+        mesh: None,
     };
     make(&args.asked, &load).await
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::anyhow;
 use holdfast_proto::v1::query_client::QueryClient;
 use holdfast_proto::v1::{
-    LoadCount, LoadCounts, LoadLoop, LoadMessage, LoadPlan, LoadRequest, LoadStage, LoadStages, RunProgress,
-    RunStop, load_message, load_plan, run_update,
+    LoadCount, LoadCounts, LoadLoop, LoadMesh, LoadMessage, LoadPlan, LoadRequest, LoadStage, LoadStages,
+    RunProgress, RunStop, load_message, load_plan, run_update,
 };
 use tokio::signal::ctrl_c;
 use tokio::sync::mpsc;
@@ -30,7 +30,7 @@ use crate::runs::result::{decode, human};
 #[derive(Debug, clap::Args)]
 pub(super) struct Asked {
     /// So many a second instead, such as 500/s
-    #[arg(long, value_name = "N/s", conflicts_with_all = ["stages", "concurrency"])]
+    #[arg(long, value_name = "N/s", allow_hyphen_values = true, conflicts_with_all = ["stages", "concurrency"])]
     rate: Option<Rate>,
 
     /// Find the highest rate at which this holds and fewer than 0.1% fail (unless --expect says of errors otherwise): run after
@@ -43,15 +43,26 @@ pub(super) struct Asked {
     stages: Option<Stages>,
 
     /// So many at once instead, the next as soon as one is done
-    #[arg(long, value_name = "N", requires = "duration")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..), requires = "duration")]
     concurrency: Option<u64>,
 
     /// How long --rate, --concurrency, or a run of --find-max lasts
-    #[arg(long = "for", id = "duration", value_name = "TIME")]
+    #[arg(
+        long = "for",
+        id = "duration",
+        value_name = "TIME",
+        allow_hyphen_values = true
+    )]
     duration: Option<Span>,
 
     /// How often there is a line, or what a terminal shows is drawn again
-    #[arg(short, long, value_name = "TIME", default_value = "1s")]
+    #[arg(
+        short,
+        long,
+        value_name = "TIME",
+        allow_hyphen_values = true,
+        default_value = "1s"
+    )]
     interval: Span,
 
     /// A local address of the agents to connect from; several are taken in turn
@@ -67,7 +78,7 @@ pub(super) struct Asked {
     from: Vec<(String, String)>,
 
     /// So many agents of those [default: one; with --node or --from: all of them]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u32).range(1..))]
     agents: Option<u32>,
 
     /// What the run must show; may be given several times
@@ -97,6 +108,8 @@ pub(super) struct Load {
     pub(super) count: LoadCount,
     /// What is counted: connections, or requests.
     pub(super) of_what: &'static str,
+    /// Then the targets are the agents themselves.
+    pub(super) mesh: Option<LoadMesh>,
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -174,7 +187,12 @@ impl Asked {
                 self.interval.0
             )));
         }
-        let is_choice = !self.node.is_empty() || !self.from.is_empty();
+        if load.mesh.is_some() && self.agents.is_some() {
+            return Err(Failure::Usage(anyhow!(
+                "a mesh is of all agents of its groups; --from and --node take some of them"
+            )));
+        }
+        let is_choice = !self.node.is_empty() || !self.from.is_empty() || load.mesh.is_some();
         Ok(LoadRequest {
             plan: Some(LoadPlan {
                 arrivals: Some(self.arrivals(load.count)?),
@@ -187,6 +205,7 @@ impl Asked {
             interval_ns: nanoseconds(self.interval)?,
             expect: self.expect.clone(),
             targets: load.targets.clone(),
+            mesh: load.mesh.clone(),
         })
     }
 
@@ -231,6 +250,16 @@ fn confirm(question: &str) -> Result<(), Failure> {
 
 /// Makes the load that is asked for, once somebody has agreed.
 pub(super) async fn make(asked: &Asked, load: &Load) -> Result<(), Failure> {
+    if load.plan.timeout_ns == 0 {
+        return Err(Failure::Usage(anyhow!(
+            "nothing can be done within a timeout of 0: write it like 500ms"
+        )));
+    }
+    if asked.duration.is_some_and(|Span(duration)| duration.is_zero()) {
+        return Err(Failure::Usage(anyhow!(
+            "--for 0 is no time to make load in: write it like 30s"
+        )));
+    }
     let request = asked.request(load)?;
     let what = format!("load on {}: {}", load.named.join(", "), asked.describe(load));
     if asked.yes {

@@ -30,11 +30,11 @@ pub(super) struct Args {
     listen: SocketAddr,
 
     /// Accept so many connections, and no more: the others wait in the kernel's queue [default: all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
     accept: Option<u64>,
 
     /// Close each connection after this time [default: when the peer does]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     lifetime: Option<Span>,
 
     /// Take datagrams instead: send back those that want to be, count those that do not, and tell who asks
@@ -42,7 +42,13 @@ pub(super) struct Args {
     udp: bool,
 
     /// How often there is a line
-    #[arg(short, long, value_name = "TIME", default_value = "1s")]
+    #[arg(
+        short,
+        long,
+        value_name = "TIME",
+        allow_hyphen_values = true,
+        default_value = "1s"
+    )]
     interval: Span,
 }
 

@@ -7,6 +7,9 @@ use holdfast_proto::v1::LoadStage;
 
 use crate::config::Span;
 
+/// More than any machine makes; agents refuse more (`holdfast_agent::load::plan`).
+const MOST_PER_SECOND: f64 = 1e7;
+
 /// Connections a second: `500/s`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Rate(pub(super) f64);
@@ -15,12 +18,18 @@ impl FromStr for Rate {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        text.trim()
+        let rate = text
+            .trim()
             .strip_suffix("/s")
             .and_then(|number| number.trim().parse::<f64>().ok())
             .filter(|rate| rate.is_finite() && *rate > 0.0)
-            .map(Self)
-            .ok_or_else(|| format!("`{text}` is no rate; write it like 500/s"))
+            .ok_or_else(|| format!("`{text}` is no rate; write it like 500/s"))?;
+        if rate > MOST_PER_SECOND {
+            return Err(format!(
+                "`{text}` is more than {MOST_PER_SECOND:.0}/s, the highest rate"
+            ));
+        }
+        Ok(Self(rate))
     }
 }
 
@@ -87,6 +96,20 @@ fn stage(text: &str, reached: Option<f64>) -> Option<LoadStage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rate_is_positive_and_no_more_than_a_machine_could_make() {
+        assert_eq!("0.5/s".parse(), Ok(Rate(0.5)));
+        for wrong in ["500", "0/s", "-3/s", "inf/s", "NaN/s", "/s"] {
+            assert!(wrong.parse::<Rate>().unwrap_err().contains("500/s"), "{wrong}");
+        }
+        assert!(
+            "1e99/s"
+                .parse::<Rate>()
+                .unwrap_err()
+                .contains("more than 10000000/s")
+        );
+    }
 
     #[test]
     fn stages_follow_one_another() {

@@ -33,19 +33,25 @@ pub(super) struct Args {
     targets: Vec<String>,
 
     /// Connections to open, one after another
-    #[arg(short, long, value_name = "N", default_value_t = 100, conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
+    #[arg(short, long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..), default_value_t = 100, conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
     connections: u64,
 
     /// Pause between two of them
-    #[arg(short, long, value_name = "TIME", default_value = "10ms", conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
+    #[arg(short, long, value_name = "TIME", allow_hyphen_values = true, default_value = "10ms", conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
     sleep: Span,
 
     /// How long connections are kept open [default: until all are decided; with a rate or concurrency: not at all]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     hold: Option<Span>,
 
     /// How long a handshake, or an answer, may take
-    #[arg(short = 't', long, value_name = "TIME", default_value = "5s")]
+    #[arg(
+        short = 't',
+        long,
+        value_name = "TIME",
+        allow_hyphen_values = true,
+        default_value = "5s"
+    )]
     dial_timeout: Span,
 
     /// Send so many bytes on each connection, and expect them back
@@ -53,7 +59,7 @@ pub(super) struct Args {
     payload: u32,
 
     /// How often the payload goes there and back
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "payload")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..), default_value_t = 1, requires = "payload")]
     rounds: u64,
 
     /// How connections are closed: at once and without a trace, or as programs do, which keeps a port taken for a minute
@@ -108,6 +114,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             pause_ns: nanoseconds(args.sleep)?,
         },
         of_what: "connections",
+        mesh: None,
     };
     make(&args.asked, &load).await
 }

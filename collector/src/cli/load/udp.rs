@@ -30,11 +30,11 @@ pub(super) struct Args {
     targets: Vec<String>,
 
     /// Datagrams to send, one after another
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 100, conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
+    #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..), default_value_t = 100, conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
     number: u64,
 
     /// Pause between two of them
-    #[arg(short, long, value_name = "TIME", default_value = "10ms", conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
+    #[arg(short, long, value_name = "TIME", allow_hyphen_values = true, default_value = "10ms", conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
     sleep: Span,
 
     /// Length of each, without the heads of UDP and IP
@@ -42,7 +42,13 @@ pub(super) struct Args {
     bytes: u32,
 
     /// One that is not back after this time is lost
-    #[arg(short, long, value_name = "TIME", default_value = "1s")]
+    #[arg(
+        short,
+        long,
+        value_name = "TIME",
+        allow_hyphen_values = true,
+        default_value = "1s"
+    )]
     timeout: Span,
 
     /// The target counts, and sends nothing back
@@ -83,6 +89,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             pause_ns: nanoseconds(args.sleep)?,
         },
         of_what: "datagrams",
+        mesh: None,
     };
     make(&args.asked, &load).await
 }

@@ -1,6 +1,6 @@
 //! A run as one page of HTML that needs nothing else: no network, no script, pictures inside. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use super::plot::{
@@ -88,6 +88,7 @@ pub(super) fn page(row: &Row, summary: &Summary, seconds: &Seconds) -> String {
         run.tiles(),
         run.expectations(),
         run.plan(),
+        run.mesh(),
         run.times(),
         run.over_time(),
         run.outcomes(),
@@ -371,6 +372,73 @@ impl Run<'_> {
             table("text", &[], &rows)
         });
         section("The plan", &content)
+    }
+
+    /// Who reached whom: a heat map of p99, with the failures.
+    fn mesh(&self) -> String {
+        let pairs = &self.summary.pairs;
+        let names: BTreeSet<&str> = pairs.iter().map(|pair| pair.from.as_str()).collect();
+        if names.is_empty() {
+            return String::new();
+        }
+        let logs = || {
+            let times = pairs.iter().filter(|pair| pair.connect.count > 0);
+            times.map(|pair| (pair.connect.p99_ns.max(1) as f64).ln())
+        };
+        let (low, high) = (logs().fold(f64::MAX, f64::min), logs().fold(f64::MIN, f64::max));
+        let cell = |from: &str, to: &str| {
+            let Some(pair) = pairs.iter().find(|pair| pair.from == from && pair.to == to) else {
+                return "<td class=\"none\"></td>".to_owned();
+            };
+            let (failed, all) = pair.failed();
+            // Less than a factor of two between the best and the worst is no heat.
+            let heat = if pair.connect.count > 0 {
+                ((pair.connect.p99_ns.max(1) as f64).ln() - low) / (high - low).max(2f64.ln())
+            } else {
+                0.0
+            };
+            let class = if failed > 0 || !pair.is_over { "failed" } else { "" };
+            let times = match pair.connect.count {
+                0 => "no connection".to_owned(),
+                _ => format!(
+                    "{}<br/><small>p50 {}</small>",
+                    time(pair.connect.p99_ns),
+                    time(pair.connect.p50_ns)
+                ),
+            };
+            let mut words = String::new();
+            if failed > 0 {
+                words = format!("<br/><b>{} of {} failed</b>", number(failed), number(all));
+            }
+            if !pair.is_over {
+                words += "<br/><b>lost in the middle</b>";
+            }
+            format!(
+                "<td class=\"{class}\" style=\"--heat:{:.0}%\" title=\"{} to {} at {}\">{times}{words}</td>",
+                heat.clamp(0.0, 1.0) * 60.0,
+                Escaped(&pair.from),
+                Escaped(&pair.to),
+                Escaped(&pair.address)
+            )
+        };
+        let mut text =
+            "<div class=\"scroll\"><table class=\"heat\">\n<thead><tr><th>from, to</th>".to_owned();
+        for name in &names {
+            let _ = write!(text, "<th>{}</th>", Escaped(name));
+        }
+        text += "</tr></thead>\n<tbody>\n";
+        for from in &names {
+            let _ = write!(text, "<tr><th>{}</th>", Escaped(from));
+            for to in &names {
+                text += &cell(from, to);
+            }
+            text += "</tr>\n";
+        }
+        text += "</tbody></table></div>\n";
+        text += &note(
+            "p99 of the time to connect, from when attempts were due, of log buckets; the darker, the longer. A frame is around pairs of which attempts failed.",
+        );
+        section("Who reached whom", &text)
     }
 
     /// A distribution by the time in nanoseconds that stands for each bucket.
@@ -1075,7 +1143,7 @@ const STYLE: &str = include_str!("page.css");
 mod tests {
     use super::*;
     use crate::runs::expect::Verdict;
-    use crate::runs::result::Judged;
+    use crate::runs::result::{Judged, Pair};
     use crate::store::buckets::bucket;
 
     /// Every tag has its end, every attribute its quotes, and every entity is one.
@@ -1177,6 +1245,16 @@ mod tests {
                 trouble: HOSTILE.into(),
                 ..PartOf::default()
             }],
+            pairs: [("a", "b"), ("b", "a")]
+                .map(|(from, to)| Pair {
+                    from: from.into(),
+                    to: to.into(),
+                    address: HOSTILE.into(),
+                    counts: [("refused".to_owned(), 9_701), ("established".to_owned(), 1)].into(),
+                    connect: times(9_800),
+                    ..Pair::default()
+                })
+                .to_vec(),
             expectations: vec![Judged {
                 expected: "connect.p99 < 1ms".into(),
                 seen: HOSTILE.into(),
@@ -1230,7 +1308,16 @@ mod tests {
                 times.max_ns,
             ]);
         }
-        numbers.extend([summary.elapsed_ns, summary.most_open, 9_501, 9_502]);
+        numbers.extend([
+            summary.elapsed_ns,
+            summary.most_open,
+            9_501,
+            9_502,
+            9_701,
+            9_702,
+            9_804,
+            9_806,
+        ]);
         numbers.extend((9_601..=9_610).map(|number| match number {
             // These are shown as times.
             9_605 | 9_606 => number * 1_000,
@@ -1240,8 +1327,8 @@ mod tests {
             assert!(page.contains(&format!("<data value=\"{number}\">")), "{number}");
         }
         assert!(!page.contains("<script") && !page.contains("http://") && !page.contains("https://"));
-        // Target, reason, agent, its end, evidence, and what was seen.
-        assert_eq!(page.matches("&lt;script&gt;").count(), 6, "{page}");
+        // Target, reason, agent, its end, evidence, what was seen, and two addresses.
+        assert_eq!(page.matches("&lt;script&gt;").count(), 8, "{page}");
         assert!(page.contains("1.6 %") && page.contains("Exit code 1"));
     }
 

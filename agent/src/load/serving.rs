@@ -1,0 +1,158 @@
+//! This node as a target of others: takes connections of a run and sends back what comes, on a thread of its own, for as long as
+//! the run is wanted.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::{Semaphore, oneshot},
+    time::sleep,
+};
+
+use super::worker::monotonic_ns;
+
+/// A run may take so long to begin, and may not be heard of for so long while it lasts, in nanoseconds.
+const UNTIL_BEGUN_NS: u64 = 30_000_000_000;
+const SILENCE_NS: u64 = 2_000_000_000;
+
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Connections are taken until this is dropped.
+#[derive(Debug)]
+pub struct Serving {
+    pub run_id: String,
+    pub address: SocketAddr,
+    /// Until when it is wanted, by the monotonic clock.
+    until_ns: Arc<AtomicU64>,
+    _end: oneshot::Sender<()>,
+}
+
+impl Serving {
+    /// Takes connections at `wanted`, at most so many at once; the others wait in the kernel's queue.
+    ///
+    /// # Errors
+    /// If it cannot; says what to do.
+    pub fn begin(run_id: &str, wanted: SocketAddr, connections: u64) -> Result<Self, String> {
+        let cannot = |error: std::io::Error| {
+            format!(
+                "cannot take connections at {wanted}: {error}; the address has to be one of this node and the port free, see \
+                 holdfast load mesh --port"
+            )
+        };
+        let listener = TcpListener::bind(wanted).map_err(cannot)?;
+        listener.set_nonblocking(true).map_err(cannot)?;
+        let address = listener.local_addr().map_err(cannot)?;
+        let until_ns = Arc::new(AtomicU64::new(monotonic_ns() + UNTIL_BEGUN_NS));
+        let (end, ended) = oneshot::channel();
+        let until = Arc::clone(&until_ns);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(cannot)?;
+        let most = usize::try_from(connections)
+            .unwrap_or(usize::MAX)
+            .min(Semaphore::MAX_PERMITS);
+        thread::Builder::new()
+            .name("load-serve".into())
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        _ = ended => {}
+                        () = unwanted(&until) => {}
+                        () = take(listener, most) => {}
+                    }
+                });
+            })
+            .map_err(cannot)?;
+        Ok(Self {
+            run_id: run_id.to_owned(),
+            address,
+            until_ns,
+            _end: end,
+        })
+    }
+
+    /// The run is still wanted.
+    pub fn is_wanted(&self) {
+        self.until_ns
+            .store(monotonic_ns() + SILENCE_NS, Ordering::Relaxed);
+    }
+}
+
+async fn unwanted(until_ns: &AtomicU64) {
+    while monotonic_ns() < until_ns.load(Ordering::Relaxed) {
+        sleep(LOOK).await;
+    }
+}
+
+async fn take(listener: TcpListener, most: usize) {
+    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
+        return;
+    };
+    let room = Arc::new(Semaphore::new(most));
+    loop {
+        // It is never closed.
+        let Ok(place) = Arc::clone(&room).acquire_owned().await else {
+            return;
+        };
+        // One that was reset in the queue, or for which there is no file: the next one may do.
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                tokio::spawn(async move {
+                    echo(stream).await;
+                    drop(place);
+                });
+            }
+            Err(_) => sleep(Duration::from_millis(1)).await,
+        }
+    }
+}
+
+/// Sends back what comes until the peer closes.
+async fn echo(mut stream: TcpStream) {
+    let mut buffer = vec![0; 4096];
+    while let Ok(bytes @ 1..) = stream.read(&mut buffer).await {
+        if stream.write_all(&buffer[..bytes]).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn what_comes_is_sent_back_until_the_run_ends() {
+        let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+        let serving = Serving::begin("19ac", any, 2).expect("a free port");
+        let address = serving.address;
+        let mut stream = TcpStream::connect(address).expect("taken");
+        let mut echoed = [0; 5];
+        stream.write_all(b"hello").expect("sent");
+        stream.read_exact(&mut echoed).expect("sent back");
+        assert_eq!(&echoed, b"hello");
+        // Nobody else can have it.
+        let taken = Serving::begin("19ad", address, 2).expect_err("taken");
+        assert!(taken.contains("--port"), "{taken}");
+        drop(serving);
+        // The connection ends with it, and so does the port.
+        assert_eq!(stream.read(&mut echoed).unwrap_or(0), 0);
+        while TcpStream::connect(address).is_ok() {
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! `holdfast load mesh`.
+
+use anyhow::anyhow;
+use holdfast_proto::v1::{LoadCount, LoadMesh, LoadPlan};
+
+use super::run::{Asked, Load, make, nanoseconds};
+use crate::cli::Failure;
+use crate::config::Span;
+
+/// Open TCP connections from each agent of some groups to every other, and show who reaches whom, and how fast.
+///
+/// Each agent takes connections for as long as the run lasts, at the address from which it reaches the collector, and makes the same
+/// load to every other: a number, a rate or a concurrency is that of each pair. Agents only load, and only let others load
+/// them, where their own configuration allows it (holdfast-agent run --load-targets): each has to allow its own address too.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  holdfast load mesh --groups web,db                    10 connections of each pair of agents with role=web or role=db
+  holdfast load mesh --groups a,b,c --by zone --rate 20/s --for 1m --expect 'connect.p99 < 5ms'
+  holdfast load mesh --groups web --port 7444           where firewalls let only one port through
+
+What can be expected is what load tcp knows, of all pairs together; the pairs are in the result (pairs, with --json).
+
+Exit codes: 0 it holds (nothing expected: no errors and no losses of any pair), 1 it does not, 2 a wrong call, 3 unknown: the
+agents were the limit, or there is no data, 4 it could not be done.")]
+pub(super) struct Args {
+    /// Groups: values of the label, separated by commas
+    #[arg(long, value_name = "NAME,...", required = true, value_delimiter = ',')]
+    groups: Vec<String>,
+
+    /// The label that has the group of a node
+    #[arg(long, value_name = "LABEL", default_value = "role")]
+    by: String,
+
+    /// Where each agent takes connections [default: where there is a free port]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+
+    /// Connections of each pair, one after another
+    #[arg(short, long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..), default_value_t = 10, conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
+    connections: u64,
+
+    /// Pause between two of them
+    #[arg(short, long, value_name = "TIME", allow_hyphen_values = true, default_value = "100ms", conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
+    sleep: Span,
+
+    /// How long connections are kept open [default: until all are decided; with a rate or concurrency: not at all]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    hold: Option<Span>,
+
+    /// How long a handshake, or an answer, may take
+    #[arg(
+        short = 't',
+        long,
+        value_name = "TIME",
+        allow_hyphen_values = true,
+        default_value = "5s"
+    )]
+    dial_timeout: Span,
+
+    /// Send so many bytes on each connection, and expect them back
+    #[arg(long, value_name = "BYTES", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    payload: u32,
+
+    /// How often the payload goes there and back
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..), default_value_t = 1, requires = "payload")]
+    rounds: u64,
+
+    #[command(flatten)]
+    asked: Asked,
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    if args.groups.iter().any(String::is_empty) {
+        return Err(Failure::Usage(anyhow!(
+            "a group without a name; write --groups web,db"
+        )));
+    }
+    let what = format!("each of {}={} to every other", args.by, args.groups.join(","));
+    let load = Load {
+        plan: LoadPlan {
+            hold_ns: args.hold.map_or(Ok(0), nanoseconds)?,
+            timeout_ns: nanoseconds(args.dial_timeout)?,
+            payload_bytes: args.payload,
+            rounds: args.rounds,
+            ..LoadPlan::default()
+        },
+        targets: vec![format!("mesh of {}={}", args.by, args.groups.join(","))],
+        named: vec![what],
+        count: LoadCount {
+            connections: args.connections,
+            pause_ns: nanoseconds(args.sleep)?,
+        },
+        of_what: "connections of each pair",
+        mesh: Some(LoadMesh {
+            label: args.by,
+            groups: args.groups,
+            port: args.port.unwrap_or(0).into(),
+        }),
+    };
+    make(&args.asked, &load).await
+}
