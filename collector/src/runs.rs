@@ -967,7 +967,8 @@ impl Run<'_> {
                 .collect();
         }
         summary.cpu_ns = self.parts.values().map(|part| part.cpu_ns).sum();
-        summary.most_open = self.most_open;
+        // Reports come one after another; what is open at the end is open at once.
+        summary.most_open = self.most_open.max(self.open_at_end);
         summary.open_at_end = self.open_at_end;
         summary.limits.splice(0..0, self.trouble.iter().cloned());
         summary.kernel = kernel;

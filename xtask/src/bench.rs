@@ -13,6 +13,7 @@ mod load;
 mod load_http;
 mod million;
 pub(crate) mod mix;
+mod path;
 mod probes;
 mod query;
 mod recording;
@@ -91,6 +92,9 @@ enum Benchmark {
     /// The load engine by itself: connections opened and closed as fast as two threads can, 19,000 held to one target, and how
     /// late attempts are at 1,000/s and 10,000/s; then HTTP/1.1 beside wrk, ab, hey, h2load and oha
     Load,
+    /// Whether the connect times that the load engine reports are the kernel's, over a path of 2 ms, with 64 and with 3,000 in
+    /// flight
+    Path,
     /// A million connections held for five minutes while an agent runs: losses, memory, and whether what the agent could not
     /// follow is counted to the connection. Once, without rounds. Exit code 1 if not
     Million,
@@ -158,6 +162,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Benchmark::Load => load::churn(arguments.rounds)?,
         Benchmark::Footprint => footprint::compare(arguments.rounds)?,
         Benchmark::Syscalls => syscalls::compare(arguments.rounds)?,
+        Benchmark::Path => path::compare(arguments.rounds)?,
         Benchmark::Assertions => return assertions::run(arguments.seconds, arguments.json),
         Benchmark::Start => return start::run(arguments.rounds, arguments.json),
         Benchmark::Million => return million::run(arguments.json),
@@ -172,6 +177,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             say(arguments, &syscalls::verdict(&calls));
         }
         Benchmark::Syscalls => say(arguments, &syscalls::verdict(&comparison)),
+        Benchmark::Path => say(arguments, &path::verdict(&comparison)),
         Benchmark::Query => query::judge(&comparison)?,
         Benchmark::Footprint => footprint::judge(&comparison)?,
         Benchmark::Load => {

@@ -48,28 +48,28 @@ pub(super) struct Engine {
 
 impl Engine {
     pub(super) fn build() -> anyhow::Result<Self> {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo
-            .args([
-                "build",
-                "--release",
-                "--package",
-                "holdfast-agent",
-                "--example",
-                "engine",
-            ])
-            .current_dir(workspace::root());
-        progress::run("building the load engine", &mut cargo)?;
+        build_example("engine")?;
         netns::remove_leftovers()?;
         Ok(Self {
             program: workspace::target_dir()?.join("release/examples/engine"),
         })
     }
 
+    /// Another program of the agent's examples.
+    pub(super) fn build_neighbour(&self, example: &str) -> anyhow::Result<PathBuf> {
+        build_example(example)?;
+        Ok(self.program.with_file_name(example))
+    }
+
     /// Makes load in a namespace, and gives what was counted. Nothing may have failed.
     pub(super) fn make(&self, netns: &Netns, arguments: &[&str]) -> anyhow::Result<Value> {
+        self.make_to(netns, TARGET, arguments)
+    }
+
+    /// Likewise, to another target.
+    pub(super) fn make_to(&self, netns: &Netns, target: &str, arguments: &[&str]) -> anyhow::Result<Value> {
         let mut command = netns.command(&self.program);
-        let output = command.args(["tcp", TARGET]).args(arguments).output()?;
+        let output = command.args(["tcp", target]).args(arguments).output()?;
         ensure!(
             output.status.success(),
             "the load engine failed: {}",
@@ -100,16 +100,24 @@ impl Engine {
         address: &str,
         arguments: &[&str],
     ) -> anyhow::Result<Target> {
-        let mut command = netns.command(&self.program);
-        command.args([what, address]).args(arguments);
-        let mut child = command.stdout(Stdio::piped()).spawn()?;
-        let output = child.stdout.take().context("the target has no output")?;
-        let target = Target(child);
-        let mut line = String::new();
-        BufReader::new(output).read_line(&mut line)?;
-        ensure!(line.trim() == "ready", "the target does not come up");
-        Ok(target)
+        Target::start(netns, &self.program, &[&[what, address], arguments].concat())
     }
+}
+
+/// Builds one of the agent's examples with optimisation.
+fn build_example(name: &str) -> anyhow::Result<()> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "holdfast-agent",
+            "--example",
+            name,
+        ])
+        .current_dir(workspace::root());
+    progress::run(&format!("building {name}"), &mut cargo)
 }
 
 impl Engine {
@@ -133,6 +141,20 @@ impl Engine {
 
 /// Ended when this goes out of scope. `ip netns exec` becomes the program, so its process is the target's.
 pub(super) struct Target(Child);
+
+impl Target {
+    /// Starts a program in a namespace that says `ready`, and waits until it does.
+    pub(super) fn start(netns: &Netns, program: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut command = netns.command(program);
+        let mut child = command.args(arguments).stdout(Stdio::piped()).spawn()?;
+        let output = child.stdout.take().context("the target has no output")?;
+        let target = Self(child);
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line)?;
+        ensure!(line.trim() == "ready", "{} does not come up", program.display());
+        Ok(target)
+    }
+}
 
 impl Drop for Target {
     fn drop(&mut self) {

@@ -658,8 +658,11 @@ impl Run<'_> {
     fn rate_over_time(&self) -> String {
         let [made, good] = self.main_counts();
         let planned = self.summary.plan.as_ref().map(planned_rate).unwrap_or_default();
+        // In a mesh it is that of each pair.
+        let times = self.summary.pairs.len().max(1) as f64;
+        let planned = planned.into_iter().map(|(at_s, rate)| Some((at_s, rate * times)));
         let lines = [
-            ("plan", "planned", planned.into_iter().map(Some).collect()),
+            ("plan", "planned", planned.collect()),
             (
                 "c1",
                 if made == "started" { "begun" } else { "requests" },
