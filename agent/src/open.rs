@@ -169,15 +169,17 @@ impl Eyes {
             if !wanted.is_empty() && !wanted.contains(&netns) {
                 continue;
             }
-            let surveyed = self
-                .probes()
-                .survey(Some(&path), &mut |report| match report.state {
+            // The lock is not held while sockets are read: a change of settings does not wait for a million of them.
+            let surveyor = self.probes().surveyor();
+            let surveyed = surveyor.and_then(|surveyor| {
+                surveyor.survey(Some(&path), &mut |report| match report.state {
                     state::LISTEN if look.listeners.len() < ROWS => look.listeners.push(*report),
                     // Those that wait are in the look already, if they have waited long enough.
                     state::LISTEN | state::SYN_SENT | state::SYN_RECV => {}
                     _ if self.shows(&report.record) => open.add(&report.record),
                     _ => {}
-                });
+                })
+            });
             if let Err(error) = surveyed {
                 tracing::debug!(netns, "its sockets stay unseen: {:#}", anyhow::Error::new(error));
             }

@@ -30,7 +30,7 @@ use crate::{
     connects, kernel,
     owners::Owner,
     ring_buffer::RingBuffer,
-    survey::{self, SurveyError},
+    survey::{SurveyError, Surveyor},
     syscalls::{Mode, kernel as syscalls},
     table::Table,
 };
@@ -477,13 +477,21 @@ impl Probes {
         path: Option<&Path>,
         each: &mut (dyn FnMut(&SocketReport) + Send),
     ) -> Result<(), SurveyError> {
+        self.surveyor()?.survey(path, each)
+    }
+
+    /// What makes one survey, and does not need the programs meanwhile: whoever shares them is not kept waiting.
+    ///
+    /// # Errors
+    /// If the kernel has no surveys, or refuses this one.
+    pub fn surveyor(&mut self) -> Result<Surveyor, SurveyError> {
         if !self.can_survey {
             return Err(SurveyError::Unsupported);
         }
         let program = survey_program(&mut self.ebpf).map_err(|_| SurveyError::Unsupported)?;
         let link = program.attach().and_then(|id| program.take_link(id));
         let link = link.map_err(|error| SurveyError::Start(Box::new(error)))?;
-        survey::survey(link, path, each)
+        Ok(Surveyor::new(link))
     }
 
     /// Those of [`OPTIONAL_HOOKS`] whose programs the kernel did not take.

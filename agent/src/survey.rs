@@ -29,39 +29,51 @@ pub enum SurveyError {
 /// Reports that are read at one go.
 const REPORTS: usize = 512;
 
-/// Surveys the namespace at `path` (such as /proc/1/ns/net), or that of the caller, and hands over each socket.
-///
-/// # Errors
-/// See [`SurveyError`].
-pub fn survey(
+/// The iterator of one survey.
+pub struct Surveyor {
     link: IterLink,
-    path: Option<&Path>,
-    each: &mut (dyn FnMut(&SocketReport) + Send),
-) -> Result<(), SurveyError> {
-    let Some(path) = path else {
-        return read(link, each);
-    };
-    let enter = |source| SurveyError::Enter {
-        path: path.display().to_string(),
-        source,
-    };
-    let namespace = File::open(path).map_err(enter)?;
-    // A thread of its own: it ends where it went.
-    thread::scope(|scope| {
-        let surveyor = thread::Builder::new()
-            .name("survey".into())
-            .spawn_scoped(scope, || {
-                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-                    .map_err(|error| enter(error.into()))?;
-                read(link, each)
-            });
-        match surveyor {
-            Ok(surveyor) => surveyor
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            Err(source) => Err(enter(source)),
-        }
-    })
+}
+
+impl Surveyor {
+    pub(crate) fn new(link: IterLink) -> Self {
+        Self { link }
+    }
+
+    /// Surveys the namespace at `path` (such as /proc/1/ns/net), or that of the caller, and hands over each socket.
+    ///
+    /// # Errors
+    /// See [`SurveyError`].
+    pub fn survey(
+        self,
+        path: Option<&Path>,
+        each: &mut (dyn FnMut(&SocketReport) + Send),
+    ) -> Result<(), SurveyError> {
+        let link = self.link;
+        let Some(path) = path else {
+            return read(link, each);
+        };
+        let enter = |source| SurveyError::Enter {
+            path: path.display().to_string(),
+            source,
+        };
+        let namespace = File::open(path).map_err(enter)?;
+        // A thread of its own: it ends where it went.
+        thread::scope(|scope| {
+            let surveyor = thread::Builder::new()
+                .name("survey".into())
+                .spawn_scoped(scope, || {
+                    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+                        .map_err(|error| enter(error.into()))?;
+                    read(link, each)
+                });
+            match surveyor {
+                Ok(surveyor) => surveyor
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                Err(source) => Err(enter(source)),
+            }
+        })
+    }
 }
 
 fn read(link: IterLink, each: &mut (dyn FnMut(&SocketReport) + Send)) -> Result<(), SurveyError> {

@@ -9,6 +9,7 @@ use std::{
 
 use holdfast_agent::owners::owners;
 use holdfast_agent_ebpf::{
+    control::{Choice, Control, Filter},
     counter::Counter,
     event::{SocketReport, attribution, flag, role, state},
 };
@@ -43,6 +44,30 @@ fn exchange(client: &mut TcpStream, server: &mut TcpStream) {
     server.read_exact(&mut [0; 4]).expect("received");
     server.write_all(b"pong!").expect("sent");
     client.read_exact(&mut [0; 5]).expect("received");
+}
+
+#[test]
+fn what_the_programs_do_can_be_changed_while_sockets_are_read() {
+    let host = Host::new();
+    let mut watch = Watch::on(&host);
+    let (listening, to) = host.listen("127.0.0.1");
+    let client = host.dial(to).expect("a connection");
+    let server = listening.accept().expect("a connection");
+    let nobody = Control {
+        // One of no ports.
+        filter: Filter {
+            port: Choice {
+                is_set: 1,
+                is_negated: 0,
+            },
+            ..Filter::NONE
+        },
+        is_filtering: 1,
+        ..Control::NONE
+    };
+    assert_eq!(watch.control_in_a_survey(&host, &nobody), 3);
+    drop((client, server));
+    watch.wait_until(|counts| counts.total(Counter::Filtered) == 2);
 }
 
 #[test]

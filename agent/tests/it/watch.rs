@@ -172,6 +172,24 @@ impl Watch {
         reports
     }
 
+    /// Surveys a host, and changes what the programs do at each socket that it finds.
+    pub(crate) fn control_in_a_survey(&mut self, host: &Host, control: &Control) -> usize {
+        let probes = std::sync::Mutex::new(&mut self.probes);
+        let lock = || probes.lock().expect("no panic");
+        let surveyor = lock().surveyor().expect("a survey");
+        let mut sockets = 0;
+        let each = &mut |_: &SocketReport| {
+            // Whoever reads the sockets does not hold it.
+            let mut probes = probes.try_lock().expect("it is free");
+            probes.control(control).expect("the maps can be written");
+            sockets += 1;
+        };
+        surveyor
+            .survey(Some(Path::new(&host.netns_path())), each)
+            .expect("a survey");
+        sockets
+    }
+
     /// Begins anew with no records.
     pub(crate) fn forget(&mut self) {
         self.drain();
