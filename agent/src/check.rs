@@ -12,6 +12,7 @@ use crate::{
     overhead::meter::Programs,
     probes::{self, OPTIONAL_HOOKS, Options, ProbeError, Probes},
     syscalls::kernel::{Sizes, is_ours},
+    workloads::cri::{Asked, PATIENCE_AT_START, Runtimes, Unanswered},
 };
 
 /// One thing that was looked at.
@@ -86,8 +87,8 @@ impl Finding {
     }
 }
 
-/// Looks at everything. Nothing is attached, and nothing stays loaded.
-pub fn findings() -> Vec<Finding> {
+/// Looks at everything, at these container runtimes too. Nothing is attached, and nothing stays loaded.
+pub fn findings(runtimes: &Runtimes) -> Vec<Finding> {
     let (programs, probes) = programs();
     let of_probes = [failed_connects(probes.as_ref()), signals(probes.as_ref())];
     drop(probes);
@@ -105,6 +106,7 @@ pub fn findings() -> Vec<Finding> {
         cpus(),
         statistics(),
         cgroups(),
+        container_runtime(runtimes),
         pid_namespace(),
         machine_id(),
     ]
@@ -112,7 +114,7 @@ pub fn findings() -> Vec<Finding> {
 
 /// What this kernel or the capabilities do not allow, or only in part, by the names of the findings: as the collector is
 /// told. Loads nothing: the programs that the agent runs are asked.
-pub fn missing_features(probes: &Probes, are_syscalls_refused: bool) -> Vec<String> {
+pub fn missing_features(probes: &Probes, are_syscalls_refused: bool, runtimes: &Runtimes) -> Vec<String> {
     let of_programs = [
         version(),
         capabilities(),
@@ -120,7 +122,14 @@ pub fn missing_features(probes: &Probes, are_syscalls_refused: bool) -> Vec<Stri
         failed_connects(Some(probes)),
         signals(Some(probes)),
     ];
-    let of_machine = [cpus(), statistics(), cgroups(), pid_namespace(), machine_id()];
+    let of_machine = [
+        cpus(),
+        statistics(),
+        cgroups(),
+        container_runtime(runtimes),
+        pid_namespace(),
+        machine_id(),
+    ];
     let name = |finding: Finding| (finding.verdict != Verdict::Ok).then_some(finding.name);
     let names = of_programs.into_iter().filter_map(name);
     names
@@ -364,6 +373,36 @@ fn cgroups() -> Finding {
     }
 }
 
+/// Whether the names of pods can be had where there is a container runtime. A node without one lacks nothing.
+fn container_runtime(runtimes: &Runtimes) -> Finding {
+    const NAME: &str = "container_runtime";
+    const CONSEQUENCE: &str = "pods and containers are known by their ids only, unless the kubelet tells (--kubelet): the \
+                               socket is its owner's, so run as root or with CAP_DAC_OVERRIDE; if it is elsewhere, name \
+                               it with --cri-socket; if nobody is to be asked, --cri-socket off";
+    let (mut found, mut is_silent) = (Vec::new(), false);
+    for Asked { socket, answer } in runtimes.versions(PATIENCE_AT_START) {
+        let socket = socket.display();
+        found.push(match answer {
+            Ok(version) => format!("{version} at {socket}"),
+            Err(error) => {
+                // Whoever named it wants it to be one.
+                is_silent |= error != Unanswered::NotSpoken || *runtimes != Runtimes::Auto;
+                format!("{socket}: {error}")
+            }
+        });
+    }
+    let found = match (found.is_empty(), runtimes) {
+        (true, Runtimes::Off) => "not asked".to_owned(),
+        (true, _) => "none".to_owned(),
+        (false, _) => found.join("; "),
+    };
+    if is_silent {
+        Finding::less(NAME, found, CONSEQUENCE)
+    } else {
+        Finding::ok(NAME, found)
+    }
+}
+
 fn pid_namespace() -> Finding {
     const NAME: &str = "pid_namespace";
     // PROC_PID_INIT_INO, include/linux/proc_ns.h
@@ -389,5 +428,20 @@ fn machine_id() -> Finding {
             "no",
             "the agent is known by its name alone: write /etc/machine-id (systemd-machine-id-setup)",
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtime_that_is_named_and_does_not_answer_is_less() {
+        let verdict = |runtimes: &Runtimes| container_runtime(runtimes).verdict;
+        assert_eq!(verdict(&Runtimes::Off), Verdict::Ok);
+        let nowhere = container_runtime(&Runtimes::At("/nonexistent/runtime.sock".into()));
+        assert_eq!(nowhere.verdict, Verdict::Less);
+        let found = "/nonexistent/runtime.sock: cannot connect: No such file or directory";
+        assert!(nowhere.found.starts_with(found), "{}", nowhere.found);
     }
 }

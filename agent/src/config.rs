@@ -14,7 +14,7 @@ use crate::{
     },
     syscalls::Mode,
     uplink::Collector,
-    workloads::{pods::Kubelet, rules::Rule},
+    workloads::{cri::Runtimes, pods::Kubelet, rules::Rule},
 };
 
 /// Watches the TCP connections and system calls of this node in the kernel and tells the collector
@@ -125,8 +125,18 @@ pub struct RunArgs {
     )]
     pub services: Vec<Rule>,
 
-    /// Where the kubelet lists its pods, for their names and labels: http://127.0.0.1:10255 (its read-only port), or
-    /// unix:PATH [default: pods are known by their uids only]
+    /// Where the container runtime is asked for the names and labels of pods and containers (Container Runtime Interface,
+    /// version 1): the path of its socket, or where containerd, CRI-O and cri-dockerd listen if they do
+    #[arg(
+        long,
+        env = "HOLDFAST_CRI_SOCKET",
+        value_name = "auto|off|PATH",
+        default_value = "auto"
+    )]
+    pub cri_socket: Runtimes,
+
+    /// Where the kubelet lists its pods, which also says what made each: http://127.0.0.1:10255 (its read-only port), or
+    /// unix:PATH [default: not asked]
     #[arg(long, env = "HOLDFAST_KUBELET", value_name = "URL")]
     pub kubelet: Option<Kubelet>,
 
@@ -238,6 +248,15 @@ pub struct CheckArgs {
     /// Print one JSON object a line
     #[arg(long)]
     pub json: bool,
+
+    /// The container runtime to ask, as of `run`
+    #[arg(
+        long,
+        env = "HOLDFAST_CRI_SOCKET",
+        value_name = "auto|off|PATH",
+        default_value = "auto"
+    )]
+    pub cri_socket: Runtimes,
 }
 
 /// Which network namespaces to observe.

@@ -127,7 +127,7 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
     )?;
     let are_syscalls_wanted = args.syscalls != Mode::Off || args.control.syscalls();
     let are_syscalls_refused = are_syscalls_wanted && !can_count_syscalls;
-    identity.missing_features = check::missing_features(&probes, are_syscalls_refused);
+    identity.missing_features = check::missing_features(&probes, are_syscalls_refused, &args.cri_socket);
     let kernel_counters = probes.take_counters()?;
     let log = probes.take_log()?;
     let state = State::open(args.state.as_deref(), &identity.node)?;
@@ -170,6 +170,7 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
     let naming = Naming::start(
         Arc::clone(&workloads),
         args.kubelet.clone(),
+        args.cri_socket.clone(),
         seal::Sealer::new(identity.epoch, &identity.boot_id),
         Arc::clone(&spool),
     )

@@ -101,7 +101,7 @@ fn log_filter(wanted: Option<&OsStr>) -> Result<EnvFilter, String> {
 }
 
 fn print_check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
-    let findings = check::findings();
+    let findings = check::findings(&args.cri_socket);
     let can_run = check::can_run(&findings);
     let mut text = String::new();
     for finding in &findings {

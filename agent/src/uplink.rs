@@ -1,4 +1,5 @@
-//! The way to the collector: the only file of the agent that knows gRPC. What is said on it is in [`crate::delivery`].
+//! The way to the collector: the only file of the agent that knows gRPC, but for [`crate::workloads::cri`]. What is said on
+//! it is in [`crate::delivery`].
 
 use std::{future::Future, time::Duration};
 
@@ -38,7 +39,7 @@ pub enum ConnectionError {
 }
 
 /// The last cause of an error: what the system said. Those above it only say where it passed.
-fn innermost(error: &tonic::transport::Error) -> String {
+pub(crate) fn innermost(error: &tonic::transport::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {
         cause = source;

@@ -5,6 +5,7 @@
 //! when their records come; what it missed is looked up in /proc at the record's process. Names travel once a day, as rows
 //! of a stream of their own ([`rows`]); a record carries the id and the service.
 
+pub mod cri;
 pub mod path;
 pub mod pods;
 pub mod rows;
@@ -48,7 +49,7 @@ pub struct Workload {
     /// Below the mount of its hierarchy.
     pub path: String,
     pub place: Place,
-    /// Of the pod that `place` names, as far as the kubelet was asked.
+    /// Of the pod that `place` names, as far as the kubelet or the container runtime was asked.
     pub pod: Pod,
     pub container_name: String,
 }
@@ -94,6 +95,26 @@ struct Entry {
     workload: Workload,
     /// The day on which its names travelled last.
     told: Option<u64>,
+    /// Answers that did not name it.
+    unnamed_by: u8,
+}
+
+/// After so many answers that do not name a container it is not worth asking often for any more: it is of nobody who was
+/// asked, or holds a pod's namespaces and has no name.
+const ANSWERS: u8 = 6;
+
+impl Entry {
+    fn is_worth_asking(&self) -> bool {
+        let Workload {
+            place,
+            pod,
+            container_name,
+            ..
+        } = &self.workload;
+        let is_nameless = !place.pod_uid.is_empty() && pod.name.is_empty()
+            || !place.container_id.is_empty() && container_name.is_empty();
+        is_nameless && self.unnamed_by < ANSWERS
+    }
 }
 
 impl Workloads {
@@ -219,13 +240,18 @@ impl Workloads {
         untold.into_iter().filter_map(names).collect()
     }
 
-    /// What the kubelet told. The names of cgroups that mean something else now travel again when they are used.
+    /// What the kubelet and the container runtime told. The names of cgroups that mean something else now travel again when
+    /// they are used.
     pub fn learn(&self, pods: Pods) {
         let mut known = self.lock();
-        if known.pods == pods {
-            return;
-        }
+        let is_news = known.pods != pods;
         for entry in known.by_id.values_mut() {
+            if entry.is_worth_asking() {
+                entry.unnamed_by += 1;
+            }
+            if !is_news {
+                continue;
+            }
             let workload = named(entry.workload.path.clone(), entry.workload.place.clone(), &pods);
             // A pod that is gone keeps its name.
             let is_known = workload.pod != Pod::default() || !workload.container_name.is_empty();
@@ -237,13 +263,9 @@ impl Workloads {
         known.pods = pods;
     }
 
-    /// Whether there is a pod whose name is not known.
-    pub fn has_nameless_pods(&self) -> bool {
-        let known = self.lock();
-        known
-            .by_id
-            .values()
-            .any(|entry| !entry.workload.place.pod_uid.is_empty() && entry.workload.pod.name.is_empty())
+    /// Whether there is a pod or a container whose name is not known, and was not asked for often.
+    pub fn has_nameless(&self) -> bool {
+        self.lock().by_id.values().any(Entry::is_worth_asking)
     }
 
     /// Cgroups that found no place.
@@ -281,7 +303,11 @@ impl Known {
             self.by_id.remove(&oldest);
         }
         let workload = named(path.to_owned(), Place::of(path), &self.pods);
-        let entry = Entry { workload, told: None };
+        let entry = Entry {
+            workload,
+            told: None,
+            unnamed_by: 0,
+        };
         if self.by_id.insert(id, entry).is_none() && source == Source::Proc {
             self.gone.push_back(id);
         }
@@ -296,7 +322,13 @@ fn remember<K: Eq + Hash, V>(answers: &mut FxHashMap<K, V>, key: K, answer: V) {
     answers.insert(key, answer);
 }
 
-fn named(path: String, place: Place, pods: &Pods) -> Workload {
+fn named(path: String, mut place: Place, pods: &Pods) -> Workload {
+    // Where a runtime puts the containers of a pod elsewhere, the path has only the container's id.
+    if place.pod_uid.is_empty()
+        && let Some(uid) = pods.uids_by_container.get(&place.container_id)
+    {
+        place.pod_uid.clone_from(uid);
+    }
     Workload {
         pod: pods.by_uid.get(&place.pod_uid).cloned().unwrap_or_default(),
         container_name: pods
@@ -485,7 +517,7 @@ mod tests {
         assert_eq!(workloads.untold(1).len(), 1);
         workloads.service(77, "app");
         assert_eq!(workloads.untold(1).len(), 0);
-        assert!(workloads.has_nameless_pods());
+        assert!(workloads.has_nameless());
 
         let pod = Pod {
             name: "shop-1".into(),
@@ -495,6 +527,7 @@ mod tests {
         workloads.learn(Pods {
             by_uid: [("2f5b6d1a-3c4e-4f60-8a7b-9c0d1e2f3a4b".to_owned(), pod.clone())].into(),
             container_names: [(ID.to_owned(), "app".to_owned())].into(),
+            ..Pods::default()
         });
         assert_eq!(workloads.service(77, "app"), "shop");
         let told = workloads.untold(1);

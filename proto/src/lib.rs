@@ -1,6 +1,7 @@
 //! The messages that Holdfast's agents, collector and CLI exchange, generated from `proto/holdfast/v1.proto`.
 //!
-//! What datagrams of load look like, which no protobuf is, stands in [`datagram`]. This crate holds no logic. The generated code is committed; `tests/generated.rs` regenerates it and fails
+//! What datagrams of load look like, which no protobuf is, stands in [`datagram`], and in [`cri`] what container runtimes are
+//! asked, which others have defined. This crate holds no logic. The generated code is committed; `tests/generated.rs` regenerates it and fails
 //! when the two differ (`HOLDFAST_BLESS=1 cargo test -p holdfast-proto` writes it anew).
 #![forbid(unsafe_code)]
 
@@ -18,4 +19,10 @@ pub const FLAG_FINAL: u8 = 2;
 pub mod v1 {
     #![allow(missing_docs, clippy::all, rust_2018_idioms, unreachable_pub)]
     include!("generated/holdfast.v1.rs");
+}
+
+/// `package runtime.v1`: the part that the agent reads of the Container Runtime Interface.
+pub mod cri {
+    #![allow(missing_docs, clippy::all, rust_2018_idioms, unreachable_pub)]
+    include!("generated/runtime.v1.rs");
 }

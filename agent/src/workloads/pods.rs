@@ -30,6 +30,10 @@ const PART_BYTES: usize = 64 << 10;
 /// Labels of a pod that are kept.
 const MAX_LABELS: usize = 32;
 
+/// Bytes of a name, of a label's key and of its value: the collector takes no more. Names of Kubernetes have 253, values 63;
+/// a key with the longest prefix would have 317.
+pub(super) const MAX_NAME_BYTES: usize = 256;
+
 /// A pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
@@ -40,11 +44,33 @@ pub struct Pod {
     pub labels: BTreeMap<String, String>,
 }
 
-/// The pods of a node by uid, and the names of their containers by id.
+/// The pods of a node by uid, and by id the names of their containers and whose those are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pods {
     pub by_uid: BTreeMap<String, Pod>,
     pub container_names: BTreeMap<String, String>,
+    /// The uid of the pod that a container is of.
+    pub uids_by_container: BTreeMap<String, String>,
+}
+
+impl Pod {
+    /// Without labels that are too many or too long.
+    pub(super) fn bounded(mut self) -> Self {
+        self.labels
+            .retain(|key, value| key.len() <= MAX_NAME_BYTES && value.len() <= MAX_NAME_BYTES);
+        while self.labels.len() > MAX_LABELS {
+            self.labels.pop_last();
+        }
+        for name in [&mut self.name, &mut self.namespace, &mut self.owner] {
+            cut(name);
+        }
+        self
+    }
+}
+
+/// Cuts a name where the collector would refuse it.
+pub(super) fn cut(name: &mut String) {
+    name.truncate(name.floor_char_boundary(MAX_NAME_BYTES));
 }
 
 /// Where the kubelet answers.
@@ -165,6 +191,17 @@ fn ask(mut stream: impl Read + Write + AsFd, until: Instant) -> io::Result<Vec<u
 }
 
 impl Pods {
+    /// Takes in what somebody else knows, who is believed where both know something.
+    pub(super) fn overlay(&mut self, other: &Self) {
+        let copy = |(key, value): (&String, &String)| (key.clone(), value.clone());
+        let pods = other.by_uid.iter().map(|(uid, pod)| (uid.clone(), pod.clone()));
+        self.by_uid.extend(pods);
+        self.container_names
+            .extend(other.container_names.iter().map(copy));
+        self.uids_by_container
+            .extend(other.uids_by_container.iter().map(copy));
+    }
+
     /// Reads a `PodList` of the API (v1).
     fn parse(json: &[u8]) -> io::Result<Self> {
         let list: Value = serde_json::from_slice(json)?;
@@ -180,18 +217,18 @@ impl Pods {
                 name: text(&metadata["name"]),
                 namespace: text(&metadata["namespace"]),
                 owner: owner(metadata),
-                labels: labels
-                    .take(MAX_LABELS)
-                    .map(|(key, value)| (key.clone(), text(value)))
-                    .collect(),
+                labels: labels.map(|(key, value)| (key.clone(), text(value))).collect(),
             };
+            let pod = pod.bounded();
             // A static pod runs under the hash of its file, which the API calls so.
             let hash = text(&metadata["annotations"]["kubernetes.io/config.hash"]);
-            for uid in [text(&metadata["uid"]), hash] {
-                if !uid.is_empty() {
-                    pods.by_uid.insert(uid, pod.clone());
+            let uid = text(&metadata["uid"]);
+            for uid in [&uid, &hash] {
+                if !uid.is_empty() && uid.len() <= MAX_NAME_BYTES {
+                    pods.by_uid.insert(uid.clone(), pod.clone());
                 }
             }
+            let uid = if hash.is_empty() { uid } else { hash };
             for statuses in [
                 "containerStatuses",
                 "initContainerStatuses",
@@ -203,7 +240,12 @@ impl Pods {
                         .as_str()
                         .and_then(|id| id.split("://").nth(1));
                     if let Some(id) = id {
-                        pods.container_names.insert(id.to_owned(), text(&status["name"]));
+                        let mut name = text(&status["name"]);
+                        cut(&mut name);
+                        pods.container_names.insert(id.to_owned(), name);
+                        if pods.by_uid.contains_key(&uid) {
+                            pods.uids_by_container.insert(id.to_owned(), uid.clone());
+                        }
                     }
                 }
             }
@@ -277,6 +319,10 @@ mod tests {
                 .map(|(id, name)| (id.into(), name.into()))
                 .into()
         );
+        assert_eq!(
+            pods.uids_by_container["bb"],
+            "2f5b6d1a-3c4e-4f60-8a7b-9c0d1e2f3a4b"
+        );
         let etcd = &pods.by_uid["0123456789abcdef0123456789abcdef"];
         assert_eq!((&*etcd.name, &*etcd.owner), ("etcd-node", ""));
         assert!(kubelet.pods().expect_err("401").to_string().contains("401"));
@@ -321,6 +367,24 @@ mod tests {
         Kubelet::Socket(path)
             .pods_until(soon)
             .expect_err("its queue is full");
+    }
+
+    #[test]
+    fn what_the_collector_would_refuse_is_left_out_or_cut() {
+        let labels = (0..40).map(|number| (format!("key-{number:02}"), "value".to_owned()));
+        let long = "ä".repeat(MAX_NAME_BYTES);
+        let pod = Pod {
+            name: format!("n{long}"),
+            labels: labels
+                .chain([(long.clone(), "value".to_owned()), ("a".to_owned(), long.clone())])
+                .collect(),
+            ..Pod::default()
+        };
+        let bounded = pod.bounded();
+        assert_eq!(bounded.labels.len(), MAX_LABELS);
+        assert!(bounded.labels.keys().all(|key| key.starts_with("key-")));
+        // A letter is never cut in two.
+        assert_eq!(bounded.name.len(), MAX_NAME_BYTES - 1);
     }
 
     #[test]

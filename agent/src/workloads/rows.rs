@@ -1,7 +1,11 @@
-//! The names of cgroups become batches of a stream of their own; and the kubelet is asked for those of the pods.
+//! The names of cgroups become batches of a stream of their own; and the kubelet and the container runtime are asked for
+//! those of the pods.
 
 use std::{
+    collections::BTreeMap,
+    fmt::Display,
     io,
+    path::PathBuf,
     sync::{Arc, mpsc},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -9,7 +13,11 @@ use std::{
 
 use holdfast_proto::v1::{self, CgroupRows, Stream, batch};
 
-use super::{Workload, Workloads, pods::Kubelet};
+use super::{
+    Workload, Workloads,
+    cri::{self, Asked, Runtimes, Unanswered},
+    pods::{Kubelet, Pods},
+};
 use crate::{
     clock,
     seal::Sealer,
@@ -19,7 +27,8 @@ use crate::{
 /// How often names that are to travel are looked for.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How often the kubelet is asked: often while there is a pod without a name, rarely otherwise.
+/// How often the kubelet and the runtime are asked: often while there is a pod or a container without a name, rarely
+/// otherwise.
 const ASK_SOON: Duration = Duration::from_secs(5);
 const ASK: Duration = Duration::from_secs(60);
 
@@ -42,16 +51,13 @@ impl Naming {
     pub fn start(
         workloads: Arc<Workloads>,
         kubelet: Option<Kubelet>,
+        runtimes: Runtimes,
         mut sealer: Sealer,
         spool: Arc<Spool>,
     ) -> io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
         let thread = thread::Builder::new().name("names".into()).spawn(move || {
-            let mut asking = Asking {
-                kubelet,
-                asked: None,
-                failed: false,
-            };
+            let mut asking = Asking::new(kubelet, runtimes, cri::PATIENCE);
             loop {
                 asking.ask(&workloads);
                 // The last look comes after it was stopped: what was used until then travels too.
@@ -77,36 +83,84 @@ impl Naming {
     }
 }
 
+/// Who is asked for the names of pods, and what they said last.
 struct Asking {
     kubelet: Option<Kubelet>,
+    runtimes: Runtimes,
+    /// How long each runtime may take.
+    patience: Duration,
     asked: Option<Instant>,
-    failed: bool,
+    /// Of whoever does not answer now, what it said before. The kubelet knows more, so it is believed where both know.
+    by_runtime: BTreeMap<PathBuf, Pods>,
+    by_kubelet: Pods,
+    /// Why each does not answer: the log has one line for each change.
+    silent: BTreeMap<String, String>,
 }
 
 impl Asking {
-    /// Asks the kubelet if it is time. The log has one line for each change of state.
+    fn new(kubelet: Option<Kubelet>, runtimes: Runtimes, patience: Duration) -> Self {
+        Self {
+            kubelet,
+            runtimes,
+            patience,
+            asked: None,
+            by_runtime: BTreeMap::new(),
+            by_kubelet: Pods::default(),
+            silent: BTreeMap::new(),
+        }
+    }
+
+    /// Asks if it is time.
     fn ask(&mut self, workloads: &Workloads) {
-        let Some(kubelet) = &self.kubelet else { return };
-        let pause = if workloads.has_nameless_pods() {
-            ASK_SOON
-        } else {
-            ASK
-        };
+        let pause = if workloads.has_nameless() { ASK_SOON } else { ASK };
         if self.asked.is_some_and(|at| at.elapsed() < pause) {
             return;
         }
         self.asked = Some(Instant::now());
-        match kubelet.pods() {
+        let mut have_told = false;
+        for Asked { socket, answer } in self.runtimes.pods(self.patience) {
+            // Where nobody named it: Docker's containerd, for one, which runs containers of no pod.
+            if self.runtimes == Runtimes::Auto && matches!(answer, Err(Unanswered::NotSpoken)) {
+                continue;
+            }
+            let name = socket.display().to_string();
+            if let Some(pods) = self.heard(&name, answer) {
+                self.by_runtime.insert(socket, pods);
+                have_told = true;
+            }
+        }
+        if let Some(kubelet) = &self.kubelet {
+            let (name, answer) = (kubelet.to_string(), kubelet.pods());
+            if let Some(pods) = self.heard(&name, answer) {
+                self.by_kubelet = pods;
+                have_told = true;
+            }
+        }
+        if have_told {
+            let mut pods = Pods::default();
+            for told in self.by_runtime.values().chain([&self.by_kubelet]) {
+                pods.overlay(told);
+            }
+            workloads.learn(pods);
+        }
+    }
+
+    /// What it answered, if it did.
+    fn heard<E: Display>(&mut self, name: &str, answer: Result<Pods, E>) -> Option<Pods> {
+        match answer {
             Ok(pods) => {
-                if std::mem::replace(&mut self.failed, false) {
-                    tracing::info!(%kubelet, "the kubelet tells its pods again");
+                if self.silent.remove(name).is_some() {
+                    tracing::info!(asked = name, "the pods of this node are told again");
                 }
-                workloads.learn(pods);
+                Some(pods)
             }
             Err(error) => {
-                if !std::mem::replace(&mut self.failed, true) {
-                    tracing::warn!(%kubelet, "pods have no names, only their uids: {error}");
+                let reason = error.to_string();
+                if self.silent.get(name) != Some(&reason) {
+                    tracing::warn!(asked = name, "new pods have no names, only their uids: {reason}");
+                    self.silent.insert(name.to_owned(), reason);
                 }
+                None
             }
         }
     }
@@ -143,5 +197,160 @@ fn row((id, workload, service): &(u64, Workload, String)) -> v1::Cgroup {
         pod_namespace: pod.namespace.clone(),
         pod_owner: pod.owner.clone(),
         pod_labels: pod.labels.clone().into_iter().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_proto::v1::Batch;
+    use prost::Message;
+
+    use super::*;
+    use crate::{
+        counters::Counters,
+        spool::Limits,
+        workloads::{
+            cri::tests::{Content, LONG, Runtime, container, sandbox},
+            pods::Pod,
+        },
+    };
+
+    const APP: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    const SIDECAR: &str = "fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210";
+    const UID: &str = "2f5b6d1a-3c4e-4f60-8a7b-9c0d1e2f3a4b";
+
+    fn workloads(folder: &tempfile::TempDir) -> Arc<Workloads> {
+        let proc = folder.path().join("proc");
+        Arc::new(Workloads::new(Vec::new(), proc, None))
+    }
+
+    fn in_pod(container: &str) -> String {
+        format!("/kubepods/burstable/pod{UID}/{container}")
+    }
+
+    fn shop(containers: &[(&str, &str)]) -> Content {
+        let labels = [("app", "shop"), ("controller-revision-hash", "shop-5f6c")];
+        Content {
+            sandboxes: vec![sandbox("s1", (UID, "prod", "shop-0"), &labels)],
+            containers: containers
+                .iter()
+                .map(|(id, name)| container(id, "s1", name))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn what_a_runtime_tells_travels_with_the_cgroup() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("runtime.sock");
+        let _runtime = Runtime::start(&socket, shop(&[(APP, "app")]));
+        let workloads = workloads(&folder);
+        workloads.appeared(77, &in_pod(APP));
+        // Its path says no pod.
+        workloads.appeared(78, &format!("/elsewhere/{APP}"));
+        let spool = Spool::open(Limits::default(), None, Arc::new(Counters::default())).expect("in memory");
+        let spool = Arc::new(spool);
+        let naming = Naming::start(
+            Arc::clone(&workloads),
+            None,
+            Runtimes::At(socket),
+            Sealer::new(1, "boot"),
+            Arc::clone(&spool),
+        )
+        .expect("a thread");
+        // A record comes once the runtime has told.
+        while workloads.has_nameless() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        for id in [77, 78] {
+            assert_eq!(workloads.service(id, "x"), "shop");
+        }
+        naming.finish();
+
+        let mut told = Vec::new();
+        let mut position = 0;
+        while let Some((next, _)) = spool.next(position) {
+            position = next;
+            let sealed = spool.load(position).expect("in memory");
+            let batch = Batch::decode(sealed.encoded).expect("a batch");
+            let Some(batch::Columns::Cgroups(rows)) = batch.columns else {
+                panic!("not of cgroups: {batch:?}");
+            };
+            told.extend(rows.cgroups);
+        }
+        told.sort_by_key(|cgroup| cgroup.id);
+        let ids: Vec<_> = told.iter().map(|cgroup| cgroup.id).collect();
+        assert_eq!(ids, [77, 78]);
+        for cgroup in &told {
+            let names = [
+                &cgroup.pod_uid,
+                &cgroup.pod_name,
+                &cgroup.pod_namespace,
+                &cgroup.pod_owner,
+                &cgroup.container_name,
+                &cgroup.container_id,
+                &cgroup.service,
+                &cgroup.pod_labels["app"],
+            ];
+            assert_eq!(names, [UID, "shop-0", "prod", "shop", "app", APP, "shop", "shop"]);
+        }
+    }
+
+    #[test]
+    fn a_container_that_is_new_in_a_known_pod_is_asked_for_soon_and_not_for_ever() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("runtime.sock");
+        let runtime = Runtime::start(&socket, shop(&[(APP, "app")]));
+        let workloads = workloads(&folder);
+        let mut asking = Asking::new(None, Runtimes::At(socket), LONG);
+        let mut ask = |workloads: &Workloads| {
+            asking.asked = None;
+            asking.ask(workloads);
+        };
+        workloads.appeared(77, &in_pod(APP));
+        ask(&workloads);
+        assert!(!workloads.has_nameless());
+        workloads.appeared(78, &in_pod(SIDECAR));
+        assert!(workloads.has_nameless());
+        runtime.says(Ok(shop(&[(APP, "app"), (SIDECAR, "proxy")])));
+        ask(&workloads);
+        assert!(!workloads.has_nameless());
+        // One that no answer will ever name.
+        workloads.appeared(79, &in_pod(&APP.replace('0', "a")));
+        let answers = (0..100).take_while(|_| {
+            ask(&workloads);
+            workloads.has_nameless()
+        });
+        assert_eq!(answers.count(), 5);
+        // No answer is none that does not name it.
+        workloads.appeared(80, &in_pod(&APP.replace('0', "b")));
+        runtime.says(Err(tonic::Status::unavailable("it starts")));
+        for _ in 0..10 {
+            ask(&workloads);
+        }
+        assert!(workloads.has_nameless());
+        assert_eq!(workloads.service(77, "x"), "shop", "what was told is still known");
+    }
+
+    #[test]
+    fn where_both_know_a_pod_the_kubelet_is_believed() {
+        let pods = |owner: &str, names: &[(&str, &str)]| Pods {
+            by_uid: [(
+                UID.to_owned(),
+                Pod {
+                    owner: owner.to_owned(),
+                    ..Pod::default()
+                },
+            )]
+            .into(),
+            container_names: names
+                .iter()
+                .map(|(id, name)| ((*id).to_owned(), (*name).to_owned()))
+                .collect(),
+            ..Pods::default()
+        };
+        let mut both = pods("guessed", &[(APP, "app")]);
+        both.overlay(&pods("told", &[(SIDECAR, "proxy")]));
+        assert_eq!(both, pods("told", &[(APP, "app"), (SIDECAR, "proxy")]));
     }
 }

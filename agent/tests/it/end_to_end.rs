@@ -1064,11 +1064,11 @@ fn what_a_node_allows_is_changed_while_its_agent_runs_and_outlives_agent_and_col
 }
 
 /// A cgroup (v2) of a test, removed when the test is done.
-struct Cgroup(PathBuf);
+pub(crate) struct Cgroup(pub(crate) PathBuf);
 
 impl Cgroup {
     /// `path` is below the mount.
-    fn new(path: &str) -> Self {
+    pub(crate) fn new(path: &str) -> Self {
         let mounts = std::fs::read_to_string("/proc/self/mounts").expect("/proc");
         let root = mounts
             .lines()

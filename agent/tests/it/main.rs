@@ -27,3 +27,4 @@ mod transitions;
 mod truth;
 mod watch;
 mod witness;
+mod workloads;

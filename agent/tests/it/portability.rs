@@ -10,6 +10,7 @@ use holdfast_agent::{
     kernel::{lacking, release, version},
     probes::{Options, Probes},
     syscalls::kernel::Sizes,
+    workloads::cri::Runtimes,
 };
 use serde_json::Value;
 
@@ -97,7 +98,7 @@ fn what_is_missing_is_told_to_the_collector_by_the_names_that_check_prints() {
     };
     let probes = load(None).expect("loaded");
     let are_syscalls_refused = load(Some(Sizes::none())).is_err();
-    let mut told = check::missing_features(&probes, are_syscalls_refused);
+    let mut told = check::missing_features(&probes, are_syscalls_refused, &Runtimes::Auto);
     told.sort();
     assert_eq!(told, missing);
 }
