@@ -19,6 +19,7 @@ mod overhead;
 mod probe;
 mod runs;
 mod serve;
+mod silences;
 mod sql;
 mod suggest;
 mod syscalls;
@@ -57,6 +58,7 @@ Examples:
   holdfast probe set --all syscalls=off            change what the agents watch
   holdfast verdicts                                what holds, and what does not
   holdfast notifications                           who was told, and what waits
+  holdfast silence 'web reaches the database' --for 2h --because 'the switch is replaced'
   holdfast check --once assertions/                whether it holds now, for pipelines
   holdfast suggest > assertions/suggested.yaml     what holds and could be asserted
   holdfast load tcp web:80 --rate 500/s --for 1m    make load from an agent
@@ -80,6 +82,8 @@ enum Command {
     Probe(probe::Args),
     Verdicts(verdicts::Args),
     Notifications(notifications::Args),
+    Silence(silences::One),
+    Silences(silences::Args),
     Explain(explain::Args),
     Check(check::Args),
     Test(test::Args),
@@ -145,6 +149,8 @@ pub fn run() -> ExitCode {
         Command::Probe(args) => client::block_on(probe::run(args)),
         Command::Verdicts(args) => client::block_on(verdicts::run(args)),
         Command::Notifications(args) => client::block_on(notifications::run(args)),
+        Command::Silence(args) => client::block_on(silences::one(args)),
+        Command::Silences(args) => client::block_on(silences::run(args)),
         Command::Explain(args) => client::block_on(explain::run(args)),
         Command::Check(args) => client::block_on(check::run(args)),
         Command::Test(args) => test::run(&args),

@@ -26,6 +26,7 @@ use crate::assertion::plan::{self, Schedule};
 use crate::assertion::signal::Rows;
 use crate::assertion::state::{Machine, Outcome, Rules, Verdict};
 use crate::assertion::{Assertion, Set, worst};
+use crate::silence::{Of, Silences};
 use crate::store::verdicts::{Record, Stood};
 use crate::store::{self, Store, StoreError, evidence, verdicts};
 
@@ -80,6 +81,8 @@ pub struct Engine {
     is_writing: bool,
     /// Changes that are stored, for who tells them; `None`: nobody does.
     written: Option<Vec<Record>>,
+    /// Of what nobody is told.
+    silences: Arc<Silences>,
     /// Somebody computes the store's minutes.
     has_rollup: bool,
     /// No window is opened that ends later.
@@ -120,6 +123,8 @@ struct Kept {
     written_ns: i64,
     /// When it was last there: with rows, or as a node of the roster.
     seen_ns: i64,
+    /// As it was written last.
+    is_silenced: bool,
     /// What may change when rows come late.
     history: Option<History>,
 }
@@ -150,6 +155,7 @@ impl Engine {
             in_doubt: Vec::new(),
             is_writing,
             written: None,
+            silences: Arc::default(),
             has_rollup: true,
             end_ns: i64::MAX,
             heartbeat_ns: HEARTBEAT_NS,
@@ -177,6 +183,11 @@ impl Engine {
     /// Changes that were stored since the last call.
     pub fn take_written(&mut self) -> Vec<Record> {
         self.written.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// From now on verdicts say by these whether they are silenced.
+    pub fn silence(&mut self, silences: Arc<Silences>) {
+        self.silences = silences;
     }
 
     /// Opens no window that ends after this.
@@ -260,6 +271,7 @@ impl Engine {
             let kept = Kept {
                 written_ns: machine.judged_ns,
                 seen_ns: machine.judged_ns,
+                is_silenced: false,
                 machine,
                 history: None,
             };
@@ -325,6 +337,16 @@ impl Engine {
         let mut outcome = self.judge_all(now_ns, &mut step).await;
         if outcome.is_ok() {
             outcome = self.accuse(&mut step.records).await;
+        }
+        for record in &mut step.records {
+            let labels = record.labels.iter().cloned().collect();
+            let of = Of {
+                assertion: &record.assertion,
+                key: &record.key,
+                severity: &record.severity,
+                labels: &labels,
+            };
+            record.silenced = self.silences.cover(of, now_ns);
         }
         if self.is_writing {
             // What was judged is judged, whatever the store refuses to answer next.
@@ -527,6 +549,7 @@ impl Engine {
         let is_over = now_ns >= window.to_ns + ns(self.patience(at)) + STORE_PATIENCE_NS;
         let every_ns = ns(self.schedules[at].schedule.every);
         let has_late = !self.schedules[at].late.is_empty();
+        let silences = self.silences.clone();
         let mut records = Vec::new();
         for (index, judgements) in self.find(at, window, now_ns, is_over).await? {
             let assertion = &self.set.assertions[index];
@@ -539,6 +562,7 @@ impl Engine {
                     has_late,
                     heartbeat_ns: self.heartbeat_ns,
                     now_ns,
+                    silences: &silences,
                 };
                 records.extend(take(assertion, keys, judgement, place));
             }
@@ -632,7 +656,7 @@ fn is_of_agents(assertion: &Assertion) -> bool {
 
 /// The window of which a judgement is taken.
 #[derive(Clone, Copy)]
-struct Taken {
+struct Taken<'a> {
     window: Window,
     /// The end of a window before that is still open.
     older: Option<i64>,
@@ -641,6 +665,7 @@ struct Taken {
     has_late: bool,
     heartbeat_ns: i64,
     now_ns: i64,
+    silences: &'a Silences,
 }
 
 fn rules(assertion: &Assertion) -> Rules {
@@ -685,7 +710,7 @@ fn take(
     assertion: &Assertion,
     keys: &mut BTreeMap<Key, Kept>,
     judgement: Judgement,
-    place: Taken,
+    place: Taken<'_>,
 ) -> Option<Record> {
     let (window, now_ns) = (place.window, place.now_ns);
     let at_ns = window.to_ns;
@@ -711,14 +736,25 @@ fn take(
         machine: machine.clone(),
         written_ns: i64::MIN,
         seen_ns: now_ns,
+        is_silenced: false,
         history: None,
     });
     kept.machine = machine.clone();
     if !judgement.readings.is_empty() {
         kept.seen_ns = now_ns;
     }
+    let is_silenced = !place.silences.is_empty() && {
+        let of = Of {
+            assertion: &assertion.name,
+            key: &key_text(&assertion.by, &judgement.key),
+            severity: &assertion.severity,
+            labels: &assertion.labels,
+        };
+        place.silences.cover(of, now_ns)
+    };
     let is_due = now_ns.saturating_sub(kept.written_ns) >= place.heartbeat_ns;
-    let is_written = is_transition || is_due;
+    let is_written = is_transition || is_due || is_silenced != kept.is_silenced;
+    kept.is_silenced = is_silenced;
     if is_written {
         kept.written_ns = now_ns;
     }

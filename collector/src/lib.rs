@@ -39,6 +39,7 @@ pub mod query;
 pub mod rollup;
 pub mod runs;
 pub mod serve;
+pub mod silence;
 pub mod store;
 pub mod trust;
 pub mod web;

@@ -26,6 +26,7 @@ use crate::assertion::Set;
 use crate::assertion::receiver::{Kind, Receiver};
 use crate::clock::WallClock;
 use crate::engine::run::SharedSet;
+use crate::silence::{Silencer, Silences};
 use crate::store::verdicts::Record;
 use crate::store::{Store, StoreError, notifications};
 
@@ -43,6 +44,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// How far back changes are looked for at a start: what was not told when the collector ended is told if it is younger.
 const LOOK_BACK_NS: i64 = 24 * 3_600_000_000_000;
+
+/// From when a change is judged until it is heard, at most, as long as the store answers. What was silenced before that is
+/// held back; what was sent all the same is known to have been told.
+const HEARD_WITHIN_NS: i64 = 5_000_000_000;
 
 /// Where the engine says what it has stored. It never waits.
 #[derive(Clone, Debug)]
@@ -97,6 +102,7 @@ pub struct Notifier {
     pub store: Arc<dyn Store>,
     pub shared: SharedSet,
     pub heard: Heard,
+    pub silencer: Arc<Silencer>,
     pub clock: WallClock,
     /// True once the collector stops.
     pub stopping: watch::Receiver<bool>,
@@ -105,6 +111,7 @@ pub struct Notifier {
 /// What the task knows.
 struct Desk {
     set: Arc<Set>,
+    silences: Arc<Silences>,
     books: BTreeMap<String, Book>,
     /// Decided, and not stored yet.
     unwritten: Vec<Message>,
@@ -116,6 +123,7 @@ impl Notifier {
     pub async fn run(mut self) {
         let mut desk = Desk {
             set: self.shared.now(),
+            silences: Arc::default(),
             books: BTreeMap::new(),
             unwritten: Vec::new(),
             is_ready: false,
@@ -134,6 +142,7 @@ impl Notifier {
             };
             let now_ns = self.clock.now_ns();
             if let Some(changes) = heard {
+                desk.silences = self.silencer.known();
                 desk.hear(&changes, now_ns);
             }
             match self.step(&mut desk, &mut deliveries, now_ns).await {
@@ -158,6 +167,8 @@ impl Notifier {
         deliveries: &mut Deliveries,
         now_ns: i64,
     ) -> Result<(), StoreError> {
+        // Nothing is told by somebody who does not know of what nobody is told.
+        desk.silences = self.silencer.now().await?;
         let set = self.shared.now();
         if !Arc::ptr_eq(&set, &desk.set) {
             desk.set = set;
@@ -178,7 +189,8 @@ impl Notifier {
             desk.is_ready = true;
         }
         for book in desk.books.values_mut() {
-            desk.unwritten.extend(book.due(now_ns, |_| false));
+            let quiet = |change: &Change| desk.silences.quiet(change.subject(), now_ns);
+            desk.unwritten.extend(book.due(now_ns, quiet));
         }
         while let Some(message) = desk.unwritten.first() {
             notifications::queue(&*self.store, message).await?;
@@ -216,11 +228,18 @@ impl Notifier {
             )
             .await?;
             let mut book = Book::new(receiver.clone(), begun_ns, told);
+            let silences = &desk.silences;
+            let unsent_ns = i64::try_from(receiver.group_wait.as_nanos()).unwrap_or(i64::MAX);
+            let is_silenced = |change: &Change| {
+                let (of, at_ns) = (change.subject(), change.judged_ns);
+                let sent_ns = at_ns.saturating_add(unsent_ns).saturating_add(HEARD_WITHIN_NS);
+                silences.touch(of, at_ns, sent_ns) || silences.cover(of, now_ns)
+            };
             book.replay(
                 changes.clone(),
                 now_ns,
                 |assertion| about(&set, assertion),
-                |_| false,
+                is_silenced,
             );
             info!(receiver = receiver.name, "tells what changes");
             desk.books.insert(receiver.name.clone(), book);
@@ -232,8 +251,10 @@ impl Notifier {
 impl Desk {
     fn hear(&mut self, changes: &[Change], now_ns: i64) {
         for change in changes {
+            let is_silenced = self.silences.cover(change.subject(), now_ns);
             for book in self.books.values_mut() {
-                book.hear(change, about(&self.set, &change.assertion), now_ns, false);
+                let about = about(&self.set, &change.assertion);
+                book.hear(change, about, now_ns, is_silenced);
             }
         }
     }

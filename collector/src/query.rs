@@ -11,8 +11,8 @@ use holdfast_proto::v1::query_server::Query as QueryService;
 use holdfast_proto::v1::{
     CausesRequest, CheckRequest, Chunk, ConnectionsRequest, ExplainRequest, LedgerRequest, ListenersRequest,
     LoadMessage, NodesRequest, NotificationsRequest, OverheadRequest, ProbesRequest, RunUpdate, RunsRequest,
-    SetProbesRequest, SetProbesResponse, SqlRequest, StopRunRequest, StopRunResponse, SuggestRequest,
-    SyscallsRequest, TransitionsRequest, VerdictsRequest, load_message,
+    SetProbesRequest, SetProbesResponse, SetSilenceRequest, SilencesRequest, SqlRequest, StopRunRequest,
+    StopRunResponse, SuggestRequest, SyscallsRequest, TransitionsRequest, VerdictsRequest, load_message,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
@@ -20,6 +20,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::assertion::Set;
 use crate::assertion::problem::instead;
 use crate::clock::WallClock;
 use crate::control::{Control, ControlError};
@@ -30,10 +31,13 @@ use crate::engine::{explain, files};
 use crate::filter::Filter;
 use crate::metrics::Metrics;
 use crate::runs::{self, Desk, Runs};
+use crate::silence::{SilenceError, Silencer};
 use crate::store::condition::filterable;
 use crate::store::native::Column;
 use crate::store::questions::{self, Follower};
-use crate::store::{self, Access, Chunks, Query, Store, StoreError, notifications, schema, verdicts};
+use crate::store::{
+    self, Access, Chunks, Query, Store, StoreError, notifications, schema, silences, verdicts,
+};
 
 /// Largest part of an answer that is sent at once. Clients accept 4 MiB by default.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -51,6 +55,7 @@ const DEFAULT_FORMAT: &str = "TabSeparatedWithNames";
 pub struct Questions {
     pub store: Arc<dyn Store>,
     pub control: Arc<Control>,
+    pub silencer: Arc<Silencer>,
     pub runs: Arc<Runs>,
     pub metrics: Arc<Metrics>,
     pub clock: WallClock,
@@ -79,6 +84,8 @@ impl QueryService for Questions {
     type ExplainStream = Answer;
     type CheckStream = Answer;
     type NotificationsStream = Answer;
+    type SetSilenceStream = Answer;
+    type SilencesStream = Answer;
     type SuggestStream = Answer;
     type LoadStream = Updates;
     type RunsStream = Answer;
@@ -234,6 +241,22 @@ impl QueryService for Questions {
         }
         self.ask(notifications::shown(self.clock.now_ns().saturating_sub(last_ns)))
             .await
+    }
+
+    async fn set_silence(&self, request: Request<SetSilenceRequest>) -> Result<Response<Answer>, Status> {
+        self.metrics.queried("set_silence");
+        let set = self.judged()?;
+        let silenced = self.silencer.set(request.into_inner(), &set).await;
+        match silenced {
+            Ok(ids) => self.ask(silences::shown_of(&ids)).await,
+            Err(SilenceError::Request(text)) => Err(Status::invalid_argument(text)),
+            Err(SilenceError::Store(error)) => Err(status(&error)),
+        }
+    }
+
+    async fn silences(&self, request: Request<SilencesRequest>) -> Result<Response<Answer>, Status> {
+        self.metrics.queried("silences");
+        self.ask(silences::shown(request.into_inner().all)).await
     }
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<Answer>, Status> {
@@ -416,14 +439,19 @@ impl QueryService for Questions {
 const UPDATES: usize = 8;
 
 impl Questions {
+    /// What is judged now.
+    fn judged(&self) -> Result<Arc<Set>, Status> {
+        match &self.assertions {
+            Some(assertions) => Ok(assertions.now()),
+            None => Err(Status::failed_precondition(
+                "this collector judges nothing: start it with --assertions DIR",
+            )),
+        }
+    }
+
     /// The declared assertion's explanation.
     fn explanation(&self, name: &str) -> Result<String, Status> {
-        let Some(assertions) = &self.assertions else {
-            return Err(Status::failed_precondition(
-                "this collector judges nothing: start it with --assertions DIR",
-            ));
-        };
-        let set = assertions.now();
+        let set = self.judged()?;
         explain::text(&set, name, self.clock.now_ns()).ok_or_else(|| {
             let names = set.assertions.iter().map(|assertion| assertion.name.as_str());
             Status::invalid_argument(format!(

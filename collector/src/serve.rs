@@ -33,6 +33,7 @@ use crate::port;
 use crate::query::Questions;
 use crate::rollup::{Minutes, Rollup};
 use crate::runs::Runs;
+use crate::silence::Silencer;
 use crate::store::embedded::Embedded;
 use crate::store::schema::{RETAINED, TABLES};
 use crate::store::server;
@@ -251,11 +252,13 @@ async fn serve(
     let shared = assertions
         .as_ref()
         .map(|declared| SharedSet::new(declared.set.clone()));
+    let silencer = Arc::new(Silencer::new(store.clone(), WallClock::system()));
     let (ear, heard) = notify::ear();
     let mut notifier = shared.clone().map(|shared| Notifier {
         store: store.clone(),
         shared,
         heard,
+        silencer: silencer.clone(),
         clock: WallClock::system(),
         stopping: stopping.clone(),
     });
@@ -264,6 +267,7 @@ async fn serve(
         declared,
         shared,
         ear,
+        silencer: silencer.clone(),
         metrics: metrics.clone(),
         clock: WallClock::system(),
         stopping: stopping.clone(),
@@ -296,6 +300,7 @@ async fn serve(
     let questions = Questions {
         store,
         control: control.clone(),
+        silencer,
         runs,
         metrics: metrics.clone(),
         clock: WallClock::system(),

@@ -26,6 +26,7 @@ pub mod rollups;
 pub mod runs;
 pub mod schema;
 pub mod server;
+pub mod silences;
 pub mod statement;
 pub mod verdicts;
 pub mod worst;

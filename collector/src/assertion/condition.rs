@@ -288,8 +288,16 @@ fn limit(typed: &str, signal: Chosen) -> Result<Limit, String> {
     }
 }
 
-/// `90s`, `1.5h`, `500ms`; never without a unit, never below a microsecond.
+/// No time that is asked for is longer: a year and more is a slip of the keyboard.
+pub const LONGEST: Duration = Duration::from_secs(366 * 86_400);
+
+/// `90s`, `1.5h`, `500ms`; never without a unit, never below a microsecond, never above [`LONGEST`].
 pub fn duration(text: &str) -> Option<Duration> {
+    duration_of_any_length(text).filter(|time| *time <= LONGEST)
+}
+
+/// The same, but as long as it likes, up to some centuries.
+pub fn duration_of_any_length(text: &str) -> Option<Duration> {
     /// Names and nanoseconds.
     const UNITS: [(&str, u64); 6] = [
         ("us", 1_000),
@@ -302,8 +310,8 @@ pub fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = split_unit(text);
     let (_, ns) = UNITS.iter().find(|(name, _)| *name == unit)?;
     let ns = decimal(number)? * *ns as f64;
-    // A year and more is a slip of the keyboard.
-    (ns <= 366.0 * 86_400e9).then(|| Duration::from_nanos(ns.round() as u64 / 1_000 * 1_000))
+    // What is too large for 64 bits is the largest number of them.
+    Some(Duration::from_nanos(ns.round() as u64 / 1_000 * 1_000))
 }
 
 fn bytes(text: &str) -> Option<u64> {

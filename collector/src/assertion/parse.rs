@@ -567,8 +567,12 @@ impl<'a> Fields<'a> {
         let Some(text) = self.text(key)? else {
             return Ok(None);
         };
-        match condition::duration(text) {
-            Some(time) => Ok(Some(time)),
+        match condition::duration_of_any_length(text) {
+            Some(time) if time <= condition::LONGEST => Ok(Some(time)),
+            Some(_) => {
+                let longest = condition::duration_text(condition::LONGEST);
+                Err(self.wrong(key, &format!("{longest} at most; `{text}` is longer")))
+            }
             None => Err(self.wrong(
                 key,
                 &format!("a time with its unit, such as 30s or 5m; `{text}` is none"),
@@ -707,7 +711,12 @@ fn expect(fields: &Fields<'_>) -> Result<Vec<Condition>, Problem> {
 
 fn over(fields: &Fields<'_>, expect: &[Condition]) -> Result<Duration, Problem> {
     fields.needed("over")?;
-    let over = fields.time("over")?.unwrap_or_default();
+    // Its own bounds are narrower than those of every time.
+    let over = fields.text("over")?.and_then(condition::duration_of_any_length);
+    let over = match over {
+        Some(over) => over,
+        None => fields.time("over")?.unwrap_or_default(),
+    };
     if !(Duration::from_secs(1)..=Duration::from_secs(86_400)).contains(&over) {
         return Err(fields.wrong("over", "from 1s to 1d"));
     }

@@ -123,6 +123,8 @@ pub(super) struct Row {
     #[serde(default)]
     evidence: String,
     #[serde(default)]
+    silenced: bool,
+    #[serde(default)]
     revision: u32,
     #[serde(default)]
     pub(super) is_final: bool,
@@ -288,8 +290,10 @@ fn second(time: &str) -> &str {
     time.get(..19).unwrap_or(time)
 }
 
-const COLUMNS: [(&str, Align); 5] = [
+const COLUMNS: [(&str, Align); 6] = [
     ("VERDICT", Align::Left),
+    // Left out where nothing is.
+    ("SILENCED", Align::Left),
     ("SINCE (UTC)", Align::Left),
     ("ASSERTION", Align::Left),
     ("KEY", Align::Left),
@@ -297,7 +301,7 @@ const COLUMNS: [(&str, Align); 5] = [
 ];
 
 pub(super) fn text(rows: &[Row], is_history: bool) -> String {
-    let cells: Vec<[Cell; 5]> = rows
+    let cells: Vec<[Cell; 6]> = rows
         .iter()
         .map(|row| {
             let style = match row.verdict.as_str() {
@@ -308,6 +312,7 @@ pub(super) fn text(rows: &[Row], is_history: bool) -> String {
             let time = if is_history { &row.window_to } else { &row.since };
             [
                 Cell::styled(row.verdict.clone(), style),
+                if row.silenced { "silenced" } else { "" }.into(),
                 Cell::styled(second(time), FAINT),
                 row.assertion.clone().into(),
                 row.key.clone().into(),
@@ -318,14 +323,28 @@ pub(super) fn text(rows: &[Row], is_history: bool) -> String {
     if rows.is_empty() {
         return String::new();
     }
-    let mut table = Table::new(COLUMNS, super::colours(&io::stdout()));
-    table.fit(&cells);
-    let mut text = table.head();
-    for row in &cells {
-        text.push_str(&table.line(row));
-    }
+    let mut text = if rows.iter().any(|row| row.silenced) {
+        lines(COLUMNS, &cells)
+    } else {
+        let [verdict, _, since, assertion, key, why] = COLUMNS;
+        let cells: Vec<_> = cells
+            .into_iter()
+            .map(|[verdict, _, since, assertion, key, why]| [verdict, since, assertion, key, why])
+            .collect();
+        lines([verdict, since, assertion, key, why], &cells)
+    };
     if !is_history {
         text.push_str(&totals(rows));
+    }
+    text
+}
+
+fn lines<const N: usize>(columns: [(&'static str, Align); N], cells: &[[Cell; N]]) -> String {
+    let mut table = Table::new(columns, super::colours(&io::stdout()));
+    table.fit(cells);
+    let mut text = table.head();
+    for row in cells {
+        text.push_str(&table.line(row));
     }
     text
 }
@@ -348,8 +367,50 @@ pub(super) fn totals(rows: &[Row]) -> String {
         });
     let noun = if rows.len() == 1 { "verdict" } else { "verdicts" };
     let mut text = format!("{} {noun}: {}\n", rows.len(), each.collect::<Vec<_>>().join(", "));
+    let silenced = rows.iter().filter(|row| row.silenced).count();
+    if silenced > 0 {
+        text.push_str(&format!(
+            "{silenced} silenced: nobody is told of them, holdfast silences says why\n"
+        ));
+    }
     for (cause, count) in causes {
         text.push_str(&format!("{count} unknown: {cause}\n"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(verdict: &str, silenced: bool) -> Row {
+        let line = serde_json::json!({
+            "assertion": "a", "key": "from.node=web-1", "verdict": verdict, "since": "2026-03-01 12:00:00.5",
+            "condition": "count = 0", "silenced": silenced,
+        });
+        Row::parse(&line.to_string()).unwrap()
+    }
+
+    #[test]
+    fn what_is_silenced_is_shown_and_says_so() {
+        let text = text(&[row("violated", true), row("holds", false)], false);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "VERDICT   SILENCED  SINCE (UTC)          ASSERTION  KEY              WHY",
+                "violated  silenced  2026-03-01 12:00:00  a          from.node=web-1  count = 0",
+                "holds               2026-03-01 12:00:00  a          from.node=web-1  count = 0",
+                "2 verdicts: 1 violated, 1 holds",
+                "1 silenced: nobody is told of them, holdfast silences says why",
+            ]
+        );
+    }
+
+    #[test]
+    fn where_nothing_is_silenced_there_is_no_word_of_it() {
+        let text = text(&[row("holds", false)], false);
+        assert!(text.starts_with("VERDICT  SINCE (UTC)"), "{text}");
+        assert!(!text.to_lowercase().contains("silenced"), "{text}");
+    }
 }

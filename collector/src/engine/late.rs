@@ -214,6 +214,7 @@ impl Engine {
                     machine: Machine::new(window.to_ns),
                     written_ns: i64::MIN,
                     seen_ns: window.to_ns,
+                    is_silenced: false,
                     history: Some(history),
                 };
                 keys.insert(judgement.key.clone(), kept);

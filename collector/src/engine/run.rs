@@ -16,6 +16,7 @@ use crate::assertion::state::Verdict;
 use crate::clock::WallClock;
 use crate::metrics::Metrics;
 use crate::notify::Ear;
+use crate::silence::Silencer;
 use crate::store::{Store, StoreError};
 
 /// How often it is looked whether a window can be judged: half of the shortest `every`.
@@ -68,6 +69,7 @@ pub struct Judge {
     pub shared: SharedSet,
     /// Who is told what was stored.
     pub ear: Ear,
+    pub silencer: Arc<Silencer>,
     pub metrics: Arc<Metrics>,
     pub clock: WallClock,
     /// True once the collector stops.
@@ -127,6 +129,7 @@ impl Judge {
             engine.resume(now_ns).await?;
             *is_resumed = true;
         }
+        engine.silence(self.silencer.now().await?);
         let begun = Instant::now();
         let step = engine.step(now_ns).await?;
         self.ear.judged(now_ns);

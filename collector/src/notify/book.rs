@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::assertion::receiver::{Kind, Receiver};
 use crate::assertion::state::Verdict;
+use crate::silence::{Of, Quiet};
 use crate::store::verdicts::Record;
 
 /// Verdicts in one message at most; more make another one.
@@ -69,6 +70,16 @@ impl Change {
             revision: record.revision,
             fingerprint: record.fingerprint,
         })
+    }
+
+    /// What silences are held against.
+    pub fn subject(&self) -> Of<'_> {
+        Of {
+            assertion: &self.assertion,
+            key: &self.key,
+            severity: &self.severity,
+            labels: &self.labels,
+        }
     }
 
     /// Of two changes of one key the later one is about the later window, or knows more of the same.
@@ -199,7 +210,7 @@ impl Book {
         &self.receiver
     }
 
-    /// Hears changes that the store remembers, in any order.
+    /// Hears changes that the store remembers, in any order. `is_silenced`: then, or now.
     pub fn replay(
         &mut self,
         mut changes: Vec<Change>,
@@ -245,7 +256,13 @@ impl Book {
             // Nothing is to be told later of what holds, and was not told otherwise.
             if line.is_some() || change.verdict != Verdict::Holds {
                 let line = self.lines.entry(place).or_default();
-                line.current = Some((change.clone(), about));
+                let is_latest = line
+                    .current
+                    .as_ref()
+                    .is_none_or(|(known, _)| known.order() <= change.order());
+                if is_latest {
+                    line.current = Some((change.clone(), about));
+                }
                 line.is_held = true;
             }
             return;
@@ -328,9 +345,10 @@ impl Book {
     }
 
     /// What is to be sent now. From here on it counts as told: whoever asks keeps it until it is stored.
-    pub fn due(&mut self, now_ns: i64, is_silenced: impl Fn(&Change) -> bool) -> Vec<Message> {
-        self.release(now_ns, &is_silenced);
-        self.repeat(now_ns, &is_silenced);
+    pub fn due(&mut self, now_ns: i64, quiet: impl Fn(&Change) -> Quiet) -> Vec<Message> {
+        self.hold_back(&quiet);
+        self.release(now_ns, &quiet);
+        self.repeat(now_ns, &quiet);
         self.forget(now_ns);
         let wait_ns = ns(self.receiver.group_wait);
         let due: Vec<String> = self
@@ -357,33 +375,60 @@ impl Book {
         messages
     }
 
+    /// Takes back what was decided and has not been sent, if it is silenced meanwhile. It will have the same id again.
+    fn hold_back(&mut self, quiet: &impl Fn(&Change) -> Quiet) {
+        let lines = &mut self.lines;
+        let is_alertmanager = self.receiver.kind == Kind::Alertmanager;
+        self.groups.retain(|_, (_, waiting)| {
+            waiting.retain(|notification| {
+                let change = &notification.change;
+                let is_kept_alive = is_alertmanager && notification.repeat > 0;
+                if is_kept_alive || quiet(change) != Quiet::Now {
+                    return true;
+                }
+                if let Some(line) = lines.get_mut(&(change.assertion.clone(), change.key.clone())) {
+                    line.told.retain(|told| told.id != notification.id);
+                    line.is_held = true;
+                }
+                false
+            });
+            !waiting.is_empty()
+        });
+    }
+
     /// Tells what was held back by a silence that is over.
-    fn release(&mut self, now_ns: i64, is_silenced: &impl Fn(&Change) -> bool) {
+    fn release(&mut self, now_ns: i64, quiet: &impl Fn(&Change) -> Quiet) {
         let free: Vec<(Change, About)> = self
             .lines
             .values()
             .filter(|line| line.is_held)
             .filter_map(|line| line.current.clone())
-            .filter(|(change, _)| !is_silenced(change))
+            .filter(|(change, _)| quiet(change) != Quiet::Now)
             .collect();
         for (change, about) in free {
             self.hear(&change, about, now_ns, false);
         }
     }
 
-    /// Tells again what stays as it was told.
-    fn repeat(&mut self, now_ns: i64, is_silenced: &impl Fn(&Change) -> bool) {
-        let Some(every) = self.receiver.repeat else { return };
+    /// Tells again what stays as it was told: as often as the receiver wants it, and once a silence is over.
+    fn repeat(&mut self, now_ns: i64, quiet: &impl Fn(&Change) -> Quiet) {
         let mut again = Vec::new();
         for (place, line) in &self.lines {
             let (Some(last), Some((current, about))) = (line.last(), &line.current) else {
                 continue;
             };
-            if last.verdict != Verdict::Holds
-                && current.verdict == last.verdict
-                && now_ns.saturating_sub(last.at_ns) >= ns(every)
-                && !is_silenced(current)
-            {
+            if last.verdict == Verdict::Holds || current.verdict != last.verdict {
+                continue;
+            }
+            let age_ns = now_ns.saturating_sub(last.at_ns);
+            let is_old = self.receiver.repeat.is_some_and(|every| age_ns >= ns(every));
+            let is_due = match quiet(current) {
+                // What it is not told again of it takes for resolved, and that would be said in spite of the silence.
+                Quiet::Now => is_old && self.receiver.kind == Kind::Alertmanager,
+                Quiet::Never => is_old,
+                Quiet::Until(over_ns) => is_old || last.at_ns < over_ns,
+            };
+            if is_due {
                 let mut change = current.clone();
                 // It is the same change that is told again.
                 (change.window_to_ns, change.revision) = last.order;

@@ -100,6 +100,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "notifications",
         sql: include_str!("migrations/0017_notifications.sql"),
     },
+    Migration {
+        version: 18,
+        name: "silences",
+        sql: include_str!("migrations/0018_silences.sql"),
+    },
 ];
 
 /// The newest step that this binary knows.

@@ -197,13 +197,19 @@ impl Serving {
         Self { process, url, node }
     }
 
-    /// What a command prints.
-    fn run(&self, arguments: &[&str]) -> String {
-        let output = Command::new(env!("CARGO_BIN_EXE_holdfast"))
+    fn output(&self, arguments: &[&str]) -> std::process::Output {
+        Command::new(env!("CARGO_BIN_EXE_holdfast"))
             .args(arguments)
             .args(["--collector", &self.url])
+            .env("USER", "ann")
+            .env_remove("SUDO_USER")
             .output()
-            .unwrap();
+            .unwrap()
+    }
+
+    /// What a command prints.
+    fn run(&self, arguments: &[&str]) -> String {
+        let output = self.output(arguments);
         assert!(output.status.success(), "{arguments:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
@@ -215,15 +221,20 @@ impl Serving {
             .collect()
     }
 
-    /// Waits until the one assertion has this verdict.
+    /// Waits until some assertion has this verdict.
     fn comes_to(&self, verdict: &str) {
+        self.wait(verdict, |row| row["verdict"] == verdict);
+    }
+
+    /// Waits until a verdict is like this.
+    fn wait(&self, what: &str, is_so: impl Fn(&Value) -> bool) {
         let started = Instant::now();
         loop {
             let rows = self.rows(&["verdicts"]);
-            if rows.iter().any(|row| row["verdict"] == verdict) {
+            if rows.iter().any(&is_so) {
                 return;
             }
-            assert!(started.elapsed() < PATIENCE, "never {verdict}: {rows:?}");
+            assert!(started.elapsed() < PATIENCE, "never {what}: {rows:?}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -352,5 +363,138 @@ receivers:
         assert!(started.elapsed() < PATIENCE, "not sent: {rows:?}");
         std::thread::sleep(Duration::from_millis(50));
     }
+    serving.kill();
+}
+
+/// Answers whoever asks, and counts them.
+fn switch() -> (SocketAddr, std::sync::mpsc::Receiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (asked, asks) = std::sync::mpsc::channel();
+    // It ends with the process of the tests.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut byte = [0];
+            if stream.read(&mut byte).is_ok_and(|bytes| bytes > 0) {
+                let _ = stream.write_all(b"HTTP/1.1 204 Alive\r\n\r\n");
+                let _ = asked.send(());
+            }
+        }
+    });
+    (address, asks)
+}
+
+/// What was taken about an assertion: verdicts, and how often it was told before that it is still so. What came again under its
+/// id, since a collector was killed before it had written down that it was taken, is told once.
+fn told_of(seen: &[Seen], assertion: &str) -> Vec<(String, u64)> {
+    let notifications = seen
+        .iter()
+        .filter(|request| request.is_taken)
+        .flat_map(|request| request.body["notifications"].as_array().unwrap());
+    let mut ids = std::collections::BTreeSet::new();
+    let of_it = notifications.filter(|one| one["assertion"] == assertion);
+    of_it
+        .filter(|one| ids.insert(one["id"].to_string()))
+        .map(|one| {
+            (
+                one["verdict"].as_str().unwrap().to_owned(),
+                one["repeat"].as_u64().unwrap(),
+            )
+        })
+        .collect()
+}
+
+/// Nobody is told of what is silenced, also by a collector that starts meanwhile, until the silence is over; of all else
+/// everybody is, and a dead man's switch is held.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_silenced_is_judged_and_told_once_the_silence_is_over() {
+    let receiver = Receiver::start();
+    receiver.open();
+    let (alive, asks) = switch();
+    let (store, assertions) = (folder("silence-store"), folder("silence-assertions"));
+    let secret = assertions.join("secret");
+    std::fs::write(&secret, SECRET).unwrap();
+    let odd = "sql: \"SELECT toFloat64(countIf(set_at < {until:DateTime64(9, 'UTC')}) % 2) AS value FROM probe_settings \
+               WHERE {from:DateTime64(9, 'UTC')} < {until:DateTime64(9, 'UTC')}\"";
+    let text = format!(
+        "
+assertions:
+  - {{ name: quiet, {odd}, expect: value = 0, over: 1s }}
+  - {{ name: loud, {odd}, expect: value = 0, over: 1s }}
+receivers:
+  - name: on-call
+    kind: webhook
+    url: http://{}/hook
+    secret_file: {}
+    on: [violated, holds]
+    group_wait: 0s
+  - {{ name: alive, kind: dead_mans_switch, url: 'http://{alive}/', every: 10s }}
+",
+        receiver.address,
+        secret.display(),
+    );
+    std::fs::write(assertions.join("a.yaml"), text).unwrap();
+    let holds = |name: &'static str| move |row: &Value| row["assertion"] == name && row["verdict"] == "holds";
+
+    let serving = Serving::start(&store, &assertions);
+    serving.wait("quiet holds", holds("quiet"));
+    serving.wait("loud holds", holds("loud"));
+    let typo = serving.output(&["silence", "qiet", "--for", "1h", "--because", "x"]);
+    assert_eq!(typo.status.code(), Some(2), "{typo:?}");
+    let error = String::from_utf8(typo.stderr).unwrap();
+    assert!(
+        error.contains("there is no assertion `qiet`, did you mean quiet?"),
+        "{error}"
+    );
+    let silences = serving.rows(&["silence", "quiet", "--for", "1h", "--because", "it is repaired"]);
+    assert_eq!(silences.len(), 1, "{silences:?}");
+    assert_eq!(silences[0]["state"], "active");
+    assert!(
+        silences[0]["said_by"].as_str().unwrap().starts_with("ann@"),
+        "{silences:?}"
+    );
+    assert_eq!(silences[0]["because"], "it is repaired");
+
+    serving.turn();
+    let is_silenced =
+        |row: &Value| row["assertion"] == "quiet" && row["verdict"] == "violated" && row["silenced"] == true;
+    serving.wait("silenced, and violated", is_silenced);
+    let seen = receiver.wait("the other violation", |seen| !told_of(seen, "loud").is_empty());
+    assert_eq!(told_of(&seen, "quiet"), []);
+    serving.kill();
+    // What was asked before this start is not of it.
+    asks.try_iter().for_each(drop);
+
+    let serving = Serving::start(&store, &assertions);
+    serving.turn();
+    receiver.wait("that the other holds", |seen| told_of(seen, "loud").len() == 2);
+    serving.turn();
+    let seen = receiver.wait("the other's next violation", |seen| {
+        told_of(seen, "loud").len() == 3
+    });
+    assert_eq!(told_of(&seen, "quiet"), []);
+    serving.wait("silenced, and violated", is_silenced);
+    assert!(serving.run(&["verdicts"]).contains("silenced"));
+    assert!(asks.recv_timeout(PATIENCE).is_ok(), "the switch was let go");
+
+    let ended = serving.rows(&["silence", "quiet", "--end", "--because", "done"]);
+    assert_eq!(
+        (&ended[0]["state"], &ended[0]["ended_because"]),
+        (&"ended".into(), &"done".into())
+    );
+    receiver.wait("the violation", |seen| {
+        told_of(seen, "quiet") == [("violated".to_owned(), 0)]
+    });
+    // Told already, and still so when another silence is over by itself.
+    serving.run(&["silence", "quiet", "--for", "1s", "--because", "a moment"]);
+    let seen = receiver.wait("that it is still violated", |seen| {
+        told_of(seen, "quiet").len() > 1
+    });
+    assert_eq!(told_of(&seen, "quiet")[1..], [("violated".to_owned(), 1)]);
+    assert_eq!(serving.rows(&["silences"]), Vec::<Value>::new());
+    let all = serving.rows(&["silences", "--all"]);
+    let states: Vec<_> = all.iter().map(|row| row["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["ended", "over"], "{all:?}");
     serving.kill();
 }

@@ -343,6 +343,8 @@ async fn a_person_may_not_reach_beyond_the_database(store: Shared) {
         "SELECT * FROM url('http://127.0.0.1:1/', 'CSV', 'a String')",
         "SELECT * FROM s3('http://127.0.0.1:1/a.csv')",
         "SELECT * FROM remote('127.0.0.1:1', 'system', 'one')",
+        "SELECT * FROM mergeTreeIndex(currentDatabase(), 'connection_records')",
+        "SELECT * FROM numbers(1), merge(currentDatabase(), 'connection')",
         "SELECT * FROM executable('id', 'TSV', 'a String')",
         "SELECT 1; SELECT toDate(file('/etc/hostname'))",
     ] {

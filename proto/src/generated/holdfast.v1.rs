@@ -1524,6 +1524,35 @@ pub struct NotificationsRequest {
     #[prost(uint64, tag = "1")]
     pub last_ns: u64,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetSilenceRequest {
+    /// An assertion or an objective; empty: everything with these labels.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Only verdicts whose key has all these parts, such as `from.node=web-1`.
+    #[prost(string, repeated, tag = "2")]
+    pub keys: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Only assertions with all these labels; `severity` is asked for in the same way.
+    #[prost(map = "string, string", tag = "3")]
+    pub labels: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// How long, from now on. Zero: what there is of it ends.
+    #[prost(uint64, tag = "4")]
+    pub for_ns: u64,
+    #[prost(string, tag = "5")]
+    pub because: ::prost::alloc::string::String,
+    /// Who says so, as his machine calls him and itself: `user@host`.
+    #[prost(string, tag = "6")]
+    pub said_by: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SilencesRequest {
+    /// Those that are over too.
+    #[prost(bool, tag = "1")]
+    pub all: bool,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StopRunRequest {
     #[prost(string, tag = "1")]
@@ -2870,6 +2899,57 @@ pub mod query_client {
                 .insert(GrpcMethod::new("holdfast.v1.Query", "Notifications"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Has nobody told of some verdicts for a while, or ends that. The rows of `silences` that were declared or ended, as
+        /// JSONEachRow.
+        pub async fn set_silence(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetSilenceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Chunk>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/holdfast.v1.Query/SetSilence",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("holdfast.v1.Query", "SetSilence"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Rows of `silences` as JSONEachRow, oldest first.
+        pub async fn silences(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SilencesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Chunk>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/holdfast.v1.Query/Silences",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("holdfast.v1.Query", "Silences"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// Assertions that hold, out of what was seen, as JSON objects: `suggested` for each condition with what its limit rests
         /// on, `left_out` for what is not suggested and why, and at the end `yaml` with the file of them, empty for none.
         pub async fn suggest(
@@ -3110,6 +3190,29 @@ pub mod query_server {
             tonic::Response<Self::NotificationsStream>,
             tonic::Status,
         >;
+        /// Server streaming response type for the SetSilence method.
+        type SetSilenceStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Chunk, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Has nobody told of some verdicts for a while, or ends that. The rows of `silences` that were declared or ended, as
+        /// JSONEachRow.
+        async fn set_silence(
+            &self,
+            request: tonic::Request<super::SetSilenceRequest>,
+        ) -> std::result::Result<tonic::Response<Self::SetSilenceStream>, tonic::Status>;
+        /// Server streaming response type for the Silences method.
+        type SilencesStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Chunk, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Rows of `silences` as JSONEachRow, oldest first.
+        async fn silences(
+            &self,
+            request: tonic::Request<super::SilencesRequest>,
+        ) -> std::result::Result<tonic::Response<Self::SilencesStream>, tonic::Status>;
         /// Server streaming response type for the Suggest method.
         type SuggestStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::Chunk, tonic::Status>,
@@ -4005,6 +4108,98 @@ pub mod query_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = NotificationsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/holdfast.v1.Query/SetSilence" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetSilenceSvc<T: Query>(pub Arc<T>);
+                    impl<
+                        T: Query,
+                    > tonic::server::ServerStreamingService<super::SetSilenceRequest>
+                    for SetSilenceSvc<T> {
+                        type Response = super::Chunk;
+                        type ResponseStream = T::SetSilenceStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetSilenceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Query>::set_silence(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetSilenceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/holdfast.v1.Query/Silences" => {
+                    #[allow(non_camel_case_types)]
+                    struct SilencesSvc<T: Query>(pub Arc<T>);
+                    impl<
+                        T: Query,
+                    > tonic::server::ServerStreamingService<super::SilencesRequest>
+                    for SilencesSvc<T> {
+                        type Response = super::Chunk;
+                        type ResponseStream = T::SilencesStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SilencesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Query>::silences(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SilencesSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

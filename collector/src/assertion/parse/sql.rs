@@ -6,8 +6,21 @@ use crate::assertion::condition::Condition;
 use crate::assertion::document::{Node, Source};
 use crate::assertion::signal::Rows;
 
-/// Functions of ClickHouse that reach beyond the database, in lower case: files, networks, other servers.
-const REACHING: [&str; 22] = [
+/// Functions of ClickHouse that reach beyond the database's tables and views, in lower case: to files, networks, other
+/// servers, and what is below tables.
+const REACHING: [&str; 34] = [
+    "arrowflight",
+    "deltalake",
+    "dictionary",
+    "fuzzjson",
+    "hudi",
+    "iceberg",
+    "loop",
+    "merge",
+    "mergetreeanalyzeindexes",
+    "mergetreeindex",
+    "mergetreeprojection",
+    "ytsaurus",
     "file",
     "filecluster",
     "url",
@@ -32,6 +45,9 @@ const REACHING: [&str; 22] = [
     "executable",
 ];
 
+/// Databases that are the server's own.
+const OF_THE_SERVER: [&str; 2] = ["system", "information_schema"];
+
 /// The question; none where there is no `sql`.
 pub(super) fn question(fields: &Fields<'_>) -> Result<Option<String>, Problem> {
     let Some(node) = fields.get("sql") else {
@@ -52,27 +68,31 @@ pub(super) fn question(fields: &Fields<'_>) -> Result<Option<String>, Problem> {
 fn check(source: Source<'_>, node: &Node, sql: &str) -> Result<(), Problem> {
     let fault = |message: String| Err(source.problem(node.place, message));
     let words = words(sql);
-    let first = words.first().map_or("", |(word, _)| word.as_str());
+    let first = words.first().map_or("", |word| word.text.as_str());
     if !matches!(first, "select" | "with") {
         return fault(format!(
             "`sql` is one SELECT, which reads and does nothing else; this begins with `{first}`"
         ));
     }
-    if let Some((word, _)) = words
-        .iter()
-        .find(|(word, is_call)| *is_call && REACHING.contains(&word.as_str()))
-    {
+    let is_reaching = |word: &&Word| word.is_called && REACHING.contains(&word.text.as_str());
+    if let Some(Word { text, .. }) = words.iter().find(is_reaching) {
         return fault(format!(
-            "`{word}()` reaches beyond the database: `sql` reads its tables and views only"
+            "`{text}()` reaches beyond the database: `sql` reads its tables and views only"
+        ));
+    }
+    let is_of_the_server = |word: &&Word| word.has_dot && OF_THE_SERVER.contains(&word.text.as_str());
+    if let Some(Word { text, .. }) = words.iter().find(is_of_the_server) {
+        return fault(format!(
+            "`{text}.` is about the server, not about what was seen: `sql` reads Holdfast's tables and views only"
         ));
     }
     if words
         .windows(2)
-        .any(|pair| pair[0].0 == "into" && pair[1].0 == "outfile")
+        .any(|pair| pair[0].text == "into" && pair[1].text == "outfile")
     {
         return fault("`INTO OUTFILE` writes a file: `sql` only reads".to_owned());
     }
-    if words.iter().any(|(word, is_call)| word == "format" && !is_call) {
+    if words.iter().any(|word| word.text == "format" && !word.is_called) {
         return fault("`sql` has no FORMAT: its answer is read by the collector".to_owned());
     }
     for parameter in ["from", "until"] {
@@ -86,9 +106,20 @@ fn check(source: Source<'_>, node: &Node, sql: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The words of a statement, in lower case, without what is quoted or a comment; and whether each is called.
-fn words(sql: &str) -> Vec<(String, bool)> {
-    let mut words: Vec<(String, bool)> = Vec::new();
+/// A word of a statement.
+#[derive(Debug)]
+struct Word {
+    /// In lower case.
+    text: String,
+    /// A parenthesis follows.
+    is_called: bool,
+    /// A dot follows: it is the name of what something is in.
+    has_dot: bool,
+}
+
+/// The words of a statement, without what is text or a comment. Names in quotes are words too.
+fn words(sql: &str) -> Vec<Word> {
+    let mut words = Vec::new();
     let mut rest = sql;
     while let Some(first) = rest.chars().next() {
         if first.is_alphanumeric() || first == '_' {
@@ -96,8 +127,12 @@ fn words(sql: &str) -> Vec<(String, bool)> {
                 .find(|c: char| !c.is_alphanumeric() && c != '_')
                 .unwrap_or(rest.len());
             let (word, after) = rest.split_at(end);
-            let is_call = after.trim_start().starts_with('(');
-            words.push((word.to_ascii_lowercase(), is_call));
+            let next = after.strip_prefix(['"', '`']).unwrap_or(after).trim_start();
+            words.push(Word {
+                text: word.to_ascii_lowercase(),
+                is_called: next.starts_with('('),
+                has_dot: next.starts_with('.'),
+            });
             rest = after;
         } else if let Some(comment) = rest.strip_prefix("--") {
             rest = comment.split_once('\n').map_or("", |(_, after)| after);
@@ -154,12 +189,31 @@ mod tests {
     fn what_is_quoted_is_no_word() {
         let found =
             words("SELECT count() AS value /* file() */ FROM t WHERE x = 'it''s file(1)' -- url()\n AND y");
-        let found: Vec<_> = found.iter().map(|(word, _)| word.as_str()).collect();
+        let found: Vec<_> = found.iter().map(|word| word.text.as_str()).collect();
         assert_eq!(
             found,
             [
                 "select", "count", "as", "value", "from", "t", "where", "x", "and", "y"
             ]
         );
+    }
+
+    #[test]
+    fn a_name_in_quotes_is_a_word_and_what_is_in_it_is_told_by_its_dot() {
+        for text in [
+            "system.one",
+            "SYSTEM . one",
+            "`system`.`one`",
+            "\"system\" .\"one\"",
+        ] {
+            let found = words(text);
+            assert_eq!(
+                (found[0].text.as_str(), found[0].has_dot),
+                ("system", true),
+                "{text}"
+            );
+        }
+        assert!(words("`mergeTreeIndex` (a)")[0].is_called);
+        assert!(!words("SELECT system FROM t")[1].has_dot);
     }
 }

@@ -132,6 +132,19 @@ fn what_cannot_be_is_refused() {
             "`file()` reaches beyond the database",
         ),
         (
+            "sql: SELECT count() AS value FROM system.one\nexpect: value < 1\nover: 1m",
+            "`system.` is about the server",
+        ),
+        (
+            "sql: \"SELECT count() AS value FROM attempts, mergeTreeIndex(currentDatabase(), connection_records)\"\nexpect: value < 1\nover: 1m",
+            "`mergetreeindex()` reaches beyond the database",
+        ),
+        ("expect: connect.count > 1\nover: 400d", "`over` is from 1s to 1d"),
+        (
+            "expect: connect.count > 1\nover: 1m\nfor: 10d\nclear_after: 400d",
+            "`clear_after` is 366d at most; `400d` is longer",
+        ),
+        (
             "sql: SELECT count() AS value FROM attempts\nexpect: value < 1\nover: 1m",
             "`sql` does not use the window",
         ),

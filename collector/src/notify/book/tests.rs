@@ -81,7 +81,7 @@ fn told(receiver: Receiver, changes: &str) -> String {
                 false,
             );
         }
-        for message in book.due(now_ns, |_| false) {
+        for message in book.due(now_ns, |_| Quiet::Never) {
             let each = message.notifications.iter().map(|one| letter(one.change.verdict));
             text.push(format!("{at}{}", each.collect::<String>()));
         }
@@ -151,7 +151,7 @@ fn a_message_has_a_bound() {
         book.hear(&change, About::default(), 0, false);
     }
     let sizes: Vec<_> = book
-        .due(0, |_| false)
+        .due(0, |_| Quiet::Never)
         .iter()
         .map(|message| message.notifications.len())
         .collect();
@@ -163,7 +163,7 @@ fn what_changed_before_a_receiver_began_is_told_as_it_stands() {
     let mut book = Book::new(receiver(), 10 * SECOND_NS, Vec::new());
     let changes = [(1, 'V'), (2, 'H'), (3, '?'), (4, 'V')].map(|(at, letter)| change(at, verdict_of(letter)));
     book.replay(changes.to_vec(), 10 * SECOND_NS, |_| About::default(), |_| false);
-    let messages = book.due(10 * SECOND_NS, |_| false);
+    let messages = book.due(10 * SECOND_NS, |_| Quiet::Never);
     let told: Vec<_> = messages
         .iter()
         .flat_map(|message| &message.notifications)
@@ -172,28 +172,120 @@ fn what_changed_before_a_receiver_began_is_told_as_it_stands() {
     assert_eq!(told, [4 * SECOND_NS]);
 }
 
+/// What a receiver is told while it is silent in these seconds: `changes` are as in [`told`].
+fn told_around(receiver: Receiver, changes: &str, silence: std::ops::Range<i64>) -> String {
+    let mut book = Book::new(receiver, 0, Vec::new());
+    let mut text = Vec::new();
+    for (at, verdict) in (0..).zip(changes.chars()) {
+        let now_ns = at * SECOND_NS;
+        let quiet = || match at {
+            at if at < silence.start => Quiet::Never,
+            at if at < silence.end => Quiet::Now,
+            _ => Quiet::Until(silence.end * SECOND_NS),
+        };
+        if verdict != '.' {
+            let change = change(at, verdict_of(verdict));
+            book.hear(&change, About::default(), now_ns, quiet() == Quiet::Now);
+        }
+        for message in book.due(now_ns, |_| quiet()) {
+            let each = message.notifications.iter().map(|one| letter(one.change.verdict));
+            text.push(format!("{at}{}", each.collect::<String>()));
+        }
+    }
+    text.join(" ")
+}
+
 #[test]
 fn a_silence_holds_back_and_what_still_is_when_it_ends_is_told() {
-    let mut book = Book::new(receiver(), 0, Vec::new());
-    let letters = |messages: Vec<Message>| -> String {
-        messages
-            .iter()
-            .flat_map(|message| &message.notifications)
-            .map(|one| letter(one.change.verdict))
-            .collect()
+    for (changes, silence, expected) in [
+        ("V...H", 0..3, "3V 4H"),
+        ("V.?..H", 0..3, "3? 5H"),
+        // What began and ended in a silence is told to nobody.
+        ("H.V.H..", 1..5, ""),
+        ("VHVHV..", 1..6, "0V 6V"),
+        // That it holds is told once the silence is over.
+        ("V..H....", 1..5, "0V 5H"),
+        // What was told before and is still so is told once more.
+        ("V.......H", 2..5, "0V 5V 8H"),
+        ("V.P.....H", 2..5, "0V 8H"),
+        // What never failed has nothing to be told of.
+        ("H.......", 2..5, ""),
+    ] {
+        assert_eq!(
+            told_around(receiver(), changes, silence.clone()),
+            expected,
+            "{changes}, silent in {silence:?}"
+        );
+    }
+}
+
+#[test]
+fn a_silence_takes_back_what_waits_for_others_to_be_told_with() {
+    let waiting = || Receiver {
+        group_wait: Duration::from_secs(3),
+        ..receiver()
     };
-    book.hear(&change(1, Verdict::Violated), About::default(), 1, true);
-    assert_eq!(letters(book.due(1, |_| true)), "");
-    book.hear(&change(2, Verdict::Unknown), About::default(), 2, true);
-    assert_eq!(letters(book.due(2, |_| true)), "");
-    assert_eq!(letters(book.due(3, |_| false)), "?");
-    assert_eq!(letters(book.due(4, |_| false)), "");
-    // What began and ended in a silence is told to nobody.
-    book.hear(&change(3, Verdict::Holds), About::default(), 5, false);
-    assert_eq!(letters(book.due(5, |_| false)), "H");
-    book.hear(&change(4, Verdict::Violated), About::default(), 6, true);
-    book.hear(&change(5, Verdict::Holds), About::default(), 7, true);
-    assert_eq!(letters(book.due(8, |_| false)), "");
+    assert_eq!(told_around(waiting(), "V.........", 2..5), "8V");
+    assert_eq!(told_around(waiting(), "V...H.....", 2..5), "");
+    // It was sent already.
+    assert_eq!(told_around(waiting(), "V...H.....", 4..5), "3V 8H");
+    let repeating = Receiver {
+        repeat: Some(Duration::from_secs(2)),
+        ..receiver()
+    };
+    assert_eq!(told_around(repeating, "V.........", 3..6), "0V 2V 6V 8V");
+}
+
+#[test]
+fn an_alertmanager_goes_on_to_hear_of_what_it_was_told_before_a_silence() {
+    let alertmanager = || Receiver {
+        kind: Kind::Alertmanager,
+        repeat: Some(Duration::from_secs(2)),
+        ..receiver()
+    };
+    // Or it would take it for resolved.
+    assert_eq!(told_around(alertmanager(), "V.......", 1..6), "0V 2V 4V 6V");
+    assert_eq!(told_around(alertmanager(), "V..H....", 1..6), "0V 2V 6H");
+    assert_eq!(told_around(alertmanager(), ".V......", 1..6), "6V");
+}
+
+#[test]
+fn what_was_held_back_is_told_as_it_stands_by_a_collector_that_starts_later() {
+    let silence = 2 * SECOND_NS..6 * SECOND_NS;
+    let changes = [(1, 'V'), (2, 'H'), (3, 'V'), (4, 'H'), (5, '?')];
+    let changes = changes
+        .map(|(at, letter)| change(at, verdict_of(letter)))
+        .to_vec();
+    let at_once = {
+        let mut book = Book::new(receiver(), 0, Vec::new());
+        book.hear(&changes[0], About::default(), SECOND_NS, false);
+        book.due(SECOND_NS, |_| Quiet::Never)
+    };
+    let told: Vec<_> = at_once
+        .iter()
+        .flat_map(|message| &message.notifications)
+        .map(|one| (SECOND_NS, one.clone()))
+        .collect();
+    let begin = |told: &[(i64, Notification)], now_ns| {
+        let mut book = Book::new(receiver(), 0, told.to_vec());
+        let is_silenced = |change: &Change| silence.contains(&change.judged_ns) || silence.contains(&now_ns);
+        book.replay(changes.clone(), now_ns, |_| About::default(), is_silenced);
+        book
+    };
+    let said = |messages: &[Message]| -> String {
+        let notifications = messages.iter().flat_map(|message| &message.notifications);
+        notifications.map(|one| letter(one.change.verdict)).collect()
+    };
+    // During the silence: nothing. After it: how it stands, and nothing of what was in between.
+    let mut during = begin(&told, 5 * SECOND_NS);
+    assert_eq!(said(&during.due(5 * SECOND_NS, |_| Quiet::Now)), "");
+    let over = |_: &Change| Quiet::Until(silence.end);
+    let from_memory = during.due(6 * SECOND_NS, over);
+    assert_eq!(said(&from_memory), "?");
+    let from_store = begin(&told, 9 * SECOND_NS).due(9 * SECOND_NS, over);
+    assert_eq!(said(&from_store), "?");
+    // Whoever decides it, it is the same notification.
+    assert_eq!(from_memory[0].id, from_store[0].id);
 }
 
 #[test]
@@ -215,7 +307,7 @@ fn late_rows_take_back_what_was_told_of_their_window() {
         change(6, Verdict::Holds),
     ] {
         book.hear(&change, About::default(), 0, false);
-        for message in book.due(0, |_| false) {
+        for message in book.due(0, |_| Quiet::Never) {
             said.extend(message.notifications.into_iter().map(|one| {
                 let at = one.change.window_to_ns / SECOND_NS;
                 (at, one.change.revision, letter(one.change.verdict))
@@ -284,11 +376,11 @@ proptest! {
             book.hear(&change, About::default(), now_ns, false);
             match event {
                 Event::Nothing => {}
-                Event::Store => for message in book.due(now_ns, |_| false) {
+                Event::Store => for message in book.due(now_ns, |_| Quiet::Never) {
                     stored.extend(message.notifications.into_iter().map(|one| (now_ns, one)));
                 },
                 Event::DecideAndKill => {
-                    book.due(now_ns, |_| false);
+                    book.due(now_ns, |_| Quiet::Never);
                     book = begin_again(&stored, &changes, now_ns);
                 }
                 Event::Kill => book = begin_again(&stored, &changes, now_ns),
@@ -299,7 +391,7 @@ proptest! {
             }
         }
         now_ns += 100 * SECOND_NS;
-        for message in book.due(now_ns, |_| false) {
+        for message in book.due(now_ns, |_| Quiet::Never) {
             stored.extend(message.notifications.into_iter().map(|one| (now_ns, one)));
         }
         let ids: BTreeSet<_> = stored.iter().map(|(_, one)| one.id.clone()).collect();
