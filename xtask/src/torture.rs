@@ -58,6 +58,12 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(2..=5_000))]
     rate: u32,
 
+    /// Seconds for which an agent that was killed or stopped is left to work, before either is done to it again; of
+    /// what the kernel counted, nine tenths have to be stored then, and not in counters. With 0 it is struck whenever
+    /// the storm says so: most agents do not live until they work, and no share is asked for
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(0..=3_600), value_name = "SECONDS")]
+    life: u32,
+
     /// Nodes, each with an agent
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=9))]
     nodes: u8,
@@ -101,6 +107,9 @@ const TICK: Duration = Duration::from_millis(5);
 const PROGRESS: Duration = Duration::from_secs(15);
 /// What ended by itself is started again after so long, as a service manager does.
 const RESTART: Duration = Duration::from_secs(1);
+/// What is stored at least of what the kernel counted, where agents are left to work: each strike takes a few seconds
+/// of what its node counts, which is down, starting, or not on a disk yet.
+const STORED_SHARE: f64 = 0.9;
 /// So long after the store was in trouble the collector may still end of it.
 const STORE_TROUBLE: Duration = Duration::from_secs(20);
 
@@ -111,6 +120,8 @@ pub(crate) fn briefly() -> anyhow::Result<()> {
         seed: Some(SHORT_SEED),
         kills: None,
         rate: 200,
+        // Its few seconds are for restarts.
+        life: 0,
         nodes: 2,
         engine: None,
         record: None,
@@ -188,6 +199,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let run = Run {
             seed,
             seconds: arguments.minutes * 60.0,
+            life: arguments.life,
             revision: &revision,
             engine: if engine == Engine::Inside {
                 "inside"
@@ -242,7 +254,11 @@ fn report(seed: u64, tally: &Tally, verdict: &Verdict) {
         println!("  WRONG: {fault}");
     }
     let holds = if verdict.holds() { "holds" } else { "DOES NOT HOLD" };
-    println!("seed {seed} {holds}: {} kills; {tally}", tally.kills());
+    println!(
+        "seed {seed} {holds}: {} kills; {:.1} % of what was counted are stored; {tally}",
+        tally.kills(),
+        verdict.stored_share() * 100.0
+    );
 }
 
 /// One run; `None` if it was interrupted.
@@ -259,6 +275,7 @@ fn endure(
         seed,
         world.stage(),
         Duration::from_secs_f64(arguments.minutes * 60.0),
+        Duration::from_secs(arguments.life.into()),
     );
     world.start_load(arguments.rate, seed, &logs)?;
     let mut storm = Storm::new(faults, &logs)?;
@@ -270,6 +287,13 @@ fn endure(
     world.stop_load()?;
     eprintln!("-- everything is mended; waiting for what is on its way");
     let mut verdict = verdict::judge(&mut world, !arguments.is_brief)?;
+    if arguments.life > 0 && verdict.stored_share() < STORED_SHARE {
+        verdict.faults.push(format!(
+            "of what the kernel counted {:.1} % are stored, less than {:.0} %: the agents hardly worked",
+            verdict.stored_share() * 100.0,
+            STORED_SHARE * 100.0
+        ));
+    }
     verdict.faults.extend(storm.unexplained);
     verdict.faults.extend(verdict::panics(&logs)?);
     if arguments.keep || !verdict.holds() {

@@ -1,6 +1,7 @@
 //! What goes wrong, and when: a schedule that a seed determines, and nothing else. Pure.
 //!
 //! Faults come in storms, a few a second and several at once, with lulls between them in which what waits may arrive.
+//! The agents are left alone for longer: one that is killed before it works has nothing to lose.
 
 use std::time::Duration;
 
@@ -63,10 +64,12 @@ pub(super) struct Stage {
     pub(super) has_engine: bool,
 }
 
-/// The faults of a run, in order.
-pub(super) fn schedule(seed: u64, stage: Stage, span: Duration) -> Vec<Fault> {
+/// The faults of a run, in order. Once an agent was killed or stopped, and that was mended, neither is done to it for
+/// `life`.
+pub(super) fn schedule(seed: u64, stage: Stage, span: Duration, life: Duration) -> Vec<Fault> {
     let mut dice = Dice::new(seed);
     let mut faults = Vec::new();
+    let mut spared_until = vec![Duration::ZERO; stage.nodes];
     let mut storm_ends = dice.within(STORM_MS);
     let mut at = Duration::ZERO;
     loop {
@@ -79,6 +82,14 @@ pub(super) fn schedule(seed: u64, stage: Stage, span: Duration) -> Vec<Fault> {
             return faults;
         }
         let (what, lasts) = fault(&mut dice, stage);
+        if let What::Kill(Victim::Agent(node)) | What::Pause(Victim::Agent(node)) = what
+            && !life.is_zero()
+        {
+            if at < spared_until[node] {
+                continue;
+            }
+            spared_until[node] = at + lasts + life;
+        }
         faults.push(Fault { at, what, lasts });
     }
 }
@@ -158,24 +169,25 @@ mod tests {
         nodes: 3,
         has_engine: true,
     };
-    const SPAN: Duration = Duration::from_secs(600);
+    const SPAN: Duration = Duration::from_secs(1_800);
+    const LIFE: Duration = Duration::from_secs(60);
 
     #[test]
     fn a_seed_determines_the_schedule() {
-        assert_eq!(schedule(7, STAGE, SPAN), schedule(7, STAGE, SPAN));
-        assert_ne!(schedule(7, STAGE, SPAN), schedule(8, STAGE, SPAN));
+        assert_eq!(schedule(7, STAGE, SPAN, LIFE), schedule(7, STAGE, SPAN, LIFE));
+        assert_ne!(schedule(7, STAGE, SPAN, LIFE), schedule(8, STAGE, SPAN, LIFE));
     }
 
     #[test]
     fn a_longer_run_begins_like_a_shorter_one() {
-        let (short, long) = (schedule(7, STAGE, SPAN / 4), schedule(7, STAGE, SPAN));
+        let (short, long) = (schedule(7, STAGE, SPAN / 4, LIFE), schedule(7, STAGE, SPAN, LIFE));
         assert!(short.len() < long.len());
         assert_eq!(short[..], long[..short.len()]);
     }
 
     #[test]
-    fn ten_minutes_have_every_kind_of_fault_for_everyone_and_some_at_once() {
-        let faults = schedule(7, STAGE, SPAN);
+    fn half_an_hour_has_every_kind_of_fault_for_everyone_and_some_at_once() {
+        let faults = schedule(7, STAGE, SPAN, LIFE);
         let happens = |is_it: &dyn Fn(What) -> bool| faults.iter().any(|fault| is_it(fault.what));
         let victims = [
             Victim::Agent(0),
@@ -210,12 +222,39 @@ mod tests {
     }
 
     #[test]
+    fn an_agent_is_left_alone_for_its_life_and_nobody_else_is() {
+        let faults = schedule(7, STAGE, SPAN, LIFE);
+        for node in 0..STAGE.nodes {
+            let strikes: Vec<&Fault> = faults
+                .iter()
+                .filter(|fault| {
+                    [What::Kill(Victim::Agent(node)), What::Pause(Victim::Agent(node))].contains(&fault.what)
+                })
+                .collect();
+            assert!(strikes.len() > 10, "{strikes:?}");
+            for pair in strikes.windows(2) {
+                assert!(pair[1].at >= pair[0].at + pair[0].lasts + LIFE, "{pair:?}");
+            }
+        }
+        let others = |faults: &[Fault]| {
+            let is_agent =
+                |what| matches!(what, What::Kill(Victim::Agent(_)) | What::Pause(Victim::Agent(_)));
+            let mut others = faults.to_vec();
+            others.retain(|fault| !is_agent(fault.what));
+            others
+        };
+        let fierce = schedule(7, STAGE, SPAN, Duration::ZERO);
+        assert!(fierce.len() > faults.len() * 3 / 2);
+        assert_eq!(others(&faults), others(&fierce));
+    }
+
+    #[test]
     fn nobody_kills_an_engine_that_is_no_process_of_its_own() {
         let stage = Stage {
             has_engine: false,
             ..STAGE
         };
-        let faults = schedule(7, stage, SPAN);
+        let faults = schedule(7, stage, SPAN, LIFE);
         let is_engine = |what| matches!(what, What::Kill(Victim::Engine) | What::Pause(Victim::Engine));
         assert!(!faults.iter().any(|fault| is_engine(fault.what)));
     }

@@ -46,6 +46,8 @@ impl std::fmt::Display for Tally {
 pub(super) struct Run<'a> {
     pub(super) seed: u64,
     pub(super) seconds: f64,
+    /// Seconds for which an agent was left to work between two strikes.
+    pub(super) life: u32,
     pub(super) revision: &'a str,
     pub(super) engine: &'static str,
     pub(super) tally: &'a Tally,
@@ -57,6 +59,7 @@ impl Run<'_> {
         let mut line = json!({
             "seed": self.seed,
             "seconds": self.seconds.round(),
+            "life": self.life,
             "revision": self.revision,
             "engine": self.engine,
             "agent_starts": self.verdict.total(|account| account.starts),
@@ -64,6 +67,7 @@ impl Run<'_> {
             "seeded": self.verdict.total(|account| account.seeded),
             "announced": self.verdict.total(|account| account.announced),
             "stored": self.verdict.total(|account| account.stored),
+            "stored_share": (self.verdict.stored_share() * 1_000.0).round() / 1_000.0,
             "ended": self.verdict.total(|account| account.ended),
             "lost": self.verdict.total(|account| account.lost),
             "other": self.verdict.total(|account| account.other),
@@ -144,6 +148,7 @@ mod tests {
             let run = Run {
                 seed,
                 seconds: 60.0,
+                life: 60,
                 revision: "abc",
                 engine: "inside",
                 tally: &tally,

@@ -406,6 +406,13 @@ impl Verdict {
         self.faults.is_empty()
     }
 
+    /// Rows in the store, by all that is accounted for: connection ends that the kernel counted or that were found
+    /// open, and first records. 0 if there was nothing.
+    pub(super) fn stored_share(&self) -> f64 {
+        let counted = self.total(|account| account.opens + account.seeded + account.announced);
+        self.total(|account| account.stored) as f64 / counted.max(1) as f64
+    }
+
     /// All nodes together.
     pub(super) fn total(&self, of: fn(&Account) -> u64) -> u64 {
         self.accounts.iter().map(of).sum()
@@ -422,4 +429,27 @@ pub(super) fn panics(logs: &Path) -> anyhow::Result<Vec<String>> {
         found.extend(panics.map(|line| format!("{}: {line}", path.display())));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_that_is_stored_is_of_all_that_could_be() {
+        let accounts = [(900, 50, 40, 890), (10, 0, 0, 10)];
+        let accounts = accounts.map(|(opens, seeded, announced, stored)| Account {
+            opens,
+            seeded,
+            announced,
+            stored,
+            ..Account::default()
+        });
+        let verdict = Verdict {
+            accounts: accounts.into(),
+            ..Verdict::default()
+        };
+        assert!((verdict.stored_share() - 0.9).abs() < 1e-9);
+        assert!(Verdict::default().stored_share().abs() < 1e-9);
+    }
 }
