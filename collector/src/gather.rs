@@ -1,10 +1,10 @@
 //! Gathers what all agents deliver into large blocks and makes them durable: `ingest` puts checked parcels in, the
 //! store takes blocks, and only then the agents get their acknowledgements.
 //!
-//! Two tasks: one builds the next group of blocks while the other inserts the one before it. Memory is bounded by
-//! room that a parcel takes on its way in and gives back once it is settled (`room`); an agent whose parcel finds no
-//! room is not read. Groups are inserted in order, so an agent's batches become durable in its order, except that batches of
-//! different days or tables within one group may change places.
+//! Two tasks: one gathers while the other inserts a group of blocks, and has the next one made when it is done. Memory is
+//! bounded by room that a parcel takes on its way in and gives back once it is settled (`room`); an agent whose parcel finds no
+//! room is not read. An agent's batches become durable in its order, except that batches of different days or tables may
+//! change places: agents take turns with what is of another day than that of all (`group`).
 //!
 //! A parcel is never split. A block has the rows of one table and one day, so it becomes one part, atomically.
 
@@ -22,7 +22,7 @@ use holdfast_proto::v1::{
     Acknowledgement, CollectorMessage, Gap, Overhead, Refusal, Stream, StreamCounters,
     collector_message::Body,
 };
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -299,7 +299,7 @@ pub fn start(
     clock: WallClock,
 ) -> (Intake, JoinHandle<()>) {
     let (parcels, incoming) = mpsc::channel(QUEUE);
-    let (groups, due) = mpsc::channel(1);
+    let (asking, wanted) = mpsc::channel(1);
     let rooms = Rooms::new(limits.gather_bytes, metrics.clone());
     let (quarantine, set_aside) = quarantine::start(store.clone(), metrics.clone(), clock);
     let claims = Claims::start(store.clone());
@@ -318,9 +318,9 @@ pub fn start(
         quarantine,
         claims: claims.clone(),
     };
-    tokio::spawn(gather(incoming, limits, groups));
+    tokio::spawn(gather(incoming, limits, wanted));
     let settled = async move {
-        settling.run(due).await;
+        settling.run(asking).await;
         claims.release().await;
         // It failed only if it panicked, which was said.
         let _ = set_aside.await;
@@ -328,31 +328,45 @@ pub fn start(
     (intake, tokio::spawn(settled))
 }
 
-/// Builds groups and hands each over when it is due. Waits when two groups are ahead of it.
-async fn gather(mut incoming: mpsc::Receiver<Parcel>, limits: Limits, groups: mpsc::Sender<Group>) {
+/// Gathers, and makes a group when one is due and is asked for: as late as that, so that it has all that came meanwhile.
+async fn gather(
+    mut incoming: mpsc::Receiver<Parcel>,
+    limits: Limits,
+    mut wanted: mpsc::Receiver<oneshot::Sender<Group>>,
+) {
     let mut open = OpenGroup::new(limits);
-    loop {
-        let parcel = match open.due_at() {
-            None => incoming.recv().await,
-            Some(due_at) => match tokio::time::timeout_at(due_at, incoming.recv()).await {
-                Ok(parcel) => parcel,
-                Err(_) => {
-                    if groups.send(open.take()).await.is_err() {
-                        return;
-                    }
-                    continue;
+    let mut asked = None;
+    let mut is_ended = false;
+    while !(is_ended && open.is_empty()) {
+        let due_at = open.due_at();
+        let due = async {
+            match due_at {
+                Some(due_at) => tokio::time::sleep_until(due_at).await,
+                None => std::future::pending().await,
+            }
+        };
+        // What is on its way comes first. That has an end: no room becomes free meanwhile.
+        tokio::select! {
+            biased;
+            parcel = incoming.recv(), if !is_ended => match parcel {
+                Some(parcel) => open.push(parcel, Instant::now()),
+                None => {
+                    is_ended = true;
+                    open.hurry();
                 }
             },
-        };
-        let Some(parcel) = parcel else { break };
-        open.push(parcel, Instant::now());
-        if open.is_full() && groups.send(open.take()).await.is_err() {
-            return;
+            by = wanted.recv(), if asked.is_none() => match by {
+                Some(by) => asked = Some(by),
+                // Nobody is left to store anything.
+                None => return,
+            },
+            () = due, if asked.is_some() => {
+                let group = open.take(Instant::now());
+                if asked.take().is_some_and(|by| by.send(group).is_err()) {
+                    return;
+                }
+            }
         }
-    }
-    if !open.is_empty() {
-        // Nobody is left to hear of a failure.
-        let _ = groups.send(open.take()).await;
     }
 }
 
@@ -382,8 +396,13 @@ enum Unsettled {
 }
 
 impl Settling {
-    async fn run(self, mut due: mpsc::Receiver<Group>) {
-        while let Some(group) = due.recv().await {
+    async fn run(self, wanted: mpsc::Sender<oneshot::Sender<Group>>) {
+        loop {
+            let (by, made) = oneshot::channel();
+            if wanted.send(by).await.is_err() {
+                return;
+            }
+            let Ok(group) = made.await else { return };
             for parcels in group.blocks {
                 self.rooms.insert_began(Instant::now());
                 self.settle(parcels).await;

@@ -1,14 +1,18 @@
 //! One agent cannot slow the others down, and all of them together cannot take more memory than was configured.
 
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use holdfast_collector::config::Limits;
+use holdfast_collector::store::embedded::Embedded;
+use holdfast_collector::store::schema::CONNECTION_RECORDS;
 use holdfast_collector::store::server::Server;
-use holdfast_collector::store::{Store, migrations};
+use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError, migrations};
 use holdfast_proto::v1::uplink_client::UplinkClient;
-use holdfast_proto::v1::{AgentMessage, Window, agent_message, collector_message};
-use tokio::sync::mpsc;
+use holdfast_proto::v1::{AgentMessage, Status, Window, agent_message, collector_message};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
@@ -16,7 +20,7 @@ use tonic::Code;
 use crate::clickhouse_http::{PASSWORD, USER};
 use crate::harness::{self, Collector, database, number};
 use crate::store_engine::{ServerProcess, ask};
-use crate::synthetic::{Agent, batch, hello, now_ns, seal};
+use crate::synthetic::{Agent, batch, batch_at, hello, now_ns, seal};
 
 const MIB: usize = 1 << 20;
 
@@ -134,6 +138,95 @@ async fn a_hostile_and_a_slow_agent_do_not_slow_the_others_down() {
     assert_eq!(number(&store, rows).await, NORMAL * 10 * 100);
     let hostile_rows = "SELECT countIf(node = 'node-hostile') FROM connections";
     assert!(number(&store, hostile_rows).await > u64::from(LARGE));
+    collector.stop().await.unwrap();
+}
+
+/// A store that inserts connections only while its gate is open, and notes whose they are.
+struct Gated {
+    store: Embedded,
+    gate: Semaphore,
+    /// Of each block of connections, in order, whether it has rows of the healthy node.
+    has_healthy: Mutex<Vec<bool>>,
+}
+
+#[async_trait]
+impl Store for Gated {
+    async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError> {
+        if table == CONNECTION_RECORDS.name {
+            self.gate.acquire().await.unwrap().forget();
+            let name = b"node-healthy";
+            let is_healthy = block.native.windows(name.len()).any(|window| window == name);
+            self.has_healthy.lock().unwrap().push(is_healthy);
+        }
+        self.store.insert(table, token, block).await
+    }
+
+    async fn query(&self, query: Query) -> Result<Chunks, StoreError> {
+        self.store.query(query).await
+    }
+
+    async fn execute(&self, sql: &str) -> Result<(), StoreError> {
+        self.store.execute(sql).await
+    }
+
+    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError> {
+        self.store.derive(sql, params).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_with_a_spool_of_many_days_keeps_the_others_waiting_for_one_block() {
+    const DAYS: u64 = 12;
+    const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
+    let store = database().await;
+    let gated = Arc::new(Gated {
+        store: (*store).clone(),
+        gate: Semaphore::new(0),
+        has_healthy: Mutex::default(),
+    });
+    // What has come is due, so the order is that of the turns, however fast this machine is.
+    let limits = Limits {
+        gather_interval: Duration::ZERO,
+        ..harness::limits()
+    };
+    let collector = Collector::start_with(gated.clone(), limits, true).await;
+    let mut old = Agent::connect(collector.address, "old").await;
+    let today_ns = now_ns() - 60_000_000_000;
+    for sequence in 1..=DAYS {
+        let days_ago = sequence.cast_signed();
+        old.deliver(batch_at(sequence, 10, today_ns - days_ago * DAY_NS))
+            .await;
+    }
+    collector.received(DAYS).await;
+    let mut healthy = Agent::connect(collector.address, "healthy").await;
+    healthy.deliver(batch(1, 10)).await;
+    // The receipt comes once the batch before it waits for its block.
+    let observed_at_ns = now_ns().unsigned_abs();
+    let status = Status {
+        observed_at_ns,
+        ..Status::default()
+    };
+    healthy.report(status).await;
+    while !matches!(
+        healthy.hear().await.unwrap(),
+        Some(collector_message::Body::Receipt(_))
+    ) {}
+
+    gated.gate.add_permits(1_000);
+    assert_eq!(healthy.settled(1).await, (vec![1], vec![]));
+    let blocks = gated.has_healthy.lock().unwrap().clone();
+    let before = blocks.iter().position(|has_healthy| *has_healthy).unwrap();
+    assert!(
+        before <= 2,
+        "{before} blocks of the old agent went before it: {blocks:?}"
+    );
+    let (mut settled, refused) = old.settled(DAYS as usize).await;
+    settled.sort_unstable();
+    assert_eq!((settled, refused), ((1..=DAYS).collect(), vec![]));
+    assert_eq!(
+        number(&store, "SELECT count() FROM connections").await,
+        (DAYS + 1) * 10
+    );
     collector.stop().await.unwrap();
 }
 
