@@ -1,9 +1,9 @@
 //! `holdfast ledger`: whether every connection end that the kernel counted is somewhere, and every other row that an
 //! agent made.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use holdfast_proto::v1::LedgerRequest;
@@ -18,10 +18,15 @@ use super::table::{Align, BAD, CLEAR_SCREEN, Cell, FAINT, GOOD, Table};
 /// How often `--watch` asks: as often as the agents report.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Rows that are stored and not counted yet: how often it is looked whether a later report counts them, and how
-/// often at most. Agents report once a second.
+/// Rows that are stored and not counted yet: how often it is looked whether a later report counts them. Agents report
+/// once a second; an agent whose reports do not come is silent after 15 s, so that has an end.
 const LATER_INTERVAL: Duration = Duration::from_millis(500);
-const LATER_LOOKS: u32 = 8;
+
+/// How long that may take before it is said what is waited for.
+const UNSAID: Duration = Duration::from_secs(3);
+
+/// How long in all. Then it cannot be told.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Show whether every connection end that the kernel counted, and every other row, is in the store or in a counter.
 #[derive(Debug, clap::Args)]
@@ -44,8 +49,11 @@ ENDED is what a start that was killed took with it: connections that were open, 
 next start, and rows that it had not delivered. It is in gaps. A difference is shown in red.
 CLOSES says expired where rows were acknowledged and are not stored, and are no more than the start had made when its table's
 retention (serve --retention) begins: it closes as far as can be told, and whether they were stored cannot be told any more.
-Exit code 0: every row closes or is expired, 1: one does not, 3: no agent has reported. With --json each row says in `closes`
-whether it does: true, false, or null with `expired`, the number of rows.
+CLOSES says silent where nothing was heard of a start for 15 seconds, and it had no last word: what it counted since then nobody
+knows. What had left the kernel's tables half a minute ago and is neither RECEIVED nor in a counter does not close.
+Exit code 0: every row closes or is expired, 1: one does not, 3: it cannot be told: a start is silent, or no agent has reported.
+With --json each row says in `closes` whether it does: true, false, or null, and in `balance` why. SQL says the same:
+  holdfast sql 'SELECT node, stream, netns, balance, difference FROM ledger WHERE closes IS DISTINCT FROM true'
 
 Examples:
   holdfast ledger
@@ -79,22 +87,27 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 /// Prints the ledger once. It fails if that does not close.
 async fn show(args: &Args, client: &mut QueryClient<Channel>) -> Result<(), Failure> {
     let mut rows = ask(args, client).await?;
-    for _ in 0..LATER_LOOKS {
-        if !rows.iter().any(Row::is_ahead) {
-            break;
-        }
+    let began = Instant::now();
+    let mut is_said = false;
+    // Whoever watches sees the next report by itself.
+    while !args.watch && began.elapsed() < PATIENCE && rows.iter().any(|row| row.balance == Balance::Waits) {
         tokio::time::sleep(LATER_INTERVAL).await;
         let later = ask(args, client).await?;
         count_later(&mut rows, &later);
-        if !later.iter().any(Row::is_ahead) {
+        if !later.iter().any(|row| row.balance == Balance::Waits) {
             rows = later;
+        } else if !is_said && began.elapsed() > UNSAID {
+            is_said = true;
+            super::tell(
+                "rows are stored that no report has counted yet: waiting for the agents' next reports",
+            );
         }
     }
     let reach = &args.reach;
     let mut stdout = io::stdout().lock();
     if reach.json {
         for row in &rows {
-            stdout.write_all(row.line().as_bytes())?;
+            stdout.write_all(row.text.as_bytes())?;
         }
     } else {
         let cells: Vec<_> = rows.iter().map(Row::cells).collect();
@@ -122,18 +135,46 @@ async fn show(args: &Args, client: &mut QueryClient<Channel>) -> Result<(), Fail
              refused_batches ORDER BY refused_at\" shows which, and why",
         );
     }
-    let expired: u64 = rows.iter().map(Row::expired).sum();
+    let expired: u64 = rows.iter().map(|row| row.expired).sum();
     if !reach.json && !args.watch && expired > 0 {
         super::tell(&format!(
             "{expired} rows were acknowledged, and may since have been removed by the retention of their tables (expired); to \
              check longer, keep them longer: holdfast serve --retention"
         ));
     }
-    if rows.iter().any(|row| row.balance() == Balance::Open) {
+    if !reach.json && !args.watch {
+        for (node, since) in silent(&rows) {
+            super::tell(&format!(
+                "{node} is silent since {since} UTC: what it counted since then cannot be told before it reports again"
+            ));
+        }
+    }
+    outcome(&rows)
+}
+
+/// What all rows come to. A difference is certain, whatever cannot be told of others.
+fn outcome(rows: &[Row]) -> Result<(), Failure> {
+    let any = |balance: Balance| rows.iter().any(|row| row.balance == balance);
+    if any(Balance::Open) {
         Err(Failure::DoesNotHold)
+    } else if any(Balance::Silent) || any(Balance::Waits) {
+        Err(Failure::Unknown)
     } else {
         Ok(())
     }
+}
+
+/// The nodes with a start that is silent, and since when, to the second.
+fn silent(rows: &[Row]) -> BTreeSet<(&str, &str)> {
+    let silent = rows.iter().filter(|row| row.balance == Balance::Silent);
+    silent
+        .map(|row| {
+            (
+                row.node.as_str(),
+                row.reported_at.get(..19).unwrap_or(&row.reported_at),
+            )
+        })
+        .collect()
 }
 
 async fn ask(args: &Args, client: &mut QueryClient<Channel>) -> Result<Vec<Row>, Failure> {
@@ -150,24 +191,38 @@ async fn ask(args: &Args, client: &mut QueryClient<Channel>) -> Result<Vec<Row>,
             let mut row: Row = serde_json::from_str(line)
                 .with_context(|| format!("the collector answers with a row of another version: {line}"))
                 .map_err(Failure::Undone)?;
-            line.clone_into(&mut row.text);
+            row.text = format!("{line}\n");
             rows.push(row);
         }
     }
-    mark_former(&mut rows);
-    mark_counted_misses(&mut rows);
     Ok(rows)
 }
 
-/// Tells the rows whose stored ones are all counted in a later report.
+/// Rows whose stored ones are all counted in a later report close.
 fn count_later(rows: &mut [Row], later: &[Row]) {
-    let counted: HashMap<_, u64> = later
-        .iter()
-        .map(|row| ((row.account(), row.netns), row.acknowledged + row.unacknowledged))
-        .collect();
-    for row in rows.iter_mut().filter(|row| row.is_ahead()) {
-        let counted = counted.get(&(row.account(), row.netns));
-        row.is_counted_later = counted.is_some_and(|&counted| row.rows_stored <= counted);
+    let account = |row: &Row| {
+        (
+            row.agent_id.clone(),
+            row.agent_epoch,
+            row.stream.clone(),
+            row.netns,
+        )
+    };
+    let later: HashMap<_, &Row> = later.iter().map(|row| (account(row), row)).collect();
+    for row in rows.iter_mut().filter(|row| row.balance == Balance::Waits) {
+        let Some(later) = later.get(&account(row)) else {
+            continue;
+        };
+        if row.rows_stored <= later.acknowledged + later.unacknowledged {
+            row.text = row.text.replace(
+                r#""balance":"waits","closes":null"#,
+                r#""balance":"closes","closes":true"#,
+            );
+            row.balance = Balance::Closes;
+        } else if later.balance == Balance::Silent {
+            row.text = row.text.replace(r#""balance":"waits""#, r#""balance":"silent""#);
+            row.balance = Balance::Silent;
+        }
     }
 }
 
@@ -181,17 +236,9 @@ struct Row {
     agent_id: String,
     agent_epoch: u64,
     stream: String,
-    /// There is a later start of the agent.
-    #[serde(skip)]
-    is_former: bool,
-    /// The kernel counted at least as many misses as all namespaces of this start together have opens that nobody saw.
-    #[serde(skip)]
-    is_miss_counted: bool,
-    /// A later report counts all rows that were stored when this one was asked for.
-    #[serde(skip)]
-    is_counted_later: bool,
     netns: u32,
     observed_at: String,
+    reported_at: String,
     opened: u64,
     closed: u64,
     open: u64,
@@ -207,14 +254,27 @@ struct Row {
     dropped: u64,
     refused: u64,
     rows_stored: u64,
-    may_have_expired: u64,
     is_witnessed: bool,
     witnessed: u64,
     witness_difference: i64,
-    kernel_difference: i64,
-    ring_difference: i64,
-    agent_difference: i64,
-    store_difference: i64,
+    expired: u64,
+    difference: u64,
+    balance: Balance,
+}
+
+/// What a row of the ledger comes to, as the view of that name says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Balance {
+    #[default]
+    Closes,
+    Open,
+    /// All of it but rows that are not stored, and are so old that their table may have removed them.
+    Expired,
+    /// Nothing was heard of the start for a while, and it had no last word.
+    Silent,
+    /// More is stored than a running agent had counted when it reported last.
+    Waits,
 }
 
 const COLUMNS: [(&str, Align); 22] = [
@@ -242,115 +302,10 @@ const COLUMNS: [(&str, Align); 22] = [
     ("CLOSES", Align::Left),
 ];
 
-/// Tells the starts of an agent that have a later one.
-fn mark_former(rows: &mut [Row]) {
-    let mut latest: HashMap<String, u64> = HashMap::new();
-    for row in &*rows {
-        let epoch = latest.entry(row.agent_id.clone()).or_default();
-        *epoch = row.agent_epoch.max(*epoch);
-    }
-    for row in rows {
-        row.is_former = latest.get(&row.agent_id) > Some(&row.agent_epoch);
-    }
-}
-
-/// Tells the starts whose unseen opens are no more than the events that the kernel says it did not show to the
-/// programs. Each miss explains one open at most, and nothing else does.
-fn mark_counted_misses(rows: &mut [Row]) {
-    let mut uncounted: HashMap<(String, u64, String), i64> = HashMap::new();
-    for row in &*rows {
-        *uncounted.entry(row.account()).or_default() += row.unseen_opens() - row.missed.cast_signed();
-    }
-    for row in rows {
-        row.is_miss_counted = uncounted
-            .get(&row.account())
-            .is_some_and(|uncounted| *uncounted <= 0);
-    }
-}
-
-/// What a row of the ledger comes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Balance {
-    Closes,
-    /// All of it but rows that are not stored, and are so old that their table may have removed them.
-    Expired,
-    Open,
-}
-
 impl Row {
-    /// What is counted together: all namespaces of a start.
-    fn account(&self) -> (String, u64, String) {
-        (self.agent_id.clone(), self.agent_epoch, self.stream.clone())
-    }
-
     /// Opens that the witness knows and the programs do not.
-    fn unseen_opens(&self) -> i64 {
-        self.witness_difference.max(0)
-    }
-
-    /// The same, where no counter explains them.
-    fn unexplained_opens(&self) -> i64 {
-        if self.is_miss_counted {
-            0
-        } else {
-            self.unseen_opens()
-        }
-    }
-
-    /// What neither a counter nor the way of a running agent explains. What is in the ring, and what is stored and
-    /// waits for its acknowledgement, is on its way.
-    fn difference(&self) -> u64 {
-        let on_its_way = if self.is_counted_later {
-            0..=i64::MAX
-        } else {
-            0..=self.unacknowledged.cast_signed()
-        };
-        let unexplained_in_store = if on_its_way.contains(&self.store_difference) || self.expired() > 0 {
-            0
-        } else {
-            self.store_difference
-        };
-        // What is too much in one place does not make up for what is missing in another.
-        [
-            self.kernel_difference,
-            self.ring_difference.min(0),
-            self.agent_difference,
-            unexplained_in_store,
-            self.unexplained_opens(),
-        ]
-        .map(i64::unsigned_abs)
-        .iter()
-        .sum()
-    }
-
-    /// More is stored than a running agent had counted when it reported last.
-    fn is_ahead(&self) -> bool {
-        !self.is_former && !self.is_counted_later && self.store_difference > self.unacknowledged.cast_signed()
-    }
-
-    /// Rows that were acknowledged and are not stored, where all of them may have been removed by their table.
-    fn expired(&self) -> u64 {
-        let gone = self.store_difference.min(0).unsigned_abs();
-        if gone <= self.may_have_expired { gone } else { 0 }
-    }
-
-    fn balance(&self) -> Balance {
-        match (self.difference(), self.expired()) {
-            (0, 0) => Balance::Closes,
-            (0, _) => Balance::Expired,
-            _ => Balance::Open,
-        }
-    }
-
-    /// The row in JSON, with what it comes to.
-    fn line(&self) -> String {
-        let fields = self.text.trim_end().trim_end_matches('}');
-        let closes = match self.balance() {
-            Balance::Closes => "true",
-            Balance::Expired => "null",
-            Balance::Open => "false",
-        };
-        format!("{fields},\"expired\":{},\"closes\":{closes}}}\n", self.expired())
+    fn unseen_opens(&self) -> u64 {
+        self.witness_difference.max(0).unsigned_abs()
     }
 
     fn cells(&self) -> [Cell; COLUMNS.len()] {
@@ -371,7 +326,7 @@ impl Row {
             self.opened.to_string().into(),
             if !self.is_witnessed {
                 Cell::styled("-", FAINT)
-            } else if self.unexplained_opens() > 0 {
+            } else if self.balance == Balance::Open && self.unseen_opens() > 0 {
                 Cell::styled(self.witnessed.to_string(), BAD)
             } else {
                 self.witnessed.to_string().into()
@@ -381,7 +336,7 @@ impl Row {
             faint_zero(self.filtered),
             faint_zero(self.sampled_out),
             bad_above_zero(self.untracked),
-            bad_above_zero(self.missed + self.unseen_opens().unsigned_abs()),
+            bad_above_zero(self.missed + self.unseen_opens()),
             bad_above_zero(self.lost),
             bad_above_zero(self.ended),
             self.received.to_string().into(),
@@ -390,11 +345,13 @@ impl Row {
             bad_above_zero(self.refused),
             self.acknowledged.to_string().into(),
             self.rows_stored.to_string().into(),
-            bad_above_zero(self.difference()),
-            match self.balance() {
+            bad_above_zero(self.difference),
+            match self.balance {
                 Balance::Closes => Cell::styled("yes", GOOD),
                 Balance::Expired => Cell::styled("expired", FAINT),
                 Balance::Open => Cell::styled("no", BAD),
+                Balance::Silent => Cell::styled("silent", BAD),
+                Balance::Waits => Cell::styled("waits", FAINT),
             },
         ]
     }
@@ -404,205 +361,78 @@ impl Row {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_a_former_start_delivered_and_nobody_counted_is_a_difference() {
-        let row = |agent_epoch, stream: &str| Row {
-            agent_epoch,
-            stream: stream.to_owned(),
-            store_difference: 100,
-            ..Row::default()
-        };
-        let mut rows = [row(1, "syscalls"), row(1, "peers"), row(2, "syscalls")];
-        mark_former(&mut rows);
-        assert!(
-            rows.iter()
-                .all(|row| row.difference() == 100 && row.balance() == Balance::Open)
-        );
-        assert_eq!(rows.map(|row| row.is_ahead()), [false, false, true]);
+    fn row(line: &str) -> Row {
+        let defaults = serde_json::json!({
+            "node": "n", "agent_id": "a", "agent_epoch": 7, "stream": "peers", "netns": 0,
+            "observed_at": "2026-03-01 12:00:00.5", "reported_at": "2026-03-01 12:00:01.5",
+            "opened": 0, "closed": 0, "open": 0, "untracked": 0, "sampled_out": 0, "filtered": 0, "ended": 0, "lost": 0,
+            "missed": 0, "received": 0, "unacknowledged": 0, "acknowledged": 0, "dropped": 0, "refused": 0,
+            "rows_stored": 0, "is_witnessed": false, "witnessed": 0, "witness_difference": 0, "expired": 0,
+            "difference": 0, "balance": "closes"
+        });
+        let mut all = defaults.as_object().unwrap().clone();
+        let given: serde_json::Value = serde_json::from_str(line).unwrap();
+        all.extend(given.as_object().unwrap().clone());
+        let mut row: Row = serde_json::from_value(all.into()).unwrap();
+        row.text = format!("{line}\n");
+        row
     }
 
     #[test]
-    fn rows_that_their_table_may_have_removed_are_no_difference_and_no_balance() {
-        let row = |store_difference, may_have_expired| Row {
-            text: "{\"stream\":\"peers\"}\n".to_owned(),
-            store_difference,
-            may_have_expired,
-            ..Row::default()
+    fn a_difference_is_certain_and_a_silent_start_is_not() {
+        let check = |balances: &[&str], expected: &str| {
+            let of = |balance: &&str| row(&format!(r#"{{"balance":"{balance}"}}"#));
+            let rows: Vec<Row> = balances.iter().map(of).collect();
+            let outcome = match outcome(&rows) {
+                Ok(()) => "holds",
+                Err(Failure::DoesNotHold) => "does not hold",
+                Err(Failure::Unknown) => "unknown",
+                Err(other) => panic!("{other:?}"),
+            };
+            assert_eq!(outcome, expected, "{balances:?}");
         };
-        let check = |row: Row, expected: Balance, line: &str| {
-            assert_eq!(row.balance(), expected, "{row:?}");
-            assert_eq!(row.line(), format!("{{\"stream\":\"peers\",{line}}}\n"));
-        };
-        check(row(0, 100), Balance::Closes, "\"expired\":0,\"closes\":true");
-        check(
-            row(-100, 100),
-            Balance::Expired,
-            "\"expired\":100,\"closes\":null",
-        );
-        check(row(-101, 100), Balance::Open, "\"expired\":0,\"closes\":false");
-        check(row(-1, 0), Balance::Open, "\"expired\":0,\"closes\":false");
-        // Too many rows are not those that are gone, and age excuses nothing but rows.
-        check(row(1, 100), Balance::Open, "\"expired\":0,\"closes\":false");
-        let broken = Row {
-            agent_difference: 1,
-            ..row(-100, 100)
-        };
-        assert_eq!((broken.balance(), broken.difference()), (Balance::Open, 1));
+        check(&["closes", "expired"], "holds");
+        check(&["closes", "silent"], "unknown");
+        check(&["waits"], "unknown");
+        check(&["silent", "open", "closes"], "does not hold");
     }
 
     #[test]
-    fn what_is_on_its_way_is_no_difference() {
-        let row = Row {
-            unacknowledged: 10,
-            ring_difference: 5,
-            store_difference: 10,
-            ..Row::default()
-        };
-        assert_eq!(row.balance(), Balance::Closes);
+    fn a_silent_node_is_named_once_with_its_time() {
+        let rows = [
+            row(r#"{"balance":"silent","stream":"gaps"}"#),
+            row(r#"{"balance":"silent"}"#),
+            row(r#"{"node":"other"}"#),
+        ];
+        let named: Vec<_> = silent(&rows).into_iter().collect();
+        assert_eq!(named, [("n", "2026-03-01 12:00:01")]);
     }
 
     #[test]
     fn what_was_stored_since_the_last_report_has_to_be_in_a_later_one() {
-        let stored = |netns| Row {
-            netns,
-            acknowledged: 100,
-            unacknowledged: 5,
-            rows_stored: 130,
-            store_difference: 30,
-            ..Row::default()
+        let stored = |netns: u32| {
+            row(&format!(
+                r#"{{"netns":{netns},"rows_stored":130,"balance":"waits","closes":null}}"#
+            ))
         };
-        let counted = |netns, acknowledged| Row {
-            netns,
-            acknowledged,
-            unacknowledged: 10,
-            ..Row::default()
+        let counted = |netns: u32, acknowledged: u64, balance: &str| {
+            row(&format!(
+                r#"{{"netns":{netns},"acknowledged":{acknowledged},"unacknowledged":10,"balance":"{balance}"}}"#
+            ))
         };
-        let mut rows = [stored(1), stored(2), stored(3)];
-        count_later(&mut rows, &[counted(1, 120), counted(2, 119)]);
+        let mut rows = [stored(1), stored(2), stored(3), stored(4)];
+        let later = [
+            counted(1, 120, "waits"),
+            counted(2, 119, "waits"),
+            counted(3, 119, "silent"),
+        ];
+        count_later(&mut rows, &later);
+        use Balance::{Closes, Silent, Waits};
         assert_eq!(
-            rows.map(|row| row.balance()),
-            [Balance::Closes, Balance::Open, Balance::Open]
+            rows.each_ref().map(|row| row.balance),
+            [Closes, Waits, Silent, Waits]
         );
-    }
-
-    #[test]
-    fn what_nothing_explains_is_a_difference() {
-        let check = |row: Row, expected: u64| {
-            assert_eq!(row.balance(), Balance::Open, "{row:?}");
-            assert_eq!(row.difference(), expected, "{row:?}");
-        };
-        check(
-            Row {
-                kernel_difference: 2,
-                ..Row::default()
-            },
-            2,
-        );
-        check(
-            Row {
-                ring_difference: -3,
-                ..Row::default()
-            },
-            3,
-        );
-        check(
-            Row {
-                agent_difference: 1,
-                ..Row::default()
-            },
-            1,
-        );
-        check(
-            Row {
-                store_difference: 4,
-                unacknowledged: 3,
-                ..Row::default()
-            },
-            4,
-        );
-        check(
-            Row {
-                store_difference: -1,
-                ..Row::default()
-            },
-            1,
-        );
-        check(
-            Row {
-                kernel_difference: 2,
-                agent_difference: -2,
-                ..Row::default()
-            },
-            4,
-        );
-        check(
-            Row {
-                witness_difference: 2,
-                ..Row::default()
-            },
-            2,
-        );
-    }
-
-    #[test]
-    fn opens_that_nobody_saw_need_a_miss_each_that_the_kernel_counted() {
-        let row = |agent_epoch, netns, missed, witness_difference| Row {
-            agent_epoch,
-            netns,
-            missed,
-            witness_difference,
-            is_witnessed: true,
-            ..Row::default()
-        };
-        let check = |mut rows: Vec<Row>, expected: &[bool]| {
-            mark_counted_misses(&mut rows);
-            let closes: Vec<_> = rows.iter().map(|row| row.balance() == Balance::Closes).collect();
-            assert_eq!(closes, expected, "{rows:?}");
-        };
-        check(vec![row(1, 0, 3, 0), row(1, 5, 0, 0)], &[true, true]);
-        check(
-            vec![row(1, 0, 3, 0), row(1, 5, 0, 1), row(1, 6, 0, 2)],
-            &[true, true, true],
-        );
-        check(
-            vec![row(1, 0, 2, 0), row(1, 5, 0, 1), row(1, 6, 0, 2)],
-            &[true, false, false],
-        );
-        // Opens that the witness does not know make no room for others.
-        check(
-            vec![row(1, 0, 0, 0), row(1, 5, 0, -7), row(1, 6, 0, 1)],
-            &[true, true, false],
-        );
-        // Nor does what another start missed.
-        check(
-            vec![row(1, 0, 9, 0), row(2, 0, 0, 0), row(2, 5, 0, 1)],
-            &[true, true, false],
-        );
-    }
-
-    #[test]
-    fn a_miss_excuses_nothing_but_opens() {
-        for broken in [
-            Row {
-                kernel_difference: 1,
-                ..Row::default()
-            },
-            Row {
-                ring_difference: -1,
-                ..Row::default()
-            },
-            Row {
-                agent_difference: 1,
-                ..Row::default()
-            },
-            Row {
-                store_difference: -1,
-                ..Row::default()
-            },
-        ] {
-            let mut rows = [Row { missed: 9, ..broken }];
-            mark_counted_misses(&mut rows);
-            assert_eq!(rows[0].balance(), Balance::Open, "{rows:?}");
-        }
+        let expected = "{\"netns\":1,\"rows_stored\":130,\"balance\":\"closes\",\"closes\":true}\n";
+        assert_eq!(rows[0].text, expected);
     }
 }

@@ -105,6 +105,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "silences",
         sql: include_str!("migrations/0018_silences.sql"),
     },
+    Migration {
+        version: 19,
+        name: "balance",
+        sql: include_str!("migrations/0019_balance.sql"),
+    },
 ];
 
 /// The newest step that this binary knows.

@@ -505,3 +505,150 @@ async fn rows_that_a_table_no_longer_keeps_are_told_by_how_many_there_can_be() {
         .unwrap();
     assert_eq!(told().await, "0\t0\t-3\n13\t0\t-7\n4\t0\t0\n");
 }
+
+#[tokio::test]
+async fn one_statement_says_what_of_the_ledger_closes() {
+    let store = migrated().await;
+    let now = now_ns();
+    // Heard of just now, and a minute ago.
+    let heard = |agent_id: &'static str, epoch: u64, age_s: i64| -> Row {
+        let at = Value::Number((now - age_s * SECOND_NS).cast_unsigned());
+        vec![
+            ("node", agent_id.into()),
+            ("agent_id", agent_id.into()),
+            ("agent_epoch", epoch.into()),
+            ("observed_at", at.clone()),
+            ("received_at", at),
+        ]
+    };
+    let samples = [
+        heard("live", 7, 0),
+        heard("live", 8, 0),
+        heard("quiet", 7, 60),
+        heard("short", 7, 0),
+    ];
+    insert_agent_samples(&store, "1", &samples).await;
+    let sample = |agent_id: &'static str, epoch: u64, netns: u64, counters: &[(&'static str, u64)]| -> Row {
+        let mut row: Row = vec![
+            ("node", agent_id.into()),
+            ("agent_id", agent_id.into()),
+            ("agent_epoch", epoch.into()),
+            ("netns", netns.into()),
+            ("observed_at", Value::Number(now.cast_unsigned())),
+        ];
+        row.extend(counters.iter().map(|(name, count)| (*name, (*count).into())));
+        row
+    };
+    let mut rows = vec![
+        // Everything is somewhere, on its way included.
+        sample(
+            "live",
+            8,
+            1,
+            &[
+                ("opened", 9),
+                ("closed", 9),
+                ("lost", 2),
+                ("received", 7),
+                ("batching", 7),
+            ],
+        ),
+        // What is in the ring since a moment ago; and what came out of it in no report of half a minute.
+        sample(
+            "live",
+            8,
+            2,
+            &[("opened", 9), ("closed", 9), ("received", 7), ("batching", 7)],
+        ),
+        // An open that nobody saw, and one that a counted miss explains.
+        sample("live", 8, 4, &[("witnessed", 3), ("is_witnessed", 1)]),
+        sample("quiet", 7, 4, &[("witnessed", 3), ("is_witnessed", 1)]),
+        sample("quiet", 7, 0, &[("missed", 3)]),
+        sample(
+            "quiet",
+            7,
+            1,
+            &[("opened", 1), ("closed", 1), ("received", 1), ("batching", 1)],
+        ),
+        sample("quiet", 7, 2, &[("received", 1), ("opened", 1), ("closed", 1)]),
+        // A last word has nothing left in the ring, and nothing on its way.
+        sample("short", 7, 1, &[("is_final", 1)]),
+        sample("short", 7, 2, &[("is_final", 1), ("opened", 1), ("closed", 1)]),
+        // More is stored than was counted: of a start that goes on, and of one that has a successor.
+        sample("short", 7, 5, &[]),
+        sample("live", 7, 5, &[]),
+    ];
+    for report in 0..30 {
+        rows.push(sample(
+            "live",
+            8,
+            3,
+            &[
+                ("opened", 9 + report),
+                ("closed", 9 + report),
+                ("received", 7 + report),
+                ("batching", 7 + report),
+            ],
+        ));
+    }
+    // The ring is slow, but what was in it half a minute ago has come.
+    for report in 0..30 {
+        rows.push(sample(
+            "live",
+            8,
+            6,
+            &[
+                ("opened", 9 + report),
+                ("closed", 9 + report),
+                ("received", 5 + report),
+                ("batching", 5 + report),
+            ],
+        ));
+    }
+    insert_samples(&store, "1", &rows).await;
+    let stored = |agent_id: &'static str| {
+        with(
+            end(agent_id, 1, now),
+            [("netns", 5.into()), ("agent_epoch", 7.into())],
+        )
+    };
+    insert_ends(&store, "1", &[stored("short"), stored("live")]).await;
+    let ledger = "SELECT agent_id, agent_epoch, netns, balance, closes, difference FROM ledger \
+                  ORDER BY agent_id, agent_epoch, netns";
+    let told = answer(&store, query(ledger, Access::ReadOnly)).await.unwrap();
+    assert_eq!(
+        told.lines().collect::<Vec<_>>(),
+        [
+            "live\t7\t5\topen\tfalse\t1",
+            "live\t8\t1\tcloses\ttrue\t0",
+            "live\t8\t2\tcloses\ttrue\t0",
+            "live\t8\t3\tcloses\ttrue\t0",
+            "live\t8\t4\topen\tfalse\t3",
+            "live\t8\t6\tcloses\ttrue\t0",
+            "quiet\t7\t0\tsilent\t\\N\t0",
+            "quiet\t7\t1\tsilent\t\\N\t0",
+            "quiet\t7\t2\topen\tfalse\t1",
+            "quiet\t7\t4\tsilent\t\\N\t0",
+            "short\t7\t1\tcloses\ttrue\t0",
+            "short\t7\t2\topen\tfalse\t1",
+            "short\t7\t5\twaits\t\\N\t0",
+        ]
+    );
+    // Half a minute later two of them are nowhere still.
+    let mut rows = Vec::new();
+    for _ in 0..29 {
+        rows.push(sample(
+            "live",
+            8,
+            2,
+            &[("opened", 9), ("closed", 9), ("received", 7), ("batching", 7)],
+        ));
+    }
+    insert_samples(&store, "2", &rows).await;
+    let missing =
+        "SELECT balance, ring_overdue, difference FROM ledger WHERE netns = 2 AND agent_id = 'live'";
+    assert_eq!(
+        answer(&store, query(missing, Access::ReadOnly)).await.unwrap(),
+        "open\t2\t2\n"
+    );
+}
