@@ -18,7 +18,7 @@ use holdfast_agent::load::{
     http::{Http, Version},
     outcome::{Answer, Outcome},
     plan::{Arrivals, Close, Plan, Stage},
-    run::{Caps, generate, prepare},
+    run::{Caps, End, generate, prepare},
     tally::Tally,
     worker::{Shared, monotonic_ns},
 };
@@ -195,6 +195,9 @@ fn make(tcp: Tcp, http: Option<Http>) -> anyhow::Result<()> {
         },
     )?;
     let last = last.context("no report")?;
+    if !matches!(last.end, Some(End::Finished)) {
+        anyhow::bail!("the load ended before its time: {:?}", last.end);
+    }
     let outcomes: serde_json::Map<_, _> = Outcome::ALL
         .iter()
         .map(|outcome| (format!("{outcome:?}"), sum.count(*outcome).into()))

@@ -1,8 +1,8 @@
 //! The benchmark `million`: a million connections held to one target for minutes while an agent runs, each watched for loss, and
 //! what the agent says of them.
 //!
-//! Its table has room for 65,536 ends; of the two million it must say of each other one that it was not followed, by a count that
-//! is right to the connection. Both ends are on this machine, in a namespace of their own.
+//! By default it follows 65,536 ends for certain, and so many more as find a place; of the two million it must say of each other one
+//! that it was not followed, by a count that is right to the connection. Both ends are on this machine, in a namespace of their own.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -25,7 +25,7 @@ const HELD: u64 = 1_000_000;
 const ENDS: u64 = 2 * HELD;
 const HOLD: Duration = Duration::from_secs(300);
 
-/// What an agent follows by default (`limits::CONNECTIONS`).
+/// What an agent follows by default at least (`limits::CONNECTIONS`).
 const TRACKED: u64 = 65_536;
 
 /// Between two looks.
@@ -40,6 +40,8 @@ struct Said {
     closed: u64,
     open: u64,
     untracked: u64,
+    /// Not followed either, because following all took more CPU than the agent may take.
+    sampled_out: u64,
     lost: u64,
     witnessed: u64,
     stored: u64,
@@ -84,7 +86,7 @@ pub(super) fn run(as_json: bool) -> anyhow::Result<()> {
                 sockets(netns, "inuse")?,
                 said.opened,
                 said.open,
-                said.untracked
+                said.untracked + said.sampled_out
             );
         }
     })?;
@@ -107,6 +109,7 @@ pub(super) fn run(as_json: bool) -> anyhow::Result<()> {
         "agent_opened": said.opened,
         "agent_followed": most_open,
         "agent_untracked": said.untracked,
+        "agent_sampled_out": said.sampled_out,
         "agent_lost": said.lost,
         "rows_stored": said.stored,
         "sockets_left": left.0,
@@ -141,10 +144,12 @@ fn judge(result: &Value, said: Said, most_open: u64, left: (u64, u64)) -> anyhow
         said.witnessed
     );
     ensure!(
-        most_open == TRACKED && said.untracked == ENDS - TRACKED,
-        "{TRACKED} ends can be followed, so {} are untracked; the agent followed {most_open} and says that {} were not",
-        ENDS - TRACKED,
-        said.untracked
+        most_open >= TRACKED && said.untracked + said.sampled_out == ENDS - most_open,
+        "of {ENDS} ends the agent followed {most_open} at once, of which {TRACKED} are certain; it says that {} were untracked and {} \
+         left out by its budget, which is not {} together",
+        said.untracked,
+        said.sampled_out,
+        ENDS - most_open
     );
     ensure!(
         left == (0, 0),
@@ -167,6 +172,7 @@ fn said(system: &System, netns: u64) -> anyhow::Result<Said> {
         closed: number("closed")?,
         open: number("open")?,
         untracked: number("untracked")?,
+        sampled_out: number("sampled_out")?,
         lost: number("lost")?,
         witnessed: number("witnessed")?,
         stored: number("rows_stored")?,
