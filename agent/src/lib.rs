@@ -142,7 +142,9 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         age: args.spool_age,
         sync: args.spool_sync,
     };
-    let spool = Spool::open(limits, state.into_disk(), Arc::clone(&counters))
+    let disk = state.into_disk();
+    let has_disk = disk.is_some();
+    let spool = Spool::open(limits, disk, Arc::clone(&counters))
         .context("cannot read the spool that an earlier start left")?;
     let spool = Arc::new(spool);
     if journal.is_some() {
@@ -374,10 +376,15 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         "stopped"
     );
     if stages.unacknowledged > 0 {
+        let late = if in_time { "" } else { " in time" };
+        let next = if has_disk && !spool.levels().disk_failed {
+            "the next start delivers what is in the spool"
+        } else {
+            "what was in memory only is lost with this start, for the spool cannot write to its disk"
+        };
         tracing::warn!(
             rows = stages.unacknowledged,
-            "the collector did not acknowledge all rows{}: the next start delivers what is in the spool",
-            if in_time { "" } else { " in time" }
+            "the collector did not acknowledge all rows{late}: {next}"
         );
     }
     Ok(())

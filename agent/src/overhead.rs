@@ -100,7 +100,7 @@ impl Meter {
         said: &mut Said,
     ) -> Option<v1::Overhead> {
         let wait = |time| stopped.recv_timeout(time) == Err(mpsc::RecvTimeoutError::Timeout);
-        let (began_ns, began_cpu) = (wall_ns(), meter::cpu_time());
+        let (began_ns, began, began_cpu) = (wall_ns(), Instant::now(), meter::cpu_time());
         let part = self.interval / MEASURED_ONE_IN;
         let before = part * (index.wrapping_mul(PARTS_ORDER) % MEASURED_ONE_IN);
         if !wait(before) {
@@ -110,8 +110,8 @@ impl Meter {
         if !wait(self.interval.saturating_sub(before + part)) {
             return None;
         }
-        // A clock that was set back makes an empty interval, not a negative one.
-        let ended_ns = wall_ns().max(began_ns);
+        // The wall clock may be set meanwhile, which is no part of the interval.
+        let ended_ns = began_ns + began.elapsed().as_nanos() as u64;
         Some(v1::Overhead {
             began_ns,
             ended_ns,

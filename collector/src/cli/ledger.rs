@@ -74,10 +74,13 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let mut client = args.reach.connect().await?;
+    let mut has_answered = false;
     loop {
         let outcome = show(&args, &mut client).await;
         match outcome {
-            Ok(()) | Err(Failure::DoesNotHold | Failure::Unknown) if args.watch => {}
+            Ok(()) | Err(Failure::DoesNotHold | Failure::Unknown) if args.watch => has_answered = true,
+            // It may be started again, and whoever watches wants to see that.
+            Err(Failure::Undone(error)) if has_answered => super::tell(&format!("{error:#}; asking again")),
             outcome => return outcome,
         }
         tokio::time::sleep(WATCH_INTERVAL).await;
