@@ -36,7 +36,8 @@ const SERIES: [Series; 3] = [Series(5, 10), Series(6, 1), Series(7, 2)];
 const NEEDED: Series = Series(5, 12);
 
 /// The checks: modules of `agent/tests/it`. The others of its tests are about delivery, which no kernel changes.
-const CHECKS: [&str; 9] = [
+const CHECKS: [&str; 11] = [
+    "accepts::",
     "announce::",
     "control::",
     "denied::",
@@ -45,17 +46,19 @@ const CHECKS: [&str; 9] = [
     "probe::",
     "survey::",
     "syscalls::",
+    "transitions::",
     "witness::",
 ];
 
 /// The part of them that the test command runs: all that the verifier has to accept, and what each hook sees.
-const BRIEF: [&str; 6] = [
+const BRIEF: [&str; 7] = [
     "announce::a_connection",
     "denied::",
     "outcomes::",
     "portability::",
     "survey::",
     "syscalls::calls_",
+    "transitions::each_step",
 ];
 
 /// How often a machine is booted again for tests that failed there, which emulation makes some do now and then.

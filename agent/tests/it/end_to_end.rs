@@ -21,7 +21,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::host::Host;
+use crate::{host::Host, transitions};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -1185,4 +1185,96 @@ fn a_connection_carries_the_service_of_its_cgroup_and_a_view_says_who_that_is() 
         .expect("holdfast syscalls");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains(&format!("/{slice}/plain@1.service")), "{text}");
+}
+
+#[test]
+fn transitions_are_in_the_store_once_and_the_ledger_closes() {
+    let collector = Collector::start();
+    let host = Host::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let agent = start_agent_that(
+        &collector.url,
+        &host,
+        "streams",
+        folder.path(),
+        &["--control", "transitions"],
+    );
+    wait_for_node(&collector, "streams");
+    let set = |value: &str| {
+        let setting = format!("transitions={value}");
+        let output = std::process::Command::new(binary("holdfast"))
+            .args(["probe", "set", "--all", &setting, "--collector", &collector.url])
+            .args(["--wait", "60s"])
+            .output()
+            .expect("holdfast probe set");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+    };
+    let (_listener, _) = transitions::connections(&host, 5);
+    set(&format!("namespaces={}", host.netns));
+    let (listener, port) = transitions::connections(&host, 20);
+    // Open ones are here too.
+    let client = host
+        .dial(listener.local_addr().expect("its address"))
+        .expect("a connection");
+    let server = listener.accept().expect("a connection");
+    wait_for("the transitions of an open connection", || {
+        let sql = format!(
+            "SELECT count() AS n FROM transitions WHERE is_streamed AND to_state = 'ESTABLISHED' \
+             AND {port} IN (local_port, remote_port)"
+        );
+        (collector.number(&sql) == 42).then_some(())
+    });
+    drop((client, server, listener));
+    wait_for("every end", || {
+        (collector.number("SELECT count() AS n FROM connections") == 52).then_some(())
+    });
+    agent.stop();
+    let steps = collector.number("SELECT sum(length(path_us)) AS n FROM connections");
+    let (all, streamed) = (
+        collector.number("SELECT count() AS n FROM transitions WHERE step > 0"),
+        collector.number("SELECT count() AS n FROM transitions WHERE step > 0 AND is_streamed"),
+    );
+    assert_eq!(all, steps, "each once");
+    let of_the_first = collector.number(&format!(
+        "SELECT sum(length(path_us)) AS n FROM connections WHERE {port} NOT IN (local_port, remote_port)"
+    ));
+    assert_eq!(streamed, steps - of_the_first);
+    let distinct = "SELECT uniqExact(netns, cookie, step) AS n FROM transitions WHERE step > 0";
+    assert_eq!(collector.number(distinct), steps);
+    let listened = "SELECT from_state, to_state FROM transitions WHERE step = 0 ORDER BY at";
+    let listened: Vec<Value> = collector.sql(listened);
+    assert_eq!(listened.len(), 2, "{listened:?}");
+
+    // Listeners are events of their own.
+    let sql = format!(
+        "SELECT * FROM ledger WHERE stream = 'transitions' AND netns = {}",
+        host.netns
+    );
+    let ledger = wait_for("the last counters", || {
+        let row = collector.sql(&sql).pop()?;
+        (number(&row["acknowledged"]) == streamed + 2).then_some(row)
+    });
+    for (counter, expected) in [
+        ("opened", streamed + 2),
+        ("rows_stored", streamed + 2),
+        ("lost", 0),
+        ("filtered", 0),
+        ("kernel_difference", 0),
+        ("ring_difference", 0),
+        ("agent_difference", 0),
+        ("store_difference", 0),
+    ] {
+        assert_eq!(number(&ledger[counter]), expected, "{counter} in {ledger}");
+    }
+    let shown = std::process::Command::new(binary("holdfast"))
+        .args(["transitions", "--where", "to_state = \"LISTEN\""])
+        .args(["--collector", &collector.url])
+        .output()
+        .expect("holdfast transitions");
+    let shown = String::from_utf8_lossy(&shown.stdout);
+    assert!(shown.contains(&format!("127.0.0.1:{port}")), "{shown}");
 }
