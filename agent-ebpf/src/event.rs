@@ -126,9 +126,12 @@ pub struct ConnectionRecord {
     pub accept_wait: u32,
     /// Which steps of the path were streamed as transitions of their own: a bit each, the lowest for the first.
     pub streamed: u8,
-    /// The state before the last step; means nothing outside the kernel side.
+    /// The state before the last step.
     pub before: u8,
-    pub reserved: [u8; 2],
+    /// One: a reset was sent to the peer before the end. Those that close() and disconnect send come after it, when the record
+    /// is gone: they can be told from `before`.
+    pub reset_sent: u8,
+    pub reserved: u8,
 }
 
 const _: () = assert!(size_of::<ConnectionRecord>() == 208);
@@ -265,7 +268,8 @@ impl ConnectionRecord {
         accept_wait: 0,
         streamed: 0,
         before: 0,
-        reserved: [0; 2],
+        reset_sent: 0,
+        reserved: 0,
     };
 
     /// Reads a record as the ring buffer hands it out; `None` if it has another size.

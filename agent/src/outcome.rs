@@ -1,4 +1,4 @@
-//! What a record means: how the attempt ended, and how the connection did. Pure, from the path and `sk_err` alone.
+//! What a record means: how the attempt ended, and how the connection did, and the resets in it. Pure, from one record alone.
 
 use holdfast_agent_ebpf::event::{ConnectionRecord, flag, role, state, step_state};
 use holdfast_proto::v1::{CloseReason, Outcome};
@@ -56,6 +56,35 @@ pub fn close_reason(record: &ConnectionRecord) -> CloseReason {
     }
 }
 
+/// Resets that were part of an attempt or a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resets {
+    pub sent: bool,
+    pub received: bool,
+}
+
+/// Which resets were sent and received, as far as the record has it.
+pub fn resets(record: &ConnectionRecord) -> Resets {
+    Resets {
+        sent: record.reset_sent != 0 || is_closed_by_reset(record),
+        received: record.flags & flag::RESET_RECEIVED != 0,
+    }
+}
+
+/// Whether the process' close(), or what else ends a connection by its process, sent a reset. That comes after CLOSE
+/// (__tcp_close() and tcp_disconnect(), net/ipv4/tcp.c), but is sure: without an error nothing else leads to CLOSE from these
+/// states, other than the end of the whole namespace and a process that moves its connection away (TCP_REPAIR). From FIN_WAIT2
+/// most sockets are closed because a time-wait entry takes over, so there a reset of close() is not told.
+fn is_closed_by_reset(record: &ConnectionRecord) -> bool {
+    record.flags & flag::FINAL != 0
+        && record.error == 0
+        && visited(record, state::ESTABLISHED)
+        && matches!(
+            record.before,
+            state::ESTABLISHED | state::CLOSE_WAIT | state::FIN_WAIT1
+        )
+}
+
 /// The errors that ICMP messages turn into (icmp_err_convert in net/ipv4/icmp.c, icmpv6_err_convert in
 /// net/ipv6/icmp.c), but for those that mean a closed port.
 fn is_unreachable(error: i32) -> bool {
@@ -108,6 +137,7 @@ mod tests {
             error: error as u16,
             syn_retransmits,
             flags: flag::FIRST | flag::FINAL,
+            before: states.iter().rev().nth(1).copied().unwrap_or_default(),
             ..ConnectionRecord::ZERO
         }
     }
@@ -187,6 +217,46 @@ mod tests {
             &active(&[SYN_SENT, ESTABLISHED, FIN_WAIT1, CLOSE], libc::ETIMEDOUT),
             (Outcome::Established, CloseReason::TimedOut),
         );
+    }
+
+    #[test]
+    fn a_process_that_cuts_a_connection_short_sends_a_reset() {
+        use state::*;
+        let sent = |states: &[u8], error| resets(&ended(role::ACTIVE, states, error, 0)).sent;
+        assert!(sent(&[SYN_SENT, ESTABLISHED, CLOSE], 0));
+        assert!(sent(&[SYN_SENT, ESTABLISHED, CLOSE_WAIT, CLOSE], 0));
+        assert!(sent(&[SYN_SENT, ESTABLISHED, FIN_WAIT1, CLOSE], 0));
+        assert!(!sent(&[SYN_SENT, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE], 0));
+        assert!(!sent(&[SYN_SENT, ESTABLISHED, CLOSE_WAIT, LAST_ACK, CLOSE], 0));
+        assert!(!sent(&[SYN_SENT, ESTABLISHED, CLOSE], libc::ECONNRESET));
+        assert!(!sent(&[SYN_SENT, CLOSE], 0));
+        // Still open.
+        let open = ConnectionRecord {
+            flags: flag::FIRST,
+            ..ended(role::ACTIVE, &[SYN_SENT, ESTABLISHED, FIN_WAIT1], 0, 0)
+        };
+        assert_eq!(resets(&open), Resets::default());
+    }
+
+    #[test]
+    fn resets_that_the_kernel_side_saw_are_told_whatever_the_end() {
+        let timed_out = ended(
+            role::PASSIVE,
+            &[state::SYN_RECV, state::ESTABLISHED, state::CLOSE],
+            libc::ETIMEDOUT,
+            0,
+        );
+        let record = ConnectionRecord {
+            reset_sent: 1,
+            flags: timed_out.flags | flag::RESET_RECEIVED,
+            ..timed_out
+        };
+        let both = Resets {
+            sent: true,
+            received: true,
+        };
+        assert_eq!(resets(&record), both);
+        assert_eq!(resets(&timed_out), Resets::default());
     }
 
     #[test]

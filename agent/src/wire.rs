@@ -4,7 +4,7 @@ use std::hash::Hash;
 
 use holdfast_agent_ebpf::event::{ConnectionRecord, SocketReport, flag, step_offset_ns, step_state};
 use holdfast_proto::{
-    FLAG_FINAL, FLAG_FIRST,
+    FLAG_FINAL, FLAG_FIRST, FLAG_RESET_RECEIVED, FLAG_RESET_SENT,
     v1::{ConnectionColumns, Listener, Path, Process, Stream},
 };
 use prost::Message;
@@ -15,7 +15,7 @@ use crate::{
     clock::Clock,
     counters::{Rows, RowsByNetns},
     network::Queues,
-    outcome::{close_reason, outcome},
+    outcome::{close_reason, outcome, resets},
     spool::Sealed,
 };
 
@@ -242,7 +242,7 @@ impl ConnectionRows {
         self.outcome.push(outcome(record) as u8);
         self.close_reason.push(close_reason(record) as u8);
         self.attribution.push(record.attribution);
-        self.flags.push(wire_flags(record.flags));
+        self.flags.push(wire_flags(record));
         self.local_cause.push(local_cause(record) as u8);
         self.streamed.push(record.streamed);
         columns.accept_wait.push(record.accept_wait);
@@ -296,15 +296,16 @@ pub fn listener(report: &SocketReport, namespace: Option<Queues>) -> Listener {
     }
 }
 
-fn wire_flags(flags: u8) -> u8 {
-    let mut wire = 0;
-    if flags & flag::FIRST != 0 {
-        wire |= FLAG_FIRST;
-    }
-    if flags & flag::FINAL != 0 {
-        wire |= FLAG_FINAL;
-    }
-    wire
+fn wire_flags(record: &ConnectionRecord) -> u8 {
+    let resets = resets(record);
+    let bits = [
+        (record.flags & flag::FIRST != 0, FLAG_FIRST),
+        (record.flags & flag::FINAL != 0, FLAG_FINAL),
+        (resets.sent, FLAG_RESET_SENT),
+        (resets.received, FLAG_RESET_RECEIVED),
+    ];
+    let set = bits.into_iter().filter(|(is_set, _)| *is_set);
+    set.fold(0, |wire, (_, bit)| wire | bit)
 }
 
 fn path_of(record: &ConnectionRecord) -> PathKey {

@@ -14,6 +14,10 @@ pub const PROTOCOL: u32 = 1;
 pub const FLAG_FIRST: u8 = 1;
 /// A record that is the last of its connection: one row of `connections`. A bit of `ConnectionColumns.flags`.
 pub const FLAG_FINAL: u8 = 2;
+/// A reset was sent to the peer. A bit of `ConnectionColumns.flags`.
+pub const FLAG_RESET_SENT: u8 = 4;
+/// A reset of the peer arrived. A bit of `ConnectionColumns.flags`.
+pub const FLAG_RESET_RECEIVED: u8 = 8;
 
 /// `package holdfast.v1`.
 pub mod v1 {

@@ -5,11 +5,13 @@ use std::{
     net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpStream},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use holdfast_agent_ebpf::event::state::{
-    CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, SYN_RECV, SYN_SENT,
+use holdfast_agent::outcome::{Resets, resets};
+use holdfast_agent_ebpf::{
+    event::state::{CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, SYN_RECV, SYN_SENT},
+    peer::Trouble,
 };
 use holdfast_proto::v1::{CloseReason, LocalCause, Outcome};
 
@@ -167,6 +169,7 @@ fn a_closed_port_is_refused() {
     let record = watch.only();
     check(&record, (Outcome::Refused, CloseReason::None));
     check_cause(&record, LocalCause::RefusedByPeer);
+    assert_eq!(resets(&record), RECEIVED);
     assert_eq!(states(&record), [SYN_SENT, CLOSE]);
     assert_eq!(record.remote_port, 9);
 }
@@ -279,10 +282,83 @@ fn a_reset_ends_an_established_connection_and_both_ends_say_who_did_it() {
     check(&passive, (Outcome::Established, CloseReason::ResetByProcess));
     check_cause(&active, LocalCause::ResetByPeer);
     check_cause(&passive, LocalCause::None);
+    assert_eq!((resets(&active), resets(&passive)), (RECEIVED, SENT));
+}
+
+const NO_RESET: Resets = Resets {
+    sent: false,
+    received: false,
+};
+const SENT: Resets = Resets {
+    sent: true,
+    received: false,
+};
+const RECEIVED: Resets = Resets {
+    sent: false,
+    received: true,
+};
+
+#[test]
+fn a_reset_that_answers_a_segment_is_noted_at_the_attempt_that_goes_on() {
+    let (host, router) = host_before_a_black_hole();
+    let mut watch = Watch::on(&host);
+    let socket = start_to_connect(&host, IN_THE_HOLE);
+    let from = host.run({
+        let socket = socket.try_clone().expect("a descriptor");
+        move || socket.local_addr().expect("an address")
+    });
+    // It acknowledges what was never sent (tcp_rcv_synsent_state_process(), net/ipv4/tcp_input.c).
+    router.run(move || inject(IN_THE_HOLE, from, 1_000, 1, SYN | ACK));
+    let sent = |watch: &Watch| {
+        let mut sent = 0;
+        let each = |_, counts: [u64; _]| sent += counts[Trouble::ResetsSent as usize];
+        watch.peers.each(each).expect("the map of peers");
+        sent
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while sent(&watch) == 0 {
+        assert!(Instant::now() < deadline, "no reset");
+        thread::sleep(Duration::from_millis(5));
+    }
+    drop(socket);
+    let record = watch.only();
+    assert_eq!(record.steps().len(), 2, "it went on");
+    assert_eq!(resets(&record), SENT);
+}
+
+#[test]
+fn a_process_that_does_not_read_everything_sends_a_reset() {
+    let host = Host::new();
+    let mut watch = Watch::on(&host);
+    let (listener, to) = host.listen("127.0.0.1");
+    let mut client = host.dial(to).expect("a connection");
+    let (server, _) = listener.accept().expect("a connection");
+    client.write_all(b"unread").expect("sent");
+    server.peek(&mut [0; 6]).expect("it is there");
+    drop(server);
+    assert!(client.read(&mut [0; 1]).is_err(), "reset");
+    drop(client);
+    let (active, passive) = watch.both_ends();
+    assert_eq!((resets(&active), resets(&passive)), (RECEIVED, SENT));
+}
+
+#[test]
+fn an_end_that_nobody_cut_short_has_no_resets() {
+    let host = Host::new();
+    let mut watch = Watch::on(&host);
+    let (listener, to) = host.listen("127.0.0.1");
+    let client = host.dial(to).expect("a connection");
+    let (mut server, _) = listener.accept().expect("a connection");
+    drop(client);
+    assert_eq!(server.read(&mut [0; 1]).expect("the end"), 0);
+    drop(server);
+    let (active, passive) = watch.both_ends();
+    assert_eq!((resets(&active), resets(&passive)), (NO_RESET, NO_RESET));
 }
 
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
 
 /// Sends one TCP segment as if it came from `from`, by a raw socket.
 fn inject(from: SocketAddr, to: SocketAddr, sequence: u32, acknowledgement: u32, flags: u8) {

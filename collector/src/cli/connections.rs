@@ -129,6 +129,8 @@ struct Connection {
     /// Of one that is open: none.
     #[serde(default)]
     close_reason: String,
+    #[serde(default)]
+    resets: String,
     connect_us: u64,
     #[serde(alias = "open_us")]
     duration_us: u64,
@@ -159,6 +161,7 @@ impl Connection {
             reason if is_established => (reason.replace('_', " "), BAD),
             reason => (format!("{}, {}", self.outcome, reason.replace('_', " ")), BAD),
         };
+        let outcome = outcome.replace('_', " ") + self.resets_beside();
         [
             // To the millisecond: `2026-03-01 12:00:00.123`.
             Cell::styled(self.closed_at.get(..23).unwrap_or(&self.closed_at), FAINT),
@@ -167,12 +170,29 @@ impl Connection {
             if self.role == "active" { "->" } else { "<-" }.into(),
             endpoint(self.local_ip, self.local_port).into(),
             endpoint(self.remote_ip, self.remote_port).into(),
-            Cell::styled(outcome.replace('_', " "), style),
+            Cell::styled(outcome, style),
             human_us(self.connect_us).into(),
             human_us(self.duration_us).into(),
             human_bytes(self.bytes_sent).into(),
             human_bytes(self.bytes_received).into(),
         ]
+    }
+}
+
+impl Connection {
+    /// What its resets say beyond the outcome: that a reset ended it, the outcome says already.
+    fn resets_beside(&self) -> &'static str {
+        let is_received_told =
+            self.close_reason == "reset_by_peer" || ["refused", "reset"].contains(&self.outcome.as_str());
+        let is_sent_told = self.close_reason == "reset_by_process";
+        match self.resets.as_str() {
+            "sent" if !is_sent_told => ", reset sent",
+            "received" if !is_received_told => ", reset received",
+            "both" if is_received_told => ", reset sent",
+            "both" if is_sent_told => ", reset received",
+            "both" => ", resets both ways",
+            _ => "",
+        }
     }
 }
 
@@ -306,6 +326,7 @@ fn typical_row() -> [Cell; COLUMNS.len()] {
         remote_port: 40_000,
         outcome: "established".to_owned(),
         close_reason: "finished".to_owned(),
+        resets: "none".to_owned(),
         connect_us: 12_300,
         duration_us: 12_300,
         bytes_sent: 4_100,
@@ -345,6 +366,40 @@ mod tests {
         assert_eq!(outcome("refused", "none"), "refused");
         assert_eq!(outcome("timed_out", "none"), "timed out");
         assert_eq!(outcome("established", "reset_by_peer"), "reset by peer");
+    }
+
+    #[test]
+    fn resets_are_named_where_the_outcome_does_not_say_so() {
+        let outcome = |outcome, reason, resets: &str| {
+            let row = Connection {
+                resets: resets.to_owned(),
+                ..connection(outcome, reason)
+            };
+            row.cells()[6].text.clone()
+        };
+        assert_eq!(outcome("refused", "none", "received"), "refused");
+        assert_eq!(
+            outcome("established", "reset_by_process", "sent"),
+            "reset by process"
+        );
+        assert_eq!(
+            outcome("established", "timed_out", "sent"),
+            "timed out, reset sent"
+        );
+        assert_eq!(
+            outcome("established", "finished", "received"),
+            "established, reset received"
+        );
+        assert_eq!(
+            outcome("established", "reset_by_peer", "both"),
+            "reset by peer, reset sent"
+        );
+        assert_eq!(
+            outcome("established", "finished", "both"),
+            "established, resets both ways"
+        );
+        // Of what is open nothing is said.
+        assert_eq!(outcome("established", "", ""), "established");
     }
 
     #[test]

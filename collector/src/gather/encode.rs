@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use holdfast_proto::v1::{Gap, Listener, Outcome, Path, Process, StreamCounters};
-use holdfast_proto::{FLAG_FINAL, FLAG_FIRST};
+use holdfast_proto::{FLAG_FINAL, FLAG_FIRST, FLAG_RESET_RECEIVED, FLAG_RESET_SENT};
 
 use super::{BatchName, Content};
 use crate::ingest::agent::Agent;
@@ -186,7 +186,14 @@ fn connection_records(rows: &Rows<'_>) -> Result<Block, BlockError> {
         "accept_wait_us",
         &rows.converted(|c| &c.accept_wait, |wait: u32| wait.checked_sub(1)),
     )?;
+    block.enums("resets", &rows.converted(|c| &c.flags, resets))?;
     block.finish()
+}
+
+/// The number of the name in the column `resets`.
+fn resets(flags: u8) -> i8 {
+    let sent = i8::from(flags & FLAG_RESET_SENT != 0);
+    sent + 2 * i8::from(flags & FLAG_RESET_RECEIVED != 0)
 }
 
 /// The names of the protocol's `LocalCause`, by its numbers.

@@ -15,7 +15,7 @@ use holdfast_proto::v1::{
     LocalCause, OffReason, Outcome, Overhead, Path, Process, Role, SealedBatch, Status, Stream,
     StreamCounters, Watch, batch::Columns,
 };
-use holdfast_proto::{FLAG_FINAL, FLAG_FIRST};
+use holdfast_proto::{FLAG_FINAL, FLAG_FIRST, FLAG_RESET_RECEIVED, FLAG_RESET_SENT};
 use prost::Message;
 
 pub use cgroups::Cgroups;
@@ -545,12 +545,14 @@ fn connections(
         "one of LocalCause",
         |value| LocalCause::try_from(i32::from(value)).is_ok(),
     )?;
+    let without_resets = |value: u8| value & !(FLAG_RESET_SENT | FLAG_RESET_RECEIVED);
     match records {
         Records::Ended => check_bytes("flags", &columns.flags, "first, final or both", |value| {
+            let value = without_resets(value);
             value != 0 && value & !(FLAG_FIRST | FLAG_FINAL) == 0
         })?,
         Records::Open => check_bytes("flags", &columns.flags, "neither first nor final", |value| {
-            value == 0
+            without_resets(value) == 0
         })?,
     }
     let times = derive_times(&columns, &shapes, records, now_ns)?;

@@ -110,6 +110,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "balance",
         sql: include_str!("migrations/0019_balance.sql"),
     },
+    Migration {
+        version: 20,
+        name: "resets",
+        sql: include_str!("migrations/0020_resets.sql"),
+    },
 ];
 
 /// The newest step that this binary knows.

@@ -191,7 +191,7 @@ pub fn table_called(name: &str) -> Option<&'static str> {
 }
 
 /// Columns of the view `connections` that say something only once the end is closed.
-const ONLY_IN_CONNECTIONS: [&str; 9] = [
+const ONLY_IN_CONNECTIONS: [&str; 10] = [
     "duration_us",
     "bytes_sent",
     "bytes_received",
@@ -201,6 +201,7 @@ const ONLY_IN_CONNECTIONS: [&str; 9] = [
     "srtt_us",
     "accept_wait_us",
     "close_reason",
+    "resets",
 ];
 
 /// The columns of the view `connections`.
@@ -298,6 +299,7 @@ const CLOSE_REASON: Names = &[
     ("unreachable", 5),
     ("failed", 6),
 ];
+const RESETS: Names = &[("none", 0), ("sent", 1), ("received", 2), ("both", 3)];
 const ATTRIBUTION: Names = &[("unknown", 0), ("exact", 1), ("listener", 2), ("snapshot", 3)];
 // Those of `causes::decide::Cause`.
 const CAUSE: Names = &[
@@ -339,7 +341,7 @@ const GAP_REASON: Names = &[
     ("epoch_end", 4),
 ];
 
-const CONNECTION_RECORDS_COLUMNS: [Column; 37] = [
+const CONNECTION_RECORDS_COLUMNS: [Column; 38] = [
     column("node", Kind::LowCardinality),
     column("service", Kind::LowCardinality),
     column("role", Kind::Enum8(ROLE)),
@@ -377,6 +379,7 @@ const CONNECTION_RECORDS_COLUMNS: [Column; 37] = [
     column("sequence", Kind::UInt64),
     column("streamed", Kind::UInt8),
     column("accept_wait_us", Kind::NullableUInt32),
+    column("resets", Kind::Enum8(RESETS)),
 ];
 
 const TRANSITION_EVENTS_COLUMNS: [Column; 22] = [
@@ -430,7 +433,7 @@ const TRANSITIONS_COLUMNS: [Column; 23] = [
     column("is_streamed", Kind::Bool),
 ];
 
-const CONNECTIONS_COLUMNS: [Column; 37] = [
+const CONNECTIONS_COLUMNS: [Column; 38] = [
     column("node", Kind::LowCardinality),
     column("service", Kind::LowCardinality),
     column("role", Kind::Enum8(ROLE)),
@@ -461,6 +464,7 @@ const CONNECTIONS_COLUMNS: [Column; 37] = [
     column("errno", Kind::UInt16),
     column("local_cause", Kind::LowCardinality),
     column("close_reason", Kind::Enum8(CLOSE_REASON)),
+    column("resets", Kind::Enum8(RESETS)),
     column("path", Kind::LowCardinality),
     column("path_us", Kind::ArrayUInt64),
     column("cookie", Kind::UInt64),

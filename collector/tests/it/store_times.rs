@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use holdfast_proto::v1::{Batch, Path, batch::Columns};
-use holdfast_proto::{FLAG_FINAL, FLAG_FIRST};
+use holdfast_proto::{FLAG_FINAL, FLAG_FIRST, FLAG_RESET_RECEIVED, FLAG_RESET_SENT};
 
 use crate::harness::{Collector, database};
 use crate::store_engine::ask;
@@ -117,7 +117,17 @@ fn batch(opened_ns: i64) -> Batch {
         })
         .collect();
     columns.step_us = ENDS.iter().flat_map(|end| end.step_us).copied().collect();
-    columns.flags = ENDS.iter().map(|end| end.flags).collect();
+    let resets = [
+        0,
+        FLAG_RESET_SENT,
+        FLAG_RESET_RECEIVED,
+        FLAG_RESET_SENT | FLAG_RESET_RECEIVED,
+    ];
+    columns.flags = ENDS
+        .iter()
+        .zip(resets.into_iter().cycle())
+        .map(|(end, resets)| end.flags | resets)
+        .collect();
     columns.outcome = ENDS.iter().map(|end| end.outcome).collect();
     columns.close_reason = vec![0; ENDS.len()].into();
     batch
@@ -184,6 +194,14 @@ async fn every_time_of_a_path_is_read_as_it_was_measured() {
          6\t2\tSYN_RECV\tESTABLISHED\t1000\n\
          6\t3\tESTABLISHED\tFIN_WAIT1\t3000\n\
          6\t4\t\tCLOSE\t6000\n"
+    );
+    assert_eq!(
+        ask(
+            &*store,
+            "SELECT groupArray(resets) FROM (SELECT resets FROM connection_records ORDER BY cookie)"
+        )
+        .await,
+        "['none','sent','received','both','none','sent','received','both']\n"
     );
     let finished = ENDS.iter().filter(|end| end.flags & FLAG_FINAL != 0);
     let states: usize = finished.map(|end| end.states.len()).sum();

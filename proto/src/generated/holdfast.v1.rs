@@ -690,7 +690,8 @@ pub struct ConnectionColumns {
     /// `sk_err` at the end of the record's path, or what connect() returned where no SYN left: an errno, or zero.
     #[prost(bytes = "bytes", tag = "17")]
     pub error: ::prost::bytes::Bytes,
-    /// `Role`, `Outcome`, `CloseReason`, `Attribution`, and the bits of `RecordFlags`.
+    /// `Role`, `Outcome`, `CloseReason`, `Attribution`, and in `flags` the sum of: 1 the first record of its connection, 2 the last,
+    /// 4 a reset was sent, 8 one was received.
     #[prost(bytes = "bytes", tag = "18")]
     pub role: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "19")]

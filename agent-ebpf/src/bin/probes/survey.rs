@@ -144,6 +144,7 @@ fn seed(sock: Sock, record: &mut ConnectionRecord, state: u8) {
     record.syn_retransmits = 0;
     record.accept_wait = 0;
     record.streamed = 0;
+    record.reset_sent = 0;
     record.error = 0;
     record.pid = 0;
     record.comm = [0; COMM_BYTES];

@@ -1,5 +1,7 @@
-//! Signs of trouble: resets, what is sent again, what a filter drops. They are counted by peer; a reset that arrives is
-//! noted at its connection too. A healthy connection reaches none of these hooks but the last, once a pair.
+//! Signs of trouble: resets, what is sent again, what a filter drops. They are counted by peer; resets are noted at their
+//! connections too. A healthy connection reaches none of these hooks but the last, once a pair.
+
+use core::ptr;
 
 use holdfast_agent_ebpf::{
     event::{flag, state},
@@ -27,6 +29,9 @@ pub(crate) fn reset_received(sock: Sock) {
 /// net/ipv4/tcp_output.c). Without a socket only since 6.10.
 #[inline(always)]
 pub(crate) fn reset_sent(sock: Sock, cause: Packet) {
+    if !sock.is_none() {
+        note_reset_sent(sock);
+    }
     if cause.is_none() {
         if !sock.is_none() {
             count(sock, Trouble::ResetsSent);
@@ -42,6 +47,19 @@ pub(crate) fn reset_sent(sock: Sock, cause: Packet) {
         && let Some(peer) = packet::peer(cause, netns, Way::In)
     {
         peers::count(&peer, Trouble::ResetsSent);
+    }
+}
+
+/// A socket without a record is a listener, a time-wait entry, or closed by now. The socket's lock may be gone: where a child
+/// refuses the packet that completes its handshake, the reset follows the unlocking (tcp_v4_rcv(), net/ipv4/tcp_ipv4.c). So
+/// the note is a byte that nobody else writes while the connection lives. It would be another's only if that one took the
+/// place between these lines.
+#[inline(always)]
+fn note_reset_sent(sock: Sock) {
+    let record = table::record(sock.key());
+    if !record.is_null() {
+        // SAFETY: it points to a record of the table, which is never unmapped.
+        unsafe { ptr::write_volatile(&raw mut (*record).reset_sent, 1) };
     }
 }
 

@@ -83,6 +83,7 @@ fn open(ctx: &BtfTracePointContext, sock: Sock, role: u8, before: u8, first: u8)
     record.syn_retransmits = 0;
     record.accept_wait = 0;
     record.streamed = 0;
+    record.reset_sent = 0;
     record.before = before;
     // What names the local end comes later; until then it is not that of an earlier connection.
     record.local_port = 0;

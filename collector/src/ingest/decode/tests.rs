@@ -270,8 +270,12 @@ fn a_number_must_be_one_that_its_column_knows() {
         "flags of row 0 is 0 (first, final or both)"
     );
     assert_eq!(
-        fault(|columns| columns.flags = bytes(&[1, 5, 1])),
-        "flags of row 1 is 5 (first, final or both)"
+        fault(|columns| columns.flags = bytes(&[1, 17, 1])),
+        "flags of row 1 is 17 (first, final or both)"
+    );
+    assert_eq!(
+        fault(|columns| columns.flags = bytes(&[1, 1, 12])),
+        "flags of row 2 is 12 (first, final or both)"
     );
     assert_eq!(
         fault(|columns| columns.local_port[1] = 65_536),
