@@ -140,7 +140,15 @@ def counters():
             lines = file.read().splitlines()
         for names, values in zip(lines[::2], lines[1::2]):
             found.update(zip(names.split()[1:], values.split()[1:]))
-    wanted = ("ActiveOpens", "PassiveOpens", "AttemptFails", "EstabResets", "TCPSynRetrans", "ListenOverflows")
+    wanted = (
+        "ActiveOpens",
+        "PassiveOpens",
+        "AttemptFails",
+        "EstabResets",
+        "OutRsts",
+        "TCPSynRetrans",
+        "ListenOverflows",
+    )
     return {wanted_name: int(found[wanted_name]) for wanted_name in wanted}
 
 
