@@ -35,8 +35,9 @@ use late::{History, Late};
 /// How often a verdict that stays is written, so that one can see that it is still judged.
 const HEARTBEAT_NS: i64 = 60_000_000_000;
 
-/// How far back stored verdicts are looked for at the start. Who was judged before begins anew.
-const REMEMBERED_NS: i64 = 24 * 3600 * 1_000_000_000;
+/// How far back stored verdicts are looked for at the start, from the last one of their assertion on: however long nobody
+/// judged, it goes on where it was. Keys that had not been judged for so long then begin anew.
+pub(crate) const REMEMBERED_NS: i64 = 24 * 3600 * 1_000_000_000;
 
 /// Windows of a schedule that wait for their rows, or for the store. Older ones are given up: nothing is said of them.
 const MOST_OPEN: usize = 240;
@@ -247,7 +248,13 @@ impl Engine {
     /// Goes on where stored verdicts end.
     pub async fn resume(&mut self, now_ns: i64) -> Result<(), StoreError> {
         self.coverage.listen_from(now_ns);
-        let stood = verdicts::stood(&*self.store, now_ns.saturating_sub(REMEMBERED_NS)).await?;
+        let names: Vec<&str> = self
+            .set
+            .assertions
+            .iter()
+            .map(|known| known.name.as_str())
+            .collect();
+        let stood = verdicts::stood(&*self.store, &names, REMEMBERED_NS).await?;
         let fingerprints: BTreeMap<_, _> = self
             .set
             .assertions
@@ -260,6 +267,7 @@ impl Engine {
             key,
             fingerprint,
             machine,
+            ..
         } in stood
         {
             if fingerprints.get(assertion.as_str()) != Some(&fingerprint) {

@@ -13,7 +13,7 @@ pub mod body;
 pub mod book;
 mod deliver;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
@@ -23,12 +23,14 @@ use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
 use crate::assertion::Set;
+use crate::assertion::cause::EXPECTED_FOR;
 use crate::assertion::receiver::{Kind, Receiver};
 use crate::clock::WallClock;
+use crate::engine::REMEMBERED_NS;
 use crate::engine::run::SharedSet;
 use crate::silence::{Silencer, Silences};
 use crate::store::verdicts::Record;
-use crate::store::{Store, StoreError, notifications};
+use crate::store::{Store, StoreError, notifications, verdicts};
 
 use book::{About, Book, Change, Message};
 use deliver::Deliveries;
@@ -42,7 +44,8 @@ const TICK: Duration = Duration::from_millis(250);
 /// The pause after a failure of the store.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How far back changes are looked for at a start: what was not told when the collector ended is told if it is younger.
+/// How far back every change is looked for at a start: what was not told when the collector ended is told if it is younger. Of
+/// what is older, only how it stands.
 const LOOK_BACK_NS: i64 = 24 * 3_600_000_000_000;
 
 /// From when a change is judged until it is heard, at most, as long as the store answers. What was silenced before that is
@@ -218,7 +221,7 @@ impl Notifier {
         // What was decided for them is decided again, or is not theirs any more.
         desk.unwritten
             .retain(|message| desk.books.contains_key(&message.receiver));
-        let changes = notifications::changes(&*self.store, now_ns.saturating_sub(LOOK_BACK_NS)).await?;
+        let changes = self.changes(&set, now_ns).await?;
         for receiver in new {
             let begun_ns = notifications::begun(&*self.store, receiver, now_ns).await?;
             let told = notifications::told(
@@ -245,6 +248,45 @@ impl Notifier {
             desk.books.insert(receiver.name.clone(), book);
         }
         Ok(())
+    }
+}
+
+impl Notifier {
+    /// What there may be to tell: every change of late, and how those keys stand that have not changed for longer. A key that
+    /// was judged no more when its assertion was judged last is gone, and so is what it came to.
+    async fn changes(&self, set: &Set, now_ns: i64) -> Result<Vec<Change>, StoreError> {
+        let since_ns = now_ns.saturating_sub(LOOK_BACK_NS);
+        let mut changes = notifications::changes(&*self.store, since_ns).await?;
+        if changes.iter().all(|change| change.judged_ns > since_ns) {
+            return Ok(changes);
+        }
+        let fingerprints: BTreeMap<&str, u32> = set
+            .assertions
+            .iter()
+            .map(|assertion| (assertion.name.as_str(), assertion.fingerprint()))
+            .collect();
+        let names: Vec<&str> = fingerprints.keys().copied().collect();
+        let stood = verdicts::stood(&*self.store, &names, REMEMBERED_NS).await?;
+        let mut last: BTreeMap<&str, i64> = BTreeMap::new();
+        for known in &stood {
+            let last_ns = last.entry(&known.assertion).or_insert(i64::MIN);
+            *last_ns = (*last_ns).max(known.machine.judged_ns);
+        }
+        let gone_ns = 2 * i64::try_from(EXPECTED_FOR.as_nanos()).unwrap_or(i64::MAX);
+        let standing: BTreeSet<(&str, &str)> = stood
+            .iter()
+            .filter(|known| fingerprints.get(known.assertion.as_str()) == Some(&known.fingerprint))
+            .filter(|known| {
+                let last_ns = last.get(known.assertion.as_str()).copied().unwrap_or(i64::MIN);
+                known.machine.judged_ns >= last_ns.saturating_sub(gone_ns)
+            })
+            .map(|known| (known.assertion.as_str(), known.key_text.as_str()))
+            .collect();
+        changes.retain(|change| {
+            change.judged_ns > since_ns
+                || standing.contains(&(change.assertion.as_str(), change.key.as_str()))
+        });
+        Ok(changes)
     }
 }
 

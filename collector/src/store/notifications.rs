@@ -174,8 +174,17 @@ pub async fn told(
     Ok(told.collect())
 }
 
-/// Every change of a verdict that was judged since.
+/// Every change of a verdict that was judged since, and of each key the last one before.
 pub async fn changes(store: &dyn Store, since_ns: i64) -> Result<Vec<Change>, StoreError> {
+    const SINCE: &str = "judged_at > {since:DateTime64(9, 'UTC')} AND (is_transition OR revision > 0)";
+    const BEFORE: &str = "judged_at <= {since:DateTime64(9, 'UTC')} AND (is_transition OR revision > 0) \
+                          ORDER BY window_to DESC, revision DESC LIMIT 1 BY assertion, key";
+    let mut changes = changes_where(store, SINCE, since_ns).await?;
+    changes.extend(changes_where(store, BEFORE, since_ns).await?);
+    Ok(changes)
+}
+
+async fn changes_where(store: &dyn Store, which: &str, since_ns: i64) -> Result<Vec<Change>, StoreError> {
     #[derive(serde::Deserialize)]
     struct Found {
         assertion: String,
@@ -194,13 +203,14 @@ pub async fn changes(store: &dyn Store, since_ns: i64) -> Result<Vec<Change>, St
         revision: u32,
         fingerprint: u32,
     }
-    let sql = "SELECT assertion, key, toString(verdict) AS verdict, \
+    let sql = format!(
+        "SELECT assertion, key, toString(verdict) AS verdict, \
                arrayMap(time -> toString(toUnixTimestamp64Nano(time)), [since, window_from, window_to, judged_at]) AS times, \
                condition, has_value, value, toString(samples) AS samples, cause, evidence, severity, labels, revision, \
-               fingerprint FROM verdict_records \
-               WHERE judged_at > {since:DateTime64(9, 'UTC')} AND (is_transition OR revision > 0)";
+               fingerprint FROM verdict_records WHERE {which}"
+    );
     let params = vec![("since".to_owned(), time_value(since_ns))];
-    let found: Vec<Found> = lines(store, sql.to_owned(), params).await?;
+    let found: Vec<Found> = lines(store, sql, params).await?;
     let number = |text: &str| text.parse().unwrap_or_default();
     let changes = found.into_iter().map(|found| Change {
         since_ns: number(&found.times[0]),

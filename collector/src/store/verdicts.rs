@@ -4,6 +4,7 @@ use super::{
     Access, Block, Query, Store, StoreError, answer_to,
     native::{BlockBuilder, BlockError},
     questions::time_value,
+    rollups,
     schema::VERDICT_RECORDS,
     statement,
 };
@@ -65,6 +66,8 @@ struct State {
 pub struct Stood {
     pub assertion: String,
     pub key: Vec<String>,
+    /// As the store has it.
+    pub key_text: String,
     pub fingerprint: u32,
     pub machine: Machine,
 }
@@ -154,20 +157,63 @@ fn low_cardinality(block: &mut BlockBuilder, name: &str, texts: &[&str]) -> Resu
     block.low_cardinality(name, &dictionary, &indexes)
 }
 
-/// Where every key stood that was judged since `since_ns`.
-pub async fn stood(store: &dyn Store, since_ns: i64) -> Result<Vec<Stood>, StoreError> {
+/// Where every key of these assertions stood when its assertion was judged last, however long ago: keys that were judged within
+/// `back_ns` before that.
+pub async fn stood(store: &dyn Store, names: &[&str], back_ns: i64) -> Result<Vec<Stood>, StoreError> {
+    #[derive(serde::Deserialize)]
+    struct Last {
+        assertion: String,
+        at_ns: String,
+    }
+    let sql = "SELECT assertion, toString(toUnixTimestamp64Nano(max(judged_at))) AS at_ns FROM verdict_records \
+               GROUP BY assertion";
+    let last: Vec<Last> = rollups::lines(store, sql.to_owned(), vec![]).await?;
+    let mut last: Vec<(&str, i64)> = last
+        .iter()
+        .map(|last| (last.assertion.as_str(), last.at_ns.parse().unwrap_or_default()))
+        .collect();
+    last.retain(|(assertion, _)| names.contains(assertion));
+    let Some(newest_ns) = last.iter().map(|(_, at_ns)| *at_ns).max() else {
+        return Ok(Vec::new());
+    };
+    // What is judged is judged every minute at least, so one question finds nearly all.
+    let since_ns = newest_ns.saturating_sub(back_ns);
+    let mut stood = stood_since(store, "", since_ns).await?;
+    stood.retain(|found| names.contains(&found.assertion.as_str()));
+    for (assertion, at_ns) in last {
+        if at_ns <= since_ns {
+            stood.extend(stood_since(store, assertion, at_ns.saturating_sub(back_ns)).await?);
+        }
+    }
+    Ok(stood)
+}
+
+/// `name`: of this assertion only; empty: of any.
+async fn stood_since(store: &dyn Store, name: &str, since_ns: i64) -> Result<Vec<Stood>, StoreError> {
     #[derive(serde::Deserialize)]
     struct Row {
         assertion: String,
+        key: String,
         fingerprint: u32,
         state: String,
     }
-    let sql = "SELECT assertion, fingerprint, state FROM verdict_records \
-               WHERE judged_at > {since:DateTime64(9, 'UTC')} \
-               ORDER BY window_to DESC, revision DESC LIMIT 1 BY assertion, key";
+    let named = if name.is_empty() {
+        "true"
+    } else {
+        "assertion = {name:String}"
+    };
+    let sql = format!(
+        "SELECT assertion, key, fingerprint, state FROM verdict_records \
+         WHERE {named} AND judged_at > {{since:DateTime64(9, 'UTC')}} \
+         ORDER BY window_to DESC, revision DESC LIMIT 1 BY assertion, key"
+    );
+    let mut params = vec![("since".to_owned(), time_value(since_ns))];
+    if !name.is_empty() {
+        params.push(("name".to_owned(), statement::text_value(name)));
+    }
     let question = Query {
-        sql: sql.to_owned(),
-        params: vec![("since".to_owned(), time_value(since_ns))],
+        sql,
+        params,
         format: "JSONEachRow".into(),
         access: Access::Internal,
     };
@@ -179,6 +225,7 @@ pub async fn stood(store: &dyn Store, since_ns: i64) -> Result<Vec<Stood>, Store
         Some(Stood {
             assertion: row.assertion,
             key,
+            key_text: row.key,
             fingerprint: row.fingerprint,
             machine,
         })

@@ -1,5 +1,6 @@
 //! Assertions on the real engine: made-up pasts, judged window by window.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,9 +9,10 @@ use holdfast_collector::assertion::Set;
 use holdfast_collector::assertion::state::Verdict;
 use holdfast_collector::engine::trial::{self, Outcome};
 use holdfast_collector::engine::{Engine, files};
+use holdfast_collector::notify::book::Change;
 use holdfast_collector::store::server::Server;
 use holdfast_collector::store::verdicts::Record;
-use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError, migrations};
+use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError, migrations, notifications};
 
 use crate::clickhouse_http::{PASSWORD, USER};
 use crate::harness::{database, number};
@@ -217,6 +219,55 @@ tests:
     );
     let since = Duration::from_nanos(number(&store, &when).await);
     assert!((60..=62).contains(&since.as_secs()), "{since:?}");
+}
+
+/// Long after anybody judged, and while another assertion was judged all along.
+#[tokio::test]
+async fn what_was_said_is_found_again_however_long_nobody_judged() {
+    let text = "
+assertions:
+  - { name: a, from: all, to: all, expect: connect.refused = 0, over: 5s, every: 1s, by: from.node }
+  - { name: b, from: all, to: all, expect: connect.count >= 0, over: 5s, every: 1s, by: from.node }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: '5ms x20s, refused x40s' }, expect: { 50s: Violated } }
+";
+    let set = declared(text);
+    let store = database().await;
+    let now = now_ns();
+    let begin_ns = (now - 9 * 86_400 * SECOND_NS).div_euclid(60 * SECOND_NS) * 60 * SECOND_NS;
+    trial::run(store.clone(), &set, &set.tests[0], begin_ns)
+        .await
+        .unwrap();
+    let mut engine = Engine::new(store.clone(), set.clone(), begin_ns + 1, true);
+    for second in 0..50 {
+        engine.step(begin_ns + second * SECOND_NS).await.unwrap();
+    }
+    drop(engine);
+    let later = "INSERT INTO verdict_records SELECT * REPLACE (now64(9, 'UTC') AS judged_at, now64(9, 'UTC') AS window_to) \
+                 FROM verdict_records WHERE assertion = 'b' ORDER BY window_to DESC LIMIT 1";
+    store.execute(later).await.unwrap();
+
+    let violated = |engine: &Engine| {
+        let verdicts = engine.verdicts();
+        verdicts
+            .iter()
+            .find(|(verdict, _)| *verdict == Verdict::Violated)
+            .unwrap()
+            .1
+    };
+    let mut engine = Engine::new(store.clone(), set, now, true);
+    assert_eq!(violated(&engine), 0);
+    engine.resume(now).await.unwrap();
+    assert_eq!(violated(&engine), 1);
+    // Who tells of it finds it too: the last change of each key, and nothing twice.
+    let changes = notifications::changes(&*store, now - 86_400 * SECOND_NS)
+        .await
+        .unwrap();
+    let of_a: Vec<_> = changes.iter().filter(|change| change.assertion == "a").collect();
+    let keys: BTreeSet<_> = of_a.iter().map(|change| &change.key).collect();
+    assert_eq!(keys.len(), of_a.len(), "{changes:?}");
+    let is_violated = |change: &&&Change| change.verdict == Verdict::Violated;
+    assert_eq!(of_a.iter().filter(is_violated).count(), 1, "{changes:?}");
 }
 
 #[tokio::test]
