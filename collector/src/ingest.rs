@@ -186,6 +186,10 @@ struct Visit {
     pace: Arc<Mutex<Pace>>,
     /// Ends the stream.
     lost: mpsc::Sender<Loss>,
+    /// How far the agent's clock is ahead of ours, by its last status, which comes before any batch; zero until then.
+    clock_offset_ns: i64,
+    /// Days by which batches are moved for it, as was said last.
+    moved_days: i64,
 }
 
 impl Visit {
@@ -261,6 +265,8 @@ impl Session {
                 arrivals,
                 pace: seat.pace.clone(),
                 lost,
+                clock_offset_ns: 0,
+                moved_days: 0,
             };
             self.fence(&visit).await?;
             let known = self.known(&mut visit, &unanswered).await?;
@@ -542,7 +548,7 @@ impl Session {
                 self.take_batch(visit, batch).await;
                 Ok(())
             }
-            Some(agent_message::Body::Status(status)) => {
+            Some(agent_message::Body::Status(mut status)) => {
                 let rows = u32::try_from(status.streams.len()).unwrap_or(u32::MAX);
                 let received_at_ns = self.clock.now_ns();
                 visit.pause(rows).await;
@@ -560,6 +566,12 @@ impl Session {
                 } else {
                     status.epoch
                 };
+                // What the agent measured lags behind a clock that is set.
+                visit.clock_offset_ns = decode::restamp::offset_ns(&status, received_at_ns);
+                if decode::restamp::whole_days(visit.clock_offset_ns) == 0 {
+                    visit.moved_days = 0;
+                }
+                decode::restamp::status(&mut status, received_at_ns);
                 let (sample, is_final) = (AgentSample::of(&status, received_at_ns), status.is_final);
                 match decode::status(status, received_at_ns) {
                     Ok((observed_at_ns, counters)) => {
@@ -660,8 +672,17 @@ impl Session {
         }
         let rooms = &self.intake.rooms;
         let room = rooms.take_for_encoded(&visit.share, sealed.encoded.len()).await;
-        match decode::sealed(sealed, self.clock.now_ns()) {
-            Ok(Decoded { boot_id, rows }) => {
+        match decode::sealed(&sealed, self.clock.now_ns(), visit.clock_offset_ns) {
+            Ok((Decoded { boot_id, rows }, days)) => {
+                if days != 0 && visit.moved_days != days {
+                    visit.moved_days = days;
+                    warn!(
+                        node = agent.node,
+                        agent = agent.id,
+                        days,
+                        "the node's clock is wrong by days, and its rows are moved by as many; set its clock"
+                    );
+                }
                 let batch = name(boot_id);
                 let content = Content::of(batch, rows);
                 self.intake.put_into(room, agent, content, Some(receipt)).await;

@@ -33,9 +33,10 @@ fuzz_target!(|bytes: &[u8]| {
             let _ = Agent::try_from(hello).map_err(|unwelcome| unwelcome.to_string());
         }
         Some(Body::Batch(sealed)) => {
-            let _ = decode::sealed(sealed, NOW_NS).map_err(|malformed| malformed.to_string());
+            let _ = decode::sealed(&sealed, NOW_NS, 0).map_err(|malformed| malformed.to_string());
         }
-        Some(Body::Status(status)) => {
+        Some(Body::Status(mut status)) => {
+            decode::restamp::status(&mut status, NOW_NS);
             let _ = decode::status(status, NOW_NS).map_err(|malformed| malformed.to_string());
         }
         Some(Body::Run(event)) => {

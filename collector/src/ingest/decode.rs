@@ -6,6 +6,7 @@
 
 mod cgroups;
 mod network;
+pub mod restamp;
 mod syscalls;
 mod transitions;
 
@@ -59,6 +60,9 @@ const EARLIEST_NS: i64 = 946_684_800 * 1_000_000_000;
 const AHEAD_NS: i64 = DAY_NS;
 
 const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
+
+/// No clock is believed to be further, whatever is known of it: in the year 2116, from where any duration can be added.
+const UNTIL_NS: i64 = i64::MAX / 2;
 
 /// What is wrong with a message. The text goes back to the agent and to the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -235,6 +239,26 @@ pub enum Rows {
     Overhead(Vec<Overhead>),
 }
 
+impl Rows {
+    /// When the latest of them was made, by the agent's clock, in nanoseconds since the Unix epoch.
+    pub fn latest_ns(&self) -> i64 {
+        let latest = |times: &[i64]| times.iter().copied().max().unwrap_or_default();
+        let signed = |ns: u64| i64::try_from(ns).unwrap_or(i64::MAX);
+        match self {
+            Self::Connections(connections) => latest(&connections.recorded_at_ns),
+            Self::OpenConnections(look) => look.observed_at_ns,
+            Self::Listeners(look) => look.observed_at_ns,
+            Self::Namespaces(look) => look.observed_at_ns,
+            Self::Cgroups(look) => look.observed_at_ns,
+            Self::Peers(peers) => peers.ended_at_ns,
+            Self::Syscalls(syscalls) => syscalls.ended_at_ns,
+            Self::Transitions(transitions) => latest(&transitions.recorded_at_ns),
+            Self::Overhead(rows) => signed(rows.iter().map(|row| row.ended_ns).max().unwrap_or_default()),
+            Self::Gaps(gaps) => signed(gaps.iter().map(|gap| gap.last_ns).max().unwrap_or_default()),
+        }
+    }
+}
+
 /// A look at what is open on a node, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenConnections {
@@ -272,18 +296,44 @@ pub struct Decoded {
     pub rows: Rows,
 }
 
-/// Opens a sealed batch, checks everything in it and derives what is stored. `now_ns` is the collector's time.
-pub fn sealed(sealed: SealedBatch, now_ns: i64) -> Result<Decoded, Malformed> {
+/// Opens a sealed batch, checks everything in it and derives what is stored. `now_ns` is the collector's time, and the agent's
+/// clock is ahead of it by `offset_ns` (zero: that is not known). Where that clock is wrong by days, the rows are moved by as
+/// many, which are given.
+pub fn sealed(sealed: &SealedBatch, now_ns: i64, offset_ns: i64) -> Result<(Decoded, i64), Malformed> {
+    let days = match derive(open(sealed)?, UNTIL_NS) {
+        Ok(decoded) => match restamp::days(decoded.rows.latest_ns(), now_ns, offset_ns) {
+            0 => return Ok((decoded, 0)),
+            days => days,
+        },
+        // From before clocks were set.
+        Err(malformed @ Malformed::Time { .. }) => match restamp::whole_days(offset_ns) {
+            0 => return Err(malformed),
+            off => -off,
+        },
+        Err(malformed) => return Err(malformed),
+    };
+    let mut batch = open(sealed)?;
+    if let Some(columns) = &mut batch.columns {
+        restamp::shift(columns, days);
+    }
+    derive(batch, now_ns).map(|decoded| (decoded, days))
+}
+
+fn open(sealed: &SealedBatch) -> Result<Batch, Malformed> {
     if crc32fast::hash(&sealed.encoded) != sealed.checksum {
         return Err(Malformed::Checksum);
     }
-    let batch = Batch::decode(sealed.encoded).map_err(|_| Malformed::Unreadable)?;
+    let batch = Batch::decode(sealed.encoded.clone()).map_err(|_| Malformed::Unreadable)?;
     if sealed.epoch == 0 || sealed.sequence == 0 {
         return Err(Malformed::Sequence);
     }
     if (batch.stream, batch.sequence) != (sealed.stream, sealed.sequence) {
         return Err(Malformed::Name);
     }
+    Ok(batch)
+}
+
+fn derive(batch: Batch, now_ns: i64) -> Result<Decoded, Malformed> {
     if batch.rows == 0 || batch.rows > MAX_ROWS {
         return Err(Malformed::Rows(batch.rows));
     }

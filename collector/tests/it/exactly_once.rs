@@ -6,14 +6,14 @@ use holdfast_collector::config::Limits;
 use holdfast_collector::store::{Store, migrations, server::Server};
 use holdfast_proto::v1::batch::Columns;
 use holdfast_proto::v1::{
-    Batch, BatchRange, Gap, GapReason, GapRows, Hello, Stream, agent_message, collector_message,
+    Batch, BatchRange, Gap, GapReason, GapRows, Hello, Status, Stream, agent_message, collector_message,
 };
 use tonic::Code;
 
 use crate::clickhouse_http::{PASSWORD, USER};
 use crate::harness::{Collector, database, limits, number};
 use crate::store_engine;
-use crate::synthetic::{Agent, batch, hello, now_ns, seal};
+use crate::synthetic::{Agent, batch, batch_at, hello, now_ns, seal};
 
 const ROWS: u32 = 50;
 
@@ -87,6 +87,63 @@ async fn another_collector_on_the_same_store_knows_what_the_first_one_stored() {
         3 * u64::from(ROWS)
     );
     second.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_clock_is_wrong_by_days_has_its_rows_of_today_and_each_once() {
+    const DAY_NS: i64 = 24 * 3_600 * 1_000_000_000;
+    const MINUTE_NS: i64 = 60_000_000_000;
+    let store = database().await;
+    // Into the future, and to where retention would remove the rows at once.
+    for (id, ahead_ns) in [("fast", 3 * DAY_NS), ("slow", -50 * DAY_NS)] {
+        let status = || Status {
+            observed_at_ns: (now_ns() + ahead_ns) as u64,
+            ..Status::default()
+        };
+        let batches = [1, 2].map(|sequence| batch_at(sequence, ROWS, now_ns() - MINUTE_NS + ahead_ns));
+        let first = Collector::start(store.clone()).await;
+        let mut agent = Agent::connect(first.address, id).await;
+        agent.report(status()).await;
+        agent.deliver(batches[0].clone()).await;
+        assert_eq!(agent.settled(1).await, (vec![1], vec![]), "{id}");
+        first.stop().await.unwrap();
+
+        // The acknowledgement was lost, say, and another collector hears of a clock that is right.
+        let second = Collector::start(store.clone()).await;
+        let hello = Hello {
+            node: format!("node-{id}"),
+            agent_id: id.to_owned(),
+            ..hello_with(7, &[(7, 1, 2)])
+        };
+        let (mut agent, known) = Agent::return_with(second.address, hello).await;
+        assert_eq!(known, [(7, 1)], "{id}");
+        agent.deliver(batches[0].clone()).await;
+        // Then it is wrong again.
+        agent.report(status()).await;
+        agent.deliver(batches[1].clone()).await;
+        let (mut acknowledged, refused) = agent.settled(2).await;
+        acknowledged.sort_unstable();
+        assert_eq!((acknowledged, refused), (vec![1, 2], vec![]), "{id}");
+
+        let of_node = format!("FROM connections WHERE node = 'node-{id}'");
+        let rows = 2 * u64::from(ROWS);
+        assert_eq!(
+            number(&store, &format!("SELECT count() {of_node}")).await,
+            rows,
+            "{id}"
+        );
+        let recent = "closed_at BETWEEN now() - INTERVAL 1 HOUR AND now() + INTERVAL 1 HOUR";
+        assert_eq!(
+            number(
+                &store,
+                &format!("SELECT uniqExact(cookie) {of_node} AND {recent}")
+            )
+            .await,
+            rows,
+            "{id}"
+        );
+        second.stop().await.unwrap();
+    }
 }
 
 /// A collector on a database of a server, that inserts a block only once `batches` are in it.

@@ -303,7 +303,7 @@ fn the_batches_are_of_todays_protocol_and_each_has_the_fault_that_it_is_called_a
         .collect();
     check("batch", &encoded);
     for (name, batch, fault) in batches() {
-        let found = decode::sealed(seal(7, &batch), NOW_NS).err();
+        let found = decode::sealed(&seal(7, &batch), NOW_NS, 0).err();
         assert_eq!(found.as_ref().map(Malformed::kind), fault, "{name}: {found:?}");
     }
 }

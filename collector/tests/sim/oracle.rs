@@ -13,7 +13,9 @@ use holdfast_proto::{
 };
 use prost::Message;
 
-use crate::trace::Trace;
+use crate::{engine::REFUSED_PORT, trace::Trace};
+
+const DAY_NS: u64 = 86_400_000_000_000;
 
 /// A batch's name within its agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +56,8 @@ pub(crate) struct Gap {
 #[derive(Clone)]
 pub(crate) struct Oracle {
     trace: Trace,
+    /// The right time when the world begins, in nanoseconds since the Unix epoch.
+    began_ns: i64,
     state: Arc<Mutex<State>>,
 }
 
@@ -92,9 +96,10 @@ pub(crate) struct Ends {
 }
 
 impl Oracle {
-    pub(crate) fn new(trace: Trace) -> Self {
+    pub(crate) fn new(trace: Trace, began_ns: i64) -> Self {
         Self {
             trace,
+            began_ns,
             state: Arc::default(),
         }
     }
@@ -200,8 +205,22 @@ impl Oracle {
 
     /// A collector says that a batch will never be stored.
     pub(crate) fn refused(&self, node: usize, name: BatchName) {
-        if let Some(batch) = self.lock().batches.get_mut(&(node, name)) {
-            batch.is_refused = true;
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let Some(batch) = state.batches.get_mut(&(node, name)) else {
+            return;
+        };
+        batch.is_refused = true;
+        // However the clock of the node is set, that is no reason.
+        let is_wrong = |row| {
+            state
+                .rows
+                .get(row)
+                .is_some_and(|emitted| emitted.row.remote_port == REFUSED_PORT)
+        };
+        if !batch.rows.iter().any(is_wrong) {
+            self.trace
+                .fault(|| format!("batch {name:?} of node {node} was refused, and nothing is wrong with it"));
         }
     }
 
@@ -222,9 +241,19 @@ impl Oracle {
             self.trace
                 .fault(|| format!("batch {name:?} of node {node} was stored with other rows"));
         }
+        let now_ns = (self.began_ns + self.trace.elapsed().as_nanos() as i64) as u64;
         for (name, row) in rows {
             let known = state.rows.get(name).map(|emitted| emitted.row);
-            if known != Some(*row) {
+            // A clock that is wrong by days is corrected by whole ones, so that nothing lies in the future.
+            let moved_ns = known.map_or(0, |known| known.recorded_ns.abs_diff(row.recorded_ns));
+            let is_same = known.is_some_and(|known| {
+                Row {
+                    recorded_ns: row.recorded_ns,
+                    ..known
+                } == *row
+            });
+            let is_future = row.recorded_ns > now_ns + DAY_NS;
+            if !is_same || !moved_ns.is_multiple_of(DAY_NS) || is_future {
                 self.trace
                     .fault(|| format!("{name:?}: the kernel said {known:?}, the store has {row:?}"));
             }

@@ -121,12 +121,12 @@ struct World {
 /// Gives the number of rows.
 async fn live(seed: u64, lapse: Lapse, trace: &Trace) -> u64 {
     let mut rng = Rng::with_seed(seed);
-    let oracle = Oracle::new(trace.clone());
+    let began_ns = MIDNIGHT_NS - rng.i64(0..60) * SECOND_NS;
+    let oracle = Oracle::new(trace.clone(), began_ns);
     let node_count = [1, 1, 2, 2, 3, 4][rng.usize(0..6)];
     let collectors = [1, 1, 1, 2, 2, 3][rng.usize(0..6)];
     let is_embedded = collectors == 1 && rng.bool();
     let engine = Engine::new(trace.clone(), oracle.clone(), rng.fork(), !is_embedded, lapse);
-    let began_ns = MIDNIGHT_NS - rng.i64(0..60) * SECOND_NS;
     let clock = trace.clone();
     let clock = WallClock::new(move || began_ns + clock.elapsed().as_nanos() as i64);
     let gather_bytes = 64 << 10 << rng.u32(0..5);
@@ -417,6 +417,7 @@ impl World {
 
 /// Seconds, hours or days, back or forth; now and then to where midnight is near.
 fn clock_step_ns(rng: &mut Rng) -> i64 {
-    let seconds = [2, 60, 7_200, 80_000, 300_000][rng.usize(0..5)];
+    // Up to 58 days.
+    let seconds = [2, 60, 7_200, 80_000, 300_000, 5_000_000][rng.usize(0..6)];
     (rng.i64(-seconds..seconds)) * SECOND_NS
 }

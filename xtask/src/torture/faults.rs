@@ -18,8 +18,9 @@ const PAUSE_MS: (u64, u64) = (100, 8_000);
 const CUT_MS: (u64, u64) = (300, 8_000);
 /// How long a disk is full.
 const FULL_MS: (u64, u64) = (500, 8_000);
-/// How far the clock of an agent is set, either way. Past a day the collector refuses what comes from the future.
-const LONGEST_JUMP: Duration = Duration::from_secs(20 * 3600);
+/// How far the clock of an agent is set, either way: by minutes, by hours, which is across midnight more often than not,
+/// and by more days than retention keeps, or the future has.
+const JUMPS_S: [u64; 3] = [600, 20 * 3_600, 60 * 86_400];
 
 /// What happens, and for how long where it ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,13 +125,8 @@ fn victim(dice: &mut Dice, node: usize, stage: Stage) -> Victim {
     }
 }
 
-/// As often by minutes as by hours, which is across midnight more often than not.
 fn jump(dice: &mut Dice) -> i64 {
-    let most_s = if dice.below(2) == 0 {
-        600
-    } else {
-        LONGEST_JUMP.as_secs()
-    };
+    let most_s = JUMPS_S[dice.below(JUMPS_S.len() as u64) as usize];
     let size_ns = (dice.below(most_s * 1_000) * 1_000_000) as i64;
     if dice.below(2) == 0 { size_ns } else { -size_ns }
 }
@@ -171,6 +167,7 @@ mod tests {
     };
     const SPAN: Duration = Duration::from_secs(1_800);
     const LIFE: Duration = Duration::from_secs(60);
+    const DAY_NS: i64 = 24 * 3_600 * 1_000_000_000;
 
     #[test]
     fn a_seed_determines_the_schedule() {
@@ -214,6 +211,11 @@ mod tests {
             ));
         }
         assert!(happens(&|what| what == What::FillStore));
+        for is_wrong_by_days in [|ns: i64| ns > 2 * DAY_NS, |ns: i64| ns < -2 * DAY_NS] {
+            assert!(happens(
+                &|what| matches!(what, What::SetClock(_, ns) if is_wrong_by_days(ns))
+            ));
+        }
         assert!(
             faults
                 .windows(2)

@@ -75,7 +75,7 @@ fn columns() -> ConnectionColumns {
 
 /// Seals a batch, opens it again and takes its connections out.
 fn unsealed(batch: &Batch, now_ns: i64) -> Result<Connections, Malformed> {
-    match sealed(seal(batch), now_ns)?.rows {
+    match derive(open(&seal(batch))?, now_ns)?.rows {
         Rows::Connections(connections) => Ok(*connections),
         other => panic!("not connections: {other:?}"),
     }
@@ -531,11 +531,27 @@ fn an_end_is_pending_until_its_path_says_otherwise() {
 }
 
 #[test]
+fn a_batch_of_a_clock_that_is_wrong_by_days_is_moved_and_otherwise_the_same() {
+    let right = derive(open(&seal(&batch(columns()))).unwrap(), NOW_NS).unwrap();
+    for ahead_days in [3, 400, -1, -50] {
+        let mut wrong = batch(columns());
+        restamp::shift(wrong.columns.as_mut().unwrap(), ahead_days);
+        let wrong = seal(&wrong);
+        let moved = sealed(&wrong, NOW_NS, ahead_days * DAY_NS).unwrap();
+        assert_eq!(moved, (right.clone(), -ahead_days));
+        // Once the clock is right nobody knows what it was: in the future nothing lies all the same.
+        let (later, days) = sealed(&wrong, NOW_NS, 0).unwrap();
+        assert!(later.rows.latest_ns() <= NOW_NS + DAY_NS, "{ahead_days}");
+        assert_eq!(days, (-ahead_days).min(0), "{ahead_days}");
+    }
+}
+
+#[test]
 fn a_batch_that_changed_on_its_way_is_refused() {
     let fault = |change: fn(&mut SealedBatch)| {
         let mut batch = seal(&batch(columns()));
         change(&mut batch);
-        sealed(batch, NOW_NS).unwrap_err()
+        sealed(&batch, NOW_NS, 0).unwrap_err()
     };
     assert_eq!(fault(|batch| batch.checksum ^= 1), Malformed::Checksum);
     assert_eq!(fault(|batch| batch.sequence += 1), Malformed::Name);
@@ -570,7 +586,9 @@ fn gaps_are_checked_like_rows() {
             boot_id: String::new(),
             columns: Some(Columns::Gaps(GapRows { gaps: vec![gap] })),
         };
-        sealed(seal(&batch), NOW_NS).map(|decoded| decoded.rows)
+        open(&seal(&batch))
+            .and_then(|batch| derive(batch, NOW_NS))
+            .map(|decoded| decoded.rows)
     };
     assert_eq!(check(gap), Ok(Rows::Gaps(vec![gap])));
     assert_eq!(check(Gap { stream: 99, ..gap }), Err(Malformed::Stream(99)));
@@ -612,7 +630,9 @@ fn look(change: impl FnOnce(&mut v1::OpenConnections)) -> Result<Rows, Malformed
         columns: Some(Columns::OpenConnections(look)),
         ..batch(columns())
     };
-    sealed(seal(&batch), NOW_NS).map(|decoded| decoded.rows)
+    open(&seal(&batch))
+        .and_then(|batch| derive(batch, NOW_NS))
+        .map(|decoded| decoded.rows)
 }
 
 #[test]
@@ -662,7 +682,7 @@ fn listeners_are_checked_like_rows() {
             })),
             ..batch(columns())
         };
-        match sealed(seal(&batch), NOW_NS)?.rows {
+        match open(&seal(&batch)).and_then(|batch| derive(batch, NOW_NS))?.rows {
             Rows::Listeners(look) => Ok(look.listeners.len()),
             other => panic!("not listeners: {other:?}"),
         }
