@@ -28,6 +28,9 @@ const DAY_S: u64 = 24 * 3600;
 const LEAST_BATCH_BYTES: usize = 2 << 20;
 const MOST_BATCH_BYTES: usize = 64 << 20;
 
+/// Below this the engine refuses merges and larger inserts.
+const LEAST_ENGINE_BYTES: u64 = 1 << 30;
+
 /// Where the embedded store keeps its rows when the process may write there.
 const SYSTEM_FOLDER: &str = "/var/lib/holdfast";
 
@@ -72,7 +75,8 @@ pub struct Settings {
     )]
     pub retention: Vec<Keep>,
 
-    /// Largest message that an agent may send, in bytes [default: 4194304]
+    /// Largest message that an agent may send, in bytes; each agent may hold one that is not decoded yet, beside
+    /// --gather-bytes [default: 4194304]
     #[arg(long, env = "HOLDFAST_MAX_BATCH_BYTES", value_name = "BYTES")]
     pub max_batch_bytes: Option<usize>,
 
@@ -84,12 +88,19 @@ pub struct Settings {
     #[arg(long, env = "HOLDFAST_GATHER_INTERVAL", value_name = "TIME")]
     pub gather_interval: Option<Span>,
 
-    /// Memory for batches that are not stored yet, in bytes, in equal shares for the agents; past its share an agent
-    /// waits [default: 268435456]
+    /// Memory for batches that are not stored yet, as they lie decoded in memory, in bytes, in equal shares for the
+    /// agents; past its share an agent waits. Beside it there is one undecoded message for each agent, of up to
+    /// --max-batch-bytes [default: 268435456]
     #[arg(long, env = "HOLDFAST_GATHER_BYTES", value_name = "BYTES")]
     pub gather_bytes: Option<usize>,
 
-    /// Agents that may be connected at once [default: 1000]
+    /// Memory that the embedded store's engine may take, in bytes; queries and inserts that need more fail, and inserts
+    /// are tried again. A ClickHouse server has its own bound [default: half of the machine's]
+    #[arg(long, env = "HOLDFAST_ENGINE_MEMORY", value_name = "BYTES")]
+    pub engine_memory: Option<u64>,
+
+    /// Agents that may be connected at once; there may be twice as many connections and 64 more, and one without a
+    /// request for 10 s is closed [default: 1000]
     #[arg(long, env = "HOLDFAST_MAX_AGENTS", value_name = "COUNT")]
     pub max_agents: Option<usize>,
 
@@ -107,6 +118,8 @@ pub struct Config {
     pub store: StoreLocation,
     pub retention: Retention,
     pub limits: Limits,
+    /// What the embedded store's engine may take, in bytes; `None`: half of the machine's.
+    pub engine_memory_bytes: Option<u64>,
     /// A folder; `None`: nothing is judged.
     pub assertions: Option<PathBuf>,
 }
@@ -425,6 +438,7 @@ impl Settings {
             gather_rows: self.gather_rows.or(other.gather_rows),
             gather_interval: self.gather_interval.or(other.gather_interval),
             gather_bytes: self.gather_bytes.or(other.gather_bytes),
+            engine_memory: self.engine_memory.or(other.engine_memory),
             max_agents: self.max_agents.or(other.max_agents),
             assertions: self.assertions.or(other.assertions),
         }
@@ -472,7 +486,16 @@ impl Settings {
         if !(1..=100_000).contains(&limits.max_agents) {
             return fault("max_agents", &limits.max_agents, "not between 1 and 100000");
         }
+        if self.engine_memory.is_some_and(|bytes| bytes < LEAST_ENGINE_BYTES) {
+            let bytes = self.engine_memory.unwrap_or_default();
+            return fault(
+                "engine_memory",
+                &bytes,
+                "below 1073741824, with which the engine cannot merge what it stores",
+            );
+        }
         Ok(Config {
+            engine_memory_bytes: self.engine_memory,
             listen: self
                 .listen
                 .unwrap_or_else(|| LISTEN.parse().expect("the default is an address")),
@@ -551,6 +574,7 @@ impl Settings {
             "gather_rows" => self.gather_rows = parsed(value)?,
             "gather_interval" => self.gather_interval = parsed(value)?,
             "gather_bytes" => self.gather_bytes = parsed(value)?,
+            "engine_memory" => self.engine_memory = parsed(value)?,
             "max_agents" => self.max_agents = parsed(value)?,
             "assertions" => self.assertions = parsed(value)?,
             _ => return Err(SettingError::Unknown),
@@ -565,7 +589,7 @@ enum SettingError {
 }
 
 /// The keys of a file of settings.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "listen",
     "web",
     "store",
@@ -576,6 +600,7 @@ const KEYS: [&str; 12] = [
     "gather_rows",
     "gather_interval",
     "gather_bytes",
+    "engine_memory",
     "max_agents",
     "assertions",
 ];
@@ -731,6 +756,22 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "gather_rows is 0, which is not between 1 and 1000000"
+        );
+    }
+
+    #[test]
+    fn an_engine_with_too_little_memory_is_refused() {
+        let with = |engine_memory| {
+            let settings = Settings {
+                engine_memory: Some(engine_memory),
+                ..Settings::default()
+            };
+            settings.complete(somewhere)
+        };
+        assert_eq!(with(2 << 30).unwrap().engine_memory_bytes, Some(2 << 30));
+        assert_eq!(
+            with(1_000).unwrap_err().to_string(),
+            "engine_memory is 1000, which is below 1073741824, with which the engine cannot merge what it stores"
         );
     }
 

@@ -35,6 +35,7 @@ use tracing::{info, warn};
 use crate::clock::WallClock;
 use crate::config::Limits;
 use crate::control::{Orders, Rules};
+use crate::door::Caller;
 use crate::gather::room::Share;
 use crate::gather::{BatchName, Content, Intake, Loss, Receipt, Reply};
 use crate::metrics::{Metrics, refusal};
@@ -120,8 +121,9 @@ impl Uplink for Ingest {
 
     async fn deliver(&self, request: Request<Streaming<AgentMessage>>) -> Result<Response<Replies>, Status> {
         let remote = request
-            .remote_addr()
-            .map_or_else(String::new, |address| address.to_string());
+            .extensions()
+            .get::<Caller>()
+            .map_or_else(String::new, Caller::remote);
         Ok(Response::new(self.accept(remote, request.into_inner())))
     }
 }
@@ -393,7 +395,10 @@ impl Session {
             messages.next().await
         };
         let first = tokio::time::timeout(HELLO_TIMEOUT, first).await;
-        let first = first.map_err(|_| Status::deadline_exceeded("no Hello came within 10 s"))?;
+        let first = first.map_err(|_| {
+            self.metrics.refused(refusal::SILENT);
+            Status::deadline_exceeded("no Hello came within 10 s")
+        })?;
         let first = first.transpose().map_err(|status| self.unreadable(&status))?;
         match first.map(|message| message.body) {
             None => Ok(None),
@@ -406,6 +411,7 @@ impl Session {
         let Agent { id, node, .. } = agent;
         match loss {
             Loss::TakenOver => {
+                self.metrics.refused(refusal::DUPLICATE);
                 warn!(
                     node,
                     agent = id,
@@ -439,7 +445,7 @@ impl Session {
                 Status::failed_precondition(unwelcome.to_string())
             }
             Unwelcome::NoSeat(NoSeat::Taken { .. }) => {
-                self.metrics.refused(refusal::HELLO);
+                self.metrics.refused(refusal::DUPLICATE);
                 Status::already_exists(unwelcome.to_string())
             }
             Unwelcome::NoSeat(NoSeat::Full { max_agents }) => {

@@ -25,6 +25,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod door;
 pub mod engine;
 pub mod filter;
 pub mod gather;

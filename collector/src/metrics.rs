@@ -26,13 +26,20 @@ pub mod refusal {
     pub const PROTOCOL: &str = "protocol";
     /// The store refused the rows.
     pub const STORE: &str = "store";
-    /// There are as many agents as may be.
+    /// There are as many agents, or connections, as may be.
     pub const CROWD: &str = "crowd";
     /// The batch was answered before, or was sent twice.
     pub const REPLAYED: &str = "replayed";
 
+    /// Nothing came in time: no request on a connection, or no `Hello` on a stream.
+    pub const SILENT: &str = "silent";
+    /// Two agents have one id.
+    pub const DUPLICATE: &str = "duplicate";
+
     /// Every reason of this module.
-    pub(super) const ALL: [&str; 6] = [UNREADABLE, HELLO, PROTOCOL, STORE, CROWD, REPLAYED];
+    pub(super) const ALL: [&str; 8] = [
+        UNREADABLE, HELLO, PROTOCOL, STORE, CROWD, REPLAYED, SILENT, DUPLICATE,
+    ];
 }
 
 /// The collector's counters. Those with a label are made at zero: what never happened can be told from what is not

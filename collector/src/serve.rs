@@ -15,7 +15,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Status};
 use tracing::{info, warn};
 
@@ -23,11 +22,12 @@ use crate::causes::Causes;
 use crate::clock::WallClock;
 use crate::config::{Config, Limits, Retention, StoreLocation};
 use crate::control::Control;
+use crate::door::{self, Caller};
 use crate::engine::run::{Declared, Judge, SharedSet};
 use crate::gather;
 use crate::health::{Health, PROBE_INTERVAL};
 use crate::ingest::{Ingest, reports::Reports};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, refusal};
 use crate::notify::{self, Notifier};
 use crate::port;
 use crate::query::Questions;
@@ -77,7 +77,7 @@ pub async fn run(
     let agents = port::listen(config.listen, "--listen").await?;
     let browsers = port::listen(config.web, "--web").await?;
     info!(store = %config.store, "opening the store");
-    let store = open(&config.store)
+    let store = open(&config.store, config.engine_memory_bytes)
         .await
         .with_context(|| format!("cannot open the store {}", config.store))?;
     let listening = Listening { agents, browsers };
@@ -92,11 +92,14 @@ pub async fn run(
     .await
 }
 
-async fn open(location: &StoreLocation) -> anyhow::Result<Arc<dyn Store>> {
+async fn open(location: &StoreLocation, memory_bytes: Option<u64>) -> anyhow::Result<Arc<dyn Store>> {
     match location {
         StoreLocation::Embedded(folder) => {
             let folder = folder.clone();
-            let opening = move || anyhow::Ok(Embedded::open(&folder, &library::locate()?, DATABASE)?);
+            let opening = move || {
+                let library = library::locate()?;
+                anyhow::Ok(Embedded::open_within(&folder, &library, DATABASE, memory_bytes)?)
+            };
             Ok(Arc::new(tokio::task::spawn_blocking(opening).await??))
         }
         StoreLocation::Server {
@@ -371,9 +374,27 @@ async fn grpc(
     health: Arc<Health>,
     stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let admit = move |request: Request<()>| match health.why_not_ready() {
-        None => Ok(request),
-        Some(reason) => Err(Status::unavailable(reason)),
+    let metrics = ingest.metrics.clone();
+    let admit = {
+        let metrics = metrics.clone();
+        move |request: Request<()>| {
+            if let Some(caller) = request.extensions().get::<Caller>() {
+                caller.asks();
+            }
+            // Nobody else would count it: such a request does not reach its service.
+            if let Some(encoding) = request.metadata().get("grpc-encoding")
+                && encoding != "identity"
+            {
+                metrics.refused(refusal::UNREADABLE);
+                return Err(Status::unimplemented(
+                    "messages that are compressed are not taken: send them as they are",
+                ));
+            }
+            match health.why_not_ready() {
+                None => Ok(request),
+                Some(reason) => Err(Status::unavailable(reason)),
+            }
+        }
     };
     let uplink = UplinkServer::new(ingest).max_decoding_message_size(limits.max_batch_bytes + ENVELOPE_BYTES);
     let query = QueryServer::new(questions).max_decoding_message_size(MAX_QUESTION_BYTES);
@@ -384,7 +405,8 @@ async fn grpc(
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(InterceptedService::new(uplink, admit.clone()))
         .add_service(InterceptedService::new(query, admit));
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let places = door::places(limits.max_agents);
+    let incoming = door::connections(listener, places, door::SILENCE, metrics);
     server
         .serve_with_incoming_shutdown(incoming, told(stopping))
         .await?;

@@ -44,12 +44,20 @@ const READ_ONLY_MAX_BYTES: u64 = 2 << 30;
 /// The engine's configuration. There has to be one: without it the engine reads a `config.xml` that happens to lie in
 /// the working directory. The defaults are for a machine that does nothing else: nine tenths of its memory, and 5 GiB
 /// for marks.
-const ENGINE_CONFIG: &str = "\
-<clickhouse>
-    <max_server_memory_usage_to_ram_ratio>0.5</max_server_memory_usage_to_ram_ratio>
-    <mark_cache_size>268435456</mark_cache_size>
-</clickhouse>
-";
+fn engine_config(memory_bytes: Option<u64>) -> String {
+    let memory = match memory_bytes {
+        None => "<max_server_memory_usage_to_ram_ratio>0.5</max_server_memory_usage_to_ram_ratio>".to_owned(),
+        Some(bytes) => format!(
+            "<max_server_memory_usage>{bytes}</max_server_memory_usage>\n    \
+             <max_server_memory_usage_to_ram_ratio>1</max_server_memory_usage_to_ram_ratio>"
+        ),
+    };
+    let marks = memory_bytes.map_or(MARK_BYTES, |bytes| MARK_BYTES.min(bytes / 8));
+    format!("<clickhouse>\n    {memory}\n    <mark_cache_size>{marks}</mark_cache_size>\n</clickhouse>\n")
+}
+
+/// What the engine may keep of the marks of its parts.
+const MARK_BYTES: u64 = 256 << 20;
 
 /// What the library has on by default and a server has not: bare expressions as statements, and functions that read
 /// the process's own binary and memory map.
@@ -157,10 +165,20 @@ impl Embedded {
     /// Blocks for about half a second. The engine lives until every clone and every answer is dropped; a process can
     /// have one at a time.
     pub fn open(dir: &Path, library: &Path, database: &str) -> Result<Self, OpenError> {
+        Self::open_within(dir, library, database, None)
+    }
+
+    /// The same; the engine may take so much memory: `None`, half of the machine's.
+    pub fn open_within(
+        dir: &Path,
+        library: &Path,
+        database: &str,
+        memory_bytes: Option<u64>,
+    ) -> Result<Self, OpenError> {
         let chdb = Chdb::load(library)?;
         let lock = FolderLock::take(dir)?;
         let config = dir.join("engine.xml");
-        std::fs::write(&config, ENGINE_CONFIG).map_err(|source| OpenError::Config {
+        std::fs::write(&config, engine_config(memory_bytes)).map_err(|source| OpenError::Config {
             path: config.clone(),
             source,
         })?;

@@ -8,6 +8,7 @@ use bytes::BufMut;
 use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError};
 use holdfast_proto::v1::batch::Columns;
+use holdfast_proto::v1::uplink_client::UplinkClient;
 use holdfast_proto::v1::{AgentMessage, CollectorMessage, Hello, agent_message};
 use prost::Message;
 use tokio_stream::StreamExt;
@@ -214,6 +215,24 @@ impl Encoder for Raw {
         buffer.put_slice(&item);
         Ok(())
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_are_compressed_are_refused_and_counted() {
+    let collector = Collector::start(database().await).await;
+    let mut client = UplinkClient::connect(collector.url()).await.unwrap();
+    let mut request = tonic::Request::new(tokio_stream::pending());
+    let encoding = "grpc-encoding";
+    request.metadata_mut().insert(encoding, "gzip".parse().unwrap());
+    let status = client.deliver(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
+    assert!(status.message().contains("compressed"), "{status:?}");
+    let metrics = collector.page("/metrics").await.1;
+    assert!(
+        metrics.contains("holdfast_refusals_total{reason=\"unreadable\"} 1\n"),
+        "{metrics}"
+    );
+    collector.stop().await.unwrap();
 }
 
 /// Sends these messages on one stream, and gives the status that it ends with.

@@ -381,8 +381,20 @@ fn a_process_that_used_the_engine_ends_as_it_wants_to() {
     }
 }
 
+#[test]
+fn the_engine_has_the_bound_that_it_was_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = open_elsewhere_within(dir.path(), Path::new("."), "1500000000");
+    assert!(said.contains("within 1500000000\n"), "{said}");
+}
+
 /// Opens a folder in a process of its own, and gives what that says.
 fn open_elsewhere(folder: &Path, working_dir: &Path) -> String {
+    open_elsewhere_within(folder, working_dir, "")
+}
+
+/// The same, with a bound for the engine's memory; empty: none of its own.
+fn open_elsewhere_within(folder: &Path, working_dir: &Path, memory_bytes: &str) -> String {
     let output = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
@@ -391,6 +403,7 @@ fn open_elsewhere(folder: &Path, working_dir: &Path) -> String {
             "--ignored",
         ])
         .env("HOLDFAST_TEST_FOLDER", folder)
+        .env("HOLDFAST_TEST_MEMORY", memory_bytes)
         .current_dir(working_dir)
         .output()
         .unwrap();
@@ -404,7 +417,9 @@ fn open_elsewhere(folder: &Path, working_dir: &Path) -> String {
 #[ignore = "run by the tests above, in a process of its own"]
 async fn opens_the_folder_it_is_given() {
     let folder = std::env::var("HOLDFAST_TEST_FOLDER").unwrap();
-    match Embedded::open(Path::new(&folder), &library::locate().unwrap(), "test") {
+    let memory_bytes = std::env::var("HOLDFAST_TEST_MEMORY").unwrap().parse().ok();
+    let library = library::locate().unwrap();
+    match Embedded::open_within(Path::new(&folder), &library, "test", memory_bytes) {
         Ok(store) => {
             // Something for the engine's threads to be busy with when the process ends.
             for sql in [
@@ -415,6 +430,8 @@ async fn opens_the_folder_it_is_given() {
                 store.execute(sql).await.unwrap();
             }
             println!("opened, and it says {}", ask(&store, "SELECT 1").await);
+            let bound = "SELECT value FROM system.server_settings WHERE name = 'max_server_memory_usage'";
+            println!("within {}", ask(&store, bound).await);
             std::mem::forget(store);
         }
         Err(error) => println!("{error}"),
