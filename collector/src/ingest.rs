@@ -46,7 +46,7 @@ use agent::{Agent, Unwelcome};
 use arrivals::{Arrival, Arrivals};
 use decode::{AgentSample, Decoded, Malformed};
 use pace::Pace;
-use registry::{NoSeat, Registry};
+use registry::{Displaced, NoSeat, Registry};
 use reports::Reports;
 
 /// Unacknowledged batches of one agent. Enough that an agent of small batches can fill half a second of gathering.
@@ -188,6 +188,7 @@ struct Visit {
     pace: Arc<Mutex<Pace>>,
     /// Ends the stream.
     lost: mpsc::Sender<Loss>,
+    displaced: Displaced,
     /// How far the agent's clock is ahead of ours, by its last status, which comes before any batch; zero until then.
     clock_offset_ns: i64,
     /// Days by which batches are moved for it, as was said last.
@@ -252,10 +253,11 @@ impl Session {
         let agent = Arc::new(Agent::try_from(hello).map_err(|unwelcome| self.turn_away(&unwelcome))?);
         let arrivals =
             Arrivals::new(agent.epoch, &unanswered).map_err(|unwelcome| self.turn_away(&unwelcome))?;
-        let mut seat = self
+        let seat = self
             .registry
             .seat(&agent, &self.remote, self.limits.max_agents)
             .map_err(|no_seat| self.turn_away(&Unwelcome::NoSeat(no_seat)))?;
+        let mut displaced = seat.displaced.clone();
         let deliveries = async {
             let _connected = Connected::new(&self.metrics, &agent);
             let _present = self.intake.rooms.enter();
@@ -267,6 +269,7 @@ impl Session {
                 arrivals,
                 pace: seat.pace.clone(),
                 lost,
+                displaced: seat.displaced.clone(),
                 clock_offset_ns: 0,
                 moved_days: 0,
             };
@@ -304,7 +307,7 @@ impl Session {
             biased;
             _ = stopping.wait_for(|stopping| *stopping) => Ok(()),
             // Another connection of the same agent has taken over; this one only waits to be noticed dead.
-            () = seat.displaced.displaced() => Ok(()),
+            () = displaced.displaced() => Ok(()),
             outcome = deliveries => outcome,
         }
     }
@@ -630,6 +633,11 @@ impl Session {
         // Waits while the agent has as many unacknowledged batches as it may.
         let slot = visit.slots.clone().acquire_owned().await;
         let slot = slot.expect("the slots are never closed");
+        // Whoever took over has asked the store, once all slots were free, what it has. This stream may have been in the middle of
+        // what it had read already; nothing of that may come after the answer.
+        if visit.displaced.is_displaced() {
+            return;
+        }
         let receipt = Receipt {
             epoch: sealed.epoch,
             stream: RowStream::try_from(sealed.stream).unwrap_or(RowStream::Unspecified),

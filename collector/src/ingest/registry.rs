@@ -76,9 +76,15 @@ pub struct Seat {
 }
 
 /// Tells a stream that another one of the same agent has taken over.
+#[derive(Clone)]
 pub struct Displaced(watch::Receiver<bool>);
 
 impl Displaced {
+    /// Whether it is so. Who takes over says it before waiting for all slots, so of a stream that gets one afterwards this is true.
+    pub fn is_displaced(&self) -> bool {
+        *self.0.borrow()
+    }
+
     /// Returns once it is so.
     pub async fn displaced(&mut self) {
         if self.0.wait_for(|displaced| *displaced).await.is_err() {
