@@ -26,8 +26,9 @@ use crate::load::{
     worker::{Shared, monotonic_ns},
 };
 
-/// Events that wait for the connection. A run that nobody hears of is over before there are more.
-const EVENTS: usize = 512;
+/// Events that wait for the connection. A run that nobody hears of is over before there are more: at the shortest interval each of
+/// its targets reports ten times a second.
+const EVENTS: usize = 64 * MOST_APART;
 
 /// Targets that are loaded each on its own, with a thread for each.
 const MOST_APART: usize = 64;
@@ -149,8 +150,11 @@ impl Runs {
                         self.current = None;
                     }
                 }
-                // It ends where it is dropped.
-                self.serving = self.serving.take().filter(|serving| serving.run_id != run_id);
+                // It ends where it is dropped. While this node's own part is not over, neither are those of the others, who would
+                // see a target that goes away; the collector says it again once all are over.
+                if self.of(&run_id).is_none_or(|current| current.is_over()) {
+                    self.serving = self.serving.take().filter(|serving| serving.run_id != run_id);
+                }
             }
             // Something that a newer collector says; it hears nothing of us and gives up.
             None => {}
@@ -161,12 +165,17 @@ impl Runs {
         self.current.as_mut().filter(|current| current.run_id == run_id)
     }
 
-    /// Another run is under way.
-    fn busy(&self) -> Result<(), String> {
-        match self.current.as_ref().filter(|current| !current.is_over()) {
-            Some(current) => Err(format!(
-                "this agent is busy with the run {}: wait for it, or stop it with holdfast run stop {}",
-                current.run_id, current.run_id
+    /// Another run than this one is under way, or this one already.
+    fn busy(&self, run_id: &str) -> Result<(), String> {
+        let making = self.current.as_ref().filter(|current| !current.is_over());
+        let serving = self.serving.as_ref().filter(|serving| serving.run_id != run_id);
+        let other = making.map(|current| &current.run_id);
+        let other = other.or(serving
+            .filter(|serving| serving.is_taking())
+            .map(|serving| &serving.run_id));
+        match other {
+            Some(other) => Err(format!(
+                "this agent is busy with the run {other}: wait for it, or stop it with holdfast run stop {other}"
             )),
             None => Ok(()),
         }
@@ -174,22 +183,19 @@ impl Runs {
 
     /// Becomes a target of others. That they may be told so is this node's consent to load on itself.
     fn serve(&mut self, run_id: &str, order: &RunServe) -> Result<String, String> {
-        self.busy()?;
+        self.busy(run_id)?;
         let wanted: SocketAddr = order
             .address
             .parse()
             .map_err(|_| format!("{:?} is no address with a port", order.address))?;
-        let serving = Serving::begin(run_id, wanted, self.consent.connections)?;
+        let serving = Serving::begin(run_id, wanted, &self.consent)?;
         let address = serving.address;
-        self.consent
-            .check_target(address)
-            .map_err(|refused| format!("others would load this node: {refused}"))?;
         self.serving = Some(serving);
         Ok(address.to_string())
     }
 
     fn prepare(&mut self, run_id: &str, wire: &LoadPlan) -> Result<u64, String> {
-        self.busy()?;
+        self.busy(run_id)?;
         let (plan, interval) = order::plan(wire).map_err(|nonsense| nonsense.to_string())?;
         let plans: Vec<Plan> = if wire.apart {
             let of_one = |target: &SocketAddr| Plan {
@@ -291,7 +297,7 @@ fn send_report(events: &mpsc::Sender<RunEvent>, run_id: &str, target: usize, rep
         target: target as u32,
         ..order::report(report)
     };
-    // When there is no room the collector has heard nothing for a minute, and the run is given up.
+    // When there is no room the collector has heard nothing for seconds, and the run is given up.
     let _ = events.try_send(event_of(run_id, run_event::Event::Report(report)));
 }
 

@@ -95,12 +95,12 @@ struct Entry {
     workload: Workload,
     /// The day on which its names travelled last.
     told: Option<u64>,
-    /// Answers that did not name it.
+    /// Times that whoever may know was asked, and it was not named.
     unnamed_by: u8,
 }
 
-/// After so many answers that do not name a container it is not worth asking often for any more: it is of nobody who was
-/// asked, or holds a pod's namespaces and has no name.
+/// After being asked for so many times without getting a name, a container is not worth asking often for any more: it is of nobody
+/// who answers, or holds a pod's namespaces and has no name.
 const ANSWERS: u8 = 6;
 
 impl Entry {
@@ -245,13 +245,10 @@ impl Workloads {
     pub fn learn(&self, pods: Pods) {
         let mut known = self.lock();
         let is_news = known.pods != pods;
+        if !is_news {
+            return;
+        }
         for entry in known.by_id.values_mut() {
-            if entry.is_worth_asking() {
-                entry.unnamed_by += 1;
-            }
-            if !is_news {
-                continue;
-            }
             let workload = named(entry.workload.path.clone(), entry.workload.place.clone(), &pods);
             // A pod that is gone keeps its name.
             let is_known = workload.pod != Pod::default() || !workload.container_name.is_empty();
@@ -261,6 +258,15 @@ impl Workloads {
             }
         }
         known.pods = pods;
+    }
+
+    /// Names were asked for, and somebody answered, or nobody is there who would.
+    pub fn asked(&self) {
+        for entry in self.lock().by_id.values_mut() {
+            if entry.is_worth_asking() {
+                entry.unnamed_by += 1;
+            }
+        }
     }
 
     /// Whether there is a pod or a container whose name is not known, and was not asked for often.

@@ -1,4 +1,4 @@
-//! The door of the gRPC port: how many connections there may be at once, and how long one may stay that asks nothing.
+//! The door of the gRPC port: how many connections there may be at once, and how long one may stay that has asked nothing yet.
 //!
 //! Streams are bounded where agents are let in (`ingest`), and by their hello; a connection without a stream is seen by
 //! nobody there. Here each takes one of so many places, and loses it when its first request does not come in time.

@@ -235,14 +235,14 @@ fn addresses(members: &[&Member]) -> Result<Vec<IpAddr>, Status> {
         .iter()
         .map(|member| {
             let elsewhere = member.remote.filter(|remote| is_local || !remote.is_loopback());
+            // Of several nobody here knows which one the others reach: a bridge for containers is one, too.
             let of_interface = || {
                 let own = member.agent.addresses.iter();
-                let mut own = own.filter_map(|address| address.parse::<IpAddr>().ok());
-                own.find_map(|address| {
-                    let address = address.to_canonical();
-                    let is_link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-                    (!address.is_loopback() && !is_link_local).then_some(address)
-                })
+                let own = own.filter_map(|address| address.parse::<IpAddr>().ok()?.to_canonical().into());
+                let is_link_local =
+                    |address: &IpAddr| matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+                let mut own = own.filter(|address: &IpAddr| !address.is_loopback() && !is_link_local(address));
+                own.next().filter(|_| own.next().is_none())
             };
             elsewhere.or_else(of_interface).ok_or_else(|| {
                 Status::failed_precondition(format!(

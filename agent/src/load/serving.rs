@@ -18,7 +18,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::worker::monotonic_ns;
+use super::{consent::Consent, worker::monotonic_ns};
 
 /// A run may take so long to begin, and may not be heard of for so long while it lasts, in nanoseconds.
 const UNTIL_BEGUN_NS: u64 = 30_000_000_000;
@@ -38,11 +38,20 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Takes connections at `wanted`, at most so many at once; the others wait in the kernel's queue.
+    /// Takes connections at `wanted`, if this node allows load on itself there, and at most as many at once as it allows; the others wait
+    /// in the kernel's queue.
     ///
     /// # Errors
     /// If it cannot; says what to do.
-    pub fn begin(run_id: &str, wanted: SocketAddr, connections: u64) -> Result<Self, String> {
+    pub fn begin(run_id: &str, wanted: SocketAddr, consent: &Consent) -> Result<Self, String> {
+        let check = |address| {
+            let allowed = consent.check_target(address);
+            allowed.map_err(|refused| format!("others would load this node: {refused}"))
+        };
+        // Nobody takes a port of this node that its configuration does not give.
+        if wanted.port() != 0 {
+            check(wanted)?;
+        }
         let cannot = |error: std::io::Error| {
             format!(
                 "cannot take connections at {wanted}: {error}; the address has to be one of this node and the port free, see \
@@ -52,6 +61,7 @@ impl Serving {
         let listener = TcpListener::bind(wanted).map_err(cannot)?;
         listener.set_nonblocking(true).map_err(cannot)?;
         let address = listener.local_addr().map_err(cannot)?;
+        check(address)?;
         let until_ns = Arc::new(AtomicU64::new(monotonic_ns() + UNTIL_BEGUN_NS));
         let (end, ended) = oneshot::channel();
         let until = Arc::clone(&until_ns);
@@ -59,7 +69,7 @@ impl Serving {
             .enable_all()
             .build()
             .map_err(cannot)?;
-        let most = usize::try_from(connections)
+        let most = usize::try_from(consent.connections)
             .unwrap_or(usize::MAX)
             .min(Semaphore::MAX_PERMITS);
         thread::Builder::new()
@@ -80,6 +90,11 @@ impl Serving {
             until_ns,
             _end: end,
         })
+    }
+
+    /// Whether it is not over yet, by the time that it is wanted for.
+    pub fn is_taking(&self) -> bool {
+        monotonic_ns() < self.until_ns.load(Ordering::Relaxed)
     }
 
     /// The run is still wanted.
@@ -138,7 +153,12 @@ mod tests {
     #[test]
     fn what_comes_is_sent_back_until_the_run_ends() {
         let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
-        let serving = Serving::begin("19ac", any, 2).expect("a free port");
+        let consent = Consent {
+            targets: vec!["127.0.0.0/8".parse().expect("targets")],
+            connections: 2,
+            ..Consent::nothing()
+        };
+        let serving = Serving::begin("19ac", any, &consent).expect("a free port");
         let address = serving.address;
         let mut stream = TcpStream::connect(address).expect("taken");
         let mut echoed = [0; 5];
@@ -146,13 +166,22 @@ mod tests {
         stream.read_exact(&mut echoed).expect("sent back");
         assert_eq!(&echoed, b"hello");
         // Nobody else can have it.
-        let taken = Serving::begin("19ad", address, 2).expect_err("taken");
+        let taken = Serving::begin("19ad", address, &consent).expect_err("taken");
         assert!(taken.contains("--port"), "{taken}");
         drop(serving);
-        // The connection ends with it, and so does the port.
+        // The connection ends with it.
         assert_eq!(stream.read(&mut echoed).unwrap_or(0), 0);
-        while TcpStream::connect(address).is_ok() {
-            thread::sleep(Duration::from_millis(10));
-        }
+        // Where it is not allowed nobody takes anything.
+        let elsewhere: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+        let refused = Serving::begin(
+            "19ae",
+            elsewhere,
+            &Consent {
+                targets: vec![],
+                ..consent
+            },
+        )
+        .expect_err("not allowed");
+        assert!(refused.contains("--load-targets"), "{refused}");
     }
 }

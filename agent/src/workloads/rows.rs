@@ -118,11 +118,14 @@ impl Asking {
         }
         self.asked = Some(Instant::now());
         let mut have_told = false;
+        // Who is there and does not answer may be starting.
+        let mut is_anybody_there = self.kubelet.is_some();
         for Asked { socket, answer } in self.runtimes.pods(self.patience) {
             // Where nobody named it: Docker's containerd, for one, which runs containers of no pod.
             if self.runtimes == Runtimes::Auto && matches!(answer, Err(Unanswered::NotSpoken)) {
                 continue;
             }
+            is_anybody_there = true;
             let name = socket.display().to_string();
             if let Some(pods) = self.heard(&name, answer) {
                 self.by_runtime.insert(socket, pods);
@@ -142,6 +145,9 @@ impl Asking {
                 pods.overlay(told);
             }
             workloads.learn(pods);
+        }
+        if have_told || !is_anybody_there {
+            workloads.asked();
         }
     }
 

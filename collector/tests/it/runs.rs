@@ -290,7 +290,7 @@ async fn what_cannot_begin_says_why_and_what_would_help() {
     )
     .await;
     check(&["127.0.0.1:9", "-y", "-c", "51"], 4, &["--load-connections"]).await;
-    check(&["127.0.0.1:9", "-y", "-c", "0"], 4, &["no connections"]).await;
+    check(&["127.0.0.1:9", "-y", "-c", "0"], 2, &["0 is not in 1.."]).await;
     check(
         &["127.0.0.1:9", "-y", "--expect", "connect.p99 < 20"],
         2,
@@ -411,11 +411,13 @@ async fn web() -> SocketAddr {
 
 /// Whether a run was late, which proves nothing and is a matter of the machine; else its exit code.
 fn code(output: &Output) -> Option<i32> {
+    let code = output.status.code();
     if stdout(output).contains("lack CPU") {
-        assert_eq!(output.status.code(), Some(3), "{}", stdout(output));
-        return None;
+        // What the target answered counts all the same.
+        assert!(matches!(code, Some(1 | 3)), "{}", stdout(output));
+        return code.filter(|code| *code != 3);
     }
-    output.status.code()
+    code
 }
 
 #[tokio::test(flavor = "multi_thread")]
