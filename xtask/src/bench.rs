@@ -164,7 +164,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Benchmark::Syscalls => syscalls::compare(arguments.rounds)?,
         Benchmark::Path => path::compare(arguments.rounds)?,
         Benchmark::Assertions => return assertions::run(arguments.seconds, arguments.json),
-        Benchmark::Start => return start::run(arguments.rounds, arguments.json),
+        Benchmark::Start => start::compare(arguments.rounds)?,
         Benchmark::Million => return million::run(arguments.json),
         Benchmark::VerdictLatency => return verdict_latency::run(arguments.rounds, arguments.json),
     };
@@ -180,6 +180,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Benchmark::Path => say(arguments, &path::verdict(&comparison)),
         Benchmark::Query => query::judge(&comparison)?,
         Benchmark::Footprint => footprint::judge(&comparison)?,
+        Benchmark::Start => start::judge(&comparison)?,
         Benchmark::Load => {
             let held = load::held(arguments.rounds)?;
             show(arguments, &held);
@@ -197,7 +198,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Benchmark::Throughput
         | Benchmark::Ingest
         | Benchmark::Million
-        | Benchmark::Start
         | Benchmark::Assertions
         | Benchmark::VerdictLatency => {}
     }

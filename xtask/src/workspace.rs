@@ -1,6 +1,7 @@
 //! Where things are.
 
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use anyhow::Context;
 
@@ -16,6 +17,17 @@ pub(crate) fn target_dir() -> anyhow::Result<PathBuf> {
     let program = std::env::current_exe().context("cannot find this program's own path")?;
     let target = program.parent().and_then(Path::parent).map(Path::to_owned);
     target.with_context(|| format!("{} is not in a target directory", program.display()))
+}
+
+/// A folder of this name in the target directory, for the state of a benchmark's turn; what an earlier one left there is gone.
+pub(crate) fn fresh_dir(name: &str) -> anyhow::Result<PathBuf> {
+    let folder = target_dir()?.join(name);
+    match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot empty {}", folder.display()))
+        }
+        _ => Ok(folder),
+    }
 }
 
 /// This program, also once it was built anew: the path stays, the file that runs here is not under it any more.

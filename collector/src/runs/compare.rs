@@ -10,6 +10,7 @@
 
 use serde::Serialize;
 
+use super::counts::ERRORS;
 use super::result::{Summary, Times};
 use super::seconds::{Seconds, Slot};
 use crate::store::buckets::middle;
@@ -254,16 +255,6 @@ const REQUEST_ERRORS: [&str; 6] = [
     "request_lost",
     "malformed",
     "unsent",
-];
-const ERRORS: [&str; 8] = [
-    "refused",
-    "timed_out",
-    "reset",
-    "unreachable",
-    "local_files",
-    "local_ports",
-    "local_filter",
-    "failed",
 ];
 
 impl Drawn {

@@ -129,6 +129,18 @@ pub fn add(counts: &mut LoadCounts, other: &LoadCounts) {
     counts.duplicated = counts.duplicated.saturating_add(other.duplicated);
 }
 
+/// What [`errors`] adds up, by name.
+pub const ERRORS: [&str; 8] = [
+    "refused",
+    "timed_out",
+    "reset",
+    "unreachable",
+    "local_files",
+    "local_ports",
+    "local_filter",
+    "failed",
+];
+
 /// Attempts that were decided and not established, but for those that the end of the run cut off.
 pub fn errors(counts: &LoadCounts) -> u64 {
     counts.refused

@@ -333,19 +333,7 @@ impl Pair {
     /// Attempts that were decided and not established, but for those that the end of the run cut off; and with those that were, all.
     pub fn failed(&self) -> (u64, u64) {
         let count = |name: &str| self.counts.get(name).copied().unwrap_or(0);
-        let failed = [
-            "refused",
-            "timed_out",
-            "reset",
-            "unreachable",
-            "local_files",
-            "local_ports",
-            "local_filter",
-            "failed",
-        ]
-        .map(count)
-        .iter()
-        .sum();
+        let failed = counts::ERRORS.map(count).iter().sum();
         (failed, failed + count("established"))
     }
 }

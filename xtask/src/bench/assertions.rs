@@ -5,34 +5,24 @@
 //! then with the engine that `serve` has, so what judging costs is the difference of two neighbouring minutes, with its
 //! questions to the store and its verdicts in it.
 
-use std::fs;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
 use crate::failure::Failure;
-use crate::{progress, workspace};
+use crate::up::system::build_examples;
+use crate::workspace;
 
 /// Rows a second, and the cores that judging may take meanwhile.
 const RATES: [(u64, f64); 2] = [(20_000, 0.25), (100_000, 0.75)];
 
 /// Measures each rate once, prints a line for each, and fails where one is beyond its limits.
 pub(super) fn run(seconds: u64, as_json: bool) -> anyhow::Result<()> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .args(["build", "--release", "--package", "holdfast-collector"])
-        .args(["--example", "judging_cost"])
-        .current_dir(workspace::root());
-    progress::run("building the one who judges", &mut cargo)?;
-    let target = workspace::target_dir()?;
-    let program = target.join("release/examples/judging_cost");
-    let folder = target.join("bench-assertions");
+    let program = build_examples(&["holdfast-collector"], &["judging_cost"])?.join("judging_cost");
     let mut faults = Vec::new();
     for (rate, most_cores) in RATES {
-        if folder.exists() {
-            fs::remove_dir_all(&folder).with_context(|| format!("cannot empty {}", folder.display()))?;
-        }
+        let folder = workspace::fresh_dir("bench-assertions")?;
         let output = Command::new("setpriv")
             .args(["--pdeathsig", "TERM", "--"])
             .arg(&program)
@@ -83,7 +73,7 @@ pub(super) fn run(seconds: u64, as_json: bool) -> anyhow::Result<()> {
             ));
         }
     }
-    fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    workspace::fresh_dir("bench-assertions")?;
     if faults.is_empty() {
         return Ok(());
     }

@@ -11,12 +11,11 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 
 use super::load::Engine;
 use super::rounds::Comparison;
 use super::{Measurement, Subject, take_turns};
-use crate::failure::Failure;
 use crate::netns::Netns;
 use crate::up::system::{Binaries, System};
 use crate::workspace;
@@ -72,11 +71,7 @@ impl Subject for Agent<'_> {
     fn measure(&mut self) -> anyhow::Result<Measurement> {
         let netns = Netns::create("bench")?;
         let inode = fs::metadata(netns.path())?.ino();
-        let state_dir = workspace::target_dir()?.join("bench-footprint");
-        if state_dir.exists() {
-            fs::remove_dir_all(&state_dir)
-                .with_context(|| format!("cannot empty {}", state_dir.display()))?;
-        }
+        let state_dir = workspace::fresh_dir("bench-footprint")?;
         let system = System::start_here_watching(self.binaries, &state_dir, &netns, &AtomicBool::new(false))?;
         thread::sleep(SETTLING);
         let idle_cpu = used(&system, MINUTE, |_| Ok(()))?;
@@ -159,15 +154,8 @@ fn megabytes(bytes: u64) -> f64 {
 
 /// An error if a median is beyond its target.
 pub(super) fn judge(comparison: &Comparison) -> anyhow::Result<()> {
-    let missed: Vec<String> = [(None, UNIT, MOST_CPU), (Some(FULL_MB), FULL_MB, MOST_MB)]
-        .into_iter()
-        .filter_map(|(figure, what, most)| {
-            let median = comparison.spread("holdfast-agent", figure)?.median;
-            (median > most).then(|| format!("{what}: {median:.2}, more than {most}"))
-        })
-        .collect();
-    if missed.is_empty() {
-        return Ok(());
-    }
-    Err(Failure::Check(missed.join("; ")).into())
+    comparison.at_most(
+        "holdfast-agent",
+        &[(None, UNIT, MOST_CPU), (Some(FULL_MB), FULL_MB, MOST_MB)],
+    )
 }

@@ -21,8 +21,8 @@ use super::rounds::Comparison;
 use super::{Measurement, Subject, recording, take_turns, wait_until_idle};
 use crate::failure::Failure;
 use crate::process::{Place, Service};
-use crate::up::system::{Binaries, System};
-use crate::{netns, progress, span, workspace};
+use crate::up::system::{Binaries, System, build_examples};
+use crate::{netns, span, workspace};
 
 /// How long rows are sent in a turn: long enough for merges of merges.
 const TURN: Duration = Duration::from_secs(20);
@@ -107,28 +107,11 @@ struct Bench {
 impl Bench {
     fn prepare() -> anyhow::Result<Self> {
         let binaries = Binaries::build(false)?;
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo
-            .args([
-                "build",
-                "--release",
-                "--package",
-                "holdfast-agent",
-                "--package",
-                "holdfast-collector",
-            ])
-            .args([
-                "--example",
-                "replay",
-                "--example",
-                "clickhouse_http",
-                "--example",
-                "store_bytes",
-            ])
-            .current_dir(workspace::root());
-        progress::run("building the replaying agents", &mut cargo)?;
+        let examples = build_examples(
+            &["holdfast-agent", "holdfast-collector"],
+            &["replay", "clickhouse_http", "store_bytes"],
+        )?;
         netns::remove_leftovers()?;
-        let examples = workspace::target_dir()?.join("release/examples");
         let recording = recording::provide(&binaries)?;
         Ok(Self {
             binaries,
@@ -191,11 +174,7 @@ impl Subject for Replay<'_> {
 
 impl Replay<'_> {
     fn turn(&self) -> anyhow::Result<Turn> {
-        let state_dir = workspace::target_dir()?.join("bench-ingest");
-        if state_dir.exists() {
-            fs::remove_dir_all(&state_dir)
-                .with_context(|| format!("cannot empty {}", state_dir.display()))?;
-        }
+        let state_dir = workspace::fresh_dir("bench-ingest")?;
         let data = state_dir.join("data");
         let mut front = self
             .over_http

@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
@@ -16,7 +16,7 @@ use super::churn::Churn;
 use super::rounds::Comparison;
 use super::{Measurement, Subject, take_turns};
 use crate::netns::{self, Netns};
-use crate::{progress, workspace};
+use crate::up::system::build_examples;
 
 /// As many as the machine that the published figures are from has cores.
 const THREADS: &str = "2";
@@ -48,17 +48,9 @@ pub(super) struct Engine {
 
 impl Engine {
     pub(super) fn build() -> anyhow::Result<Self> {
-        build_example("engine")?;
+        let program = build_examples(&["holdfast-agent"], &["engine"])?.join("engine");
         netns::remove_leftovers()?;
-        Ok(Self {
-            program: workspace::target_dir()?.join("release/examples/engine"),
-        })
-    }
-
-    /// Another program of the agent's examples.
-    pub(super) fn build_neighbour(&self, example: &str) -> anyhow::Result<PathBuf> {
-        build_example(example)?;
-        Ok(self.program.with_file_name(example))
+        Ok(Self { program })
     }
 
     /// Makes load in a namespace, and gives what was counted. Nothing may have failed.
@@ -102,22 +94,6 @@ impl Engine {
     ) -> anyhow::Result<Target> {
         Target::start(netns, &self.program, &[&[what, address], arguments].concat())
     }
-}
-
-/// Builds one of the agent's examples with optimisation.
-fn build_example(name: &str) -> anyhow::Result<()> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .args([
-            "build",
-            "--release",
-            "--package",
-            "holdfast-agent",
-            "--example",
-            name,
-        ])
-        .current_dir(workspace::root());
-    progress::run(&format!("building {name}"), &mut cargo)
 }
 
 impl Engine {

@@ -53,10 +53,7 @@ pub(super) fn run(as_json: bool) -> anyhow::Result<()> {
     let engine = Engine::build()?;
     let netns = Netns::create("bench")?;
     let inode = fs::metadata(netns.path())?.ino();
-    let state_dir = workspace::target_dir()?.join("bench-million");
-    if state_dir.exists() {
-        fs::remove_dir_all(&state_dir).with_context(|| format!("cannot empty {}", state_dir.display()))?;
-    }
+    let state_dir = workspace::fresh_dir("bench-million")?;
     let system = System::start_here_watching(&binaries, &state_dir, &netns, &AtomicBool::new(false))?;
     let free_before = free_bytes()?;
     let before = system.cpu()?;

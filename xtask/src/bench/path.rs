@@ -11,13 +11,13 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 
 use super::load::{Engine, Target, number};
 use super::rounds::Comparison;
 use super::{Measurement, Subject, take_turns};
 use crate::netns::{self, Netns};
-use crate::up::system::{Binaries, System};
+use crate::up::system::{Binaries, System, build_examples};
 use crate::workspace;
 
 const DELAY_US: &str = "1000";
@@ -46,13 +46,10 @@ const SUBJECTS: [(&str, &[&str], &[&str]); 2] = [
 pub(super) fn compare(rounds: u32) -> anyhow::Result<Comparison> {
     let binaries = Binaries::build(false)?;
     let engine = Engine::build()?;
-    let line = engine.build_neighbour("delay_line")?;
+    let line = build_examples(&["holdfast-agent"], &["delay_line"])?.join("delay_line");
     let path = Path::create(&line)?;
     let inode = fs::metadata(path.client.path())?.ino();
-    let state_dir = workspace::target_dir()?.join("bench-path");
-    if state_dir.exists() {
-        fs::remove_dir_all(&state_dir).with_context(|| format!("cannot empty {}", state_dir.display()))?;
-    }
+    let state_dir = workspace::fresh_dir("bench-path")?;
     let system = System::start_here_watching(&binaries, &state_dir, &path.client, &AtomicBool::new(false))?;
     let mut subjects: Vec<Box<dyn Subject>> = SUBJECTS
         .iter()

@@ -161,11 +161,7 @@ impl Subject for Holdfast<'_> {
 
     fn measure(&mut self) -> anyhow::Result<Measurement> {
         let netns = Netns::create("bench")?;
-        let state_dir = workspace::target_dir()?.join("bench-probes");
-        if state_dir.exists() {
-            fs::remove_dir_all(&state_dir)
-                .with_context(|| format!("cannot empty {}", state_dir.display()))?;
-        }
+        let state_dir = workspace::fresh_dir("bench-probes")?;
         let stop = AtomicBool::new(false);
         let system = System::start_here(self.binaries, &state_dir, self.settings, &stop)?;
         self.work.churn.run(&netns, WARM_UP_PAIRS)?;

@@ -18,7 +18,8 @@ use serde_json::Value;
 use super::rounds::Comparison;
 use super::{Measurement, Subject, take_turns};
 use crate::failure::Failure;
-use crate::{progress, workspace};
+use crate::up::system::build_examples;
+use crate::workspace;
 
 /// The questions, in the example's order.
 const QUESTIONS: [&str; 6] = [
@@ -42,20 +43,10 @@ pub(super) struct Scale {
 }
 
 pub(super) fn compare(rounds: u32, scale: &Scale) -> anyhow::Result<Comparison> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .args(["build", "--release", "--package", "holdfast-collector"])
-        .args(["--example", "query_cost"])
-        .current_dir(workspace::root());
-    progress::run("building the one who asks", &mut cargo)?;
-    let target = workspace::target_dir()?;
-    let folder = target.join("bench-query");
+    let program = build_examples(&["holdfast-collector"], &["query_cost"])?.join("query_cost");
+    let folder = workspace::target_dir()?.join("bench-query");
     let comparison = {
-        let asking = RefCell::new(Asking::start(
-            &target.join("release/examples/query_cost"),
-            &folder,
-            scale.rows,
-        )?);
+        let asking = RefCell::new(Asking::start(&program, &folder, scale.rows)?);
         let subject = |(number, name)| -> Box<dyn Subject + '_> {
             Box::new(Question {
                 name,

@@ -33,6 +33,8 @@ impl Subject {
     }
 }
 
+use crate::failure::Failure;
+
 /// The middle of some numbers, and how far they reach.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Spread {
@@ -65,6 +67,21 @@ impl Comparison {
                 None => subject.figures.push((name, vec![value])),
             }
         }
+    }
+
+    /// An error, for the exit code 1, that names each median of a subject (its cost, or a figure) that is beyond its limit.
+    pub(super) fn at_most(&self, subject: &str, limits: &[(Option<&str>, &str, f64)]) -> anyhow::Result<()> {
+        let missed: Vec<String> = limits
+            .iter()
+            .filter_map(|&(figure, what, most)| {
+                let median = self.spread(subject, figure)?.median;
+                (median > most).then(|| format!("{what}: {median:.2}, more than {most}"))
+            })
+            .collect();
+        if missed.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::Check(missed.join("; ")).into())
     }
 
     /// Each subject's costs, and its ratio to the baseline of the same round.

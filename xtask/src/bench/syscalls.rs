@@ -5,10 +5,10 @@
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
-use std::{fs, io, thread};
+use std::{io, thread};
 
 use anyhow::{Context, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -214,10 +214,7 @@ impl Observer {
 
 /// The real agent. It has no collector, so that only its programs are at work.
 fn start_agent(agent: &Path, mode: &str) -> anyhow::Result<Observer> {
-    let state: PathBuf = workspace::target_dir()?.join("bench-syscalls");
-    if state.exists() {
-        fs::remove_dir_all(&state).with_context(|| format!("cannot empty {}", state.display()))?;
-    }
+    let state = workspace::fresh_dir("bench-syscalls")?;
     let mut child = Command::new(agent)
         .args([
             "run",

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 
 use super::churn::Churn;
 use super::rounds::Comparison;
@@ -80,11 +80,7 @@ impl Subject for Holdfast<'_> {
     fn measure(&mut self) -> anyhow::Result<Measurement> {
         let netns = Netns::create("bench")?;
         let inode = fs::metadata(format!("/run/netns/{}", netns.name()))?.ino();
-        let state_dir = workspace::target_dir()?.join("bench-throughput");
-        if state_dir.exists() {
-            fs::remove_dir_all(&state_dir)
-                .with_context(|| format!("cannot empty {}", state_dir.display()))?;
-        }
+        let state_dir = workspace::fresh_dir("bench-throughput")?;
         let system = System::start_here(self.binaries, &state_dir, &[], &AtomicBool::new(false))?;
         let stored = || system.number(&format!("SELECT count() FROM connections WHERE netns = {inode}"));
 

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
 use crate::failure::Failure;
 use crate::up::system::{Binaries, System};
@@ -33,10 +33,7 @@ const ASK_EVERY: Duration = Duration::from_millis(5);
 /// Fails so many connections, one after another, and prints how long their verdicts took.
 pub(super) fn run(rounds: u32, as_json: bool) -> anyhow::Result<()> {
     let binaries = Binaries::build(false)?;
-    let state_dir = workspace::target_dir()?.join("bench-verdict-latency");
-    if state_dir.exists() {
-        fs::remove_dir_all(&state_dir).with_context(|| format!("cannot empty {}", state_dir.display()))?;
-    }
+    let state_dir = workspace::fresh_dir("bench-verdict-latency")?;
     // A port that nobody listens on, and that nobody else fails to reach.
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
     let declared = state_dir.join("assertions");

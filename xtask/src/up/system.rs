@@ -66,18 +66,22 @@ impl Binaries {
 
     /// Builds the stand-in for a ClickHouse server too; what `cargo test` builds includes it.
     pub(crate) fn build_engine() -> anyhow::Result<()> {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        let example = [
-            "build",
-            "--release",
-            "--package",
-            "holdfast-collector",
-            "--example",
-            "clickhouse_http",
-        ];
-        cargo.args(example).current_dir(workspace::root());
-        progress::run("building the stand-in for a ClickHouse server", &mut cargo)
+        build_examples(&["holdfast-collector"], &["clickhouse_http"]).map(drop)
     }
+}
+
+/// Builds examples of some packages with optimisation, and says where they are.
+pub(crate) fn build_examples(packages: &[&str], examples: &[&str]) -> anyhow::Result<PathBuf> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--release"]).current_dir(workspace::root());
+    for package in packages {
+        cargo.args(["--package", package]);
+    }
+    for example in examples {
+        cargo.args(["--example", example]);
+    }
+    progress::run(&format!("building {}", examples.join(", ")), &mut cargo)?;
+    Ok(workspace::target_dir()?.join("release/examples"))
 }
 
 /// Dropped from top to bottom when something fails; [`System::finish`] is the orderly end.

@@ -1,9 +1,9 @@
 //! `holdfast load mesh`.
 
 use anyhow::anyhow;
-use holdfast_proto::v1::{LoadCount, LoadMesh, LoadPlan};
+use holdfast_proto::v1::{LoadCount, LoadMesh};
 
-use super::run::{Asked, Load, make, nanoseconds};
+use super::run::{Asked, Each, Load, make, nanoseconds};
 use crate::cli::Failure;
 use crate::config::Span;
 
@@ -44,27 +44,8 @@ pub(super) struct Args {
     #[arg(short, long, value_name = "TIME", allow_hyphen_values = true, default_value = "100ms", conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
     sleep: Span,
 
-    /// How long connections are kept open [default: until all are decided; with a rate or concurrency: not at all]
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
-    hold: Option<Span>,
-
-    /// How long a handshake, or an answer, may take
-    #[arg(
-        short = 't',
-        long,
-        value_name = "TIME",
-        allow_hyphen_values = true,
-        default_value = "5s"
-    )]
-    dial_timeout: Span,
-
-    /// Send so many bytes on each connection, and expect them back
-    #[arg(long, value_name = "BYTES", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=65_536))]
-    payload: u32,
-
-    /// How often the payload goes there and back
-    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..), default_value_t = 1, requires = "payload")]
-    rounds: u64,
+    #[command(flatten)]
+    each: Each,
 
     #[command(flatten)]
     asked: Asked,
@@ -78,13 +59,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     }
     let what = format!("each of {}={} to every other", args.by, args.groups.join(","));
     let load = Load {
-        plan: LoadPlan {
-            hold_ns: args.hold.map_or(Ok(0), nanoseconds)?,
-            timeout_ns: nanoseconds(args.dial_timeout)?,
-            payload_bytes: args.payload,
-            rounds: args.rounds,
-            ..LoadPlan::default()
-        },
+        plan: args.each.plan()?,
         targets: vec![format!("mesh of {}={}", args.by, args.groups.join(","))],
         named: vec![what],
         count: LoadCount {

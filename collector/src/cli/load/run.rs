@@ -97,6 +97,45 @@ pub(super) struct Asked {
     reach: Reach,
 }
 
+/// What is done with each connection, by every load of TCP connections.
+#[derive(Debug, clap::Args)]
+pub(super) struct Each {
+    /// How long connections are kept open [default: until all are decided; with a rate or concurrency: not at all]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    hold: Option<Span>,
+
+    /// How long a handshake, or an answer, may take
+    #[arg(
+        short = 't',
+        long,
+        value_name = "TIME",
+        allow_hyphen_values = true,
+        default_value = "5s"
+    )]
+    dial_timeout: Span,
+
+    /// Send so many bytes on each connection, and expect them back
+    #[arg(long, value_name = "BYTES", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    payload: u32,
+
+    /// How often the payload goes there and back
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..), default_value_t = 1, requires = "payload")]
+    rounds: u64,
+}
+
+impl Each {
+    /// The part of a plan that it says.
+    pub(super) fn plan(&self) -> Result<LoadPlan, Failure> {
+        Ok(LoadPlan {
+            hold_ns: self.hold.map_or(Ok(0), nanoseconds)?,
+            timeout_ns: nanoseconds(self.dial_timeout)?,
+            payload_bytes: self.payload,
+            rounds: self.rounds,
+            ..LoadPlan::default()
+        })
+    }
+}
+
 /// What is asked for.
 pub(super) struct Load {
     /// Without its arrivals.

@@ -2,7 +2,7 @@
 
 use holdfast_proto::v1::{LoadCount, LoadPlan};
 
-use super::run::{Asked, Load, make, nanoseconds, resolve};
+use super::run::{Asked, Each, Load, make, nanoseconds, resolve};
 use crate::cli::Failure;
 use crate::config::Span;
 
@@ -40,27 +40,8 @@ pub(super) struct Args {
     #[arg(short, long, value_name = "TIME", allow_hyphen_values = true, default_value = "10ms", conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
     sleep: Span,
 
-    /// How long connections are kept open [default: until all are decided; with a rate or concurrency: not at all]
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
-    hold: Option<Span>,
-
-    /// How long a handshake, or an answer, may take
-    #[arg(
-        short = 't',
-        long,
-        value_name = "TIME",
-        allow_hyphen_values = true,
-        default_value = "5s"
-    )]
-    dial_timeout: Span,
-
-    /// Send so many bytes on each connection, and expect them back
-    #[arg(long, value_name = "BYTES", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=65_536))]
-    payload: u32,
-
-    /// How often the payload goes there and back
-    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..), default_value_t = 1, requires = "payload")]
-    rounds: u64,
+    #[command(flatten)]
+    each: Each,
 
     /// How connections are closed: at once and without a trace, or as programs do, which keeps a port taken for a minute
     #[arg(long, value_name = "rst|fin", default_value = "rst", value_parser = ["rst", "fin"])]
@@ -100,12 +81,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let load = Load {
         plan: LoadPlan {
             targets: addresses,
-            hold_ns: args.hold.map_or(Ok(0), nanoseconds)?,
-            timeout_ns: nanoseconds(args.dial_timeout)?,
-            payload_bytes: args.payload,
-            rounds: args.rounds,
             finish: args.close == "fin",
-            ..LoadPlan::default()
+            ..args.each.plan()?
         },
         targets,
         named,
