@@ -158,8 +158,10 @@ impl Ingest {
             remote,
         };
         tokio::spawn(async move {
-            let _open = open;
-            if let Err(status) = session.run(messages).await {
+            let ended = session.run(messages).await;
+            // Who is told that it may not stay has left its place by then.
+            drop(open);
+            if let Err(status) = ended {
                 // Nobody listens once the agent is gone.
                 let _ = ending.send(status).await;
             }

@@ -105,7 +105,8 @@ pub fn decode(encoded: &[u8]) -> Result<Option<Histogram<u64>>, Unreadable> {
 }
 
 /// Refuses what the library would take at its word: it reserves memory for as many bytes as the header names, whatever is
-/// there.
+/// there, and negates the smallest number, nine bytes of ones, for as many empty buckets. No count that was recorded has
+/// so many ones.
 fn check_header(encoded: &[u8]) -> Result<(), Unreadable> {
     let word = |at: usize| {
         let bytes = encoded.get(at..).and_then(|rest| rest.first_chunk::<4>());
@@ -123,6 +124,9 @@ fn check_header(encoded: &[u8]) -> Result<(), Unreadable> {
         (_, _, Some(digits)) if digits != DIGITS => Err(Unreadable(format!(
             "it has {digits} digits, agents record {DIGITS}"
         ))),
+        (Some(_), Some(_), Some(_)) if encoded[HEADER_BYTES..].windows(9).any(|nine| nine == [0xff; 9]) => {
+            Err(Unreadable("it skips more buckets than there can be".into()))
+        }
         (Some(_), Some(_), Some(_)) => Ok(()),
         _ => Err(Unreadable("it ends in its header".into())),
     }

@@ -244,6 +244,14 @@ fn messages() -> Vec<(&'static str, Body)> {
             run_report(|times| times[4..8].fill(0xff)),
         ),
         ("run-report-of-five-digits", run_report(|times| times[15] = 5)),
+        (
+            "run-report-that-skips-more-than-there-is",
+            run_report(|times| {
+                times.truncate(40);
+                times.extend([0xff; 9]);
+                times[7] = 9;
+            }),
+        ),
     ]
 }
 
@@ -339,7 +347,11 @@ fn a_report_that_claims_what_it_does_not_have_is_not_read() {
         (added, outcome.connect.len())
     };
     assert_eq!(read("run-report"), (Ok(()), 4));
-    for name in ["run-report-of-more-than-is-there", "run-report-of-five-digits"] {
+    for name in [
+        "run-report-of-more-than-is-there",
+        "run-report-of-five-digits",
+        "run-report-that-skips-more-than-there-is",
+    ] {
         let (added, recorded) = read(name);
         assert!(added.is_err() && recorded == 0, "{name}: {added:?}");
     }
