@@ -180,7 +180,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Benchmark::Path => say(arguments, &path::verdict(&comparison)),
         Benchmark::Query => query::judge(&comparison)?,
         Benchmark::Footprint => footprint::judge(&comparison)?,
-        Benchmark::Start => start::judge(&comparison)?,
+        Benchmark::Start => {
+            say(arguments, &start::verdict(&comparison));
+            start::judge(&comparison)?;
+        }
         Benchmark::Load => {
             let held = load::held(arguments.rounds)?;
             show(arguments, &held);
@@ -192,7 +195,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let fresh = load_http::fresh(arguments.rounds)?;
             show(arguments, &fresh);
             let exact = load_http::exact(arguments.rounds)?;
-            show(arguments, &exact);
+            for comparison in &exact {
+                show(arguments, comparison);
+            }
             say(arguments, &load_http::verdict(&kept, &fresh, &exact));
         }
         Benchmark::Throughput

@@ -1,14 +1,13 @@
 //! The HTTP part of the benchmark `load`: the engine and its peers ask the same server, which gives the same answer to all, each turn in a
 //! network namespace of its own. What counts is the CPU of the client, all of its process, as the shell that starts it tells.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use super::load::{Engine, TARGET};
-use super::rounds::Comparison;
+use super::load::{Engine, RATES, TARGET};
+use super::rounds::{Comparison, Target};
 use super::{Measurement, Subject, take_turns};
 use crate::netns::Netns;
 use crate::setup::oha;
@@ -18,9 +17,6 @@ const THREADS: &str = "2";
 /// Connections at once.
 const CONNECTIONS: &str = "64";
 const SECONDS: u64 = 5;
-/// Requests a second where exactness counts.
-const RATE: &str = "1000";
-
 const PER_SECOND: &str = "requests/s";
 const CPU: &str = "us of CPU per request";
 const P99: &str = "p99 from the intended start, us";
@@ -231,18 +227,25 @@ pub(super) fn fresh(rounds: u32) -> anyhow::Result<Comparison> {
     take_turns(PER_SECOND, &mut peers(&engine, false, true)?, rounds)
 }
 
-/// A fixed rate, and what somebody would have waited.
-pub(super) fn exact(rounds: u32) -> anyhow::Result<Comparison> {
+/// Fixed rates, and what somebody would have waited; one after the other.
+pub(super) fn exact(rounds: u32) -> anyhow::Result<Vec<Comparison>> {
     let engine = Engine::build()?;
+    RATES
+        .iter()
+        .map(|&(_, per_second)| at_rate(&engine, per_second, rounds))
+        .collect()
+}
+
+fn at_rate(engine: &Engine, per_second: u64, rounds: u32) -> anyhow::Result<Comparison> {
     let url = format!("http://{TARGET}/");
-    let mut ours = ours(&engine, &format!("--rate {RATE}"));
+    let mut ours = ours(engine, &format!("--rate {per_second}"));
     ours.p99 = Some(("/request/p99_ns", 1e9));
     let oha = Client {
         name: "oha",
-        engine: &engine,
+        engine,
         program: oha::program()?,
         arguments: words(&format!(
-            "--no-tui --output-format json -q {RATE} --latency-correction -c {CONNECTIONS} -z {SECONDS}s {url}"
+            "--no-tui --output-format json -q {per_second} --latency-correction -c {CONNECTIONS} -z {SECONDS}s {url}"
         )),
         told: Told::JsonRate("/summary/requestsPerSec"),
         p99: Some(("/latencyPercentiles/p99", 1.0)),
@@ -252,53 +255,22 @@ pub(super) fn exact(rounds: u32) -> anyhow::Result<Comparison> {
     take_turns(CPU, &mut subjects, rounds)
 }
 
-/// Each target beside what was measured: the ratio of the medians.
-pub(super) fn verdict(kept: &Comparison, fresh: &Comparison, exact: &Comparison) -> String {
+/// Each target beside what was measured: ratios to a peer in the same round.
+pub(super) fn verdict(kept: &Comparison, fresh: &Comparison, exact: &[Comparison]) -> String {
     let mut text = String::from("targets:\n");
-    let mut line = |what: &str, ratio: Option<f64>, is_most: bool, limit: f64| {
-        let Some(ratio) = ratio else { return };
-        let is_met = if is_most { ratio <= limit } else { ratio >= limit };
-        let (sign, met) = (
-            if is_most { "<=" } else { ">=" },
-            if is_met { "met" } else { "MISSED" },
-        );
-        writeln!(text, "  {what:58} {sign} {limit:<6.3} {ratio:8.3}  {met}")
-            .expect("a string takes everything");
+    let mut line = |what: &str, target: Target, comparison: &Comparison, peer: &str, figure: Option<&str>| {
+        text += &target.line(what, comparison.ratio_to(OURS, peer, figure));
     };
-    let over = |comparison: &Comparison, peer: &str, figure: Option<&str>| {
-        let (ours, theirs) = (comparison.spread(OURS, figure)?, comparison.spread(peer, figure)?);
-        Some(ours.median / theirs.median)
-    };
-    line(
-        "keep-alive: CPU per request over wrk's",
-        over(kept, "wrk", None),
-        true,
-        1.0 / 1.3,
-    );
-    line(
-        "keep-alive: CPU per request over oha's",
-        over(kept, "oha", None),
-        true,
-        1.0 / 2.0,
-    );
-    line(
-        "keep-alive: CPU per request over hey's",
-        over(kept, "hey", None),
-        true,
-        1.0 / 6.0,
-    );
-    line(
-        "a connection each: requests/s over wrk's",
-        over(fresh, "wrk", None),
-        false,
-        1.6,
-    );
-    line(
-        "1,000/s: p99 from the intended start over oha's",
-        over(exact, "oha", Some(P99)),
-        true,
-        1.0,
-    );
+    for (peer, times) in [("wrk", 1.3), ("oha", 2.0), ("hey", 6.0)] {
+        let what = format!("keep-alive: CPU per request over {peer}'s");
+        line(&what, Target::AtMost(1.0 / times), kept, peer, None);
+    }
+    let what = "a connection each: requests/s over wrk's";
+    line(what, Target::AtLeast(1.6), fresh, "wrk", None);
+    for ((name, _), comparison) in RATES.iter().zip(exact) {
+        let what = format!("{name}: p99 from the intended start over oha's");
+        line(&what, Target::AtMost(1.0), comparison, "oha", Some(P99));
+    }
     text
 }
 

@@ -4,7 +4,6 @@
 //! agent watches the client's; its records say how long each handshake took. The engine says it twice: `dial` from connect()
 //! until its thread knew, which has the thread's own waiting in it, and `network` by TCP_INFO.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::AtomicBool;
@@ -14,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 
 use super::load::{Engine, Target, number};
-use super::rounds::Comparison;
+use super::rounds::{Comparison, Target as Want};
 use super::{Measurement, Subject, take_turns};
 use crate::netns::{self, Netns};
 use crate::up::system::{Binaries, System, build_examples};
@@ -187,19 +186,11 @@ impl Subject for InFlight<'_> {
 
 /// Whether the reported network times are those of the kernel.
 pub(super) fn verdict(comparison: &Comparison) -> String {
-    let mut text = format!("network times off the kernel's by at most {MOST_US} us:\n");
+    let mut text = String::from("targets:\n");
     for (subject, ..) in SUBJECTS {
         for (figure, what) in [(Some(NETWORK_P50), "p50"), (None, "p99")] {
-            let Some(spread) = comparison.spread(subject, figure) else {
-                continue;
-            };
-            let verdict = if spread.median <= MOST_US {
-                "within"
-            } else {
-                "OVER"
-            };
-            writeln!(text, "  {subject:20} {what}  {spread}  {verdict} {MOST_US}")
-                .expect("a string takes everything");
+            let what = format!("{subject}: network {what} off the kernel's by, us");
+            text += &Want::AtMost(MOST_US).line(&what, comparison.spread(subject, figure));
         }
     }
     text

@@ -100,12 +100,20 @@ impl Comparison {
 
     /// What a subject adds to the baseline of the same round: to the cost (`None`), or to a figure.
     pub(super) fn added(&self, subject: &str, figure: Option<&str>) -> Option<Spread> {
-        self.compared(subject, figure, |value, base| value - base)
+        let baseline = self.results.first()?;
+        self.compared(subject, baseline, figure, |value, base| value - base)
     }
 
     /// A subject's ratio to the baseline of the same round: of the cost (`None`), or of a figure.
     pub(super) fn ratio(&self, subject: &str, figure: Option<&str>) -> Option<Spread> {
-        self.compared(subject, figure, |value, base| value / base)
+        let baseline = self.results.first()?;
+        self.compared(subject, baseline, figure, |value, base| value / base)
+    }
+
+    /// Likewise, to another subject.
+    pub(super) fn ratio_to(&self, subject: &str, peer: &str, figure: Option<&str>) -> Option<Spread> {
+        let peer = self.results.iter().find(|other| other.name == peer)?;
+        self.compared(subject, peer, figure, |value, base| value / base)
     }
 
     /// A subject's cost (`None`), or one of its figures.
@@ -114,9 +122,15 @@ impl Comparison {
         subject.values(figure).map(Spread::of)
     }
 
-    /// A subject held against the baseline, round by round.
-    fn compared(&self, subject: &str, figure: Option<&str>, compare: fn(f64, f64) -> f64) -> Option<Spread> {
-        let baseline = self.results.first()?.values(figure)?;
+    /// A subject held against another, round by round.
+    fn compared(
+        &self,
+        subject: &str,
+        baseline: &Subject,
+        figure: Option<&str>,
+        compare: fn(f64, f64) -> f64,
+    ) -> Option<Spread> {
+        let baseline = baseline.values(figure)?;
         let subject = self.results.iter().find(|other| other.name == subject)?;
         let subject = subject.values(figure)?;
         let compared = subject
@@ -213,6 +227,44 @@ impl fmt::Display for Spread {
     }
 }
 
+/// What a median is to be.
+#[derive(Clone, Copy)]
+pub(super) enum Target {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Target {
+    fn is_reached(self, median: f64) -> bool {
+        match self {
+            Self::AtMost(limit) => median <= limit,
+            Self::AtLeast(limit) => median >= limit,
+        }
+    }
+
+    /// The target, the figure with its spread, and whether it is reached; no figure, no line.
+    pub(super) fn line(self, what: &str, spread: Option<Spread>) -> String {
+        let Some(spread) = spread else {
+            return String::new();
+        };
+        let (sign, limit) = match self {
+            Self::AtMost(limit) => ("<=", limit),
+            Self::AtLeast(limit) => (">=", limit),
+        };
+        // Ratios to peers are told apart by their third digit.
+        let limit = (limit * 1e3).round() / 1e3;
+        let decimals = if spread.median >= 1000.0 { 0 } else { 3 };
+        let Spread { median, min, max } = spread;
+        let figure = format!("{median:.decimals$} ({min:.decimals$}..{max:.decimals$})");
+        let verdict = if self.is_reached(median) {
+            "reached"
+        } else {
+            "MISSED"
+        };
+        format!("  {what:52} {sign} {limit:<8} {figure:30} {verdict}\n")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -273,6 +325,28 @@ mod tests {
         assert_eq!(
             (median(Some("write")), comparison.added("other", None)),
             (None, None)
+        );
+    }
+
+    #[test]
+    fn a_target_is_reached_by_the_median_and_a_peer_is_met_in_its_own_round() {
+        let mut comparison = Comparison::new("us", ["wrk", "ours", "oha"].into_iter());
+        for slow in [1.0, 3.0, 1.0] {
+            comparison.add(0, measured(4.0 * slow, vec![]));
+            comparison.add(1, measured(2.0 * slow, vec![("rate", 9.0)]));
+            comparison.add(2, measured(8.0 * slow, vec![]));
+        }
+        let ratio = comparison.ratio_to("ours", "oha", None);
+        let line = Target::AtMost(1.0 / 3.0).line("CPU over oha's", ratio);
+        assert!(
+            line.contains("<= 0.333") && line.ends_with("0.250 (0.250..0.250)           reached\n"),
+            "{line}"
+        );
+        let line = Target::AtLeast(10.0).line("rate", comparison.spread("ours", Some("rate")));
+        assert!(line.contains(">= 10 ") && line.ends_with("MISSED\n"), "{line}");
+        assert_eq!(
+            Target::AtLeast(1.0).line("none", comparison.ratio_to("ours", "ab", None)),
+            ""
         );
     }
 

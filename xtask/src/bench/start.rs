@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 
 use super::load::Engine;
-use super::rounds::Comparison;
+use super::rounds::{Comparison, Target};
 use super::{Measurement, Subject, take_turns};
 use crate::up::lab::Lab;
 use crate::up::system::{Binaries, System};
@@ -106,6 +106,16 @@ impl Subject for Run<'_> {
             note: String::new(),
         })
     }
+}
+
+/// Each target beside what was measured.
+pub(super) fn verdict(comparison: &Comparison) -> String {
+    let (start, skew) = (Target::AtMost(MOST_START_MS), Target::AtMost(MOST_SKEW_MS));
+    format!(
+        "targets:\n{}{}",
+        start.line(UNIT, comparison.spread(RUN, None)),
+        skew.line(SKEW, comparison.spread(RUN, Some(SKEW)))
+    )
 }
 
 /// An error if a median is beyond its target.
