@@ -26,8 +26,8 @@ use crate::load::{
     worker::{Shared, monotonic_ns},
 };
 
-/// Events that wait for the connection. A run that nobody hears of is over before there are more: at the shortest interval each of
-/// its targets reports ten times a second.
+/// Events that wait for the connection: of a mesh six seconds of reports, at the shortest interval. What finds no place goes with the
+/// next report of the same target.
 const EVENTS: usize = 64 * MOST_APART;
 
 /// Targets that are loaded each on its own, with a thread for each.
@@ -252,26 +252,22 @@ impl Runs {
         for (target, prepared) in prepared.into_iter().enumerate() {
             let shared = Arc::clone(&current.shared[target]);
             shared.beat_ns.store(monotonic_ns(), Ordering::Relaxed);
-            let id = run_id.to_owned();
-            let thread_events = events.clone();
-            tracing::info!(run = id, targets = ?prepared.plan.targets, "load begins");
+            tracing::info!(run = run_id, targets = ?prepared.plan.targets, "load begins");
+            let mut reports = Reports::new(&events, run_id, target);
             let generator = thread::Builder::new().name("load".into()).spawn(move || {
-                let send = |report: &Report| {
-                    if let Some(end) = &report.end {
-                        tracing::info!(run = id, target, ?end, "load ends");
-                    }
-                    send_report(&thread_events, &id, target, report);
-                };
                 let made = generate(&prepared, caps, start_ns, interval, &shared, |report| {
-                    send(&report);
+                    reports.send(report);
                 });
                 if let Err(error) = made {
-                    send(&never_made(&error));
+                    reports.send(never_made(&error));
                 }
             });
             match generator {
                 Ok(generator) => current.generators.push(generator),
-                Err(error) => send_report(&events, run_id, target, &never_made(&error)),
+                // Without room nothing is heard of this target, and the collector takes this agent for lost.
+                Err(error) => {
+                    let _ = events.try_send(report_event(run_id, target, &never_made(&error)));
+                }
             }
         }
         if current.generators.is_empty() {
@@ -292,13 +288,52 @@ impl Drop for Runs {
     }
 }
 
-fn send_report(events: &mpsc::Sender<RunEvent>, run_id: &str, target: usize, report: &Report) {
+/// What is reported of one target, on its thread. Nothing that was counted is left out, however long the connection takes no more.
+struct Reports {
+    events: mpsc::Sender<RunEvent>,
+    run_id: String,
+    target: usize,
+    /// Found no room, and goes with the next.
+    waiting: Option<Report>,
+}
+
+impl Reports {
+    fn new(events: &mpsc::Sender<RunEvent>, run_id: &str, target: usize) -> Self {
+        Self {
+            events: events.clone(),
+            run_id: run_id.to_owned(),
+            target,
+            waiting: None,
+        }
+    }
+
+    /// Only the last one waits for room: its load is over, so there is nothing left to be kept to the caps.
+    fn send(&mut self, report: Report) {
+        let report = match self.waiting.take() {
+            Some(earlier) => earlier.and_then(report),
+            None => report,
+        };
+        if let Some(end) = &report.end {
+            tracing::info!(run = self.run_id, target = self.target, ?end, "load ends");
+            let event = report_event(&self.run_id, self.target, &report);
+            // It fails once the agent ends, which ends its collector's run too.
+            let _ = self.events.blocking_send(event);
+            return;
+        }
+        match self.events.try_reserve() {
+            Ok(place) => place.send(report_event(&self.run_id, self.target, &report)),
+            Err(mpsc::error::TrySendError::Full(())) => self.waiting = Some(report),
+            Err(mpsc::error::TrySendError::Closed(())) => {}
+        }
+    }
+}
+
+fn report_event(run_id: &str, target: usize, report: &Report) -> RunEvent {
     let report = LoadReport {
         target: target as u32,
         ..order::report(report)
     };
-    // When there is no room the collector has heard nothing for seconds, and the run is given up.
-    let _ = events.try_send(event_of(run_id, run_event::Event::Report(report)));
+    event_of(run_id, run_event::Event::Report(report))
 }
 
 /// The only report of what no thread could be had for.
@@ -318,5 +353,74 @@ fn event_of(run_id: &str, event: run_event::Event) -> RunEvent {
     RunEvent {
         run_id: run_id.to_owned(),
         event: Some(event),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::outcome::Outcome;
+
+    fn reported(established: u64, end: Option<End>) -> Report {
+        let mut tally = Tally::default();
+        for _ in 0..established {
+            tally.started += 1;
+            tally.outcome(Outcome::Established);
+            tally.connect.saturating_record(1_000);
+        }
+        Report {
+            elapsed: Duration::from_secs(established),
+            tally,
+            open: established,
+            most_open: established,
+            cpu: Duration::from_millis(established),
+            first_ns: Some(1),
+            end,
+        }
+    }
+
+    /// What an event says of established connections: how many, of how many there are times, and when.
+    fn said(event: Option<RunEvent>) -> (u64, u64, bool) {
+        let Some(run_event::Event::Report(report)) = event.and_then(|event| event.event) else {
+            panic!("a report");
+        };
+        let mut times = report.connect.as_ref();
+        let times: hdrhistogram::Histogram<u64> = hdrhistogram::serialization::Deserializer::new()
+            .deserialize(&mut times)
+            .expect("times");
+        let established = report.counts.expect("counts").established;
+        assert_eq!((report.target, times.len()), (3, established));
+        (
+            established,
+            report.elapsed_ns / 1_000_000_000,
+            report.end.is_some(),
+        )
+    }
+
+    #[test]
+    fn what_finds_no_room_goes_with_the_next_report_and_the_last_one_waits() {
+        let (events, mut queue) = mpsc::channel(1);
+        let mut reports = Reports::new(&events, "19ac", 3);
+        for established in [1, 2, 4] {
+            reports.send(reported(established, None));
+        }
+        assert_eq!(said(queue.try_recv().ok()), (1, 1, false));
+        reports.send(reported(8, None));
+        reports.send(reported(16, None));
+        // The place is taken again, so the end has to wait for it.
+        let ending = thread::spawn(move || reports.send(reported(32, Some(End::Finished))));
+        assert_eq!(said(queue.blocking_recv()), (14, 8, false));
+        assert_eq!(said(queue.blocking_recv()), (48, 32, true));
+        ending.join().expect("it ends");
+    }
+
+    #[test]
+    fn the_end_of_an_agent_keeps_no_thread_that_waits_for_room() {
+        let (events, queue) = mpsc::channel(1);
+        let mut reports = Reports::new(&events, "19ac", 0);
+        reports.send(reported(1, None));
+        let ending = thread::spawn(move || reports.send(reported(2, Some(End::Stopped))));
+        drop(queue);
+        ending.join().expect("it ends");
     }
 }

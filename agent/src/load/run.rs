@@ -75,6 +75,17 @@ pub struct Report {
     pub end: Option<End>,
 }
 
+impl Report {
+    /// This report and the one after it as one.
+    pub fn and_then(mut self, later: Self) -> Self {
+        self.tally.add(&later.tally);
+        Self {
+            tally: self.tally,
+            ..later
+        }
+    }
+}
+
 /// Why a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
