@@ -1,18 +1,15 @@
-//! When a batch is full: by rows, by bytes, by age, and at the end of a UTC day. Pure: the time is an argument.
+//! When a batch is full: by rows, by bytes, by age, and at the end of a UTC day. Pure but for the names of services: the
+//! times are arguments.
 //!
 //! A batch is numbered when it is sealed and never changes again; sent again, it is the same bytes.
 
 use std::{sync::Arc, time::Duration};
 
 use holdfast_agent_ebpf::event::{ConnectionRecord, flag, state, step_offset_ns, step_state};
-use holdfast_proto::v1::{self, Stream, batch};
-use prost::Message;
+use holdfast_proto::v1::{Process, Stream, batch};
 
 use crate::{
-    clock::Clock,
-    counters::RowsByNetns,
-    spool::{BatchId, Sealed},
-    wire::ConnectionRows,
+    clock::Clock, counters::RowsByNetns, seal::Sealer, spool::Sealed, wire::ConnectionRows,
     workloads::Workloads,
 };
 
@@ -21,7 +18,7 @@ use crate::{
 pub struct Limits {
     /// Rows in a batch at most.
     pub rows: usize,
-    /// Encoded bytes in a batch at most, by the estimate of [`ConnectionRows::estimated_bytes`].
+    /// Encoded bytes in a batch at most, by the estimate of [`Packed::estimated_bytes`].
     pub bytes: usize,
     /// The oldest row waits so long at most.
     pub age: Duration,
@@ -39,15 +36,51 @@ impl Default for Limits {
     }
 }
 
-/// Fills batches of the stream of connections.
-pub struct Batcher {
+/// Rows of one stream, as the packed columns of a batch that is being filled.
+pub trait Packed: Default {
+    /// What the kernel tells.
+    type Row;
+
+    const STREAM: Stream;
+
+    /// Rows so far.
+    fn len(&self) -> usize;
+
+    /// Whether there is no row.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// An upper bound of the encoded size, in bytes.
+    fn estimated_bytes(&self) -> usize;
+
+    /// Adds a row.
+    fn push(&mut self, row: &Self::Row, clock: Clock);
+
+    /// The finished columns, once their processes are named.
+    fn finish(self, name: impl FnOnce(&mut [Process])) -> batch::Columns;
+
+    /// Inode of the row's network namespace.
+    fn netns(row: &Self::Row) -> u32;
+
+    /// Whether nothing more follows that the counters wait for.
+    fn is_end(row: &Self::Row) -> bool;
+
+    /// The wall time at which the kernel made the row, in nanoseconds since the Unix epoch: what the store partitions by.
+    fn recorded_ns(row: &Self::Row, clock: Clock) -> u64;
+
+    /// The wall time at which what it tells was decided, in nanoseconds since the Unix epoch, if that was earlier.
+    fn decided_ns(row: &Self::Row, clock: Clock) -> u64;
+}
+
+/// Fills batches of one stream.
+pub struct Batcher<R = ConnectionRows> {
     limits: Limits,
-    epoch: u64,
-    boot_id: String,
+    sealer: Sealer,
     /// Who names the services of its processes; `None`: nobody.
     workloads: Option<Arc<Workloads>>,
-    rows: ConnectionRows,
-    /// When the oldest row came. Meaningless without rows, as the two below.
+    rows: R,
+    /// When the oldest row came. Meaningless without rows, as the three below.
     oldest: Duration,
     /// When the kernel made the first and the last of them; all on one UTC day.
     first_ns: u64,
@@ -56,27 +89,24 @@ pub struct Batcher {
     /// later than its attempt was decided.
     earliest_ns: u64,
     by_netns: RowsByNetns,
-    last_sequence: u64,
 }
 
 /// Nanoseconds of a UTC day, which no batch spans two of.
 pub(crate) const DAY_NS: u64 = 86_400_000_000_000;
 
-impl Batcher {
+impl<R: Packed> Batcher<R> {
     /// An empty one for a start of the agent; the first batch has the sequence 1.
     pub fn new(limits: Limits, epoch: u64, boot_id: &str) -> Self {
         Self {
             limits,
-            epoch,
-            boot_id: boot_id.to_owned(),
+            sealer: Sealer::new(epoch, boot_id),
             workloads: None,
-            rows: ConnectionRows::default(),
+            rows: R::default(),
             oldest: Duration::ZERO,
             first_ns: 0,
             last_ns: 0,
             earliest_ns: 0,
             by_netns: RowsByNetns::new(),
-            last_sequence: 0,
         }
     }
 
@@ -86,15 +116,10 @@ impl Batcher {
         self
     }
 
-    /// Adds a record at the monotonic time `now`. Gives back the batch that the record did not belong to any more,
-    /// or the one that it filled.
-    pub fn push(
-        &mut self,
-        record: &ConnectionRecord,
-        clock: Clock,
-        now: Duration,
-    ) -> Option<(Sealed, RowsByNetns)> {
-        let recorded_ns = recorded_ns(record, clock);
+    /// Adds a row at the monotonic time `now`. Gives back the batch that the row did not belong to any more, or the one
+    /// that it filled.
+    pub fn push(&mut self, row: &R::Row, clock: Clock, now: Duration) -> Option<(Sealed, RowsByNetns)> {
+        let recorded_ns = R::recorded_ns(row, clock);
         let is_another_day = recorded_ns / DAY_NS != self.first_ns / DAY_NS;
         let before = if !self.rows.is_empty() && is_another_day {
             self.seal()
@@ -106,12 +131,12 @@ impl Batcher {
             (self.first_ns, self.last_ns) = (recorded_ns, recorded_ns);
             self.earliest_ns = recorded_ns;
         }
-        self.earliest_ns = self.earliest_ns.min(decided_ns(record, clock)).min(recorded_ns);
+        self.earliest_ns = self.earliest_ns.min(R::decided_ns(row, clock)).min(recorded_ns);
         self.first_ns = self.first_ns.min(recorded_ns);
         self.last_ns = self.last_ns.max(recorded_ns);
-        let rows = self.by_netns.entry(record.netns).or_default();
-        rows.add(record.flags & flag::FINAL != 0);
-        self.rows.push(record, clock);
+        let rows = self.by_netns.entry(R::netns(row)).or_default();
+        rows.add(R::is_end(row));
+        self.rows.push(row, clock);
         if self.rows.len() >= self.limits.rows || self.rows.estimated_bytes() >= self.limits.bytes {
             debug_assert!(before.is_none(), "limits hold more than one row");
             return before.or_else(|| self.seal());
@@ -139,53 +164,69 @@ impl Batcher {
         }
         let rows = std::mem::take(&mut self.rows);
         let len = rows.len();
-        let mut columns = rows.finish();
-        if let Some(workloads) = &self.workloads {
-            workloads.name(&mut columns.processes);
-        }
-        self.last_sequence += 1;
-        let batch = v1::Batch {
-            stream: Stream::Connections.into(),
-            sequence: self.last_sequence,
-            rows: len as u32,
-            boot_id: self.boot_id.clone(),
-            columns: Some(batch::Columns::Connections(columns)),
-        };
-        let sealed = Sealed {
-            id: BatchId {
-                epoch: self.epoch,
-                stream: Stream::Connections,
-                sequence: self.last_sequence,
-            },
-            rows: batch.rows,
-            first_ns: self.earliest_ns,
-            last_ns: self.last_ns,
-            encoded: batch.encode_to_vec().into(),
-        };
+        let columns = rows.finish(|processes| {
+            if let Some(workloads) = &self.workloads {
+                workloads.name(processes);
+            }
+        });
+        let span_ns = self.earliest_ns..=self.last_ns;
+        let sealed = self.sealer.seal_span(R::STREAM, len, span_ns, columns);
         Some((sealed, std::mem::take(&mut self.by_netns)))
     }
 }
 
-/// The wall time at which the kernel made the record, by its last step: what the store partitions by.
-fn recorded_ns(record: &ConnectionRecord, clock: Clock) -> u64 {
-    let offset_ns = record.steps().last().map_or(0, |&step| step_offset_ns(step));
-    // To the microsecond after the opening, as the store will compute it.
-    clock
-        .wall_ns(record.opened_ns)
-        .saturating_add(offset_ns / 1_000 * 1_000)
-}
+impl Packed for ConnectionRows {
+    type Row = ConnectionRecord;
 
-/// The wall time at which the attempt of a first record was decided; of any other record, when it was made.
-fn decided_ns(record: &ConnectionRecord, clock: Clock) -> u64 {
-    let established = record
-        .steps()
-        .iter()
-        .find(|&&step| step_state(step) == state::ESTABLISHED);
-    match established {
-        Some(&step) if record.flags & flag::FIRST != 0 => clock
+    const STREAM: Stream = Stream::Connections;
+
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn estimated_bytes(&self) -> usize {
+        self.estimated_bytes()
+    }
+
+    fn push(&mut self, record: &ConnectionRecord, clock: Clock) {
+        self.push(record, clock);
+    }
+
+    fn finish(self, name: impl FnOnce(&mut [Process])) -> batch::Columns {
+        let mut columns = self.finish();
+        name(&mut columns.processes);
+        batch::Columns::Connections(columns)
+    }
+
+    fn netns(record: &ConnectionRecord) -> u32 {
+        record.netns
+    }
+
+    fn is_end(record: &ConnectionRecord) -> bool {
+        record.flags & flag::FINAL != 0
+    }
+
+    /// By its last step.
+    fn recorded_ns(record: &ConnectionRecord, clock: Clock) -> u64 {
+        let offset_ns = record.steps().last().map_or(0, |&step| step_offset_ns(step));
+        // To the microsecond after the opening, as the store will compute it.
+        clock
             .wall_ns(record.opened_ns)
-            .saturating_add(step_offset_ns(step)),
-        _ => recorded_ns(record, clock),
+            .saturating_add(offset_ns / 1_000 * 1_000)
+    }
+
+    /// Of a first record, when its attempt was.
+    fn decided_ns(record: &ConnectionRecord, clock: Clock) -> u64 {
+        let established = record
+            .steps()
+            .iter()
+            .find(|&&step| step_state(step) == state::ESTABLISHED);
+        match established {
+            Some(&step) if record.flags & flag::FIRST != 0 => clock
+                .wall_ns(record.opened_ns)
+                .saturating_add(step_offset_ns(step)),
+            _ => Self::recorded_ns(record, clock),
+        }
     }
 }
 
@@ -291,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_sealed_by_its_size() {
-        let mut batcher = Batcher::new(
+        let mut batcher: Batcher = Batcher::new(
             Limits {
                 rows: 1_000_000,
                 bytes: 10_000,

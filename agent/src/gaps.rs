@@ -1,52 +1,32 @@
 //! What is missing travels like what is there: gaps are rows of a stream of their own, delivered exactly once.
 
 use holdfast_proto::v1::{self, GapRows, Stream, batch};
-use prost::Message;
 
-use crate::spool::{BatchId, Gap, GapReason, Sealed};
+use crate::{
+    seal::Sealer,
+    spool::{Gap, GapReason, Sealed},
+};
 
 /// Seals gaps into batches of the stream of gaps.
-pub struct GapBatcher {
-    epoch: u64,
-    boot_id: String,
-    last_sequence: u64,
-}
+pub struct GapBatcher(Sealer);
 
 impl GapBatcher {
     /// For a start of the agent; the first batch has the sequence 1.
     pub fn new(epoch: u64, boot_id: &str) -> Self {
-        Self {
-            epoch,
-            boot_id: boot_id.to_owned(),
-            last_sequence: 0,
-        }
+        Self(Sealer::new(epoch, boot_id))
     }
 
     /// One batch with all of them; `None` if there is no gap.
     pub fn seal(&mut self, gaps: &[Gap]) -> Option<Sealed> {
         let first_ns = gaps.iter().map(|gap| gap.first_ns).min()?;
         let last_ns = gaps.iter().map(|gap| gap.last_ns).max()?;
-        self.last_sequence += 1;
-        let batch = v1::Batch {
-            stream: Stream::Gaps.into(),
-            sequence: self.last_sequence,
-            rows: gaps.len() as u32,
-            boot_id: self.boot_id.clone(),
-            columns: Some(batch::Columns::Gaps(GapRows {
-                gaps: gaps.iter().map(row).collect(),
-            })),
-        };
-        Some(Sealed {
-            id: BatchId {
-                epoch: self.epoch,
-                stream: Stream::Gaps,
-                sequence: self.last_sequence,
-            },
-            rows: batch.rows,
-            first_ns,
-            last_ns,
-            encoded: batch.encode_to_vec().into(),
-        })
+        let columns = batch::Columns::Gaps(GapRows {
+            gaps: gaps.iter().map(row).collect(),
+        });
+        let sealed = self
+            .0
+            .seal_span(Stream::Gaps, gaps.len(), first_ns..=last_ns, columns);
+        Some(sealed)
     }
 }
 

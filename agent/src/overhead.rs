@@ -11,18 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holdfast_proto::v1::{self, Batch, OverheadRows, ProgramRuns, Stream, batch};
-use prost::Message;
+use holdfast_proto::v1::{self, OverheadRows, ProgramRuns, Stream, batch};
 
 use self::{
     budget::{Budget, Step, Watched},
     meter::Programs,
 };
-use crate::{
-    clock,
-    counters::Counters,
-    spool::{BatchId, Sealed, Spool},
-};
+use crate::{clock, counters::Counters, seal::Sealer, spool::Spool};
 
 /// Of an interval, the part in which the kernel measures the programs: one in so many. It costs two looks at the clock for
 /// each run, 20 to 40 ns.
@@ -44,8 +39,7 @@ pub struct Meter {
     pub switch: Box<dyn FnMut(Step) + Send>,
     /// What there is to give up.
     pub watched: Box<dyn Fn() -> Watched + Send>,
-    pub epoch: u64,
-    pub boot_id: String,
+    pub sealer: Sealer,
 }
 
 /// The thread, for as long as it is not stopped.
@@ -63,13 +57,15 @@ impl Overhead {
         let (stop, stopped) = mpsc::channel();
         let thread = thread::Builder::new().name("overhead".into()).spawn(move || {
             let started = Instant::now();
-            let mut sequence = 0;
+            let mut index = 0;
             let mut said = Said::default();
             // It ends when it is told to, and when the agent is gone.
-            while let Some(mut row) = meter.observe(&stopped, sequence, &counters, &mut said) {
+            while let Some(mut row) = meter.observe(&stopped, index, &counters, &mut said) {
                 meter.judge(&mut row, started.elapsed());
-                sequence += 1;
-                spool.append_new(meter.seal(row, u64::from(sequence)));
+                index = index.wrapping_add(1);
+                let ended_ns = row.ended_ns;
+                let columns = batch::Columns::Overhead(OverheadRows { intervals: vec![row] });
+                spool.append_new(meter.sealer.seal(Stream::Overhead, 1, ended_ns, columns));
             }
         })?;
         Ok(Self { thread, stop })
@@ -174,28 +170,6 @@ impl Meter {
                 );
             }
             (self.switch)(step);
-        }
-    }
-
-    fn seal(&self, row: v1::Overhead, sequence: u64) -> Sealed {
-        let ended_ns = row.ended_ns;
-        let batch = Batch {
-            stream: Stream::Overhead.into(),
-            sequence,
-            rows: 1,
-            boot_id: self.boot_id.clone(),
-            columns: Some(batch::Columns::Overhead(OverheadRows { intervals: vec![row] })),
-        };
-        Sealed {
-            id: BatchId {
-                epoch: self.epoch,
-                stream: Stream::Overhead,
-                sequence,
-            },
-            rows: batch.rows,
-            first_ns: ended_ns,
-            last_ns: ended_ns,
-            encoded: batch.encode_to_vec().into(),
         }
     }
 }

@@ -1,13 +1,13 @@
-//! Batches of what is looked at from time to time: each look is sealed at once, and numbered within its stream.
+//! Columns become batches here: numbered within their stream, and the same bytes ever after.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use holdfast_proto::v1::{Batch, Stream, batch};
 use prost::Message;
 
 use crate::spool::{BatchId, Sealed};
 
-/// Makes looks into batches of one start of the agent. A stream has one of these only.
+/// Makes columns into batches of one start of the agent. A stream has one of these only.
 pub struct Sealer {
     epoch: u64,
     boot_id: String,
@@ -25,8 +25,19 @@ impl Sealer {
         }
     }
 
-    /// A look at `now_ns`, in nanoseconds since the Unix epoch.
-    pub fn seal(&mut self, stream: Stream, rows: usize, now_ns: u64, columns: batch::Columns) -> Sealed {
+    /// The next batch of its stream: `rows` rows of one moment, in nanoseconds since the Unix epoch.
+    pub fn seal(&mut self, stream: Stream, rows: usize, at_ns: u64, columns: batch::Columns) -> Sealed {
+        self.seal_span(stream, rows, at_ns..=at_ns, columns)
+    }
+
+    /// The next batch of its stream: `rows` rows of between the ends of `span_ns`, likewise.
+    pub fn seal_span(
+        &mut self,
+        stream: Stream,
+        rows: usize,
+        span_ns: RangeInclusive<u64>,
+        columns: batch::Columns,
+    ) -> Sealed {
         let last = self.last.entry(stream.into()).or_default();
         *last += 1;
         let batch = Batch {
@@ -43,8 +54,8 @@ impl Sealer {
                 sequence: *last,
             },
             rows: batch.rows,
-            first_ns: now_ns,
-            last_ns: now_ns,
+            first_ns: *span_ns.start(),
+            last_ns: *span_ns.end(),
             encoded: batch.encode_to_vec().into(),
         }
     }

@@ -1,27 +1,23 @@
-//! Every transition on its way, where they are streamed: packed columns, one row at a time, sealed as [`crate::batch`] seals
-//! those of connections. Pure but for the names of services: the times are arguments.
-
-use std::{sync::Arc, time::Duration};
+//! Every transition on its way, where they are streamed: packed columns, one row at a time. Pure.
 
 use holdfast_agent_ebpf::event::Transition;
-use holdfast_proto::v1::{self, Process, Stream, TransitionColumns, batch};
-use prost::Message;
+use holdfast_proto::v1::{Process, Stream, TransitionColumns, batch};
 
 use crate::{
-    batch::{DAY_NS, Limits},
+    batch::{Batcher, Packed},
     clock::Clock,
-    counters::RowsByNetns,
-    spool::{BatchId, Sealed},
-    wire::{Dictionary, ProcessKey, mapped, text},
-    workloads::Workloads,
+    wire::{ADDRESS_BYTES, Dictionary, PROCESS_BYTES, ProcessKey, mapped},
 };
 
 /// Bytes that a row takes at most when its dictionaries already know its words.
 const ROW_BYTES: usize = 64;
 
+/// Fills batches of the stream of transitions.
+pub type TransitionBatcher = Batcher<TransitionRows>;
+
 /// Transitions, as the columns of a batch that is being filled.
 #[derive(Default)]
-struct TransitionRows {
+pub struct TransitionRows {
     columns: TransitionColumns,
     // The columns of one byte a row; protobuf's `bytes`, once the batch is sealed.
     role: Vec<u8>,
@@ -36,11 +32,23 @@ struct TransitionRows {
     estimated_bytes: usize,
 }
 
-impl TransitionRows {
-    fn push(&mut self, transition: &Transition, at_ns: u64) {
+impl Packed for TransitionRows {
+    type Row = Transition;
+
+    const STREAM: Stream = Stream::Transitions;
+
+    fn len(&self) -> usize {
+        self.to.len()
+    }
+
+    fn estimated_bytes(&self) -> usize {
+        self.estimated_bytes
+    }
+
+    fn push(&mut self, transition: &Transition, clock: Clock) {
         let columns = &mut self.columns;
         self.estimated_bytes += ROW_BYTES;
-        let at_ns = at_ns as i64;
+        let at_ns = clock.wall_ns(transition.at_ns) as i64;
         columns.at_ns_delta.push(at_ns.wrapping_sub(self.last_at_ns));
         self.last_at_ns = at_ns;
         columns
@@ -57,14 +65,8 @@ impl TransitionRows {
             comm: transition.comm,
         };
         columns.process.push(self.processes.index(process, || {
-            self.estimated_bytes += 48;
-            columns.processes.push(Process {
-                pid: process.pid,
-                comm: text(&process.comm),
-                cgroup_id: process.cgroup_id,
-                netns: process.netns,
-                service: String::new(),
-            });
+            self.estimated_bytes += PROCESS_BYTES;
+            columns.processes.push(process.process());
         }));
         for (address, column) in [
             (&transition.local_address, &mut columns.local_address),
@@ -72,7 +74,7 @@ impl TransitionRows {
         ] {
             let mapped = mapped(address, transition.family);
             column.push(self.addresses.index(mapped, || {
-                self.estimated_bytes += 18;
+                self.estimated_bytes += ADDRESS_BYTES;
                 columns.addresses.push(mapped.to_vec().into());
             }));
         }
@@ -85,134 +87,50 @@ impl TransitionRows {
         self.step.push(transition.step);
     }
 
-    fn finish(self) -> TransitionColumns {
-        TransitionColumns {
+    fn finish(self, name: impl FnOnce(&mut [Process])) -> batch::Columns {
+        let mut columns = TransitionColumns {
             role: self.role.into(),
             attribution: self.attribution.into(),
             from_state: self.from.into(),
             to_state: self.to.into(),
             step: self.step.into(),
             ..self.columns
-        }
-    }
-}
-
-/// Fills batches of the stream of transitions.
-pub struct TransitionBatcher {
-    limits: Limits,
-    epoch: u64,
-    boot_id: String,
-    /// Who names the services of its processes; `None`: nobody.
-    workloads: Option<Arc<Workloads>>,
-    rows: TransitionRows,
-    /// When the oldest row came. Meaningless without rows, as the two below.
-    oldest: Duration,
-    first_ns: u64,
-    last_ns: u64,
-    by_netns: RowsByNetns,
-    last_sequence: u64,
-}
-
-impl TransitionBatcher {
-    /// An empty one for a start of the agent; the first batch has the sequence 1.
-    pub fn new(limits: Limits, epoch: u64, boot_id: &str) -> Self {
-        Self {
-            limits,
-            epoch,
-            boot_id: boot_id.to_owned(),
-            workloads: None,
-            rows: TransitionRows::default(),
-            oldest: Duration::ZERO,
-            first_ns: 0,
-            last_ns: 0,
-            by_netns: RowsByNetns::new(),
-            last_sequence: 0,
-        }
-    }
-
-    /// Has the services of its processes named.
-    pub fn named_by(mut self, workloads: Arc<Workloads>) -> Self {
-        self.workloads = Some(workloads);
-        self
-    }
-
-    /// Adds a transition at the monotonic time `now`. Gives back the batch that it did not belong to any more, or the one
-    /// that it filled.
-    pub fn push(
-        &mut self,
-        transition: &Transition,
-        clock: Clock,
-        now: Duration,
-    ) -> Option<(Sealed, RowsByNetns)> {
-        let at_ns = clock.wall_ns(transition.at_ns);
-        let is_another_day = at_ns / DAY_NS != self.first_ns / DAY_NS;
-        let before = if !self.rows.to.is_empty() && is_another_day {
-            self.seal()
-        } else {
-            None
         };
-        if self.rows.to.is_empty() {
-            self.oldest = now;
-            (self.first_ns, self.last_ns) = (at_ns, at_ns);
-        }
-        self.first_ns = self.first_ns.min(at_ns);
-        self.last_ns = self.last_ns.max(at_ns);
-        self.by_netns.entry(transition.netns).or_default().add(true);
-        self.rows.push(transition, at_ns);
-        if self.rows.to.len() >= self.limits.rows || self.rows.estimated_bytes >= self.limits.bytes {
-            return before.or_else(|| self.seal());
-        }
-        before
+        name(&mut columns.processes);
+        batch::Columns::Transitions(columns)
     }
 
-    /// Gives the batch that has waited long enough at the monotonic time `now`.
-    pub fn tick(&mut self, now: Duration) -> Option<(Sealed, RowsByNetns)> {
-        if !self.rows.to.is_empty() && now.saturating_sub(self.oldest) >= self.limits.age {
-            return self.seal();
-        }
-        None
+    fn netns(transition: &Transition) -> u32 {
+        transition.netns
     }
 
-    /// Gives what is there, however little, and how many rows of each namespace are in it.
-    pub fn seal(&mut self) -> Option<(Sealed, RowsByNetns)> {
-        if self.rows.to.is_empty() {
-            return None;
-        }
-        let rows = std::mem::take(&mut self.rows);
-        let len = rows.to.len();
-        let mut columns = rows.finish();
-        if let Some(workloads) = &self.workloads {
-            workloads.name(&mut columns.processes);
-        }
-        self.last_sequence += 1;
-        let batch = v1::Batch {
-            stream: Stream::Transitions.into(),
-            sequence: self.last_sequence,
-            rows: len as u32,
-            boot_id: self.boot_id.clone(),
-            columns: Some(batch::Columns::Transitions(columns)),
-        };
-        let sealed = Sealed {
-            id: BatchId {
-                epoch: self.epoch,
-                stream: Stream::Transitions,
-                sequence: self.last_sequence,
-            },
-            rows: batch.rows,
-            first_ns: self.first_ns,
-            last_ns: self.last_ns,
-            encoded: batch.encode_to_vec().into(),
-        };
-        Some((sealed, std::mem::take(&mut self.by_netns)))
+    fn is_end(_: &Transition) -> bool {
+        true
+    }
+
+    fn recorded_ns(transition: &Transition, clock: Clock) -> u64 {
+        clock.wall_ns(transition.at_ns)
+    }
+
+    fn decided_ns(transition: &Transition, clock: Clock) -> u64 {
+        Self::recorded_ns(transition, clock)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use holdfast_agent_ebpf::event::{role, state};
+    use holdfast_proto::v1;
+    use prost::Message;
 
     use super::*;
-    use crate::counters::Rows;
+    use crate::{
+        batch::{DAY_NS, Limits},
+        counters::{Rows, RowsByNetns},
+        spool::Sealed,
+    };
 
     const CLOCK: Clock = Clock::with_offset_ns(0);
 

@@ -55,6 +55,32 @@ pub(crate) struct ProcessKey {
     pub(crate) comm: [u8; 16],
 }
 
+/// Likewise what a word takes at most that the dictionaries do not know.
+pub(crate) const PROCESS_BYTES: usize = 48;
+pub(crate) const ADDRESS_BYTES: usize = 18;
+
+impl ProcessKey {
+    fn of(record: &ConnectionRecord) -> Self {
+        Self {
+            pid: record.pid,
+            netns: record.netns,
+            cgroup_id: record.cgroup_id,
+            comm: record.comm,
+        }
+    }
+
+    /// As it travels, not named yet.
+    pub(crate) fn process(&self) -> Process {
+        Process {
+            pid: self.pid,
+            comm: text(&self.comm),
+            cgroup_id: self.cgroup_id,
+            netns: self.netns,
+            service: String::new(),
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct PathKey {
     states: [u8; 8],
@@ -177,21 +203,10 @@ impl ConnectionRows {
         columns.cookie_delta.push(cookie.wrapping_sub(self.last_cookie));
         self.last_cookie = cookie;
 
-        let process = ProcessKey {
-            pid: record.pid,
-            netns: record.netns,
-            cgroup_id: record.cgroup_id,
-            comm: record.comm,
-        };
+        let process = ProcessKey::of(record);
         columns.process.push(self.processes.index(process, || {
-            self.estimated_bytes += 48;
-            columns.processes.push(Process {
-                pid: process.pid,
-                comm: text(&process.comm),
-                cgroup_id: process.cgroup_id,
-                netns: process.netns,
-                service: String::new(),
-            });
+            self.estimated_bytes += PROCESS_BYTES;
+            columns.processes.push(process.process());
         }));
 
         let path = path_of(record);
@@ -216,7 +231,7 @@ impl ConnectionRows {
         ] {
             let mapped = mapped(address, record.family);
             column.push(self.addresses.index(mapped, || {
-                self.estimated_bytes += 18;
+                self.estimated_bytes += ADDRESS_BYTES;
                 columns.addresses.push(mapped.to_vec().into());
             }));
         }
@@ -280,13 +295,7 @@ pub fn listener(report: &SocketReport, namespace: Option<Queues>) -> Listener {
         cookie: record.cookie,
         address: mapped(&record.local_address, record.family).to_vec().into(),
         port: record.local_port.into(),
-        process: Some(Process {
-            pid: record.pid,
-            comm: text(&record.comm),
-            cgroup_id: record.cgroup_id,
-            netns: record.netns,
-            service: String::new(),
-        }),
+        process: Some(ProcessKey::of(record).process()),
         attribution: record.attribution.into(),
         backlog: report.backlog,
         backlog_limit: report.backlog_limit,

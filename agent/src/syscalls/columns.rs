@@ -4,19 +4,14 @@
 use std::sync::Arc;
 
 use holdfast_agent_ebpf::limits::COMM_BYTES;
-use holdfast_proto::v1::{self, Stream, SyscallCaller, SyscallColumns, batch};
-use prost::Message;
+use holdfast_proto::v1::{Stream, SyscallCaller, SyscallColumns, batch};
 use rustc_hash::FxHashMap;
 
 use super::{
     interval::{Caller, Calls, Sum},
     names::name,
 };
-use crate::{
-    spool::{BatchId, Sealed},
-    wire::text,
-    workloads::Workloads,
-};
+use crate::{seal::Sealer, spool::Sealed, wire::text, workloads::Workloads};
 
 /// Rows of a batch.
 const ROWS: usize = 8_192;
@@ -39,9 +34,7 @@ pub struct Frame {
 
 /// Seals batches of the stream of syscalls.
 pub struct SyscallBatcher {
-    epoch: u64,
-    boot_id: String,
-    last_sequence: u64,
+    sealer: Sealer,
     /// Who names the callers' services; `None`: nobody.
     workloads: Option<Arc<Workloads>>,
 }
@@ -56,9 +49,7 @@ impl SyscallBatcher {
     /// For a start of the agent; the first batch has the sequence 1.
     pub fn new(epoch: u64, boot_id: &str) -> Self {
         Self {
-            epoch,
-            boot_id: boot_id.to_owned(),
-            last_sequence: 0,
+            sealer: Sealer::new(epoch, boot_id),
             workloads: None,
         }
     }
@@ -89,7 +80,6 @@ impl SyscallBatcher {
     }
 
     fn seal_rows(&mut self, rows: Rows) -> SealedCalls {
-        self.last_sequence += 1;
         let mut columns = rows.columns;
         if let Some(workloads) = &self.workloads {
             for caller in columns.callers.iter_mut().filter(|caller| caller.processes > 0) {
@@ -97,27 +87,12 @@ impl SyscallBatcher {
                 caller.service = workloads.service(caller.cgroup_id, &caller.comm);
             }
         }
-        let (calls, ended_ns) = (columns.calls.iter().sum(), columns.ended_ns);
-        let batch = v1::Batch {
-            stream: Stream::Syscalls.into(),
-            sequence: self.last_sequence,
-            rows: columns.calls.len() as u32,
-            boot_id: self.boot_id.clone(),
-            columns: Some(batch::Columns::Syscalls(columns)),
-        };
+        let (calls, rows) = (columns.calls.iter().sum(), columns.calls.len());
+        // The store dates the rows by the interval's end.
+        let ended_ns = columns.ended_ns;
+        let columns = batch::Columns::Syscalls(columns);
         SealedCalls {
-            sealed: Sealed {
-                id: BatchId {
-                    epoch: self.epoch,
-                    stream: Stream::Syscalls,
-                    sequence: self.last_sequence,
-                },
-                rows: batch.rows,
-                // The store dates the rows by the interval's end.
-                first_ns: ended_ns,
-                last_ns: ended_ns,
-                encoded: batch.encode_to_vec().into(),
-            },
+            sealed: self.sealer.seal(Stream::Syscalls, rows, ended_ns, columns),
             calls,
         }
     }
@@ -201,6 +176,9 @@ fn described(caller: Caller, processes: u32) -> SyscallCaller {
 
 #[cfg(test)]
 mod tests {
+    use holdfast_proto::v1;
+    use prost::Message;
+
     use super::*;
     use crate::syscalls::interval::Interval;
 
