@@ -207,6 +207,7 @@ impl Recorded {
             sequence,
             rows: self.rows,
             boot_id: boot_id.to_owned(),
+            clock_ns: 0,
             columns: None,
         };
         let mut batch = BytesMut::with_capacity(columns.len() + 128);

@@ -1,4 +1,4 @@
-//! When a batch is full: by rows, by bytes, by age, and at the end of a UTC day. Pure but for the names of services: the
+//! When a batch is full: by rows, by bytes, by age, at the end of a UTC day, and when the clock is set. Pure but for the names of services: the
 //! times are arguments.
 //!
 //! A batch is numbered when it is sealed and never changes again; sent again, it is the same bytes.
@@ -80,7 +80,7 @@ pub struct Batcher<R = ConnectionRows> {
     /// Who names the services of its processes; `None`: nobody.
     workloads: Option<Arc<Workloads>>,
     rows: R,
-    /// When the oldest row came. Meaningless without rows, as the three below.
+    /// When the oldest row came. Meaningless without rows, as what is below.
     oldest: Duration,
     /// When the kernel made the first and the last of them; all on one UTC day.
     first_ns: u64,
@@ -89,7 +89,12 @@ pub struct Batcher<R = ConnectionRows> {
     /// later than its attempt was decided.
     earliest_ns: u64,
     by_netns: RowsByNetns,
+    /// What their times were made by.
+    clock: Clock,
 }
+
+/// A clock that is off by less was not set, it was slewed.
+const SLEW_NS: u64 = 1_000_000_000;
 
 /// Nanoseconds of a UTC day, which no batch spans two of.
 pub(crate) const DAY_NS: u64 = 86_400_000_000_000;
@@ -107,6 +112,7 @@ impl<R: Packed> Batcher<R> {
             last_ns: 0,
             earliest_ns: 0,
             by_netns: RowsByNetns::new(),
+            clock: Clock::with_offset_ns(0),
         }
     }
 
@@ -121,7 +127,8 @@ impl<R: Packed> Batcher<R> {
     pub fn push(&mut self, row: &R::Row, clock: Clock, now: Duration) -> Option<(Sealed, RowsByNetns)> {
         let recorded_ns = R::recorded_ns(row, clock);
         let is_another_day = recorded_ns / DAY_NS != self.first_ns / DAY_NS;
-        let before = if !self.rows.is_empty() && is_another_day {
+        let is_another_clock = clock.offset_ns().abs_diff(self.clock.offset_ns()) >= SLEW_NS;
+        let before = if !self.rows.is_empty() && (is_another_day || is_another_clock) {
             self.seal()
         } else {
             None
@@ -130,6 +137,7 @@ impl<R: Packed> Batcher<R> {
             self.oldest = now;
             (self.first_ns, self.last_ns) = (recorded_ns, recorded_ns);
             self.earliest_ns = recorded_ns;
+            self.clock = clock;
         }
         self.earliest_ns = self.earliest_ns.min(R::decided_ns(row, clock)).min(recorded_ns);
         self.first_ns = self.first_ns.min(recorded_ns);
@@ -170,7 +178,9 @@ impl<R: Packed> Batcher<R> {
             }
         });
         let span_ns = self.earliest_ns..=self.last_ns;
-        let sealed = self.sealer.seal_span(R::STREAM, len, span_ns, columns);
+        let sealed = self
+            .sealer
+            .seal_span(R::STREAM, len, span_ns, Some(self.clock), columns);
         Some((sealed, std::mem::take(&mut self.by_netns)))
     }
 }

@@ -36,6 +36,11 @@ impl Clock {
         Self { offset_ns }
     }
 
+    /// Wall time minus boot time, in nanoseconds.
+    pub const fn offset_ns(self) -> i64 {
+        self.offset_ns
+    }
+
     /// The wall time, in nanoseconds since the Unix epoch, of a moment of the boot clock. Zero stands for anything
     /// before 1970.
     pub fn wall_ns(self, boot_ns: u64) -> u64 {

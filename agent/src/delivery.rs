@@ -262,12 +262,21 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
         .await;
     }
 
+    /// The wall time, and how far it is ahead of the time since the boot, in nanoseconds.
+    fn now(&self) -> (u64, i64) {
+        let wall_ns = (self.wall_now_ns)();
+        let boot_ns = (self.boot_now)().as_nanos() as i64;
+        (wall_ns, (wall_ns as i64).saturating_sub(boot_ns))
+    }
+
     fn status(&self) -> Option<Status> {
         let levels = self.spool.levels();
         let watermarks = self.spool.watermarks();
         let (clock_offset_ns, clock_error_ns) = self.clock.best().unwrap_or_default();
+        let (observed_at_ns, clock_ns) = self.now();
         (self.counters)().map(|status| Status {
-            observed_at_ns: (self.wall_now_ns)(),
+            observed_at_ns,
+            clock_ns,
             epoch: self.identity.epoch,
             clock_offset_ns,
             clock_error_ns,
@@ -283,9 +292,10 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
 
     /// What there is to say of earlier starts.
     fn legacies(&self) -> Vec<Status> {
-        let observed_at_ns = (self.wall_now_ns)();
+        let (observed_at_ns, clock_ns) = self.now();
         let at = |status| Status {
             observed_at_ns,
+            clock_ns,
             ..status
         };
         self.spool.legacies().into_iter().map(at).collect()

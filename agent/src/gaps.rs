@@ -23,10 +23,8 @@ impl GapBatcher {
         let columns = batch::Columns::Gaps(GapRows {
             gaps: gaps.iter().map(row).collect(),
         });
-        let sealed = self
-            .0
-            .seal_span(Stream::Gaps, gaps.len(), first_ns..=last_ns, columns);
-        Some(sealed)
+        let span_ns = first_ns..=last_ns;
+        Some(self.0.seal_span(Stream::Gaps, gaps.len(), span_ns, None, columns))
     }
 }
 

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, ops::RangeInclusive};
 use holdfast_proto::v1::{Batch, Stream, batch};
 use prost::Message;
 
-use crate::spool::{BatchId, Sealed};
+use crate::{
+    clock::Clock,
+    spool::{BatchId, Sealed},
+};
 
 /// Makes columns into batches of one start of the agent. A stream has one of these only.
 pub struct Sealer {
@@ -25,17 +28,20 @@ impl Sealer {
         }
     }
 
-    /// The next batch of its stream: `rows` rows of one moment, in nanoseconds since the Unix epoch.
+    /// The next batch of its stream: `rows` rows of one moment by the wall clock as it is, in nanoseconds since the Unix
+    /// epoch.
     pub fn seal(&mut self, stream: Stream, rows: usize, at_ns: u64, columns: batch::Columns) -> Sealed {
-        self.seal_span(stream, rows, at_ns..=at_ns, columns)
+        self.seal_span(stream, rows, at_ns..=at_ns, Some(Clock::read()), columns)
     }
 
-    /// The next batch of its stream: `rows` rows of between the ends of `span_ns`, likewise.
+    /// The next batch of its stream: `rows` rows of between the ends of `span_ns`, likewise, by `clock`; `None`: by more
+    /// than one.
     pub fn seal_span(
         &mut self,
         stream: Stream,
         rows: usize,
         span_ns: RangeInclusive<u64>,
+        clock: Option<Clock>,
         columns: batch::Columns,
     ) -> Sealed {
         let last = self.last.entry(stream.into()).or_default();
@@ -45,6 +51,7 @@ impl Sealer {
             sequence: *last,
             rows: rows as u32,
             boot_id: self.boot_id.clone(),
+            clock_ns: clock.map_or(0, Clock::offset_ns),
             columns: Some(columns),
         };
         Sealed {

@@ -81,6 +81,9 @@ pub enum Content {
     Gaps {
         batch: BatchName,
         gaps: Vec<Gap>,
+        /// When they were told, in nanoseconds since the Unix epoch by the collector's clock: what is missing may be of a day
+        /// that a wrong clock said.
+        told_ns: i64,
     },
     OpenConnections {
         batch: BatchName,
@@ -134,11 +137,11 @@ pub enum Content {
 }
 
 impl Content {
-    /// The rows of a batch.
-    pub fn of(batch: BatchName, rows: Rows) -> Self {
+    /// The rows of a batch that came at `told_ns` by the collector's clock, in nanoseconds since the Unix epoch.
+    pub fn of(batch: BatchName, rows: Rows, told_ns: i64) -> Self {
         match rows {
             Rows::Connections(columns) => Self::Connections { batch, columns },
-            Rows::Gaps(gaps) => Self::Gaps { batch, gaps },
+            Rows::Gaps(gaps) => Self::Gaps { batch, gaps, told_ns },
             Rows::Syscalls(columns) => Self::Syscalls { batch, columns },
             Rows::Transitions(columns) => Self::Transitions { batch, columns },
             Rows::OpenConnections(look) => Self::OpenConnections { batch, look },

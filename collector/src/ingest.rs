@@ -44,6 +44,7 @@ use crate::runs::Runs;
 use crate::store::{Store, probes, questions};
 use agent::{Agent, Unwelcome};
 use arrivals::{Arrival, Arrivals};
+use decode::restamp::NodeClock;
 use decode::{AgentSample, Decoded, Malformed};
 use pace::Pace;
 use registry::{Displaced, NoSeat, Registry};
@@ -191,8 +192,8 @@ struct Visit {
     /// Ends the stream.
     lost: mpsc::Sender<Loss>,
     displaced: Displaced,
-    /// How far the agent's clock is ahead of ours, by its last status, which comes before any batch; zero until then.
-    clock_offset_ns: i64,
+    /// The node's clock by its last status, which comes before any batch.
+    clock: NodeClock,
     /// Days by which batches are moved for it, as was said last.
     moved_days: i64,
 }
@@ -272,7 +273,7 @@ impl Session {
                 pace: seat.pace.clone(),
                 lost,
                 displaced: seat.displaced.clone(),
-                clock_offset_ns: 0,
+                clock: NodeClock::default(),
                 moved_days: 0,
             };
             self.fence(&visit).await?;
@@ -578,8 +579,8 @@ impl Session {
                     status.epoch
                 };
                 // What the agent measured lags behind a clock that is set.
-                visit.clock_offset_ns = decode::restamp::offset_ns(&status, received_at_ns);
-                if decode::restamp::whole_days(visit.clock_offset_ns) == 0 {
+                visit.clock = NodeClock::of(&status, &agent.boot_id, received_at_ns);
+                if !visit.clock.is_wrong_by_days() {
                     visit.moved_days = 0;
                 }
                 decode::restamp::status(&mut status, received_at_ns);
@@ -688,7 +689,8 @@ impl Session {
         }
         let rooms = &self.intake.rooms;
         let room = rooms.take_for_encoded(&visit.share, sealed.encoded.len()).await;
-        match decode::sealed(&sealed, self.clock.now_ns(), visit.clock_offset_ns) {
+        let now_ns = self.clock.now_ns();
+        match decode::sealed(&sealed, now_ns, &visit.clock) {
             Ok((Decoded { boot_id, rows }, days)) => {
                 if days != 0 && visit.moved_days != days {
                     visit.moved_days = days;
@@ -696,11 +698,11 @@ impl Session {
                         node = agent.node,
                         agent = agent.id,
                         days,
-                        "the node's clock is wrong by days, and its rows are moved by as many; set its clock"
+                        "the node's clock is wrong by days, or was, and its rows are moved by as many; set its clock"
                     );
                 }
                 let batch = name(boot_id);
-                let content = Content::of(batch, rows);
+                let content = Content::of(batch, rows, now_ns);
                 self.intake.put_into(room, agent, content, Some(receipt)).await;
             }
             Err(malformed) => {

@@ -5,6 +5,7 @@
 use bytes::Bytes;
 use holdfast_collector::gather::{BatchName, Content, encode};
 use holdfast_collector::ingest::agent::Agent;
+use holdfast_collector::ingest::decode::restamp::NodeClock;
 use holdfast_collector::ingest::decode::{self, Decoded};
 use holdfast_proto::v1::{Batch, Hello, SealedBatch};
 use libfuzzer_sys::fuzz_target;
@@ -27,8 +28,12 @@ fuzz_target!(|encoded: &[u8]| {
         encoded: Bytes::copy_from_slice(encoded),
     };
     // Clocks that are right, and such that are wrong by up to 50 days.
-    let offset_ns = (sequence % 101).cast_signed().saturating_sub(50) * 86_400_000_000_000;
-    let Ok((Decoded { boot_id, rows }, _)) = decode::sealed(&sealed, NOW_NS, offset_ns) else {
+    let clock = NodeClock {
+        ahead_ns: (sequence % 101).cast_signed().saturating_sub(50) * 86_400_000_000_000,
+        clock_ns: 1,
+        boot_id: String::new(),
+    };
+    let Ok((Decoded { boot_id, rows }, _)) = decode::sealed(&sealed, NOW_NS, &clock) else {
         return;
     };
     let batch = BatchName {
@@ -36,7 +41,7 @@ fuzz_target!(|encoded: &[u8]| {
         sequence,
         boot_id,
     };
-    let content = Content::of(batch, rows);
+    let content = Content::of(batch, rows, NOW_NS);
     let hello = Hello {
         protocol: holdfast_proto::PROTOCOL,
         agent_id: "a1".into(),

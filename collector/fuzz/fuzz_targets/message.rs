@@ -4,7 +4,7 @@
 
 use holdfast_collector::ingest::agent::Agent;
 use holdfast_collector::ingest::arrivals::Arrivals;
-use holdfast_collector::ingest::decode;
+use holdfast_collector::ingest::decode::{self, restamp::NodeClock};
 use holdfast_collector::runs::result::Outcome;
 use holdfast_proto::v1::{AgentMessage, Stream, agent_message::Body, run_event::Event};
 use libfuzzer_sys::fuzz_target;
@@ -33,7 +33,7 @@ fuzz_target!(|bytes: &[u8]| {
             let _ = Agent::try_from(hello).map_err(|unwelcome| unwelcome.to_string());
         }
         Some(Body::Batch(sealed)) => {
-            let _ = decode::sealed(&sealed, NOW_NS, 0).map_err(|malformed| malformed.to_string());
+            let _ = decode::sealed(&sealed, NOW_NS, &NodeClock::default()).map_err(|malformed| malformed.to_string());
         }
         Some(Body::Status(mut status)) => {
             decode::restamp::status(&mut status, NOW_NS);

@@ -51,10 +51,11 @@ pub fn block<'a>(
                     columns: &**columns,
                 });
             }
-            Content::Gaps { batch, gaps: rows } => {
-                let recorded_at_ns = gaps_recorded_at_ns(rows);
-                gaps.extend(rows.iter().map(|gap| (agent, batch, recorded_at_ns, gap)));
-            }
+            Content::Gaps {
+                batch,
+                gaps: rows,
+                told_ns,
+            } => gaps.extend(rows.iter().map(|gap| (agent, batch, *told_ns, gap))),
             Content::OpenConnections { batch, look } => looks.push((
                 Delivered {
                     agent,
@@ -514,12 +515,6 @@ fn connection_samples(looks: Vec<(Delivered<'_>, &OpenConnections)>) -> Result<B
     rows.cookies(&mut block)?;
     rows.names(&mut block)?;
     block.finish()
-}
-
-/// The time of all gaps of one batch: that of its latest row, so that a batch is in one partition.
-pub(super) fn gaps_recorded_at_ns(gaps: &[Gap]) -> i64 {
-    let latest_ns = gaps.iter().map(|gap| gap.last_ns).max().unwrap_or(0);
-    i64::try_from(latest_ns).unwrap_or(i64::MAX)
 }
 
 fn gap_records(gaps: &[(&Agent, &BatchName, i64, &Gap)]) -> Result<Block, BlockError> {

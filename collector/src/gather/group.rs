@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use tokio::time::Instant;
 
-use super::encode::gaps_recorded_at_ns;
 use super::{Content, Parcel};
 use crate::config::Limits;
 use crate::ingest::decode::day;
@@ -43,7 +42,7 @@ impl Key {
     fn of(content: &Content) -> Self {
         let (kind, day) = match content {
             Content::Connections { columns, .. } => (Kind::Connections, columns.day),
-            Content::Gaps { gaps, .. } => (Kind::Gaps, day(gaps_recorded_at_ns(gaps))),
+            Content::Gaps { told_ns, .. } => (Kind::Gaps, day(*told_ns)),
             Content::OpenConnections { look, .. } => (Kind::OpenConnections, day(look.observed_at_ns)),
             Content::Listeners { look, .. } => (Kind::Listeners, day(look.observed_at_ns)),
             Content::Namespaces { look, .. } => (Kind::Namespaces, day(look.observed_at_ns)),

@@ -296,17 +296,22 @@ pub struct Decoded {
     pub rows: Rows,
 }
 
-/// Opens a sealed batch, checks everything in it and derives what is stored. `now_ns` is the collector's time, and the agent's
-/// clock is ahead of it by `offset_ns` (zero: that is not known). Where that clock is wrong by days, the rows are moved by as
-/// many, which are given.
-pub fn sealed(sealed: &SealedBatch, now_ns: i64, offset_ns: i64) -> Result<(Decoded, i64), Malformed> {
-    let days = match derive(open(sealed)?, UNTIL_NS) {
-        Ok(decoded) => match restamp::days(decoded.rows.latest_ns(), now_ns, offset_ns) {
+/// Opens a sealed batch, checks everything in it and derives what is stored. `now_ns` is the collector's time. Where the node's
+/// clock was wrong by days, the rows are moved by as many, which are given.
+pub fn sealed(
+    sealed: &SealedBatch,
+    now_ns: i64,
+    clock: &restamp::NodeClock,
+) -> Result<(Decoded, i64), Malformed> {
+    let batch = open(sealed)?;
+    let ahead = clock.ahead(&batch);
+    let days = match derive(batch, UNTIL_NS) {
+        Ok(decoded) => match restamp::days(decoded.rows.latest_ns(), now_ns, ahead) {
             0 => return Ok((decoded, 0)),
             days => days,
         },
         // From before clocks were set.
-        Err(malformed @ Malformed::Time { .. }) => match restamp::whole_days(offset_ns) {
+        Err(malformed @ Malformed::Time { .. }) => match ahead.whole_days() {
             0 => return Err(malformed),
             off => -off,
         },

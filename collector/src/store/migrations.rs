@@ -115,6 +115,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "resets",
         sql: include_str!("migrations/0020_resets.sql"),
     },
+    Migration {
+        version: 21,
+        name: "told",
+        sql: include_str!("migrations/0021_told.sql"),
+    },
 ];
 
 /// The newest step that this binary knows.

@@ -378,6 +378,7 @@ async fn what_is_missing_is_stored_like_what_is_there() {
             sequence: 1,
             rows: 1,
             boot_id: "b1".to_owned(),
+            clock_ns: 0,
             columns: Some(Columns::Gaps(GapRows { gaps: vec![gap] })),
         })
         .await;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Serializer, V2Serializer};
+use holdfast_collector::ingest::decode::restamp::NodeClock;
 use holdfast_collector::ingest::decode::{self, Malformed};
 use holdfast_collector::runs::result::Outcome;
 use holdfast_proto::v1::batch::Columns;
@@ -58,6 +59,7 @@ fn gaps() -> Batch {
         sequence: 1,
         rows: 1,
         boot_id: "b1".to_owned(),
+        clock_ns: 0,
         columns: Some(Columns::Gaps(GapRows { gaps: vec![gap] })),
     }
 }
@@ -311,7 +313,7 @@ fn the_batches_are_of_todays_protocol_and_each_has_the_fault_that_it_is_called_a
         .collect();
     check("batch", &encoded);
     for (name, batch, fault) in batches() {
-        let found = decode::sealed(&seal(7, &batch), NOW_NS, 0).err();
+        let found = decode::sealed(&seal(7, &batch), NOW_NS, &NodeClock::default()).err();
         assert_eq!(found.as_ref().map(Malformed::kind), fault, "{name}: {found:?}");
     }
 }

@@ -269,6 +269,7 @@ pub(crate) fn batch_at(sequence: u64, rows: u32, opened_ns: i64) -> Batch {
         sequence,
         rows,
         boot_id: "b1".to_owned(),
+        clock_ns: 0,
         columns: Some(Columns::Connections(columns)),
     }
 }

@@ -45,6 +45,7 @@ fn interval(sequence: u64) -> Batch {
         sequence,
         rows: 4,
         boot_id: "boot".into(),
+        clock_ns: 0,
         columns: Some(Columns::Syscalls(columns)),
     }
 }

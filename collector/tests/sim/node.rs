@@ -550,7 +550,9 @@ impl Source {
             cookie: record.cookie,
             is_final: record.flags & flag::FINAL != 0,
         };
-        self.oracle.emitted(self.node, self.epoch, name, row);
+        let set_ns = self.clock_set_ns.load(Ordering::Relaxed);
+        let made_ns = row.recorded_ns.saturating_add_signed(-set_ns);
+        self.oracle.emitted(self.node, self.epoch, name, row, made_ns);
     }
 
     fn open(&self) -> MutexGuard<'_, Vec<ConnectionRecord>> {

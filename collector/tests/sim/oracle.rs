@@ -56,8 +56,6 @@ pub(crate) struct Gap {
 #[derive(Clone)]
 pub(crate) struct Oracle {
     trace: Trace,
-    /// The right time when the world begins, in nanoseconds since the Unix epoch.
-    began_ns: i64,
     state: Arc<Mutex<State>>,
 }
 
@@ -73,6 +71,8 @@ struct Emitted {
     node: usize,
     epoch: u64,
     row: Row,
+    /// When it really was made, in nanoseconds since the Unix epoch, whatever the node's clock said.
+    made_ns: u64,
     batch: Option<BatchName>,
     is_excused: bool,
 }
@@ -96,20 +96,20 @@ pub(crate) struct Ends {
 }
 
 impl Oracle {
-    pub(crate) fn new(trace: Trace, began_ns: i64) -> Self {
+    pub(crate) fn new(trace: Trace) -> Self {
         Self {
             trace,
-            began_ns,
             state: Arc::default(),
         }
     }
 
     /// The kernel of a node handed a record over, or its agent announced a connection, and this start took it.
-    pub(crate) fn emitted(&self, node: usize, epoch: u64, name: RowName, row: Row) {
+    pub(crate) fn emitted(&self, node: usize, epoch: u64, name: RowName, row: Row, made_ns: u64) {
         let emitted = Emitted {
             node,
             epoch,
             row,
+            made_ns,
             batch: None,
             is_excused: false,
         };
@@ -241,10 +241,9 @@ impl Oracle {
             self.trace
                 .fault(|| format!("batch {name:?} of node {node} was stored with other rows"));
         }
-        let now_ns = (self.began_ns + self.trace.elapsed().as_nanos() as i64) as u64;
         for (name, row) in rows {
             let known = state.rows.get(name).map(|emitted| emitted.row);
-            // A clock that is wrong by days is corrected by whole ones, so that nothing lies in the future.
+            // A clock that was wrong by days is corrected by whole ones, however it was set before the row came here.
             let moved_ns = known.map_or(0, |known| known.recorded_ns.abs_diff(row.recorded_ns));
             let is_same = known.is_some_and(|known| {
                 Row {
@@ -252,8 +251,9 @@ impl Oracle {
                     ..known
                 } == *row
             });
-            let is_future = row.recorded_ns > now_ns + DAY_NS;
-            if !is_same || !moved_ns.is_multiple_of(DAY_NS) || is_future {
+            let made_ns = state.rows.get(name).map_or(0, |emitted| emitted.made_ns);
+            let is_elsewhere = row.recorded_ns.abs_diff(made_ns) > DAY_NS;
+            if !is_same || !moved_ns.is_multiple_of(DAY_NS) || is_elsewhere {
                 self.trace
                     .fault(|| format!("{name:?}: the kernel said {known:?}, the store has {row:?}"));
             }

@@ -122,7 +122,7 @@ struct World {
 async fn live(seed: u64, lapse: Lapse, trace: &Trace) -> u64 {
     let mut rng = Rng::with_seed(seed);
     let began_ns = MIDNIGHT_NS - rng.i64(0..60) * SECOND_NS;
-    let oracle = Oracle::new(trace.clone(), began_ns);
+    let oracle = Oracle::new(trace.clone());
     let node_count = [1, 1, 2, 2, 3, 4][rng.usize(0..6)];
     let collectors = [1, 1, 1, 2, 2, 3][rng.usize(0..6)];
     let is_embedded = collectors == 1 && rng.bool();

@@ -612,6 +612,10 @@ pub struct Batch {
     /// The kernel's boot id when it was sealed.
     #[prost(string, tag = "4")]
     pub boot_id: ::prost::alloc::string::String,
+    /// The wall clock by which all its times were made, in nanoseconds ahead of the clock that counts since the boot. Zero: not
+    /// told, or they were made by several.
+    #[prost(sint64, tag = "5")]
+    pub clock_ns: i64,
     #[prost(oneof = "batch::Columns", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
     pub columns: ::core::option::Option<batch::Columns>,
 }
@@ -1156,6 +1160,10 @@ pub struct Status {
     /// The streams that can be switched, one each.
     #[prost(message, repeated, tag = "13")]
     pub watches: ::prost::alloc::vec::Vec<Watch>,
+    /// The wall clock of `observed_at_ns`, as `Batch.clock_ns`: by how much it was set since a batch of the same boot was made is
+    /// the difference of the two. Zero: not told.
+    #[prost(sint64, tag = "14")]
+    pub clock_ns: i64,
 }
 /// Whether a stream is on: of one that is off nothing is known, which is not the same as that nothing happened.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -2,10 +2,14 @@
 //! retention removes at once. They are moved by whole days, so that what was sealed of one day stays of one day; what is left
 //! is a wrong clock as any other, which `nodes` shows.
 //!
-//! A batch that is sent again may be moved otherwise, for the clock was set meanwhile. That adds nothing: batches are known by
+//! A batch says by which clock its times were made, a status which clock it is now, both against the time since the boot: so
+//! it is known how wrong the clock was then, however often it was set since. What an earlier boot made is held against the clock
+//! as it is, as far as that explains it.
+//!
+//! A batch that is sent again may be moved otherwise, for that clock was set meanwhile. That adds nothing: batches are known by
 //! their names, whenever their rows are, and only those that the store does not have are taken.
 
-use holdfast_proto::v1::{Status, batch::Columns};
+use holdfast_proto::v1::{Batch, Status, batch::Columns};
 
 use super::DAY_NS;
 
@@ -13,15 +17,68 @@ use super::DAY_NS;
 const SLACK_NS: i64 = DAY_NS / 24;
 
 /// By how many whole days a clock is wrong that is ahead of ours by `offset_ns`.
-pub fn whole_days(offset_ns: i64) -> i64 {
+fn whole_days(offset_ns: i64) -> i64 {
     offset_ns.saturating_add(offset_ns.signum() * SLACK_NS) / DAY_NS
 }
 
-/// Days by which something is to be moved that an agent made at `at_ns` by its clock, which is ahead of ours by `offset_ns`
-/// (zero: that is not known). Zero where that clock can be right, or was when it was made.
-pub(super) fn days(at_ns: i64, now_ns: i64, offset_ns: i64) -> i64 {
-    let off = whole_days(offset_ns);
+/// A node's clock, as a status told it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeClock {
+    /// How far it is ahead of ours, in nanoseconds; zero: that is not known.
+    pub ahead_ns: i64,
+    /// How far it is ahead of the time since the boot of this name, in nanoseconds; zero: the agent does not tell.
+    pub clock_ns: i64,
+    pub boot_id: String,
+}
+
+/// How far the clock of a node is ahead of ours, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ahead {
+    /// Now; it may have been set since the times were made. Zero: that is not known.
+    Now(i64),
+    /// When the times were made.
+    Then(i64),
+}
+
+impl NodeClock {
+    /// As a status tells it that was made just now, on the boot of this name.
+    pub fn of(status: &Status, boot_id: &str, now_ns: i64) -> Self {
+        Self {
+            ahead_ns: offset_ns(status, now_ns),
+            clock_ns: status.clock_ns,
+            boot_id: boot_id.to_owned(),
+        }
+    }
+
+    /// Whether it is more than a wrong clock as any other.
+    pub fn is_wrong_by_days(&self) -> bool {
+        whole_days(self.ahead_ns) != 0
+    }
+
+    /// Of the clock by which the times of a batch were made.
+    pub(super) fn ahead(&self, batch: &Batch) -> Ahead {
+        if self.clock_ns == 0 || batch.clock_ns == 0 || batch.boot_id != self.boot_id {
+            return Ahead::Now(self.ahead_ns);
+        }
+        let set_ns = batch.clock_ns.saturating_sub(self.clock_ns);
+        Ahead::Then(self.ahead_ns.saturating_add(set_ns))
+    }
+}
+
+impl Ahead {
+    pub(super) fn whole_days(self) -> i64 {
+        let (Self::Now(ns) | Self::Then(ns)) = self;
+        whole_days(ns)
+    }
+}
+
+/// Days by which something is to be moved that an agent made at `at_ns` by its clock. Zero where that clock was right.
+pub(super) fn days(at_ns: i64, now_ns: i64, ahead: Ahead) -> i64 {
+    let off = ahead.whole_days();
     let ahead_ns = at_ns.saturating_sub(now_ns);
+    if matches!(ahead, Ahead::Then(_)) && ahead_ns.saturating_sub(off.saturating_mul(DAY_NS)) <= DAY_NS {
+        return -off;
+    }
     // Nothing was made later than now: it was by the clock as it is, if that explains it.
     if off > 0 && ahead_ns > 0 && ahead_ns.saturating_sub(off.saturating_mul(DAY_NS)) <= DAY_NS {
         return -off;
@@ -83,7 +140,7 @@ pub(super) fn shift(columns: &mut Columns, days: i64) {
 }
 
 /// How far the clock that a status was made by is ahead of ours, if it was made just now.
-pub fn offset_ns(status: &Status, now_ns: i64) -> i64 {
+fn offset_ns(status: &Status, now_ns: i64) -> i64 {
     let at_ns = i64::try_from(status.observed_at_ns).unwrap_or(i64::MAX);
     at_ns.saturating_sub(now_ns)
 }
@@ -127,37 +184,80 @@ mod tests {
             (-50 * DAY_NS, 50),
             (-50 * DAY_NS - half, 50),
         ] {
-            assert_eq!(days(NOW_NS + off_ns, NOW_NS, off_ns), days_moved, "{off_ns}");
+            assert_eq!(
+                days(NOW_NS + off_ns, NOW_NS, Ahead::Now(off_ns)),
+                days_moved,
+                "{off_ns}"
+            );
             // On its way for a while.
             let late_ns = NOW_NS + off_ns - minute;
-            assert_eq!(days(late_ns, NOW_NS, off_ns), days_moved, "{off_ns}");
+            assert_eq!(days(late_ns, NOW_NS, Ahead::Now(off_ns)), days_moved, "{off_ns}");
         }
     }
 
     #[test]
     fn what_was_made_while_the_clock_was_right_stays() {
         let hour = DAY_NS / 24;
-        assert_eq!(days(NOW_NS - hour, NOW_NS, 3 * DAY_NS), 0);
-        assert_eq!(days(NOW_NS - 7 * DAY_NS, NOW_NS, -50 * DAY_NS), 0);
+        assert_eq!(days(NOW_NS - hour, NOW_NS, Ahead::Now(3 * DAY_NS)), 0);
+        assert_eq!(days(NOW_NS - 7 * DAY_NS, NOW_NS, Ahead::Now(-50 * DAY_NS)), 0);
     }
 
     #[test]
     fn what_waited_long_under_a_clock_that_is_ahead_is_moved_all_the_same() {
-        assert_eq!(days(NOW_NS + DAY_NS / 2, NOW_NS, 3 * DAY_NS), -3);
-        assert_eq!(days(NOW_NS - 52 * DAY_NS, NOW_NS, -50 * DAY_NS), 50);
+        assert_eq!(days(NOW_NS + DAY_NS / 2, NOW_NS, Ahead::Now(3 * DAY_NS)), -3);
+        assert_eq!(days(NOW_NS - 52 * DAY_NS, NOW_NS, Ahead::Now(-50 * DAY_NS)), 50);
     }
 
     #[test]
     fn a_clock_that_is_not_known_or_was_set_since_is_at_most_now() {
         for offset_ns in [0, -DAY_NS, DAY_NS * 3 / 2] {
-            assert_eq!(days(NOW_NS + 3 * DAY_NS, NOW_NS, offset_ns), -3, "{offset_ns}");
             assert_eq!(
-                days(NOW_NS + 3 * DAY_NS + 1, NOW_NS, offset_ns),
+                days(NOW_NS + 3 * DAY_NS, NOW_NS, Ahead::Now(offset_ns)),
+                -3,
+                "{offset_ns}"
+            );
+            assert_eq!(
+                days(NOW_NS + 3 * DAY_NS + 1, NOW_NS, Ahead::Now(offset_ns)),
                 -4,
                 "{offset_ns}"
             );
         }
-        assert!(days(i64::MAX, NOW_NS, 0) < 0 && days(i64::MIN, NOW_NS, i64::MIN) > 0);
+        assert!(
+            days(i64::MAX, NOW_NS, Ahead::Now(0)) < 0 && days(i64::MIN, NOW_NS, Ahead::Now(i64::MIN)) > 0
+        );
+    }
+
+    #[test]
+    fn what_waited_while_the_clock_was_set_is_moved_by_what_it_was_wrong_then() {
+        let told = |set_days: i64, boot_id: &str| Batch {
+            clock_ns: 5 + set_days * DAY_NS,
+            boot_id: boot_id.to_owned(),
+            ..Batch::default()
+        };
+        let right = NodeClock {
+            ahead_ns: 0,
+            clock_ns: 5,
+            boot_id: "b1".to_owned(),
+        };
+        let wrong = NodeClock {
+            ahead_ns: 10 * DAY_NS,
+            clock_ns: 5 + 10 * DAY_NS,
+            ..right.clone()
+        };
+        for clock in [&right, &wrong] {
+            for set_days in [-46, 0, 3, 10] {
+                let ahead = clock.ahead(&told(set_days, "b1"));
+                assert_eq!(ahead, Ahead::Then(set_days * DAY_NS));
+                let at_ns = NOW_NS - 60_000_000_000 + set_days * DAY_NS;
+                assert_eq!(days(at_ns, NOW_NS, ahead), -set_days);
+            }
+        }
+        // Of an earlier boot nothing is known, nor of an agent that does not tell.
+        assert_eq!(wrong.ahead(&told(3, "b0")), Ahead::Now(10 * DAY_NS));
+        assert_eq!(wrong.ahead(&Batch::default()), Ahead::Now(10 * DAY_NS));
+        // Nothing lies in the future, whatever is told.
+        let lie = right.ahead(&told(0, "b1"));
+        assert_eq!(days(NOW_NS + 9 * DAY_NS, NOW_NS, lie), -9);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 use holdfast_proto::v1::{self, GapRows, batch::Columns};
 use proptest::prelude::*;
 
+use super::restamp::NodeClock;
 use super::*;
 
 const SECOND_NS: i64 = 1_000_000_000;
@@ -103,6 +104,7 @@ fn batch(columns: ConnectionColumns) -> Batch {
         sequence: 1,
         rows: 3,
         boot_id: "boot".to_owned(),
+        clock_ns: 0,
         columns: Some(Columns::Connections(columns)),
     }
 }
@@ -441,6 +443,7 @@ proptest! {
             sequence: 1,
             rows,
             boot_id: String::new(),
+            clock_ns: 0,
             columns: Some(Columns::Connections(columns)),
         };
         match unsealed(&batch, NOW_NS) {
@@ -498,6 +501,7 @@ proptest! {
             sequence: 1,
             rows: rows as u32,
             boot_id: String::new(),
+            clock_ns: 0,
             columns: Some(Columns::Connections(columns)),
         };
         let decoded = unsealed(&batch, NOW_NS).unwrap();
@@ -532,15 +536,19 @@ fn an_end_is_pending_until_its_path_says_otherwise() {
 
 #[test]
 fn a_batch_of_a_clock_that_is_wrong_by_days_is_moved_and_otherwise_the_same() {
+    let ahead = |days| NodeClock {
+        ahead_ns: days * DAY_NS,
+        ..NodeClock::default()
+    };
     let right = derive(open(&seal(&batch(columns()))).unwrap(), NOW_NS).unwrap();
     for ahead_days in [3, 400, -1, -50] {
         let mut wrong = batch(columns());
         restamp::shift(wrong.columns.as_mut().unwrap(), ahead_days);
         let wrong = seal(&wrong);
-        let moved = sealed(&wrong, NOW_NS, ahead_days * DAY_NS).unwrap();
+        let moved = sealed(&wrong, NOW_NS, &ahead(ahead_days)).unwrap();
         assert_eq!(moved, (right.clone(), -ahead_days));
         // Once the clock is right nobody knows what it was: in the future nothing lies all the same.
-        let (later, days) = sealed(&wrong, NOW_NS, 0).unwrap();
+        let (later, days) = sealed(&wrong, NOW_NS, &NodeClock::default()).unwrap();
         assert!(later.rows.latest_ns() <= NOW_NS + DAY_NS, "{ahead_days}");
         assert_eq!(days, (-ahead_days).min(0), "{ahead_days}");
     }
@@ -551,7 +559,7 @@ fn a_batch_that_changed_on_its_way_is_refused() {
     let fault = |change: fn(&mut SealedBatch)| {
         let mut batch = seal(&batch(columns()));
         change(&mut batch);
-        sealed(&batch, NOW_NS, 0).unwrap_err()
+        sealed(&batch, NOW_NS, &NodeClock::default()).unwrap_err()
     };
     assert_eq!(fault(|batch| batch.checksum ^= 1), Malformed::Checksum);
     assert_eq!(fault(|batch| batch.sequence += 1), Malformed::Name);
@@ -584,6 +592,7 @@ fn gaps_are_checked_like_rows() {
             sequence: 1,
             rows: 1,
             boot_id: String::new(),
+            clock_ns: 0,
             columns: Some(Columns::Gaps(GapRows { gaps: vec![gap] })),
         };
         open(&seal(&batch))
