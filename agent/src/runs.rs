@@ -150,11 +150,10 @@ impl Runs {
                         self.current = None;
                     }
                 }
-                // It ends where it is dropped. While this node's own part is not over, neither are those of the others, who would
-                // see a target that goes away; the collector says it again once all are over.
-                if self.of(&run_id).is_none_or(|current| current.is_over()) {
-                    self.serving = self.serving.take().filter(|serving| serving.run_id != run_id);
-                }
+            }
+            // It ends where it is dropped.
+            Some(run_order::Order::Release(_)) => {
+                self.serving = self.serving.take().filter(|serving| serving.run_id != run_id);
             }
             // Something that a newer collector says; it hears nothing of us and gives up.
             None => {}

@@ -54,6 +54,7 @@ pub fn connections(
         let _ = stream.set_nodelay(true);
         let caller = Caller {
             remote: stream.peer_addr().ok(),
+            local: stream.local_addr().ok(),
             has_asked: Arc::new(AtomicBool::new(false)),
         };
         Some(Ok(Connection {
@@ -71,6 +72,7 @@ pub fn connections(
 pub struct Caller {
     /// `None` if the connection broke before it could be asked.
     remote: Option<SocketAddr>,
+    local: Option<SocketAddr>,
     has_asked: Arc<AtomicBool>,
 }
 
@@ -83,6 +85,11 @@ impl Caller {
     /// Address and port; empty if they are not known.
     pub fn remote(&self) -> String {
         self.remote.map_or_else(String::new, |remote| remote.to_string())
+    }
+
+    /// Which of this host's addresses it has come to.
+    pub fn local(&self) -> Option<SocketAddr> {
+        self.local
     }
 }
 

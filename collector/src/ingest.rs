@@ -15,6 +15,7 @@ pub mod reports;
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -121,18 +122,17 @@ impl Uplink for Ingest {
     type DeliverStream = Replies;
 
     async fn deliver(&self, request: Request<Streaming<AgentMessage>>) -> Result<Response<Replies>, Status> {
-        let remote = request
-            .extensions()
-            .get::<Caller>()
-            .map_or_else(String::new, Caller::remote);
-        Ok(Response::new(self.accept(remote, request.into_inner())))
+        let caller = request.extensions().get::<Caller>();
+        let remote = caller.map_or_else(String::new, Caller::remote);
+        let local = caller.and_then(Caller::local);
+        Ok(Response::new(self.accept(remote, local, request.into_inner())))
     }
 }
 
 impl Ingest {
-    /// Takes in the stream of an agent at `remote`, whatever carries it: a task of its own reads it, until either
-    /// side ends it.
-    pub fn accept<M>(&self, remote: String, messages: M) -> Replies
+    /// Takes in the stream of an agent at `remote` that has come to `local`, whatever carries it: a task of its own reads it,
+    /// until either side ends it.
+    pub fn accept<M>(&self, remote: String, local: Option<SocketAddr>, messages: M) -> Replies
     where
         M: Stream<Item = Result<AgentMessage, Status>> + Send + Unpin + 'static,
     {
@@ -157,6 +157,7 @@ impl Ingest {
             replies,
             notices,
             remote,
+            local,
         };
         tokio::spawn(async move {
             let ended = session.run(messages).await;
@@ -233,8 +234,9 @@ struct Session {
     /// Answers to batches: each of those in flight has a place.
     replies: mpsc::Sender<Reply>,
     notices: mpsc::Sender<CollectorMessage>,
-    /// Where the agent connected from, address and port.
+    /// Where the agent connected from, address and port, and to.
     remote: String,
+    local: Option<SocketAddr>,
 }
 
 impl Session {
@@ -290,7 +292,7 @@ impl Session {
                 remote: self.remote.clone(),
             };
             self.intake.put(&agent, &visit.share, content).await;
-            let _member = self.runs.join(&agent, &self.remote, &self.notices);
+            let _member = self.runs.join(&agent, (&self.remote, self.local), &self.notices);
             let taken = async {
                 while let Some(message) = messages.next().await {
                     let message = message.map_err(|status| self.unreadable(&status))?;

@@ -6,13 +6,14 @@
 
 pub mod compare;
 pub mod counts;
+pub mod doubts;
 pub mod expect;
 pub mod known;
 pub mod plan;
 pub mod result;
 pub mod seconds;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +21,7 @@ use std::time::Duration;
 
 use holdfast_proto::v1::{
     CollectorMessage, LoadCounts, LoadEnd, LoadMesh, LoadPlan, LoadReport, LoadRequest, RunBeat, RunBegun,
-    RunEvent, RunOrder, RunProgress, RunReady, RunResult, RunServe, RunStart, RunStop, RunUpdate,
+    RunEvent, RunOrder, RunProgress, RunReady, RunRelease, RunResult, RunServe, RunStart, RunStop, RunUpdate,
     collector_message, load_plan, run_event, run_order, run_update,
 };
 use tokio::sync::{mpsc, watch};
@@ -33,6 +34,7 @@ use crate::clock::WallClock;
 use crate::ingest::agent::Agent;
 use crate::store::runs::{self as store_runs, LoadSample, RunRecord};
 use crate::store::{Store, StoreError};
+use doubts::Doubts;
 use expect::Expectation;
 use plan::Plan;
 use result::{Connections, Kernel, Outcome, Pair, PartOf, Summary, Times, buckets, decode};
@@ -76,8 +78,9 @@ pub struct Runs {
 #[derive(Clone)]
 struct Member {
     agent: Arc<Agent>,
-    /// Where its stream comes from, if it comes over the network.
+    /// Where its stream comes from, and where it comes to, if it comes over the network.
     remote: Option<IpAddr>,
+    local: Option<IpAddr>,
     /// Weak, for a stream ends when nobody can say anything on it any more.
     orders: mpsc::WeakSender<CollectorMessage>,
 }
@@ -112,17 +115,18 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Runs {
-    /// An agent at `remote` was welcomed, and hears what is sent to `orders`.
+    /// An agent was welcomed that came from `remote` to `local`, and hears what is sent to `orders`.
     pub fn join(
         self: &Arc<Self>,
         agent: &Arc<Agent>,
-        remote: &str,
+        (remote, local): (&str, Option<SocketAddr>),
         orders: &mpsc::Sender<CollectorMessage>,
     ) -> Membership {
         let remote = remote.parse::<SocketAddr>().ok();
         let member = Member {
             agent: agent.clone(),
             remote: remote.map(|remote| remote.ip().to_canonical()),
+            local: local.map(|local| local.ip().to_canonical()),
             orders: orders.downgrade(),
         };
         lock(&self.members).insert(agent.id.clone(), member);
@@ -226,33 +230,46 @@ fn of_mesh(mut members: Vec<Member>, mesh: &LoadMesh) -> Result<Vec<Member>, Sta
 }
 
 /// Where others reach the agents of a mesh, each at the address that its stream comes from. One that is beside the collector comes
-/// from its loopback, where only others there find it: then it is one of its interfaces.
+/// from its loopback, where only others there find it: it is where those from elsewhere reach the collector.
 fn addresses(members: &[&Member]) -> Result<Vec<IpAddr>, Status> {
-    let is_local = members
-        .iter()
-        .all(|member| member.remote.is_some_and(|remote| remote.is_loopback()));
+    let is_beside = |member: &Member| member.remote.is_some_and(|remote| remote.is_loopback());
+    let are_all_beside = members.iter().all(|member| is_beside(member));
+    let from_elsewhere = members.iter().filter(|member| !is_beside(member));
+    let reached: BTreeSet<IpAddr> = from_elsewhere.filter_map(|member| member.local).collect();
     members
         .iter()
         .map(|member| {
-            let elsewhere = member.remote.filter(|remote| is_local || !remote.is_loopback());
-            // Of several nobody here knows which one the others reach: a bridge for containers is one, too.
-            let of_interface = || {
-                let own = member.agent.addresses.iter();
-                let own = own.filter_map(|address| address.parse::<IpAddr>().ok()?.to_canonical().into());
-                let is_link_local =
-                    |address: &IpAddr| matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-                let mut own = own.filter(|address: &IpAddr| !address.is_loopback() && !is_link_local(address));
-                own.next().filter(|_| own.next().is_none())
-            };
-            elsewhere.or_else(of_interface).ok_or_else(|| {
-                Status::failed_precondition(format!(
-                    "nobody knows at which address the others reach {}: let its agent dial the collector by another address than \
-                     the loopback's",
-                    member.agent.node
-                ))
-            })
+            let remote = member.remote.filter(|_| are_all_beside || !is_beside(member));
+            remote.map_or_else(|| beside(&member.agent, &reached), Ok)
         })
         .collect()
+}
+
+/// The address of an agent on the collector's host, which others reach at `reached`.
+fn beside(agent: &Agent, reached: &BTreeSet<IpAddr>) -> Result<IpAddr, Status> {
+    let is_of_network = |address: &IpAddr| {
+        let is_of_link = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+        !address.is_loopback() && !is_of_link
+    };
+    let own = agent.addresses.iter();
+    let own = own.filter_map(|address| Some(address.parse::<IpAddr>().ok()?.to_canonical()));
+    let own: BTreeSet<IpAddr> = own.filter(is_of_network).collect();
+    // A collector behind a forwarded port is reached at addresses that are not the host's.
+    let both: BTreeSet<IpAddr> = own.intersection(reached).copied().collect();
+    let only = |addresses: &BTreeSet<IpAddr>| addresses.first().copied().filter(|_| addresses.len() == 1);
+    only(&both).or_else(|| only(&own)).ok_or_else(|| {
+        let candidates = if both.is_empty() { &own } else { &both };
+        let candidates: Vec<String> = candidates.iter().map(ToString::to_string).collect();
+        let candidates = match candidates.as_slice() {
+            [] => "it named none but the loopback's".to_owned(),
+            some => format!("it may be any of {}", some.join(", ")),
+        };
+        Status::failed_precondition(format!(
+            "nobody knows at which address the others reach {}, whose agent dials the collector over the loopback: {candidates}; let it \
+             dial by the address that the others reach (--collector of the agent)",
+            agent.node
+        ))
+    })
 }
 
 /// What a run needs beside its agents.
@@ -282,6 +299,8 @@ struct Part {
     trouble: String,
     /// Nothing more comes of it.
     is_over: bool,
+    /// Nor is it a target of the others of a mesh any more, against the run's will.
+    is_gone: bool,
 }
 
 /// What one agent does to one target, or to all that are not told apart.
@@ -295,6 +314,8 @@ struct Toward {
     cpu_ns: u64,
     is_over: bool,
     counts: LoadCounts,
+    /// Of these, what counts only if the target was there still.
+    doubts: Doubts,
     /// Log buckets of microseconds.
     connect: BTreeMap<u16, u64>,
     network: BTreeMap<u16, u64>,
@@ -321,6 +342,14 @@ impl Toward {
 impl Part {
     fn node(&self) -> &str {
         &self.member.agent.node
+    }
+
+    /// It is gone; gives its node.
+    fn lose(&mut self) -> String {
+        self.is_over = true;
+        self.is_gone = true;
+        self.trouble = "was lost in the middle".to_owned();
+        self.node().to_owned()
     }
 
     /// False if the agent is gone. One that does not read is told the next time.
@@ -432,6 +461,7 @@ pub async fn load(
         toward: vec![Toward::default()],
         trouble: String::new(),
         is_over: false,
+        is_gone: false,
     };
     let mut run = Run {
         desk,
@@ -457,6 +487,7 @@ pub async fn load(
     };
     if let Err(status) = run.register(&mut arriving).await {
         run.tell_all(|| run_order::Order::Stop(RunStop {}));
+        run.release();
         return Err(status);
     }
     let begun = RunBegun {
@@ -683,6 +714,7 @@ impl Run<'_> {
                 biased;
                 () = &mut stop, if !self.is_stopped => {
                     self.is_stopped = true;
+                    self.outcome.is_stopped = true;
                     self.tell_all(|| run_order::Order::Stop(RunStop {}));
                 }
                 _ = beat.tick() => self.beat(),
@@ -729,19 +761,17 @@ impl Run<'_> {
 
     /// Says that the run is still wanted. An agent that is gone or silent is lost, and the run ends with it.
     fn beat(&mut self) {
+        let is_mesh = self.request.mesh.is_some();
         let mut lost = Vec::new();
-        for part in self.parts.values_mut().filter(|part| !part.is_over) {
-            let is_there = part.order(&self.id, run_order::Order::Beat(RunBeat {}));
-            if !is_there || part.last_heard.elapsed() > SILENCE {
-                part.is_over = true;
-                part.trouble = "was lost in the middle".to_owned();
-                lost.push(part.node().to_owned());
+        for part in self.parts.values_mut() {
+            // One of a mesh that is done is a target of the others still.
+            if part.is_gone || part.is_over && !is_mesh {
+                continue;
             }
-        }
-        // One of a mesh that is done is a target of the others still.
-        if self.request.mesh.is_some() {
-            for part in self.parts.values().filter(|part| part.is_over) {
-                part.order(&self.id, run_order::Order::Beat(RunBeat {}));
+            let is_there = part.order(&self.id, run_order::Order::Beat(RunBeat {}));
+            let is_silent = !part.is_over && part.last_heard.elapsed() > SILENCE;
+            if !is_there || is_silent {
+                lost.push(part.lose());
             }
         }
         for node in lost {
@@ -749,11 +779,27 @@ impl Run<'_> {
         }
     }
 
-    /// The run is over for all; what they have done so far is kept.
+    /// Nobody of a mesh has to be a target any more. One that is not there to hear it was lost before the others were done.
+    fn release(&mut self) {
+        if self.request.mesh.is_none() {
+            return;
+        }
+        for part in self.parts.values_mut().filter(|part| !part.is_gone) {
+            if !part.order(&self.id, run_order::Order::Release(RunRelease {})) {
+                let node = part.lose();
+                self.trouble
+                    .push(format!("the agent of {node} was lost in the middle"));
+            }
+        }
+    }
+
+    /// The run is over for all, if it was not asked for that the others go on; what they have done so far is kept.
     fn fail(&mut self, reason: String) {
         warn!(run = self.id, reason, "a run is in trouble");
         self.trouble.push(reason);
-        self.tell_all(|| run_order::Order::Stop(RunStop {}));
+        if !self.request.keep_going {
+            self.tell_all(|| run_order::Order::Stop(RunStop {}));
+        }
     }
 
     fn take(&mut self, agent_id: &str, report: &LoadReport) {
@@ -789,7 +835,9 @@ impl Run<'_> {
         toward.most_open = report.most_open;
         toward.cpu_ns = report.cpu_ns;
         toward.is_over = is_last;
-        counts::add(&mut toward.counts, &report.counts.unwrap_or_default());
+        let counts = report.counts.unwrap_or_default();
+        counts::add(&mut toward.counts, &counts);
+        toward.doubts.add(report.elapsed_ns, &counts);
         for (sum, times) in [(&mut toward.connect, &connect), (&mut toward.network, &network)] {
             for (bucket, count) in times.as_ref().map(buckets).unwrap_or_default() {
                 *sum.entry(bucket).or_insert(0) += count;
@@ -843,9 +891,14 @@ impl Run<'_> {
         let end = report.end.and_then(|end| LoadEnd::try_from(end).ok());
         match end {
             Some(LoadEnd::Capped | LoadEnd::Failed) => part.trouble.clone_from(&report.reason),
-            Some(LoadEnd::Orphaned) => part.trouble = "did not hear of the collector in time".to_owned(),
+            // Soon it is no target of others either.
+            Some(LoadEnd::Orphaned) => {
+                part.is_gone = true;
+                part.trouble = "did not hear of the collector in time".to_owned();
+            }
             _ => {}
         }
+        self.is_there(agent_id, report.elapsed_ns);
         let open: u64 = self.parts.values().map(|part| part.open).sum();
         let most_of_one = self.parts.values().map(|part| part.most_open).max().unwrap_or(0);
         self.most_open = self.most_open.max(open).max(most_of_one);
@@ -856,6 +909,48 @@ impl Run<'_> {
             )),
             _ => {}
         }
+    }
+
+    /// An agent reported so long after the start: until then it was a target of the others of a mesh.
+    fn is_there(&mut self, agent_id: &str, elapsed_ns: u64) {
+        for toward in self.toward(agent_id) {
+            toward.doubts.settle(elapsed_ns);
+        }
+    }
+
+    /// What all others of a mesh do to an agent.
+    fn toward(&mut self, agent_id: &str) -> impl Iterator<Item = &mut Toward> {
+        let place = self.parts.keys().position(|id| id == agent_id);
+        let place = place.filter(|_| self.request.mesh.is_some());
+        // Each has the others in the order of all, without itself.
+        let parts = self.parts.values_mut().enumerate();
+        parts.filter_map(move |(own, part)| {
+            let place = place.filter(|place| *place != own)?;
+            part.toward.get_mut(place - usize::from(place > own))
+        })
+    }
+
+    /// What came of agents of a mesh after they were last heard of, which is the run's own doing. Says so among what ended it.
+    fn own_doing(&mut self) -> LoadCounts {
+        let gone = self.parts.iter().filter(|(_, part)| part.is_gone);
+        let gone: Vec<(String, String)> = gone
+            .map(|(id, part)| (id.clone(), part.node().to_owned()))
+            .collect();
+        let mut all = LoadCounts::default();
+        for (id, node) in gone {
+            let mut of_one = LoadCounts::default();
+            for toward in self.toward(&id) {
+                counts::add(&mut of_one, &toward.doubts.sum());
+            }
+            let bad = doubts::in_words(&of_one);
+            if !bad.is_empty() {
+                self.trouble.push(format!(
+                    "what was seen of {node} as a target after it was last heard of proves nothing: {bad}"
+                ));
+            }
+            counts::add(&mut all, &of_one);
+        }
+        all
     }
 
     fn progress(&mut self) -> RunProgress {
@@ -903,10 +998,7 @@ impl Run<'_> {
 
     /// Judges the run and stores its end.
     async fn conclude(mut self) -> RunResult {
-        if self.request.mesh.is_some() {
-            // Nobody has to be a target any more.
-            self.tell_all(|| run_order::Order::Stop(RunStop {}));
-        }
+        self.release();
         // Before the generators closed what they had: what they lost was not open.
         let counts = self.outcome.counts;
         self.open_at_end = match self.plan.arrivals {
@@ -916,7 +1008,9 @@ impl Run<'_> {
         let ended_at_ns = self.desk.clock.now_ns();
         let connections = self.connections(ended_at_ns);
         let kernel = self.kernel(&connections).await;
+        let own_doing = self.own_doing();
         let mut summary = Summary::of(&self.outcome, &self.expectations);
+        summary.own_doing = counts::named(&own_doing);
         // Of a mesh each makes the first attempt.
         let is_mesh = self.request.mesh.is_some();
         // By how much each began after its own first attempt was due.
@@ -1136,5 +1230,63 @@ mod tests {
         // 40 t^2 attempts are due until t.
         assert_eq!((due_ms(0.0, 400.0, 0), due_ms(0.0, 400.0, 1)), (0, 158));
         assert_eq!(due_ms(400.0, 0.0, 1), 2);
+    }
+
+    /// Where a mesh reaches its agents, each with where its stream comes from and to, and its own addresses.
+    fn reached(members: &[(&str, &str, &[&str])]) -> Result<Vec<String>, String> {
+        let member = |&(remote, local, own): &(&str, &str, &[&str])| {
+            let hello = holdfast_proto::v1::Hello {
+                protocol: holdfast_proto::PROTOCOL,
+                agent_id: "7f3a".into(),
+                epoch: 1,
+                boot_id: "boot".into(),
+                node: "db-1".into(),
+                ..Default::default()
+            };
+            let agent = Agent {
+                addresses: own.iter().map(|address| (*address).to_owned()).collect(),
+                ..Agent::try_from(hello).expect("a hello")
+            };
+            Member {
+                agent: Arc::new(agent),
+                remote: remote.parse().ok(),
+                local: local.parse().ok(),
+                orders: mpsc::channel(1).0.downgrade(),
+            }
+        };
+        let members: Vec<_> = members.iter().map(member).collect();
+        addresses(&members.iter().collect::<Vec<_>>())
+            .map(|addresses| addresses.iter().map(ToString::to_string).collect())
+            .map_err(|status| status.message().to_owned())
+    }
+
+    #[test]
+    fn an_agent_beside_the_collector_is_where_the_others_reach_the_collector() {
+        let own = ["::ffff:10.0.0.1", "::ffff:172.17.0.1", "fe80::1", "::1"];
+        let beside = ("127.0.0.1", "127.0.0.1", &own[..]);
+        let elsewhere = ("10.0.0.2", "10.0.0.1", &["::ffff:10.0.0.2"][..]);
+        let bridge = ("172.17.0.2", "172.17.0.1", &["::ffff:172.17.0.2"][..]);
+        let is = |members: &[(&str, &str, &[&str])], addresses: &[&str]| {
+            let addresses = addresses.iter().map(|address| (*address).to_owned()).collect();
+            assert_eq!(reached(members), Ok(addresses));
+        };
+        is(&[beside, elsewhere], &["10.0.0.1", "10.0.0.2"]);
+        // All of them there find each other by the loopback.
+        is(&[beside, beside], &["127.0.0.1", "127.0.0.1"]);
+        // A port that is forwarded is none of the host's: one address of its own will do.
+        let forwarded = ("10.0.0.2", "192.0.2.1", &["::ffff:10.0.0.2"][..]);
+        let simple = ("127.0.0.1", "127.0.0.1", &own[..1]);
+        is(&[simple, forwarded], &["10.0.0.1", "10.0.0.2"]);
+        // Nobody guesses.
+        let is_refused = |members: &[(&str, &str, &[&str])], part: &str| {
+            let refused = reached(members).expect_err("nobody knows");
+            assert!(
+                refused.contains(part) && refused.contains("--collector"),
+                "{refused}"
+            );
+        };
+        is_refused(&[beside, elsewhere, bridge], "any of 10.0.0.1, 172.17.0.1");
+        is_refused(&[beside, forwarded], "any of 10.0.0.1, 172.17.0.1");
+        is_refused(&[("127.0.0.1", "127.0.0.1", &["::1"]), elsewhere], "none but");
     }
 }

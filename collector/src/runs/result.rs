@@ -38,6 +38,8 @@ pub struct Outcome {
     pub remarks: Vec<String>,
     pub lateness: Histogram<u64>,
     pub lost: Vec<Lost>,
+    /// Somebody ended it before its time.
+    pub is_stopped: bool,
 }
 
 /// A connection that was lost, and when since the run's start.
@@ -71,6 +73,7 @@ impl Default for Outcome {
             remarks: Vec::new(),
             lateness: times(),
             lost: Vec::new(),
+            is_stopped: false,
         }
     }
 }
@@ -262,6 +265,9 @@ pub struct Summary {
     pub elapsed_ns: u64,
     /// By name.
     pub counts: BTreeMap<String, u64>,
+    /// Likewise, of `counts`: what was seen of agents of a mesh as targets after they were last heard of. It proves nothing.
+    #[serde(default)]
+    pub own_doing: BTreeMap<String, u64>,
     /// Established at once: of one node the most, of several the most that their reports together showed.
     pub most_open: u64,
     /// Established when the run ended, before the generator closed them.
@@ -526,7 +532,10 @@ impl Summary {
 
     /// Which of these there were, and how many.
     fn bad(&self, names: &[&str]) -> Vec<String> {
-        let count = |name: &&str| self.counts.get(*name).copied().unwrap_or(0);
+        let count = |name: &&str| {
+            let of = |counts: &BTreeMap<String, u64>| counts.get(*name).copied().unwrap_or(0);
+            of(&self.counts).saturating_sub(of(&self.own_doing))
+        };
         names
             .iter()
             .filter(|name| count(name) > 0)
@@ -536,7 +545,7 @@ impl Summary {
 }
 
 /// What the other end, or somebody on the way to it, answers that should not be. However late it was asked, that was its answer.
-const ANSWERS: [&str; 9] = [
+pub const ANSWERS: [&str; 9] = [
     "refused",
     "reset",
     "unreachable",
@@ -549,7 +558,7 @@ const ANSWERS: [&str; 9] = [
 ];
 
 /// What may be a generator's own slowness too.
-const SILENCES: [&str; 8] = [
+pub const SILENCES: [&str; 8] = [
     "timed_out",
     "failed",
     "lost_timed_out",
@@ -600,6 +609,25 @@ mod tests {
             (Verdict::Violated, "refused: 2", 2)
         );
         assert_eq!(Summary::of(&outcome, &expected).verdict().0, Verdict::Unknown);
+    }
+
+    #[test]
+    fn what_lost_agents_of_a_mesh_answered_is_not_held_against_them() {
+        let mut outcome = Outcome::default();
+        outcome.counts.started = 10;
+        outcome.counts.established = 10;
+        outcome.counts.reset_by_peer = 5;
+        let mut summary = Summary::of(&outcome, &[]);
+        summary.limits = vec!["the agent of db-1 was lost in the middle".into()];
+        summary.own_doing = [("reset_by_peer".to_owned(), 5)].into();
+        assert_eq!(summary.verdict().0, Verdict::Unknown);
+        // What came before is.
+        summary.own_doing = [("reset_by_peer".to_owned(), 3)].into();
+        let (verdict, reasons) = summary.verdict();
+        assert_eq!(
+            (verdict, reasons[0].as_str()),
+            (Verdict::Violated, "reset_by_peer: 2")
+        );
     }
 
     #[test]

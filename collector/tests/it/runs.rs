@@ -1,5 +1,6 @@
 //! Runs of load end to end: the command line, a collector, and the parts of agents that make load and talk.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use holdfast_agent::runs::Runs;
 use holdfast_agent::spool::{self, Spool};
 use holdfast_agent::uplink;
 use holdfast_collector::runs::seconds::Slot;
+use holdfast_collector::store::embedded::Embedded;
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -659,4 +662,175 @@ async fn each_agent_of_a_mesh_reaches_every_other_and_every_pair_is_told() {
         generator.stop().await;
     }
     collector.stop().await.unwrap();
+}
+
+/// A run that is made meanwhile.
+fn begin(collector: &Collector, arguments: &[&str]) -> JoinHandle<Output> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+    command
+        .args(arguments)
+        .env("HOLDFAST_COLLECTOR", collector.url())
+        .stdin(Stdio::null());
+    tokio::task::spawn_blocking(move || command.output().unwrap())
+}
+
+/// Waits until the run that is under way has reported so many established connections. False if it ended before.
+async fn are_held(store: &Embedded, wanted: u64, run: &JoinHandle<Output>) -> bool {
+    let sql = "SELECT sum(established) FROM load_samples WHERE run_id IN (SELECT run_id FROM runs WHERE state = 'running')";
+    while !run.is_finished() {
+        if number(store, sql).await >= wanted {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    false
+}
+
+/// What came of a run; `None` if the machine stood still for so long that its agents or its collector gave it up.
+fn undisturbed(output: &Output) -> Option<(Value, Value)> {
+    let Some(line) = stdout(output).lines().last().map(str::to_owned) else {
+        let said = stderr(output);
+        assert!(said.contains("no answer from"), "{said}");
+        return None;
+    };
+    let row: Value = serde_json::from_str(&line).unwrap();
+    let result = serde_json::from_str(row["result"].as_str().unwrap()).unwrap();
+    let is_disturbed = row["reasons"]
+        .to_string()
+        .contains("did not hear of the collector");
+    (!is_disturbed).then_some((row, result))
+}
+
+/// Does it again as long as the machine disturbs it.
+async fn until_undisturbed(attempt: impl AsyncFn() -> bool) {
+    for _ in 0..10 {
+        if attempt().await {
+            return;
+        }
+    }
+    panic!("the machine stands still too often");
+}
+
+const HELD_MESH: [&str; 13] = [
+    "load", "mesh", "--groups", "db", "-y", "-c", "4", "-s", "1ms", "--hold", "5m", "-i", "100ms",
+];
+
+/// Three agents that make a mesh of 24 connections and hold them, and what ends it.
+async fn mesh_until(
+    end: impl AsyncFn(&Collector, &Embedded, &mut VecDeque<Generator>),
+    check: impl Fn(&Value, &Value, Option<i32>),
+) -> bool {
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let start = |node| Generator::start_as(&collector, node, "db", "127.0.0.0/8", (1_000, 1e6));
+    let mut generators = VecDeque::from(["db-1", "db-2", "db-3"].map(start));
+    agents(&collector, 3).await;
+    let run = begin(&collector, &[&HELD_MESH[..], &["--json"]].concat());
+    let are_held = are_held(&store, 24, &run).await;
+    if are_held {
+        end(&collector, &store, &mut generators).await;
+    }
+    let output = run.await.unwrap();
+    let found = undisturbed(&output).filter(|_| are_held);
+    if let Some((row, result)) = &found {
+        check(row, result, output.status.code());
+    }
+    for generator in generators {
+        generator.stop().await;
+    }
+    collector.stop().await.unwrap();
+    found.is_some()
+}
+
+/// Stops the only run; one that has ended by itself is not there any more.
+async fn stop_the_run(collector: &Collector, store: &Embedded) {
+    let id = crate::store_engine::ask(store, "SELECT run_id FROM runs").await;
+    holdfast(collector, &["run", "stop", id.trim()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stop_of_a_mesh_takes_no_target_away_from_anybody() {
+    // Each holds what it has to every other: whoever hears it first is a target still.
+    until_undisturbed(async || {
+        mesh_until(
+            async |collector, store, _| stop_the_run(collector, store).await,
+            |row, result, _| {
+                assert_eq!(row["state"], "stopped", "{row}");
+                assert_eq!(result["lost"], Value::Array(vec![]), "{row}");
+                assert_ne!(row["verdict"], "violated", "{row}");
+            },
+        )
+        .await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_leaves_a_mesh_is_not_held_against_it() {
+    until_undisturbed(async || {
+        mesh_until(
+            // With it goes what it held for the others.
+            async |_, _, generators| generators.pop_front().unwrap().stop().await,
+            |row, _, code| {
+                assert_eq!(
+                    (&row["state"], &row["verdict"], code),
+                    (&"failed".into(), &"unknown".into(), Some(3)),
+                    "{row}"
+                );
+                let lost = "the agent of db-1 was lost in the middle";
+                assert!(row["reasons"].to_string().contains(lost), "{row}");
+            },
+        )
+        .await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_goes_on_without_an_agent_where_that_is_asked_for() {
+    until_undisturbed(goes_on_without_an_agent).await;
+}
+
+async fn goes_on_without_an_agent() -> bool {
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let [first, second] = ["web-1", "web-2"].map(|node| Generator::start(&collector, node, 50));
+    agents(&collector, 2).await;
+    let target = keeper().await.to_string();
+    let held = [
+        "load", "tcp", &target, "-y", "-c", "8", "-s", "1ms", "--hold", "5m", "-i", "100ms",
+    ];
+    let more = ["--agents", "2", "--json", "--keep-going"];
+    let run = begin(&collector, &[&held[..], &more].concat());
+    let are_held = are_held(&store, 8, &run).await;
+    second.stop().await;
+    // Ten times a second it is said that the run is wanted, which is when somebody is missed.
+    let sql = "SELECT count() FROM load_samples WHERE node = 'web-1'";
+    let until = number(&store, sql).await + 30;
+    while !run.is_finished() && number(&store, sql).await < until {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let has_gone_on = !run.is_finished();
+    stop_the_run(&collector, &store).await;
+    let output = run.await.unwrap();
+    let found = undisturbed(&output).filter(|_| are_held);
+    if let Some((row, result)) = &found {
+        assert!(has_gone_on, "the run ended with its agent: {row}");
+        // What the other one held it closed itself.
+        assert_eq!(
+            (&result["counts"]["established"], &result["counts"]["closed"]),
+            (&8.into(), &4.into()),
+            "{row}"
+        );
+        let lost = "the agent of web-2 was lost in the middle";
+        assert!(row["reasons"].to_string().contains(lost), "{row}");
+        assert_eq!(
+            (&row["verdict"], output.status.code()),
+            (&"unknown".into(), Some(3)),
+            "{row}"
+        );
+    }
+    first.stop().await;
+    collector.stop().await.unwrap();
+    found.is_some()
 }

@@ -408,7 +408,7 @@ impl Cable {
 
         let (up, messages) = mpsc::channel(1);
         let (down, incoming) = mpsc::channel(1);
-        let replies = ingest.accept(format!("node-{}", self.node), ReceiverStream::new(messages));
+        let replies = ingest.accept(format!("node-{}", self.node), None, ReceiverStream::new(messages));
         let (oracle, trace, node) = (network.oracle.clone(), network.trace.clone(), self.node);
         let requests = ReceiverStream::new(queue).map(move |message| {
             if let Some(agent_message::Body::Batch(batch)) = &message.body {

@@ -86,7 +86,7 @@ pub struct ProbeReport {
 pub struct RunOrder {
     #[prost(string, tag = "1")]
     pub run_id: ::prost::alloc::string::String,
-    #[prost(oneof = "run_order::Order", tags = "2, 3, 4, 5, 6")]
+    #[prost(oneof = "run_order::Order", tags = "2, 3, 4, 5, 6, 7")]
     pub order: ::core::option::Option<run_order::Order>,
 }
 /// Nested message and enum types in `RunOrder`.
@@ -102,9 +102,12 @@ pub mod run_order {
         Beat(super::RunBeat),
         #[prost(message, tag = "5")]
         Stop(super::RunStop),
-        /// Before `prepare`, in a mesh: be a target of the others until the run ends. Answered with `RunServing` or `RunRefusal`.
+        /// Before `prepare`, in a mesh: be a target of the others until released. Answered with `RunServing` or `RunRefusal`.
         #[prost(message, tag = "6")]
         Serve(super::RunServe),
+        /// In a mesh, once all have stopped: be a target no more.
+        #[prost(message, tag = "7")]
+        Release(super::RunRelease),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -122,8 +125,11 @@ pub struct RunStart {
 /// The run is still wanted. An agent that hears none for a second stops its load.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunBeat {}
+/// Make no more load. Whoever is a target stays one: others may not have stopped yet, and would see it go away.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunStop {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RunRelease {}
 /// What an agent says of a run.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RunEvent {
@@ -1455,6 +1461,9 @@ pub struct LoadRequest {
     /// Then the targets are the agents themselves, each for every other; `plan.targets` is empty and `agents` zero.
     #[prost(message, optional, tag = "8")]
     pub mesh: ::core::option::Option<LoadMesh>,
+    /// The others go on without an agent that is lost or at one of its caps; else the run ends with it.
+    #[prost(bool, tag = "9")]
+    pub keep_going: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LoadMesh {

@@ -81,6 +81,10 @@ pub(super) struct Asked {
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u32).range(1..))]
     agents: Option<u32>,
 
+    /// Go on with the others if an agent is lost or reaches one of its caps, which else ends the run; unknown it is all the same
+    #[arg(long)]
+    keep_going: bool,
+
     /// What the run must show; may be given several times
     #[arg(long, value_name = "CONDITION")]
     expect: Vec<String>,
@@ -245,6 +249,7 @@ impl Asked {
             expect: self.expect.clone(),
             targets: load.targets.clone(),
             mesh: load.mesh.clone(),
+            keep_going: self.keep_going,
         })
     }
 
