@@ -76,6 +76,11 @@ impl Finding {
         }
     }
 
+    /// Its name, if it is not all that it could be.
+    pub fn lacks(&self) -> Option<&'static str> {
+        (self.verdict != Verdict::Ok).then_some(self.name)
+    }
+
     /// The finding as a JSON object.
     pub fn json(&self) -> serde_json::Value {
         json!({
@@ -113,8 +118,9 @@ pub fn findings(runtimes: &Runtimes) -> Vec<Finding> {
 }
 
 /// What this kernel or the capabilities do not allow, or only in part, by the names of the findings: as the collector is
-/// told. Loads nothing: the programs that the agent runs are asked.
-pub fn missing_features(probes: &Probes, are_syscalls_refused: bool, runtimes: &Runtimes) -> Vec<String> {
+/// told, but for the container runtime ([`container_runtime`] takes its time). Loads nothing: the programs that the agent runs
+/// are asked.
+pub fn missing_features(probes: &Probes, are_syscalls_refused: bool) -> Vec<String> {
     let of_programs = [
         version(),
         capabilities(),
@@ -122,19 +128,12 @@ pub fn missing_features(probes: &Probes, are_syscalls_refused: bool, runtimes: &
         failed_connects(Some(probes)),
         signals(Some(probes)),
     ];
-    let of_machine = [
-        cpus(),
-        statistics(),
-        cgroups(),
-        container_runtime(runtimes),
-        pid_namespace(),
-        machine_id(),
-    ];
-    let name = |finding: Finding| (finding.verdict != Verdict::Ok).then_some(finding.name);
-    let names = of_programs.into_iter().filter_map(name);
+    let of_machine = [cpus(), statistics(), cgroups(), pid_namespace(), machine_id()];
+    let name = |finding: &Finding| finding.lacks();
+    let names = of_programs.iter().filter_map(name);
     names
         .chain(are_syscalls_refused.then_some(SYSCALLS))
-        .chain(of_machine.into_iter().filter_map(name))
+        .chain(of_machine.iter().filter_map(name))
         .map(str::to_owned)
         .collect()
 }
@@ -373,8 +372,9 @@ fn cgroups() -> Finding {
     }
 }
 
-/// Whether the names of pods can be had where there is a container runtime. A node without one lacks nothing.
-fn container_runtime(runtimes: &Runtimes) -> Finding {
+/// Whether the names of pods can be had where there is a container runtime. A node without one lacks nothing. Takes up to
+/// [`PATIENCE_AT_START`].
+pub fn container_runtime(runtimes: &Runtimes) -> Finding {
     const NAME: &str = "container_runtime";
     const CONSEQUENCE: &str = "pods and containers are known by their ids only, unless the kubelet tells (--kubelet): the \
                                socket is its owner's, so run as root or with CAP_DAC_OVERRIDE; if it is elsewhere, name \

@@ -108,6 +108,9 @@ const LOG_TICK: Duration = Duration::from_secs(1);
 /// If the programs cannot be loaded. A collector that is away is no error.
 pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
     let mut identity = Identity::read(args.name.as_deref(), &args.labels)?;
+    // Asked now and heard before the hello: a runtime that hangs keeps nothing from being watched.
+    let runtimes = args.cri_socket.clone();
+    let asking = tokio::task::spawn_blocking(move || check::container_runtime(&runtimes));
     let only_netns = match args.netns {
         Netns::All => None,
         Netns::Only(inode) => Some(inode),
@@ -127,7 +130,7 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
     )?;
     let are_syscalls_wanted = args.syscalls != Mode::Off || args.control.syscalls();
     let are_syscalls_refused = are_syscalls_wanted && !can_count_syscalls;
-    identity.missing_features = check::missing_features(&probes, are_syscalls_refused, &args.cri_socket);
+    identity.missing_features = check::missing_features(&probes, are_syscalls_refused);
     let kernel_counters = probes.take_counters()?;
     let log = probes.take_log()?;
     let state = State::open(args.state.as_deref(), &identity.node)?;
@@ -294,6 +297,12 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
     );
     heap::trim();
 
+    let runtime = asking
+        .await
+        .context("the container runtime could not be asked who it is")?;
+    identity
+        .missing_features
+        .extend(runtime.lacks().map(str::to_owned));
     let mut delivery = Delivery {
         identity: identity.clone(),
         spool: Arc::clone(&spool),

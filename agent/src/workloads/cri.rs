@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     str::FromStr,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use holdfast_proto::cri::{
@@ -25,10 +25,10 @@ use tonic::{
 use super::pods::{MAX_NAME_BYTES, Pod, Pods, cut};
 use crate::uplink::innermost;
 
-/// How long a runtime may take, from connecting to the end of its answers: an agent that stops waits for it.
+/// How long runtimes may take, from connecting to the end of their answers: an agent that stops waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long it may take to say who it is: an agent that starts waits for it.
+/// How long they may take to say who they are: the first hello of an agent waits for it.
 pub const PATIENCE_AT_START: Duration = Duration::from_secs(1);
 
 /// Bytes of an answer: as many as the kubelet takes (maxMsgSize, k8s.io/cri-client/pkg/remote_runtime.go).
@@ -120,30 +120,13 @@ impl fmt::Display for Version {
 }
 
 impl Runtimes {
-    /// Asks each for its pods and containers.
-    pub fn pods(&self, patience: Duration) -> Vec<Asked<Pods>> {
-        self.ask(patience, pods)
-    }
-
-    /// Asks each who it is.
+    /// Asks all who they are, together for as long as `patience`.
     pub fn versions(&self, patience: Duration) -> Vec<Asked<Version>> {
-        self.ask(patience, version)
+        ask(self.sockets(), patience, version)
     }
 
-    /// One after the other, each for as long as `patience`: there is one on a node, or none.
-    fn ask<T, F>(&self, patience: Duration, question: impl Fn(Client) -> F + Sync) -> Vec<Asked<T>>
-    where
-        T: Send,
-        F: Future<Output = Result<T, Unanswered>>,
-    {
-        let ask = |socket: PathBuf| Asked {
-            answer: answer(&socket, patience, &question),
-            socket,
-        };
-        self.sockets().into_iter().map(ask).collect()
-    }
-
-    fn sockets(&self) -> Vec<PathBuf> {
+    /// Where they are to be asked: of the well-known sockets those that are there.
+    pub fn sockets(&self) -> Vec<PathBuf> {
         match self {
             Self::Off => Vec::new(),
             Self::At(path) => vec![path.clone()],
@@ -156,38 +139,65 @@ impl Runtimes {
     }
 }
 
+/// Asks the runtimes at these sockets for their pods and containers, together for as long as `patience`.
+pub fn pods(sockets: Vec<PathBuf>, patience: Duration) -> Vec<Asked<Pods>> {
+    ask(sockets, patience, list)
+}
+
 type Client = RuntimeServiceClient<Channel>;
 
-/// Asks on a connection of its own: a runtime that has restarted is asked like any other. On a thread of its own, so that it does
-/// not matter who asks: in a task one cannot wait for another runtime.
-fn answer<T, F>(
-    socket: &Path,
+/// Asks all at once, with one deadline: one that hangs takes no time from another. On threads of their own, so that it does not
+/// matter who asks: in a task one cannot wait for another runtime.
+fn ask<T, F>(
+    sockets: Vec<PathBuf>,
     patience: Duration,
-    question: &(impl Fn(Client) -> F + Sync),
-) -> Result<T, Unanswered>
+    question: impl Fn(Client) -> F + Sync,
+) -> Vec<Asked<T>>
 where
     T: Send,
     F: Future<Output = Result<T, Unanswered>>,
 {
-    let answer = || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        runtime.block_on(async {
-            let asking = async { question(connect(socket).await?).await };
-            match tokio::time::timeout(patience, asking).await {
-                Ok(answer) => answer,
-                Err(_) => Err(Unanswered::Silent),
-            }
-        })
-    };
+    let deadline = Instant::now() + patience;
+    let question = &question;
     thread::scope(|scope| {
-        let asking = thread::Builder::new()
-            .name("cri".into())
-            .spawn_scoped(scope, answer)?;
-        asking
-            .join()
-            .unwrap_or_else(|_| Err(Unanswered::Failed("its answer made the agent panic".into())))
+        let ask = |socket: PathBuf| {
+            let at = socket.clone();
+            let asking = thread::Builder::new()
+                .name("cri".into())
+                .spawn_scoped(scope, move || answer(&at, deadline, question));
+            (socket, asking)
+        };
+        let asked: Vec<_> = sockets.into_iter().map(ask).collect();
+        let answered = asked.into_iter().map(|(socket, asking)| Asked {
+            answer: asking.map_err(Unanswered::from).and_then(|asking| {
+                asking
+                    .join()
+                    .unwrap_or_else(|_| Err(Unanswered::Failed("its answer made the agent panic".into())))
+            }),
+            socket,
+        });
+        answered.collect()
+    })
+}
+
+/// Asks on a connection of its own: a runtime that has restarted is asked like any other.
+fn answer<T, F>(
+    socket: &Path,
+    deadline: Instant,
+    question: &(impl Fn(Client) -> F + Sync),
+) -> Result<T, Unanswered>
+where
+    F: Future<Output = Result<T, Unanswered>>,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let asking = async { question(connect(socket).await?).await };
+        match tokio::time::timeout_at(deadline.into(), asking).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Unanswered::Silent),
+        }
     })
 }
 
@@ -213,7 +223,7 @@ async fn version(mut client: Client) -> Result<Version, Unanswered> {
 }
 
 /// The pods first: one of a container that comes meanwhile is known the next time.
-async fn pods(mut client: Client) -> Result<Pods, Unanswered> {
+async fn list(mut client: Client) -> Result<Pods, Unanswered> {
     let sandboxes = client.list_pod_sandbox(ListPodSandboxRequest {}).await?;
     let containers = client.list_containers(ListContainersRequest {}).await?;
     Ok(understood(
@@ -453,7 +463,7 @@ pub(super) mod tests {
 
     /// The one answer.
     fn answer(runtimes: &Runtimes) -> Result<Pods, Unanswered> {
-        let mut asked = runtimes.pods(LONG);
+        let mut asked = pods(runtimes.sockets(), LONG);
         assert_eq!(asked.len(), 1);
         asked.remove(0).answer
     }
@@ -553,8 +563,28 @@ pub(super) mod tests {
         // The connection waits in its queue for ever.
         let _listener = UnixListener::bind(&socket).expect("a socket");
         let soon = Duration::from_millis(50);
-        let asked = Runtimes::At(socket).pods(soon);
+        let asked = pods(vec![socket], soon);
         assert_eq!(asked[0].answer, Err(Unanswered::Silent));
+    }
+
+    #[test]
+    fn one_that_hangs_takes_no_time_from_another() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let sockets = ["first.sock", "second.sock"].map(|name| folder.path().join(name));
+        let listeners = sockets
+            .each_ref()
+            .map(|socket| UnixListener::bind(socket).expect("a socket"));
+        // Each hangs until the other is asked as well, and then hangs up.
+        let server = thread::spawn(move || {
+            let asked = listeners.map(|listener| listener.accept().expect("the agent"));
+            drop(asked);
+        });
+        let asked = pods(sockets.to_vec(), LONG);
+        server.join().expect("the server");
+        for (Asked { socket, answer }, expected) in asked.into_iter().zip(sockets) {
+            assert_eq!(socket, expected);
+            assert_ne!(answer.expect_err("nobody answers"), Unanswered::Silent);
+        }
     }
 
     #[test]

@@ -32,6 +32,13 @@ const TICK: Duration = Duration::from_secs(1);
 const ASK_SOON: Duration = Duration::from_secs(5);
 const ASK: Duration = Duration::from_secs(60);
 
+/// How long whoever does not answer is not asked, after so many times in a row: one that starts answers soon, one whose
+/// socket the agent may not open never does.
+fn pause_after(times: u32) -> Duration {
+    let doubled = 1 << (times - 1).min(u32::BITS - 1);
+    ASK_SOON.saturating_mul(doubled).min(ASK)
+}
+
 /// Cgroups of a batch.
 const ROWS: usize = 1_024;
 
@@ -59,7 +66,7 @@ impl Naming {
         let thread = thread::Builder::new().name("names".into()).spawn(move || {
             let mut asking = Asking::new(kubelet, runtimes, cri::PATIENCE);
             loop {
-                asking.ask(&workloads);
+                asking.ask(&workloads, Instant::now());
                 // The last look comes after it was stopped: what was used until then travels too.
                 let is_last = stopped.recv_timeout(TICK) != Err(mpsc::RecvTimeoutError::Timeout);
                 let now_ns = clock::wall_now().as_nanos() as u64;
@@ -87,14 +94,23 @@ impl Naming {
 struct Asking {
     kubelet: Option<Kubelet>,
     runtimes: Runtimes,
-    /// How long each runtime may take.
+    /// How long the runtimes may take.
     patience: Duration,
     asked: Option<Instant>,
     /// Of whoever does not answer now, what it said before. The kubelet knows more, so it is believed where both know.
     by_runtime: BTreeMap<PathBuf, Pods>,
     by_kubelet: Pods,
-    /// Why each does not answer: the log has one line for each change.
-    silent: BTreeMap<String, String>,
+    silent: BTreeMap<String, Silence>,
+}
+
+/// Of one who does not answer.
+struct Silence {
+    /// Why: the log has one line for each change.
+    reason: String,
+    /// How often it was asked in vain, in a row.
+    times: u32,
+    /// It is not asked before.
+    until: Instant,
 }
 
 impl Asking {
@@ -110,33 +126,41 @@ impl Asking {
         }
     }
 
-    /// Asks if it is time.
-    fn ask(&mut self, workloads: &Workloads) {
+    /// Asks if it is time, those whose turn it is.
+    fn ask(&mut self, workloads: &Workloads, now: Instant) {
         let pause = if workloads.has_nameless() { ASK_SOON } else { ASK };
-        if self.asked.is_some_and(|at| at.elapsed() < pause) {
+        if self.asked.is_some_and(|at| now.duration_since(at) < pause) {
             return;
         }
-        self.asked = Some(Instant::now());
+        self.asked = Some(now);
         let mut have_told = false;
+        let (sockets, silent): (Vec<_>, Vec<_>) = self
+            .runtimes
+            .sockets()
+            .into_iter()
+            .partition(|socket| self.is_due(&socket.display().to_string(), now));
         // Who is there and does not answer may be starting.
-        let mut is_anybody_there = self.kubelet.is_some();
-        for Asked { socket, answer } in self.runtimes.pods(self.patience) {
+        let mut is_anybody_there = self.kubelet.is_some() || !silent.is_empty();
+        for Asked { socket, answer } in cri::pods(sockets, self.patience) {
             // Where nobody named it: Docker's containerd, for one, which runs containers of no pod.
             if self.runtimes == Runtimes::Auto && matches!(answer, Err(Unanswered::NotSpoken)) {
                 continue;
             }
             is_anybody_there = true;
             let name = socket.display().to_string();
-            if let Some(pods) = self.heard(&name, answer) {
+            if let Some(pods) = self.heard(&name, answer, now) {
                 self.by_runtime.insert(socket, pods);
                 have_told = true;
             }
         }
         if let Some(kubelet) = &self.kubelet {
-            let (name, answer) = (kubelet.to_string(), kubelet.pods());
-            if let Some(pods) = self.heard(&name, answer) {
-                self.by_kubelet = pods;
-                have_told = true;
+            let name = kubelet.to_string();
+            if self.is_due(&name, now) {
+                let answer = kubelet.pods();
+                if let Some(pods) = self.heard(&name, answer, now) {
+                    self.by_kubelet = pods;
+                    have_told = true;
+                }
             }
         }
         if have_told {
@@ -151,8 +175,12 @@ impl Asking {
         }
     }
 
+    fn is_due(&self, name: &str, now: Instant) -> bool {
+        self.silent.get(name).is_none_or(|silence| now >= silence.until)
+    }
+
     /// What it answered, if it did.
-    fn heard<E: Display>(&mut self, name: &str, answer: Result<Pods, E>) -> Option<Pods> {
+    fn heard<E: Display>(&mut self, name: &str, answer: Result<Pods, E>, now: Instant) -> Option<Pods> {
         match answer {
             Ok(pods) => {
                 if self.silent.remove(name).is_some() {
@@ -162,10 +190,17 @@ impl Asking {
             }
             Err(error) => {
                 let reason = error.to_string();
-                if self.silent.get(name) != Some(&reason) {
-                    tracing::warn!(asked = name, "new pods have no names, only their uids: {reason}");
-                    self.silent.insert(name.to_owned(), reason);
+                let before = self.silent.remove(name);
+                if before.as_ref().is_none_or(|before| before.reason != reason) {
+                    tracing::warn!(
+                        asked = name,
+                        "new pods have no names, only their uids: {reason}; `holdfast-agent check` says what to do"
+                    );
                 }
+                let times = before.map_or(0, |before| before.times).saturating_add(1);
+                let until = now + pause_after(times);
+                let silence = Silence { reason, times, until };
+                self.silent.insert(name.to_owned(), silence);
                 None
             }
         }
@@ -309,9 +344,10 @@ mod tests {
         let runtime = Runtime::start(&socket, shop(&[(APP, "app")]));
         let workloads = workloads(&folder);
         let mut asking = Asking::new(None, Runtimes::At(socket), LONG);
+        let mut now = Instant::now();
         let mut ask = |workloads: &Workloads| {
-            asking.asked = None;
-            asking.ask(workloads);
+            now += ASK;
+            asking.ask(workloads, now);
         };
         workloads.appeared(77, &in_pod(APP));
         ask(&workloads);
@@ -336,6 +372,41 @@ mod tests {
         }
         assert!(workloads.has_nameless());
         assert_eq!(workloads.service(77, "x"), "shop", "what was told is still known");
+    }
+
+    #[test]
+    fn who_does_not_answer_is_asked_ever_more_rarely_until_it_does() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("runtime.sock");
+        let name = socket.display().to_string();
+        let workloads = workloads(&folder);
+        workloads.appeared(77, &in_pod(APP));
+        let mut asking = Asking::new(None, Runtimes::At(socket.clone()), LONG);
+        let start = Instant::now();
+        let at = |second| start + Duration::from_secs(second);
+        let mut asked_at = Vec::new();
+        for second in 0..300 {
+            let before = asking.silent.get(&name).map_or(0, |silence| silence.times);
+            asking.ask(&workloads, at(second));
+            if asking.silent[&name].times != before {
+                asked_at.push(second);
+            }
+        }
+        assert_eq!(asked_at, [0, 5, 15, 35, 75, 135, 195, 255]);
+        assert!(workloads.has_nameless(), "nobody has answered yet");
+
+        let runtime = Runtime::start(&socket, shop(&[(APP, "app")]));
+        let answered = (300..400).find(|&second| {
+            asking.ask(&workloads, at(second));
+            !workloads.has_nameless()
+        });
+        assert_eq!(answered, Some(315));
+        assert!(asking.silent.is_empty());
+        // And from then on as soon as it is of use.
+        runtime.says(Ok(shop(&[(APP, "app"), (SIDECAR, "proxy")])));
+        workloads.appeared(78, &in_pod(SIDECAR));
+        asking.ask(&workloads, at(320));
+        assert!(!workloads.has_nameless());
     }
 
     #[test]

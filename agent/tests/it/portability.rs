@@ -98,7 +98,9 @@ fn what_is_missing_is_told_to_the_collector_by_the_names_that_check_prints() {
     };
     let probes = load(None).expect("loaded");
     let are_syscalls_refused = load(Some(Sizes::none())).is_err();
-    let mut told = check::missing_features(&probes, are_syscalls_refused, &Runtimes::Auto);
+    let mut told = check::missing_features(&probes, are_syscalls_refused);
+    let runtime = check::container_runtime(&Runtimes::Auto);
+    told.extend(runtime.lacks().map(str::to_owned));
     told.sort();
     assert_eq!(told, missing);
 }
