@@ -4,7 +4,7 @@
 
 use std::{
     fs, io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
 };
 
 use super::plan::{Nonsense, Plan};
@@ -22,6 +22,23 @@ const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 pub fn in_range() -> io::Result<u64> {
     let text = fs::read_to_string(RANGE)?;
     parse(&text).ok_or_else(|| io::Error::other(format!("{RANGE} says {text:?}, which is no range")))
+}
+
+/// Whether sources are addresses of this node.
+///
+/// # Errors
+/// Names the first one that is not.
+pub fn check_sources(sources: &[IpAddr]) -> Result<(), Nonsense> {
+    for source in sources {
+        // Asked of UDP, where a bound address is in nobody's way.
+        UdpSocket::bind((*source, 0)).map_err(|error| {
+            Nonsense(format!(
+                "nothing can be sent from the source {source} here ({error}): give an address of this node with --source, or take \
+                 nodes that have it with --node"
+            ))
+        })?;
+    }
+    Ok(())
 }
 
 fn parse(range: &str) -> Option<u64> {
@@ -71,6 +88,18 @@ mod tests {
         assert_eq!(parse("32768\t60999\n"), Some(28_232));
         assert_eq!(parse("5 4"), None);
         assert_eq!(parse(""), None);
+    }
+
+    #[test]
+    fn a_source_is_an_address_of_this_node() {
+        let check = |source: &str| check_sources(&[source.parse().expect("an address")]);
+        assert_eq!(check("127.0.0.1"), Ok(()));
+        // Of the documentation's network, which nobody has.
+        let refused = check("192.0.2.1").expect_err("not here").to_string();
+        assert!(
+            refused.contains("192.0.2.1") && refused.contains("--source"),
+            "{refused}"
+        );
     }
 
     #[test]

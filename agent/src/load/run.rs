@@ -104,6 +104,7 @@ pub enum End {
 /// # Errors
 /// With the figures, if it lacks ports or file descriptors.
 pub fn prepare(plan: Plan) -> Result<Prepared, Nonsense> {
+    ports::check_sources(&plan.sources)?;
     let in_range = ports::in_range()
         .map_err(|error| Nonsense(format!("the range of local ports cannot be read: {error}")))?;
     let sources = ports::sources(&plan, in_range)?;

@@ -339,11 +339,13 @@ fn number(text: &str) -> Option<f64> {
         .filter(|number| number.is_finite() && *number >= 0.0)
 }
 
+/// Of a part in the whole: nothing is more.
 fn ratio(text: &str) -> Option<f64> {
-    match text.strip_suffix('%') {
+    let ratio = match text.strip_suffix('%') {
         Some(percent) => number(percent.trim()).map(|percent| percent / 100.0),
         None => number(text),
-    }
+    };
+    ratio.filter(|ratio| *ratio <= 1.0)
 }
 
 fn nanoseconds(text: &str) -> Option<f64> {
@@ -424,6 +426,8 @@ mod tests {
             "conect.p99 < 1ms",
             "error < 1",
             "error_ratio < x%",
+            "error_ratio < 2",
+            "error_ratio < 101%",
             "rate > 100",
             "lost = -1",
             "errors_ratio < 1%",

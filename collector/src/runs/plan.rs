@@ -181,7 +181,9 @@ impl Plan {
         let Some(http) = &self.http else {
             return facts;
         };
-        add("request", true, format!("{} {}", http.method, http.url));
+        let (server, path) = apart(&http.url);
+        add("server", true, server.to_owned());
+        add("request", true, format!("{} {path}", http.method));
         add("header fields", !http.fields.is_empty(), http.fields.join(", "));
         add("body", http.body_bytes > 0, format!("{} bytes", http.body_bytes));
         let keep = match (http.close, http.streams) {
@@ -210,8 +212,8 @@ impl Plan {
         facts
     }
 
-    /// What of this plan is otherwise in `other`: a name and both values. Where the same targets were found at other addresses
-    /// is among it.
+    /// What of this plan is otherwise in `other`: a name and both values. Other targets, and the same ones at other addresses, are
+    /// among it.
     pub fn differences(&self, other: &Self) -> Vec<(&'static str, String, String)> {
         let (mine, theirs) = (self.facts(), other.facts());
         let value = |facts: &[(&str, String)], name| {
@@ -299,6 +301,13 @@ fn arrivals(plan: &LoadPlan) -> Arrivals {
     }
 }
 
+/// A URL as its server and what is asked of it.
+fn apart(url: &str) -> (&str, &str) {
+    let host = url.find("://").map_or(0, |at| at + "://".len());
+    let path = url[host..].find('/').map_or(url.len(), |at| host + at);
+    url.split_at(path)
+}
+
 #[cfg(test)]
 mod tests {
     use holdfast_proto::v1::{LoadCount, LoadHttp, LoadHttpField, LoadStage, LoadStages};
@@ -373,7 +382,8 @@ mod tests {
         assert!(json.contains("Authorization") && !json.contains("hush"), "{json}");
         let facts = plan.facts();
         assert!(
-            facts.contains(&("request", "POST https://web:8443/a".into())),
+            facts.contains(&("server", "https://web:8443".into()))
+                && facts.contains(&("request", "POST /a".into())),
             "{facts:?}"
         );
         assert!(

@@ -308,6 +308,29 @@ async fn what_cannot_begin_says_why_and_what_would_help() {
     .await;
     check(&["127.0.0.1:9", "-y", "--rate", "5"], 2, &["500/s"]).await;
     check(
+        &["127.0.0.1:9", "-y", "--source", "::1"],
+        2,
+        &["one is IPv4, the other IPv6"],
+    )
+    .await;
+    check(
+        &["127.0.0.1:9", "-y", "-c", "5", "--source", "192.0.2.1"],
+        4,
+        &["web-1", "192.0.2.1", "--source"],
+    )
+    .await;
+    let check_udp = async |arguments: &[&str], part: &str| {
+        let output = holdfast(
+            &collector,
+            &[&["load", "udp", "127.0.0.1:9", "-y"], arguments].concat(),
+        )
+        .await;
+        let said = stderr(&output);
+        assert!(output.status.code() == Some(2) && said.contains(part), "{said}");
+    };
+    check_udp(&["--bytes", "1"], "1 is not in 40..=65507").await;
+    check_udp(&["--concurrency", "5", "--for", "1s"], "a number or a rate").await;
+    check(
         &["127.0.0.1:9", "-y", "--for", "5s"],
         2,
         &["--rate or --concurrency"],

@@ -207,8 +207,27 @@ impl Asked {
         })
     }
 
-    fn sources(&self) -> Vec<String> {
-        self.source.iter().map(ToString::to_string).collect()
+    pub(super) fn is_closed_loop(&self) -> bool {
+        self.concurrency.is_some()
+    }
+
+    /// The sources, from each of which each target can be reached.
+    fn sources(&self, targets: &[String]) -> Result<Vec<String>, Failure> {
+        let targets = targets
+            .iter()
+            .filter_map(|target| target.parse::<SocketAddr>().ok());
+        for target in targets {
+            if let Some(source) = self
+                .source
+                .iter()
+                .find(|source| source.is_ipv4() != target.is_ipv4())
+            {
+                return Err(Failure::Usage(anyhow!(
+                    "{target} cannot be reached from the source {source}: one is IPv4, the other IPv6"
+                )));
+            }
+        }
+        Ok(self.source.iter().map(ToString::to_string).collect())
     }
 
     fn request(&self, load: &Load) -> Result<LoadRequest, Failure> {
@@ -239,7 +258,7 @@ impl Asked {
         Ok(LoadRequest {
             plan: Some(LoadPlan {
                 arrivals: Some(self.arrivals(load.count)?),
-                sources: self.sources(),
+                sources: self.sources(&load.plan.targets)?,
                 ..load.plan.clone()
             }),
             nodes: self.node.clone(),

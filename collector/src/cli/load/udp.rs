@@ -1,5 +1,6 @@
 //! `holdfast load udp`.
 
+use anyhow::anyhow;
 use holdfast_proto::datagram::LEAST_BYTES;
 use holdfast_proto::v1::{LoadCount, LoadPlan, LoadUdp};
 
@@ -38,7 +39,7 @@ pub(super) struct Args {
     sleep: Span,
 
     /// Length of each, without the heads of UDP and IP
-    #[arg(long, value_name = "BYTES", default_value_t = 64)]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true, default_value_t = 64, value_parser = clap::value_parser!(u32).range(LEAST_BYTES as i64..=MOST_BYTES))]
     bytes: u32,
 
     /// One that is not back after this time is lost
@@ -61,7 +62,15 @@ pub(super) struct Args {
 
 const _: () = assert!(LEAST_BYTES <= 64, "the default is no shorter than a head");
 
+/// The longest datagram over IPv4, without its heads.
+const MOST_BYTES: i64 = 65_507;
+
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    if args.asked.is_closed_loop() {
+        return Err(Failure::Usage(anyhow!(
+            "datagrams have a number or a rate: nothing says when there is room for the next, so --concurrency has no meaning"
+        )));
+    }
     let (mut addresses, mut named) = (Vec::new(), Vec::new());
     for target in &args.targets {
         let address = resolve(target).await?.to_string();

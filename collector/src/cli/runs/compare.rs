@@ -113,11 +113,11 @@ fn pair(rows: [Row; 2], summaries: [Summary; 2], different_plans: bool) -> Resul
             Vec::new()
         }
     };
-    // Other addresses are what is compared, and so is the name that leads to them.
+    // Other targets are what is compared, by address or by name.
     let others: Vec<_> = plans
         .iter()
         .map(|(name, ..)| *name)
-        .filter(|name| *name != "addresses")
+        .filter(|name| !["addresses", "server"].contains(name))
         .collect();
     if !others.is_empty() && !different_plans {
         doubts.push(format!(
@@ -489,6 +489,28 @@ mod tests {
             "{words}"
         );
         assert!(words.ends_with("no difference that can be told\n"), "{words}");
+
+        // Another server is asked for the same.
+        let of_server = |run: (Row, Summary), url: &str| {
+            let mut summary = run.1;
+            let http = crate::runs::plan::Http {
+                method: "GET".into(),
+                url: url.into(),
+                ..Default::default()
+            };
+            summary.plan.as_mut().unwrap().http = Some(http);
+            (run.0, summary)
+        };
+        let served = |a_url, b_url| check(of_server(a(), a_url), of_server(b(), b_url), false).unwrap();
+        let same = served("http://old/x", "http://new:81/x").comparison;
+        assert_eq!(same.shown(), Shown::Same, "{same:?}");
+        let other = served("http://old/x", "http://new:81/y");
+        assert_eq!(other.comparison.shown(), Shown::Unknown);
+        assert!(
+            text(&other).contains("the plans differ in request;"),
+            "{}",
+            text(&other)
+        );
 
         let mut other = b();
         other.1.plan.as_mut().unwrap().hold_ns = 5;
