@@ -26,6 +26,7 @@ use crate::assertion::plan::{self, Schedule};
 use crate::assertion::signal::Rows;
 use crate::assertion::state::{Machine, Outcome, Rules, Verdict};
 use crate::assertion::{Assertion, Set, worst};
+use crate::seat::Seat;
 use crate::silence::{Of, Silences};
 use crate::store::verdicts::{Record, Stood};
 use crate::store::{self, Store, StoreError, evidence, verdicts};
@@ -82,6 +83,8 @@ pub struct Engine {
     is_writing: bool,
     /// Changes that are stored, for who tells them; `None`: nobody does.
     written: Option<Vec<Record>>,
+    /// Without it nothing is written; `None`: nobody else can judge.
+    seat: Option<Arc<Seat>>,
     /// Of what nobody is told.
     silences: Arc<Silences>,
     /// Somebody computes the store's minutes.
@@ -156,6 +159,7 @@ impl Engine {
             in_doubt: Vec::new(),
             is_writing,
             written: None,
+            seat: None,
             silences: Arc::default(),
             has_rollup: true,
             end_ns: i64::MAX,
@@ -184,6 +188,11 @@ impl Engine {
     /// Changes that were stored since the last call.
     pub fn take_written(&mut self) -> Vec<Record> {
         self.written.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Writes only as long as this collector is the one that judges.
+    pub fn sit(&mut self, seat: Arc<Seat>) {
+        self.seat = Some(seat);
     }
 
     /// From now on verdicts say by these whether they are silenced.
@@ -638,12 +647,16 @@ impl Engine {
         }
         while let (Some(first), Some(last)) = (self.in_doubt.first(), self.in_doubt.last()) {
             let (begin, end, count) = (first.judged_ns, last.judged_ns, self.in_doubt.len());
-            verdicts::write(
-                &*self.store,
-                &format!("verdicts-{begin}-{end}-{count}"),
-                &self.in_doubt,
-            )
-            .await?;
+            let deadline_ms = match &self.seat {
+                Some(seat) => seat.deadline_ms().await?,
+                None => None,
+            };
+            let token = format!("verdicts-{begin}-{end}-{count}");
+            let written = verdicts::write(&*self.store, &token, &self.in_doubt, deadline_ms).await;
+            if let (Err(_), Some(seat)) = (&written, &self.seat) {
+                seat.read_the_clock_again();
+            }
+            written?;
             let stored = std::mem::replace(&mut self.in_doubt, std::mem::take(&mut self.waiting));
             if let Some(written) = &mut self.written {
                 let is_change = |record: &Record| record.is_transition || record.revision > 0;

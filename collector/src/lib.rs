@@ -39,6 +39,7 @@ pub mod quarantine;
 pub mod query;
 pub mod rollup;
 pub mod runs;
+pub mod seat;
 pub mod serve;
 pub mod silence;
 pub mod store;

@@ -28,6 +28,7 @@ use crate::assertion::receiver::{Kind, Receiver};
 use crate::clock::WallClock;
 use crate::engine::REMEMBERED_NS;
 use crate::engine::run::SharedSet;
+use crate::seat::Seat;
 use crate::silence::{Silencer, Silences};
 use crate::store::verdicts::Record;
 use crate::store::{Store, StoreError, notifications, verdicts};
@@ -106,6 +107,8 @@ pub struct Notifier {
     pub shared: SharedSet,
     pub heard: Heard,
     pub silencer: Arc<Silencer>,
+    /// Who judges tells, and nobody else.
+    pub seat: Arc<Seat>,
     pub clock: WallClock,
     /// True once the collector stops.
     pub stopping: watch::Receiver<bool>,
@@ -132,6 +135,7 @@ impl Notifier {
             is_ready: false,
         };
         let mut deliveries = Deliveries::default();
+        let is_ours = self.seat.is_ours();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut is_failing = false;
@@ -143,6 +147,14 @@ impl Notifier {
                 heard = self.heard.stored.recv(), if desk.is_ready => heard,
                 _ = ticks.tick() => None,
             };
+            if !*is_ours.borrow() {
+                // What this collector knew and was about to send, the one who judges finds in the store.
+                desk.is_ready = false;
+                desk.books.clear();
+                desk.unwritten.clear();
+                deliveries = Deliveries::default();
+                continue;
+            }
             let now_ns = self.clock.now_ns();
             if let Some(changes) = heard {
                 desk.silences = self.silencer.known();
@@ -154,6 +166,8 @@ impl Notifier {
                         info!("what is to be told is decided again");
                     }
                 }
+                // Another collector judges now, or this one was late: it is decided again.
+                Err(StoreError::LeaseEnded) => self.seat.read_the_clock_again(),
                 Err(error) => {
                     if !std::mem::replace(&mut is_failing, true) {
                         warn!(%error, "the store is away; what is to be told waits");
@@ -186,6 +200,7 @@ impl Notifier {
             deliveries.follow(
                 &desk.set.receivers,
                 &self.store,
+                &self.seat,
                 &self.clock,
                 &self.heard.judged_ns,
             );
@@ -196,7 +211,8 @@ impl Notifier {
             desk.unwritten.extend(book.due(now_ns, quiet));
         }
         while let Some(message) = desk.unwritten.first() {
-            notifications::queue(&*self.store, message).await?;
+            let deadline_ms = self.seat.deadline_ms().await?;
+            notifications::queue(&*self.store, message, deadline_ms).await?;
             let message = desk.unwritten.remove(0);
             deliveries.wake(&message.receiver);
         }

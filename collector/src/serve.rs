@@ -33,6 +33,7 @@ use crate::port;
 use crate::query::Questions;
 use crate::rollup::{Minutes, Rollup};
 use crate::runs::Runs;
+use crate::seat::{self, Seat};
 use crate::silence::Silencer;
 use crate::store::embedded::Embedded;
 use crate::store::schema::{RETAINED, TABLES};
@@ -256,12 +257,14 @@ async fn serve(
         .as_ref()
         .map(|declared| SharedSet::new(declared.set.clone()));
     let silencer = Arc::new(Silencer::new(store.clone(), WallClock::system()));
+    let seat = Arc::new(Seat::new(store.clone(), seat::PATIENCE));
     let (ear, heard) = notify::ear();
     let mut notifier = shared.clone().map(|shared| Notifier {
         store: store.clone(),
         shared,
         heard,
         silencer: silencer.clone(),
+        seat: seat.clone(),
         clock: WallClock::system(),
         stopping: stopping.clone(),
     });
@@ -271,6 +274,7 @@ async fn serve(
         shared,
         ear,
         silencer: silencer.clone(),
+        seat: seat.clone(),
         metrics: metrics.clone(),
         clock: WallClock::system(),
         stopping: stopping.clone(),
@@ -351,8 +355,16 @@ async fn serve(
         warn!("stopped with streams still open; agents keep what was not acknowledged");
     }
     // A statement that runs is waited for; what waits is found at the next start.
-    for task in [rolling, explaining, judging, telling].into_iter().flatten() {
+    for task in [rolling, explaining].into_iter().flatten() {
         let _ = tokio::time::timeout(STOP_PATIENCE, task).await;
+    }
+    let mut have_ended = true;
+    for task in [judging, telling].into_iter().flatten() {
+        have_ended &= tokio::time::timeout(STOP_PATIENCE, task).await.is_ok();
+    }
+    if have_ended {
+        // Otherwise something may still be on its way, and the next one waits for it.
+        let _ = tokio::time::timeout(STOP_PATIENCE, seat.leave()).await;
     }
     for task in [
         preparing.abort_handle(),

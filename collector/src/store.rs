@@ -25,6 +25,7 @@ mod read_only;
 pub mod rollups;
 pub mod runs;
 pub mod schema;
+pub mod seat;
 pub mod server;
 pub mod silences;
 pub mod statement;

@@ -16,6 +16,7 @@ use crate::assertion::state::Verdict;
 use crate::clock::WallClock;
 use crate::metrics::Metrics;
 use crate::notify::Ear;
+use crate::seat::Seat;
 use crate::silence::Silencer;
 use crate::store::{Store, StoreError};
 
@@ -70,6 +71,8 @@ pub struct Judge {
     /// Who is told what was stored.
     pub ear: Ear,
     pub silencer: Arc<Silencer>,
+    /// Only who has it judges.
+    pub seat: Arc<Seat>,
     pub metrics: Arc<Metrics>,
     pub clock: WallClock,
     /// True once the collector stops.
@@ -79,8 +82,7 @@ pub struct Judge {
 impl Judge {
     pub async fn run(mut self) {
         let Declared { folder, set } = self.declared.clone();
-        let mut engine = Engine::new(self.store.clone(), set, self.clock.now_ns(), true);
-        engine.keep_written();
+        let mut engine = self.engine(set, self.clock.now_ns());
         info!(assertions = engine.set().assertions.len(), folder = %folder.display(), "judging");
         let mut hang_up = signal(SignalKind::hangup()).ok();
         let mut ticks = tokio::time::interval(STEP);
@@ -111,6 +113,8 @@ impl Judge {
                     info!("assertions are judged again");
                 }
                 Ok(()) => {}
+                // Another collector judges now, or this one was late to write: the next step finds out.
+                Err(StoreError::LeaseEnded) => {}
                 Err(error) => {
                     self.metrics.assertions.failures.inc();
                     if !is_failing {
@@ -124,10 +128,25 @@ impl Judge {
     }
 
     async fn step(&self, engine: &mut Engine, is_resumed: &mut bool) -> Result<(), StoreError> {
+        if !self.seat.look(declares(engine.set())).await? {
+            // Whatever it knew, the one who judges knows better.
+            *is_resumed = false;
+            self.metrics.assertions.is_judging.set(0);
+            for (verdict, _) in engine.verdicts() {
+                self.metrics
+                    .assertions
+                    .verdicts
+                    .with_label_values(&[verdict.name()])
+                    .set(0);
+            }
+            return Ok(());
+        }
         let now_ns = self.clock.now_ns();
         if !*is_resumed {
+            *engine = self.engine(engine.set().clone(), now_ns);
             engine.resume(now_ns).await?;
             *is_resumed = true;
+            self.metrics.assertions.is_judging.set(1);
         }
         engine.silence(self.silencer.now().await?);
         let begun = Instant::now();
@@ -158,6 +177,14 @@ impl Judge {
         Ok(())
     }
 
+    /// One that knows nothing yet.
+    fn engine(&self, set: Set, now_ns: i64) -> Engine {
+        let mut engine = Engine::new(self.store.clone(), set, now_ns, true);
+        engine.keep_written();
+        engine.sit(self.seat.clone());
+        engine
+    }
+
     /// A set that is wrong is not taken: the one before is judged on.
     fn reload(&self, engine: &mut Engine, folder: &std::path::Path) {
         match Declared::read(folder.to_owned()) {
@@ -176,6 +203,17 @@ impl Judge {
             }
         }
     }
+}
+
+/// A number made of what a set judges: another one where anything is judged otherwise.
+fn declares(set: &Set) -> u32 {
+    let mut each: Vec<_> = set
+        .assertions
+        .iter()
+        .map(|assertion| format!("{} {}\n", assertion.name, assertion.fingerprint()))
+        .collect();
+    each.sort_unstable();
+    crc32fast::hash(each.concat().as_bytes())
 }
 
 async fn hung_up(signal: &mut Option<tokio::signal::unix::Signal>) {

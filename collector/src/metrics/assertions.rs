@@ -9,6 +9,8 @@ pub struct Assertions {
     pub declared: IntGauge,
     /// 1 while the files are what is judged, 0 while they are wrong and those from before are.
     pub is_current: IntGauge,
+    /// 1 while this collector judges, 0 while another one on its store does.
+    pub is_judging: IntGauge,
     pub verdicts: IntGaugeVec,
     pub windows: IntCounter,
     pub given_up: IntCounter,
@@ -23,6 +25,10 @@ impl Assertions {
             is_current: IntGauge::new(
                 "holdfast_assertions_current",
                 "1 while the files are what is judged, 0 while they are wrong and those from before are judged on.",
+            )?,
+            is_judging: IntGauge::new(
+                "holdfast_assertions_judging",
+                "1 while this collector judges, 0 while another one on the same store does, or nothing is declared.",
             )?,
             verdicts: IntGaugeVec::new(
                 Opts::new("holdfast_verdicts", "Keys of all assertions, by their verdict."),
@@ -46,9 +52,10 @@ impl Assertions {
             counters.verdicts.with_label_values(&[verdict.name()]);
         }
         counters.is_current.set(1);
-        let collectors: [Box<dyn prometheus::core::Collector>; 7] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 8] = [
             Box::new(counters.declared.clone()),
             Box::new(counters.is_current.clone()),
+            Box::new(counters.is_judging.clone()),
             Box::new(counters.verdicts.clone()),
             Box::new(counters.windows.clone()),
             Box::new(counters.given_up.clone()),

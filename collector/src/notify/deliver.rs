@@ -19,6 +19,7 @@ use crate::assertion::parse::receivers::checked_url;
 use crate::assertion::receiver::{Given, Kind, Receiver};
 use crate::clock::WallClock;
 use crate::http;
+use crate::seat::Seat;
 use crate::store::notifications::{self, Outcome, Unsent};
 use crate::store::{Store, StoreError};
 
@@ -40,6 +41,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// The task.
 pub(super) struct Delivery {
     pub(super) store: Arc<dyn Store>,
+    pub(super) seat: Arc<Seat>,
     pub(super) receiver: Receiver,
     pub(super) clock: WallClock,
     /// Something was queued.
@@ -110,6 +112,8 @@ impl Delivery {
             {
                 return Ok(wait.min(MINUTE.saturating_sub(first.elapsed())));
             }
+            // Whoever has lost the seat sends nothing any more, also if it has not noticed yet.
+            self.seat.deadline_ms().await?;
             sent_at.push_back(Instant::now());
             let outcome = self.attempt(&message).await;
             self.log(&outcome, is_failing);
@@ -340,6 +344,7 @@ impl Deliveries {
         &mut self,
         receivers: &[Receiver],
         store: &Arc<dyn Store>,
+        seat: &Arc<Seat>,
         clock: &WallClock,
         judged_ns: &Arc<AtomicI64>,
     ) {
@@ -368,6 +373,7 @@ impl Deliveries {
                 _ => tokio::spawn(
                     Delivery {
                         store: store.clone(),
+                        seat: seat.clone(),
                         receiver,
                         clock,
                         queued: queued.clone(),

@@ -120,6 +120,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "told",
         sql: include_str!("migrations/0021_told.sql"),
     },
+    Migration {
+        version: 22,
+        name: "judges",
+        sql: include_str!("migrations/0022_judges.sql"),
+    },
 ];
 
 /// The newest step that this binary knows.

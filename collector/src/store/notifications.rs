@@ -233,8 +233,8 @@ async fn changes_where(store: &dyn Store, which: &str, since_ns: i64) -> Result<
     Ok(changes.collect())
 }
 
-/// Makes a message durable, all of it or nothing. The same again adds nothing that counts.
-pub async fn queue(store: &dyn Store, message: &Message) -> Result<(), StoreError> {
+/// Makes a message durable, all of it or nothing. The same again adds nothing that counts. `deadline_ms` is the block's.
+pub async fn queue(store: &dyn Store, message: &Message, deadline_ms: Option<u64>) -> Result<(), StoreError> {
     let rows: Vec<Row<'_>> = message
         .notifications
         .iter()
@@ -250,7 +250,10 @@ pub async fn queue(store: &dyn Store, message: &Message) -> Result<(), StoreErro
         })
         .collect();
     let named = (&*message.receiver, &*message.id, &*message.assertion);
-    let block = block(named, (State::Queued, message.queued_ns), &rows);
+    let block = block(named, (State::Queued, message.queued_ns), &rows).map(|mut block| {
+        block.deadline_ms = deadline_ms;
+        block
+    });
     write(
         store,
         &format!("queued-{}-{}", message.id, message.queued_ns),

@@ -72,9 +72,15 @@ pub struct Stood {
     pub machine: Machine,
 }
 
-/// Makes verdicts durable, all or none.
-pub async fn write(store: &dyn Store, token: &str, records: &[Record]) -> Result<(), StoreError> {
-    let block = block(records).map_err(|error| StoreError::rejected(error.to_string()))?;
+/// Makes verdicts durable, all or none. `deadline_ms` is the block's.
+pub async fn write(
+    store: &dyn Store,
+    token: &str,
+    records: &[Record],
+    deadline_ms: Option<u64>,
+) -> Result<(), StoreError> {
+    let mut block = block(records).map_err(|error| StoreError::rejected(error.to_string()))?;
+    block.deadline_ms = deadline_ms;
     store.insert(VERDICT_RECORDS.name, token, block).await
 }
 

@@ -17,6 +17,7 @@ mod late;
 mod notify;
 mod rollup;
 mod runs;
+mod seat;
 mod store_blocks;
 mod store_contract;
 mod store_embedded;

@@ -80,7 +80,7 @@ async fn every_column_and_every_table_has_a_comment() {
     assert_eq!(
         ask(&store, views).await,
         "['attempt_causes','attempts','attempts_1m','cgroups','connection_workloads','connections','connections_1m',\
-         'gaps','latency_1m','ledger','listeners','namespaces','nodes','notifications','open_connections','overhead',\
+         'gaps','judges','latency_1m','ledger','listeners','namespaces','nodes','notifications','open_connections','overhead',\
          'peers','run_results','runs','silences','syscalls','transitions','verdict_changes','verdicts']\n"
     );
     // A number that is a time or a size says so in its comment, not only in its name.
@@ -129,8 +129,8 @@ async fn every_statement_parses_for_one_server_and_for_a_cluster() {
         let is_view = parsed.starts_with("CREATE OR REPLACE VIEW");
         assert!(!is_view || !parsed.contains("_local"), "{parsed}");
     }
-    // Every table but the list of migrations, the claims and what people want, which are the same on every server.
-    assert_eq!((tables, distributed), (RETAINED.len() + 4, RETAINED.len()));
+    // Every table but the list of migrations, the claims, who judges, and what people want, which are the same on every server.
+    assert_eq!((tables, distributed), (RETAINED.len() + 5, RETAINED.len()));
 }
 
 /// Two services on ten nodes for an hour, each a client of the other, and one attempt in fifty fails.
@@ -244,7 +244,7 @@ async fn retention_is_changed_only_where_it_differs() {
     let store = database();
     migrations::apply(&store, NOW_NS).await.unwrap();
     let changed = "SELECT name, extract(engine_full, 'TTL (.*) SETTINGS') FROM system.tables \
-                   WHERE database = currentDatabase() AND engine LIKE '%MergeTree' AND name NOT IN ('schema_migrations', 'agent_claims', 'probe_settings', 'silence_records') \
+                   WHERE database = currentDatabase() AND engine LIKE '%MergeTree' AND name NOT IN ('schema_migrations', 'agent_claims', 'probe_settings', 'silence_records', 'judge_beats') \
                    ORDER BY name FORMAT TSVRaw";
     let modified = "SELECT sum(metadata_version) FROM system.tables WHERE database = currentDatabase()";
     let before = ask(&store, modified).await;
