@@ -2,8 +2,8 @@
 //! it says held against what was expected.
 //!
 //! A test says who connects to whom and how that goes; the nodes of its left sides are the assertion's `from`, those of
-//! the right sides its `to` or `on`. Ten connections a second are made of each line. Agents report once a second, unless
-//! they are silent.
+//! the right sides its `to` or `on`. Ten connections a second are made of each line. Agents report once a second, and look at
+//! the listener of each server every ten seconds, unless they are silent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -17,7 +17,7 @@ use crate::assertion::parse::trial::{Event, Link, Trial};
 use crate::assertion::state::Verdict;
 use crate::assertion::{Assertion, Set, Subject, Target, TargetPlace};
 use crate::store::native::{BlockBuilder, BlockError, Kind, Table};
-use crate::store::schema::{AGENT_SAMPLES, CONNECTION_RECORDS, NODE_SESSIONS};
+use crate::store::schema::{AGENT_SAMPLES, CONNECTION_RECORDS, LISTENER_SAMPLES, NODE_SESSIONS};
 use crate::store::{Store, StoreError};
 
 const SECOND_NS: i64 = 1_000_000_000;
@@ -27,6 +27,12 @@ const BETWEEN_NS: i64 = SECOND_NS / 10;
 
 /// How far an agent's mark of what is stored is behind its report.
 const MARK_NS: i64 = SECOND_NS / 2;
+
+/// Between two looks at listeners, as agents do by default.
+const LOOK_S: u64 = 10;
+
+/// Connections that a listener's queue holds.
+const QUEUE: u64 = 128;
 
 /// The port of the servers where the assertion names none.
 const PORT: u16 = 80;
@@ -221,6 +227,15 @@ async fn lay_down(
     store
         .insert(AGENT_SAMPLES.name, &token, agent_samples(&reports, begin_ns)?)
         .await?;
+    let looks = looks(links, begin_ns, length);
+    let token = format!("trial-{begin_ns}-listeners");
+    store
+        .insert(
+            LISTENER_SAMPLES.name,
+            &token,
+            listener_samples(&looks, &nodes, port)?,
+        )
+        .await?;
     let token = format!("trial-{begin_ns}-nodes");
     store
         .insert(NODE_SESSIONS.name, &token, sessions(&nodes, begin_ns)?)
@@ -254,7 +269,7 @@ fn add_ends(ends: &mut Vec<End>, link: &Link, nodes: &BTreeMap<&str, Ipv4Addr>, 
                 u64::try_from(time.as_micros()).unwrap_or(u64::MAX),
             ),
             Event::Refused => (Some(2), 100),
-            Event::TimedOut => (Some(3), 3_000_000),
+            Event::TimedOut | Event::QueueFull => (Some(3), 3_000_000),
             Event::Reset => (Some(4), 100),
             Event::Unreachable => (Some(5), 100),
             Event::Nothing | Event::Silent | Event::Lost => (None, 0),
@@ -323,6 +338,74 @@ fn reports(links: &[Link], nodes: &BTreeMap<&str, Ipv4Addr>, begin_ns: i64, leng
         }
     }
     reports
+}
+
+/// What an agent saw of a server's listener.
+struct Look<'a> {
+    node: &'a str,
+    at_ns: i64,
+    waiting: u64,
+    /// Since the listener began.
+    dropped: u64,
+}
+
+fn looks(links: &[Link], begin_ns: i64, length: Duration) -> Vec<Look<'_>> {
+    let servers: BTreeSet<&str> = links.iter().map(|link| link.to.as_str()).collect();
+    let mut looks = Vec::new();
+    for node in servers {
+        let is_of = |link: &&Link| link.to == node;
+        let mut dropped = 0;
+        for second in 0..=length.as_secs() + 4 {
+            let after = Duration::from_secs(second);
+            let full = links.iter().filter(is_of);
+            let full = full
+                .filter(|link| link.at(after) == Some(&Event::QueueFull))
+                .count() as u64;
+            let mut own = links.iter().filter(|link| link.from == node);
+            let is_silent = own.any(|link| link.at(after) == Some(&Event::Silent));
+            if second % LOOK_S == 0 && !is_silent {
+                looks.push(Look {
+                    node,
+                    at_ns: begin_ns + second as i64 * SECOND_NS,
+                    waiting: if full > 0 { QUEUE } else { 0 },
+                    dropped,
+                });
+            }
+            dropped += full * (SECOND_NS / BETWEEN_NS).unsigned_abs();
+        }
+    }
+    looks
+}
+
+fn listener_samples(
+    looks: &[Look<'_>],
+    nodes: &BTreeMap<&str, Ipv4Addr>,
+    port: u16,
+) -> Result<crate::store::Block, BlockError> {
+    let names = || Values::Texts(looks.iter().map(|look| look.node.to_owned()).collect());
+    let each = |number: fn(&Look<'_>) -> u64| Values::Numbers(looks.iter().map(number).collect());
+    let all = |number: u64| Values::Numbers(vec![number; looks.len()]);
+    let addresses = looks
+        .iter()
+        .map(|look| nodes[look.node].to_ipv6_mapped().octets());
+    let values = BTreeMap::from([
+        ("node", names()),
+        ("agent_id", names()),
+        ("agent_epoch", all(1)),
+        (
+            "observed_at",
+            Values::Times(looks.iter().map(|look| look.at_ns).collect()),
+        ),
+        ("local_ip", Values::Addresses(addresses.collect())),
+        ("local_port", all(port.into())),
+        ("netns", all(1)),
+        ("cookie", all(1)),
+        ("backlog", each(|look| look.waiting)),
+        ("backlog_limit", all(QUEUE)),
+        ("drops", each(|look| look.dropped)),
+        ("sequence", all(1)),
+    ]);
+    filled(&LISTENER_SAMPLES, looks.len(), &values)
 }
 
 fn connection_records(ends: &[End]) -> Result<crate::store::Block, BlockError> {

@@ -221,6 +221,79 @@ tests:
     assert!((60..=62).contains(&since.as_secs()), "{since:?}");
 }
 
+#[tokio::test]
+async fn a_violation_goes_on_after_the_engine_was_killed_and_is_over_when_it_is() {
+    let text = "
+assertions:
+  - { name: a, from: all, to: all, expect: connect.refused = 0, over: 5s, every: 1s, clear_after: 40s, by: from.node }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: '5ms x20s, refused x20s, 5ms x80s' }, expect: { 30s: Violated } }
+";
+    let set = declared(text);
+    let store = database().await;
+    let begin_ns = (now_ns() - 3_600 * SECOND_NS).div_euclid(60 * SECOND_NS) * 60 * SECOND_NS;
+    trial::run(store.clone(), &set, &set.tests[0], begin_ns)
+        .await
+        .unwrap();
+    let mut engine = Engine::new(store.clone(), set.clone(), begin_ns + 1, true);
+    let last = "SELECT verdict FROM verdict_records WHERE node = 'web-1' ORDER BY window_to DESC LIMIT 1";
+    let mut now = begin_ns;
+    // Killed while it fails, and again while it holds and has not held for long enough.
+    for until in [30, 60, 120] {
+        while now < begin_ns + until * SECOND_NS {
+            engine.step(now).await.unwrap();
+            now += SECOND_NS / 2;
+        }
+        if until < 120 {
+            assert_eq!(
+                store_engine::ask(&*store, last).await.trim(),
+                "violated",
+                "{until}"
+            );
+            now += 5 * SECOND_NS;
+            engine = Engine::new(store.clone(), set.clone(), now, true);
+            engine.resume(now).await.unwrap();
+        }
+    }
+    let changes = format!(
+        "SELECT verdict, intDiv(toUnixTimestamp64Nano(since) - {begin_ns}, {SECOND_NS}) FROM verdict_records \
+         WHERE node = 'web-1' AND is_transition AND verdict != 'unknown' ORDER BY window_to"
+    );
+    let said = store_engine::ask(&*store, &changes).await;
+    let said: Vec<_> = said.lines().map(|line| line.split_once('\t').unwrap()).collect();
+    let verdicts: Vec<_> = said.iter().map(|(verdict, _)| *verdict).collect();
+    assert_eq!(verdicts, ["holds", "violated", "holds"], "{said:?}");
+    // The last window with a refusal ended 45 s in; 40 s later it has held for long enough.
+    let over: i64 = said[2].1.parse().unwrap();
+    assert!((84..=87).contains(&over), "{said:?}");
+}
+
+#[tokio::test]
+async fn nothing_passes_and_nothing_fails_for_want_of_rows() {
+    for (expect, more, verdict) in [
+        // Of nothing there is no percentile, and no part of it failed.
+        ("connect.p99 < 20ms", "", "Unknown"),
+        ("connect.refused_ratio < 1%", "", "Unknown"),
+        ("connections.retransmit_ratio < 1%", "", "Unknown"),
+        ("connect.refused_ratio < 1%", ", no_data: holds", "Holds"),
+        ("connect.refused_ratio < 1%", ", no_data: violated", "Violated"),
+        // How often nothing happened is known.
+        ("connect.refused = 0", "", "Holds"),
+        ("connect.count = 0", "", "Holds"),
+        ("connect.count > 0", "", "Violated"),
+    ] {
+        check(&format!(
+            "
+assertions:
+  - {{ name: a, from: all, to: all, expect: {expect}, over: 10s, every: 5s{more} }}
+tests:
+  - {{ assertion: a, given: {{ web-1 -> db-1: '5ms x20s, nothing x30s' }}, expect: {{ 45s: {verdict} }} }}
+"
+        ))
+        .await;
+    }
+}
+
 /// Long after anybody judged, and while another assertion was judged all along.
 #[tokio::test]
 async fn what_was_said_is_found_again_however_long_nobody_judged() {
@@ -750,6 +823,14 @@ async fn the_examples_pass_their_own_tests() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
     let set = files::declared(&files::read(&[path]).unwrap()).unwrap();
     assert_eq!(set.assertions.len(), 10);
+    let untested = |name: &String| set.tests.iter().all(|test| test.assertion != *name);
+    let untested: Vec<_> = set
+        .assertions
+        .iter()
+        .map(|known| &known.name)
+        .filter(|name| untested(name))
+        .collect();
+    assert!(untested.is_empty(), "without a test: {untested:?}");
     for (number, test) in set.tests.iter().enumerate() {
         let store: Arc<dyn Store> = database().await;
         let begin_ns = now_ns() - 4 * 3_600 * SECOND_NS;

@@ -7,18 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use holdfast_collector::engine::run::Declared;
-use holdfast_collector::serve::{self, Listening};
-use holdfast_collector::store::probes::{self, Wanted};
-use holdfast_collector::store::server::Server;
-use holdfast_collector::store::{Store, migrations};
 use holdfast_proto::v1::{Status, collector_message};
 use ring::hmac;
 use serde_json::Value;
 
-use crate::clickhouse_http::{PASSWORD, USER};
-use crate::harness::{folder, limits};
-use crate::store_engine;
+use crate::harness::folder;
 use crate::synthetic::{Agent, now_ns};
 
 /// Far longer than anything takes.
@@ -371,122 +364,6 @@ receivers:
         std::thread::sleep(Duration::from_millis(50));
     }
     serving.kill();
-}
-
-/// Two collectors with the same files on one store: each change is told once, by whichever of them, and the one that stays goes
-/// on where the other one stopped.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_collectors_on_one_store_one_tells_and_the_other_goes_on_when_it_stops() {
-    let receiver = Receiver::start();
-    receiver.open();
-    let assertions = folder("seat-assertions");
-    let secret = assertions.join("secret");
-    std::fs::write(&secret, SECRET).unwrap();
-    let text = format!(
-        "
-assertions:
-  - name: nothing odd is wanted
-    sql: >-
-      SELECT toFloat64(countIf(set_at < {{until:DateTime64(9, 'UTC')}}) % 2) AS value FROM probe_settings
-      WHERE {{from:DateTime64(9, 'UTC')}} < {{until:DateTime64(9, 'UTC')}}
-    expect: value = 0
-    over: 1s
-receivers:
-  - {{ name: on-call, kind: webhook, url: 'http://{}/hook', secret_file: {}, on: [violated, holds], group_wait: 0s }}
-",
-        receiver.address,
-        secret.display(),
-    );
-    std::fs::write(assertions.join("a.yaml"), text).unwrap();
-    let address = store_engine::server().await;
-    let url = format!("http://{USER}@{address}/two_judges_{}", address.port());
-    let first = Judging::start(&url, &assertions).await;
-    // Stays when the first one goes.
-    let second = Judging::start(&url, &assertions).await;
-    let node = tokio::spawn(report(second.address));
-    let is_told = |count: usize| move |seen: &[Seen]| taken(seen).len() >= count;
-    let store = &first.store;
-    comes_to(store, "holds").await;
-    turn(store).await;
-    let wait = async |what: &'static str, count| {
-        tokio::task::block_in_place(|| receiver.wait(what, is_told(count)))
-    };
-    wait("the violation", 1).await;
-    first.stop().await;
-    turn(&second.store).await;
-    wait("that it holds", 2).await;
-    turn(&second.store).await;
-    let seen = wait("the second violation", 3).await;
-    let told = taken(&seen);
-    let verdicts: Vec<_> = told.iter().map(|(_, verdict)| verdict.as_str()).collect();
-    assert_eq!(verdicts, ["violated", "holds", "violated"], "{told:?}");
-    let transitions = "SELECT count() FROM verdict_records WHERE is_transition AND verdict = 'violated'";
-    assert_eq!(store_engine::ask(&*second.store, transitions).await.trim(), "2");
-    let judges = "SELECT uniqExact(collector) FROM judges";
-    assert_eq!(store_engine::ask(&*second.store, judges).await.trim(), "2");
-    node.abort();
-    second.stop().await;
-}
-
-/// A collector in this process that judges, on a database of a server.
-struct Judging {
-    address: SocketAddr,
-    store: Arc<Server>,
-    stop: tokio::sync::oneshot::Sender<()>,
-    running: tokio::task::JoinHandle<anyhow::Result<()>>,
-}
-
-impl Judging {
-    async fn start(url: &str, assertions: &Path) -> Self {
-        let store = Arc::new(Server::new(url, Some(PASSWORD)).unwrap());
-        store.prepare().await.unwrap();
-        migrations::apply(&*store, now_ns()).await.unwrap();
-        let agents = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let browsers = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = agents.local_addr().unwrap();
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let running = tokio::spawn(serve::collect_and_judge(
-            store.clone(),
-            limits(),
-            Listening { agents, browsers },
-            Declared::read(assertions.to_owned()).unwrap(),
-            async {
-                let _ = stopped.await;
-            },
-        ));
-        Self {
-            address,
-            store,
-            stop,
-            running,
-        }
-    }
-
-    async fn stop(self) {
-        self.stop.send(()).unwrap();
-        self.running.await.unwrap().unwrap();
-    }
-}
-
-async fn comes_to(store: &Server, verdict: &str) {
-    let started = Instant::now();
-    let latest = "SELECT verdict FROM verdicts";
-    while store_engine::ask(store, latest).await.trim() != verdict {
-        assert!(started.elapsed() < PATIENCE, "never {verdict}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// Makes what holds fail, and what fails hold.
-async fn turn(store: &Server) {
-    let wanted = Wanted {
-        revision: now_ns().unsigned_abs(),
-        nodes: vec![],
-        labels: std::collections::BTreeMap::new(),
-        key: "syscalls".to_owned(),
-        value: "default".to_owned(),
-    };
-    probes::want(store, &[wanted], now_ns()).await.unwrap();
 }
 
 /// Answers whoever asks, and counts them.

@@ -41,6 +41,8 @@ pub enum Event {
     TimedOut,
     Reset,
     Unreachable,
+    /// The server's queue of connections that wait for accept() is full: attempts are dropped, and time out.
+    QueueFull,
     /// Nobody connects, and the agents say so.
     Nothing,
     /// Nothing is heard of the client's agent.
@@ -49,11 +51,12 @@ pub enum Event {
     Lost,
 }
 
-const EVENTS: [(&str, Event); 7] = [
+const EVENTS: [(&str, Event); 8] = [
     ("refused", Event::Refused),
     ("timed_out", Event::TimedOut),
     ("reset", Event::Reset),
     ("unreachable", Event::Unreachable),
+    ("queue_full", Event::QueueFull),
     ("nothing", Event::Nothing),
     ("silent", Event::Silent),
     ("lost", Event::Lost),
@@ -65,7 +68,7 @@ pub static TEST_KEYS: [(&str, &str); 3] = [
     (
         "given",
         "what happens: `web-1 -> db-1: \"5ms x60s, refused x3m\"`; a time (established after so long), refused, timed_out, reset, \
-         unreachable, nothing, silent or lost, and for how long",
+         unreachable, queue_full (of the server, and attempts time out), nothing, silent or lost, and for how long",
     ),
     (
         "expect",
