@@ -143,7 +143,7 @@ impl Notifier {
             let heard = tokio::select! {
                 biased;
                 // An error means that the collector is gone already.
-                _ = self.stopping.wait_for(|stopping| *stopping) => return,
+                _ = self.stopping.wait_for(|stopping| *stopping) => break,
                 heard = self.heard.stored.recv(), if desk.is_ready => heard,
                 _ = ticks.tick() => None,
             };
@@ -152,7 +152,7 @@ impl Notifier {
                 desk.is_ready = false;
                 desk.books.clear();
                 desk.unwritten.clear();
-                deliveries = Deliveries::default();
+                deliveries.end().await;
                 continue;
             }
             let now_ns = self.clock.now_ns();
@@ -176,6 +176,7 @@ impl Notifier {
                 }
             }
         }
+        deliveries.end().await;
     }
 
     async fn step(

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -44,8 +44,10 @@ pub(super) struct Delivery {
     pub(super) seat: Arc<Seat>,
     pub(super) receiver: Receiver,
     pub(super) clock: WallClock,
-    /// Something was queued.
+    /// Something was queued, or it is to end.
     pub(super) queued: Arc<Notify>,
+    /// It is to begin nothing more, and to end once it has written down what came of the last attempt.
+    pub(super) is_ending: Arc<AtomicBool>,
 }
 
 /// When a message is tried next.
@@ -75,6 +77,10 @@ impl Delivery {
                     STORE_PAUSE
                 }
             };
+            if self.is_ending.load(Ordering::Relaxed) {
+                // What the store does not take now is sent again, by whoever is next.
+                return;
+            }
             tokio::select! {
                 () = self.queued.notified() => {}
                 () = tokio::time::sleep(wait) => {}
@@ -90,6 +96,9 @@ impl Delivery {
         is_failing: &mut bool,
     ) -> Result<Duration, StoreError> {
         self.write(unwritten).await?;
+        if self.is_ending.load(Ordering::Relaxed) {
+            return Ok(LOOK);
+        }
         let unsent = notifications::unsent(&*self.store, &self.receiver.name, self.clock.now_ns()).await?;
         let mut wait = LOOK;
         let mut groups = BTreeSet::new();
@@ -114,6 +123,9 @@ impl Delivery {
             }
             // Whoever has lost the seat sends nothing any more, also if it has not noticed yet.
             self.seat.deadline_ms().await?;
+            if self.is_ending.load(Ordering::Relaxed) {
+                return Ok(wait);
+            }
             sent_at.push_back(Instant::now());
             let outcome = self.attempt(&message).await;
             self.log(&outcome, is_failing);
@@ -329,6 +341,9 @@ pub(super) struct Deliveries(BTreeMap<String, Running>);
 struct Running {
     fingerprint: u32,
     queued: Arc<Notify>,
+    is_ending: Arc<AtomicBool>,
+    /// It holds a dead man's switch: nothing of it is written down.
+    is_switch: bool,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -360,6 +375,8 @@ impl Deliveries {
             let (receiver, clock) = (receiver.clone(), clock.clone());
             let name = receiver.name.clone();
             let fingerprint = receiver.fingerprint();
+            let is_ending = Arc::new(AtomicBool::new(false));
+            let is_switch = matches!(receiver.kind, Kind::DeadMansSwitch { .. });
             let task = match receiver.kind {
                 Kind::DeadMansSwitch { every } => tokio::spawn(
                     Switch {
@@ -377,6 +394,7 @@ impl Deliveries {
                         receiver,
                         clock,
                         queued: queued.clone(),
+                        is_ending: is_ending.clone(),
                     }
                     .run(),
                 ),
@@ -384,9 +402,25 @@ impl Deliveries {
             let running = Running {
                 fingerprint,
                 queued,
+                is_ending,
+                is_switch,
                 task,
             };
             self.0.insert(name, running);
+        }
+    }
+
+    /// Ends all tasks; what is being sent is sent to the end, for as long as its receiver is given, and written down, so
+    /// that nobody sends it again.
+    pub(super) async fn end(&mut self) {
+        let ending = std::mem::take(&mut self.0);
+        for running in ending.values() {
+            running.is_ending.store(true, Ordering::Relaxed);
+            running.queued.notify_one();
+        }
+        for mut running in ending.into_values().filter(|running| !running.is_switch) {
+            // One that panicked has ended too.
+            let _ = (&mut running.task).await;
         }
     }
 
