@@ -239,6 +239,7 @@ impl Notifier {
         desk.unwritten
             .retain(|message| desk.books.contains_key(&message.receiver));
         let changes = self.changes(&set, now_ns).await?;
+        let past = self.silencer.past().await?;
         for receiver in new {
             let begun_ns = notifications::begun(&*self.store, receiver, now_ns).await?;
             let told = notifications::told(
@@ -253,7 +254,7 @@ impl Notifier {
             let is_silenced = |change: &Change| {
                 let (of, at_ns) = (change.subject(), change.judged_ns);
                 let sent_ns = at_ns.saturating_add(unsent_ns).saturating_add(HEARD_WITHIN_NS);
-                silences.touch(of, at_ns, sent_ns) || silences.cover(of, now_ns)
+                past.touch(of, at_ns, sent_ns) || silences.cover(of, now_ns)
             };
             book.replay(
                 changes.clone(),

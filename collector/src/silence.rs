@@ -27,7 +27,7 @@ const LONGEST: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// What is known of silences is asked for again after this: of one that another collector was told, so late.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Silences that are over are remembered as long as changes of verdicts are, which they may have held back.
+/// When one was over is remembered as long as changes of verdicts are, which it may have held back.
 const REMEMBERED_NS: i64 = 31 * 24 * 3_600_000_000_000;
 
 /// Silences at once. Each verdict is held against all of them.
@@ -104,7 +104,8 @@ fn has_part(key: &str, part: &str) -> bool {
     })
 }
 
-/// All that are known.
+/// Those that are not over; and of those that are, the last one for the same verdicts, since all are held against each verdict
+/// again and again. How it was at any time say those of [`Silencer::past`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Silences(Vec<Silence>);
 
@@ -188,10 +189,20 @@ impl Silencer {
         Ok(self.known())
     }
 
+    /// All that there have been for as long as they are remembered.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn past(&self) -> Result<Silences, StoreError> {
+        let since_ns = self.clock.now_ns().saturating_sub(REMEMBERED_NS);
+        silences::since(&*self.store, since_ns).await.map(Silences)
+    }
+
     async fn read(&self, read_at: &mut Option<Instant>) -> Result<(), StoreError> {
         let asked_at = Instant::now();
-        let since_ns = self.clock.now_ns().saturating_sub(REMEMBERED_NS);
-        let found = silences::known(&*self.store, since_ns).await?;
+        let now_ns = self.clock.now_ns();
+        let since_ns = now_ns.saturating_sub(REMEMBERED_NS);
+        let found = silences::standing(&*self.store, since_ns, now_ns).await?;
         self.known.send_replace(Arc::new(Silences(found)));
         *read_at = Some(asked_at);
         Ok(())

@@ -72,8 +72,36 @@ pub struct Said {
     pub because: String,
 }
 
-/// Those that were not over at `since_ns`, the oldest first.
-pub async fn known(store: &dyn Store, since_ns: i64) -> Result<Vec<Silence>, StoreError> {
+/// Those that were not over at `since_ns`.
+pub async fn since(store: &dyn Store, since_ns: i64) -> Result<Vec<Silence>, StoreError> {
+    let sql = format!("{SILENCES} WHERE until > {{since:DateTime64(9, 'UTC')}}");
+    let params = vec![("since".to_owned(), time_value(since_ns))];
+    read(store, sql, params).await
+}
+
+/// Those that are not over at `now_ns`, and of each that was for the same, and was not over at `since_ns`, the last one.
+pub async fn standing(store: &dyn Store, since_ns: i64, now_ns: i64) -> Result<Vec<Silence>, StoreError> {
+    let sql = format!(
+        "{SILENCES} WHERE until > {{since:DateTime64(9, 'UTC')}} ORDER BY until DESC, silence \
+         LIMIT 1 BY assertion, is_objective, keys, toString(labels), if(until > {{now:DateTime64(9, 'UTC')}}, silence, '')"
+    );
+    let params = vec![
+        ("since".to_owned(), time_value(since_ns)),
+        ("now".to_owned(), time_value(now_ns)),
+    ];
+    read(store, sql, params).await
+}
+
+const SILENCES: &str = "SELECT silence, assertion, is_objective, keys, labels, \
+     toString(toUnixTimestamp64Nano(begun_at)) AS begun_ns, toString(toUnixTimestamp64Nano(until)) AS until_ns \
+     FROM silences";
+
+/// The oldest first.
+async fn read(
+    store: &dyn Store,
+    sql: String,
+    params: Vec<(String, String)>,
+) -> Result<Vec<Silence>, StoreError> {
     #[derive(serde::Deserialize)]
     struct Found {
         silence: String,
@@ -84,11 +112,7 @@ pub async fn known(store: &dyn Store, since_ns: i64) -> Result<Vec<Silence>, Sto
         begun_ns: String,
         until_ns: String,
     }
-    let sql = "SELECT silence, assertion, is_objective, keys, labels, \
-               toString(toUnixTimestamp64Nano(begun_at)) AS begun_ns, toString(toUnixTimestamp64Nano(until)) AS until_ns \
-               FROM silences WHERE until > {since:DateTime64(9, 'UTC')} ORDER BY begun_at, silence";
-    let params = vec![("since".to_owned(), time_value(since_ns))];
-    let found: Vec<Found> = lines(store, sql.to_owned(), params).await?;
+    let found: Vec<Found> = lines(store, sql, params).await?;
     let silences = found.into_iter().map(|found| Silence {
         begun_ns: found.begun_ns.parse().unwrap_or_default(),
         until_ns: found.until_ns.parse().unwrap_or_default(),
@@ -98,7 +122,9 @@ pub async fn known(store: &dyn Store, since_ns: i64) -> Result<Vec<Silence>, Sto
         keys: found.keys,
         labels: found.labels,
     });
-    Ok(silences.collect())
+    let mut silences: Vec<_> = silences.collect();
+    silences.sort_by(|one, other| (one.begun_ns, &one.id).cmp(&(other.begun_ns, &other.id)));
+    Ok(silences)
 }
 
 /// Keeps a silence.
