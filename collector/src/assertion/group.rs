@@ -170,7 +170,9 @@ fn tokens(text: &str) -> Result<Vec<(usize, Token)>, Fault> {
             c => {
                 return Err(Fault {
                     character: begin,
-                    message: format!("unexpected {c:?}"),
+                    message: format!(
+                        "expected a name, =, !=, `in`, `and`, `or`, `not` or a bracket, got {c:?}; a value with it stands in quotes"
+                    ),
                 });
             }
         };
@@ -397,7 +399,11 @@ mod tests {
             ("(a or b", 7, "expected `and`, `or` or ), got the end"),
             ("a in b", 5, "expected values in brackets, got b"),
             ("a = 'b", 4, "this ' has no end"),
-            ("a ~ b", 2, "unexpected '~'"),
+            (
+                "a ~ b",
+                2,
+                "expected a name, =, !=, `in`, `and`, `or`, `not` or a bracket, got '~'; a value with it stands in quotes",
+            ),
         ] {
             let fault = Members::parse(text).expect_err(text);
             assert_eq!(
