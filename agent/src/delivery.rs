@@ -17,7 +17,7 @@ use holdfast_proto::v1::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, timeout},
 };
 use tokio_stream::{Stream as Incoming, StreamExt};
 
@@ -161,10 +161,13 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
             self.spool.flight_bytes(),
         );
         let mut sent_position = 0;
-        let mut status_tick = interval(STATUS_INTERVAL);
+        let mut status_tick = interval_at(Instant::now() + STATUS_INTERVAL, STATUS_INTERVAL);
         status_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stopping = *shutdown.borrow();
+        // Before any batch: by its status the collector knows the clock that dated them. The first tick of a timer may come
+        // later than the first batch is sent.
         let mut pending_statuses = VecDeque::new();
+        self.renew(&mut pending_statuses);
         let mut pending_report = self.report(None);
         let mut last_report = pending_report.clone();
         let mut pending_run: Option<RunEvent> = None;
@@ -188,11 +191,7 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
                 biased;
                 () = told(shutdown), if !stopping => stopping = true,
                 _ = status_tick.tick() => {
-                    self.seal_gaps();
-                    // The newest of its own replaces one that waits; what is said of earlier starts is said once.
-                    pending_statuses.retain(|status: &Status| status.epoch != self.identity.epoch);
-                    pending_statuses.extend(self.legacies());
-                    pending_statuses.extend(self.status());
+                    self.renew(&mut pending_statuses);
                     // What the budget gives up, and takes back, is told without a question.
                     let report = self.report(None);
                     if is_news(&report, &last_report) {
@@ -234,6 +233,15 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
                 () = self.spool.appended(), if batch.is_none() => {}
             }
         }
+    }
+
+    /// Adds what there is to tell to what waits.
+    fn renew(&mut self, statuses: &mut VecDeque<Status>) {
+        self.seal_gaps();
+        // The newest of its own replaces one that waits; what is said of earlier starts is said once.
+        statuses.retain(|status| status.epoch != self.identity.epoch);
+        statuses.extend(self.legacies());
+        statuses.extend(self.status());
     }
 
     /// What the probes do, after what is wanted of them.
@@ -461,13 +469,84 @@ fn message(body: agent_message::Body) -> AgentMessage {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::{
+        load::{consent::Consent, run::Caps},
+        spool,
+    };
 
     fn connections(epoch: u64, sequence: u64) -> BatchId {
         BatchId {
             epoch,
             stream: Stream::Connections,
             sequence,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_status_comes_before_any_batch() {
+        let counters = Arc::default();
+        let spool = Arc::new(Spool::open(spool::Limits::default(), None, counters).expect("no disk to fail"));
+        for sequence in 1..=3 {
+            spool.append_new(Sealed {
+                id: connections(1, sequence),
+                rows: 1,
+                first_ns: 5,
+                last_ns: 5,
+                encoded: vec![0; 10].into(),
+            });
+        }
+        // Many times: a timer that is late is so now and then.
+        for _ in 0..200 {
+            let mut delivery = Delivery {
+                identity: Identity {
+                    agent_id: "a1".to_owned(),
+                    node: "web-1".to_owned(),
+                    labels: BTreeMap::new(),
+                    epoch: 1,
+                    boot_id: "boot".to_owned(),
+                    observed_netns: "all".to_owned(),
+                    missing_features: Vec::new(),
+                },
+                spool: Arc::clone(&spool),
+                counters: || Some(Status::default()),
+                gaps: GapBatcher::new(1, "boot"),
+                probes: None,
+                runs: Runs::new(Consent {
+                    targets: Vec::new(),
+                    connections: 0,
+                    per_second: 0.0,
+                    caps: Caps {
+                        bytes: 0,
+                        cpus: 0.0,
+                        duration: Duration::ZERO,
+                    },
+                }),
+                clock: ClockOffset::default(),
+                wall_now_ns: Arc::new(|| 1_000),
+                boot_now: Arc::new(|| Duration::from_nanos(10)),
+            };
+            let (outgoing, mut messages) = mpsc::channel(8);
+            let (_shutdown, mut stopped) = watch::channel(false);
+            let task = tokio::spawn(async move {
+                let welcome = Welcome::default();
+                let mut incoming = tokio_stream::pending();
+                let _ = delivery
+                    .exchange(&welcome, outgoing, &mut incoming, &mut stopped)
+                    .await;
+            });
+            match messages.recv().await.and_then(|message| message.body) {
+                Some(agent_message::Body::Status(status)) => assert_eq!(status.clock_ns, 990),
+                other => panic!("{other:?}"),
+            }
+            let second = messages.recv().await.and_then(|message| message.body);
+            assert!(
+                matches!(second, Some(agent_message::Body::Batch(_))),
+                "{second:?}"
+            );
+            task.abort();
         }
     }
 
