@@ -174,7 +174,7 @@ pub struct RunArgs {
     #[arg(long, env = "HOLDFAST_SPOOL", value_name = "SIZE", default_value = "512MiB", value_parser = spool_bytes)]
     pub spool: u64,
 
-    /// How much may wait in memory
+    /// How much memory the batches that wait may take, and what is known of those on disk: 448 bytes each
     #[arg(long, env = "HOLDFAST_SPOOL_MEMORY", value_name = "SIZE", default_value = "64MiB",
         value_parser = spool_bytes)]
     pub spool_memory: u64,

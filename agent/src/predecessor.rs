@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The sequences of a start's batches that the spool holds, in order.
-pub type Held = BTreeMap<Stream, Vec<u64>>;
+pub type Held = BTreeMap<Stream, Sequences>;
 
 /// An earlier start.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,7 +124,7 @@ impl Predecessor {
         let mut unsettled = Vec::new();
         for (&stream, open) in &self.open {
             let mut unknown = open.clone();
-            for &sequence in held.get(&stream).into_iter().flatten() {
+            for sequence in held.get(&stream).into_iter().flat_map(Sequences::numbers) {
                 unknown.remove(sequence);
             }
             let range = |&(first_sequence, last_sequence): &(u64, u64)| BatchRange {
@@ -151,8 +151,7 @@ impl Predecessor {
             counters.acknowledged += stored.rows;
             counters.announced += stored.announced;
         }
-        let open = |(&stream, held): (&Stream, &Vec<u64>)| (stream, Sequences::of(held.iter().copied()));
-        self.open = held.iter().map(open).collect();
+        self.open = held.clone();
         self.is_settled = true;
     }
 
@@ -264,7 +263,7 @@ mod tests {
     }
 
     fn held(sequences: &[u64]) -> Held {
-        Held::from([(Stream::Connections, sequences.to_vec())])
+        Held::from([(Stream::Connections, Sequences::of(sequences.iter().copied()))])
     }
 
     fn id(stream: Stream, sequence: u64) -> BatchId {
@@ -437,7 +436,7 @@ mod tests {
         };
         let together = |ends| RowsByNetns::from([(0, Rows { ends, announced: 0 })]);
         predecessor.adopt(Stream::Peers, &together(8));
-        let held = Held::from([(Stream::Peers, vec![5])]);
+        let held = Held::from([(Stream::Peers, Sequences::of([5]))]);
         assert_eq!(
             predecessor.unsettled(&held).len(),
             4,

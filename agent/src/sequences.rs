@@ -20,6 +20,31 @@ impl Sequences {
         }
     }
 
+    /// Puts a number in, wherever it belongs; false if it was in.
+    pub fn insert(&mut self, number: u64) -> bool {
+        let place = self.0.partition_point(|&(_, last)| last < number);
+        if self.0.get(place).is_some_and(|&(first, _)| first <= number) {
+            return false;
+        }
+        let joins_before = place > 0 && self.0[place - 1].1.checked_add(1) == Some(number);
+        let joins_behind = self.0.get(place).is_some_and(|&(first, _)| first - 1 == number);
+        match (joins_before, joins_behind) {
+            (true, true) => {
+                self.0[place - 1].1 = self.0[place].1;
+                self.0.remove(place);
+            }
+            (true, false) => self.0[place - 1].1 = number,
+            (false, true) => self.0[place].0 = number,
+            (false, false) => self.0.insert(place, (number, number)),
+        }
+        true
+    }
+
+    /// All of them, in order.
+    pub fn numbers(&self) -> impl Iterator<Item = u64> {
+        self.0.iter().flat_map(|&(first, last)| first..=last)
+    }
+
     pub fn contains(&self, number: u64) -> bool {
         self.place(number).is_some()
     }
@@ -76,6 +101,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn numbers_may_come_in_any_order(numbers in prop::collection::vec(0..60_u64, 0..60)) {
+            let (mut set, mut expected) = (Sequences::default(), BTreeSet::new());
+            for number in numbers {
+                prop_assert_eq!(set.insert(number), expected.insert(number));
+                prop_assert_eq!(&set, &Sequences::of(expected.iter().copied()));
+                prop_assert!(set.numbers().eq(expected.iter().copied()));
+            }
+        }
+
         #[test]
         fn it_is_the_set_of_its_numbers(
             numbers in prop::collection::btree_set(0..60_u64, 0..40), removed in prop::collection::vec(0..60_u64, 0..40)

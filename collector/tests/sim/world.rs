@@ -153,7 +153,7 @@ async fn live(seed: u64, lapse: Lapse, trace: &Trace) -> u64 {
         },
         spool: spool::Limits {
             // A batch of 30 rows has some 2 kB.
-            memory_bytes: [6_000, 20_000, 1 << 20][rng.usize(0..3)],
+            memory_bytes: [40_000, 120_000, 1 << 20][rng.usize(0..3)],
             disk_bytes: [10_000, 1 << 20][rng.usize(0..2)],
             ..spool::Limits::default()
         },
