@@ -31,7 +31,7 @@ pub mod refusal {
     /// The batch was answered before, or was sent twice.
     pub const REPLAYED: &str = "replayed";
 
-    /// Nothing came in time: no request on a connection, or no `Hello` on a stream.
+    /// Nothing came in time: no request on a connection, the first or another one, or no `Hello` on a stream.
     pub const SILENT: &str = "silent";
     /// Two agents have one id.
     pub const DUPLICATE: &str = "duplicate";

@@ -22,7 +22,7 @@ use crate::causes::Causes;
 use crate::clock::WallClock;
 use crate::config::{Config, Limits, Retention, StoreLocation};
 use crate::control::Control;
-use crate::door::{self, Caller};
+use crate::door::{self, Caller, Counted};
 use crate::engine::run::{Declared, Judge, SharedSet};
 use crate::gather;
 use crate::health::{Health, PROBE_INTERVAL};
@@ -390,8 +390,9 @@ async fn grpc(
     let admit = {
         let metrics = metrics.clone();
         move |request: Request<()>| {
+            // One that is turned away here is a request as well.
             if let Some(caller) = request.extensions().get::<Caller>() {
-                caller.asks();
+                drop(caller.asks());
             }
             // Nobody else would count it: such a request does not reach its service.
             if let Some(encoding) = request.metadata().get("grpc-encoding")
@@ -415,10 +416,10 @@ async fn grpc(
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .add_service(InterceptedService::new(uplink, admit.clone()))
-        .add_service(InterceptedService::new(query, admit));
+        .add_service(InterceptedService::new(Counted(uplink), admit.clone()))
+        .add_service(InterceptedService::new(Counted(query), admit));
     let places = door::places(limits.max_agents);
-    let incoming = door::connections(listener, places, door::SILENCE, metrics);
+    let incoming = door::connections(listener, places, door::PATIENCE, metrics);
     server
         .serve_with_incoming_shutdown(incoming, told(stopping))
         .await?;
