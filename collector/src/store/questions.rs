@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use holdfast_proto::v1::{BatchRange, StoredRows, Stream, SyscallGrouping};
 
 use super::{
@@ -303,6 +303,14 @@ struct Seen {
     beyond: BTreeSet<u64>,
 }
 
+/// Which batch a row is from.
+#[derive(Debug, serde::Deserialize)]
+struct Origin {
+    #[serde(flatten)]
+    agent: Agent,
+    sequence: u64,
+}
+
 /// Batches of one agent that are in the store, and between which times their rows were recorded, in nanoseconds since
 /// the Unix epoch.
 #[derive(Debug, serde::Deserialize)]
@@ -407,13 +415,18 @@ impl Follower {
                 first: self.first,
             }));
         }
-        // Everything of the first poll is shown in one order, and only the newest of it.
+        // Everything of the first poll is shown in one order, and of it only the newest if so many were asked for.
         let rows = match (parts.front(), self.first) {
             (None, _) => None,
             (Some(_), Some((_, limit))) if parts.len() > 1 && limit > 0 => {
                 let newest = self.newest_of(store, &parts, limit).await?;
                 parts.clear();
                 Some(Box::pin(stream::iter([Ok::<_, StoreError>(newest)])) as Chunks)
+            }
+            (Some(part), Some(_)) if parts.len() > 1 => {
+                let rows = self.all_of(store, part, seen.clone()).await?;
+                parts.clear();
+                Some(rows)
             }
             (Some(part), _) => {
                 let rows = store.query(self.rows(part)).await?;
@@ -426,6 +439,48 @@ impl Follower {
             self.looked_back_at_ns = now_ns;
         }
         Ok(rows)
+    }
+
+    /// The rows of all batches that are `seen`, oldest first, of which `part` names some. There may be too many to put them
+    /// in order here, so the store does, and is not told which batches: what came since they were listed is left out here.
+    async fn all_of(
+        &self,
+        store: &dyn Store,
+        part: &Part,
+        seen: BTreeMap<Agent, Seen>,
+    ) -> Result<Chunks, StoreError> {
+        let (from_ns, until_ns) = part.recorded_ns;
+        let since_ns = part.first.map_or(from_ns, |(since_ns, _)| since_ns.max(from_ns));
+        let condition = format!(
+            "recorded_at >= {SINCE} AND recorded_at <= {{until:DateTime64(9, 'UTC')}} AND {} AND {}",
+            self.of.condition, self.condition.sql
+        );
+        let mut params = self.condition.params.clone();
+        params.extend([
+            ("since".into(), time_value(since_ns)),
+            ("until".into(), time_value(until_ns)),
+        ]);
+        let rows = store.query(query(newest(self.of, &condition, 0), params)).await?;
+        let mut rest = Vec::new();
+        Ok(Box::pin(rows.map(move |chunk| {
+            rest.extend_from_slice(&chunk?);
+            let end = rest
+                .iter()
+                .rposition(|&byte| byte == b'\n')
+                .map_or(0, |at| at + 1);
+            let lines: Vec<u8> = rest.drain(..end).collect();
+            let mut shown = Vec::with_capacity(lines.len());
+            for line in lines.split_inclusive(|&byte| byte == b'\n') {
+                let Origin { agent, sequence } = serde_json::from_slice(line).map_err(|error| {
+                    let line = String::from_utf8_lossy(line);
+                    StoreError::rejected(format!("the store's row {line:?}: {error}"))
+                })?;
+                if seen.get(&agent).is_some_and(|seen| seen.has(sequence)) {
+                    shown.extend_from_slice(line);
+                }
+            }
+            Ok(Bytes::from(shown))
+        })))
     }
 
     /// The newest rows of several parts, oldest first.
@@ -445,8 +500,8 @@ impl Follower {
                 let time = row[column].as_str().unwrap_or_default();
                 rows.push((time.to_owned(), format!("{line}\n")));
             }
-            // Times are of one length: they are in order as texts.
-            rows.sort();
+            // Times are of one length: they are in order as texts. What is of one time comes from one part in its order.
+            rows.sort_by(|(one, _), (other, _)| one.cmp(other));
             let limit = usize::try_from(limit).unwrap_or(usize::MAX);
             rows.drain(..rows.len().saturating_sub(limit));
         }
@@ -528,6 +583,10 @@ impl Seen {
     /// Whether it is new.
     fn add(&mut self, sequence: u64) -> bool {
         sequence > self.through && self.beyond.insert(sequence)
+    }
+
+    fn has(&self, sequence: u64) -> bool {
+        sequence <= self.through || self.beyond.contains(&sequence)
     }
 
     fn close_holes(&mut self) {

@@ -1,6 +1,9 @@
 //! The prepared questions, asked of real rows.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Mutex,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
@@ -242,6 +245,59 @@ async fn following_shows_each_row_once_in_whatever_order_batches_arrive() {
     assert_eq!(poll(&mut last_minute, &store, 10).await, [3, 33]);
     assert_eq!(poll(&mut only_new, &store, 10).await, [3, 33]);
     assert_eq!(poll(&mut only_new, &store, 30).await, [0; 0]);
+}
+
+/// A store that gets another batch when it is asked for rows.
+struct Busy(Embedded, Mutex<Option<String>>);
+
+#[async_trait]
+impl Store for Busy {
+    async fn query(&self, query: Query) -> Result<Chunks, StoreError> {
+        if query.sql.contains("FROM connections ") {
+            let insert = self.1.lock().unwrap().take();
+            if let Some(insert) = insert {
+                self.0.execute(&insert).await?;
+            }
+        }
+        self.0.query(query).await
+    }
+
+    async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError> {
+        self.0.insert(table, token, block).await
+    }
+
+    async fn execute(&self, sql: &str) -> Result<(), StoreError> {
+        self.0.execute(sql).await
+    }
+
+    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError> {
+        self.0.derive(sql, params).await
+    }
+}
+
+#[tokio::test]
+async fn following_begins_in_one_order_however_many_agents_there_are() {
+    // Too many for the URL of one question, each with one row; 7 and 1000 have no divisor in common.
+    const AGENTS: u64 = 1_000;
+    let store = migrated().await;
+    let insert = |agents: &str, sequence: u64| {
+        format!(
+            "INSERT INTO connection_records (node, agent_id, agent_epoch, sequence, recorded_at, cookie, is_first, is_final) \
+             SELECT concat('a-node-with-a-long-name-', toString(number * 7 % {AGENTS})) AS node, node, 7, {sequence}, \
+             fromUnixTimestamp64Nano({NOON_NS} - toInt64({AGENTS} - number) * 1000000), \
+             {sequence} * {AGENTS} + number, true, true FROM numbers({agents})"
+        )
+    };
+    store.execute(&insert(&AGENTS.to_string(), 1)).await.unwrap();
+    let busy = Busy(store, Mutex::new(Some(insert("10", 2))));
+    let mut newest = Follower::new(None, NOON_NS, 60 * SECOND_NS, 500);
+    let mut follower = Follower::new(None, NOON_NS, 60 * SECOND_NS, 0);
+    let all: Vec<u64> = (AGENTS..2 * AGENTS).collect();
+    assert_eq!(poll(&mut follower, &busy, 0).await, all);
+    let since: Vec<u64> = (2 * AGENTS..2 * AGENTS + 10).collect();
+    assert_eq!(poll(&mut follower, &busy, 1).await, since);
+    assert_eq!(poll(&mut follower, &busy, 11).await, [0; 0]);
+    assert_eq!(poll(&mut newest, &busy, 0).await, all[500..]);
 }
 
 /// A store whose questions fail once they read more than so many rows.
