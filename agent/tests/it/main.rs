@@ -21,6 +21,7 @@ mod outcomes;
 mod portability;
 mod probe;
 mod signals;
+mod spool_memory;
 mod survey;
 mod syscalls;
 mod transitions;
