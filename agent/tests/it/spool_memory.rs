@@ -48,7 +48,7 @@ fn measure() {
     let each = (taken - ENCODED_BYTES * BATCHES) / BATCHES;
     println!("in memory: {each} bytes each, charged {ENTRY_BYTES}");
     assert!(
-        each <= ENTRY_BYTES && each >= ENTRY_BYTES / 2,
+        (ENTRY_BYTES / 2..=ENTRY_BYTES).contains(&each),
         "{each} bytes each"
     );
     assert_eq!(
