@@ -26,7 +26,7 @@ use crate::{
     gaps::GapBatcher,
     identity::Identity,
     runs::Runs,
-    spool::{BatchId, Next, Sealed, Spool, ranges},
+    spool::{BatchId, ENTRY_BYTES, Next, Sealed, Spool, ranges},
 };
 
 /// How often the counters are sent.
@@ -405,7 +405,7 @@ pub(crate) async fn told(shutdown: &mut watch::Receiver<bool>) {
 /// What was sent on this connection and has no answer.
 struct Flight {
     window: Window,
-    /// The agent's own bound, whatever the window says.
+    /// The agent's own bound, whatever the window says: of what the spool holds for what is in flight.
     max_bytes: u64,
     batches: HashMap<BatchId, u64>,
     bytes: u64,
@@ -426,9 +426,11 @@ impl Flight {
 
     /// One batch is always allowed: a window of nothing would be the end.
     fn has_room(&self) -> bool {
+        let held_bytes = self.bytes + self.batches.len() as u64 * ENTRY_BYTES;
         self.batches.is_empty()
             || (self.batches.len() < self.window.batches as usize
-                && self.bytes < self.window.bytes.min(self.max_bytes))
+                && self.bytes < self.window.bytes
+                && held_bytes < self.max_bytes)
     }
 
     fn sent(&mut self, sealed: &Sealed) {
@@ -593,5 +595,12 @@ mod tests {
         assert!(!flight.has_room(), "one is in flight");
         flight.answered(connections(1, 2));
         assert!(flight.has_room(), "nothing is in flight");
+
+        // What the spool is charged for them counts against its half, or nothing unsent would be left to drop.
+        let mut flight = Flight::new(DEFAULT_WINDOW, 2 * ENTRY_BYTES);
+        flight.sent(&sealed(3));
+        assert!(flight.has_room());
+        flight.sent(&sealed(4));
+        assert!(!flight.has_room(), "two take more than that");
     }
 }

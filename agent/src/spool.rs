@@ -375,7 +375,8 @@ impl Spool {
         }
     }
 
-    /// What may be in flight at most, in bytes, so that there is always something unsent to drop.
+    /// What may be in flight at most, in bytes and what is charged beside them, so that there is always something unsent to
+    /// drop.
     pub fn flight_bytes(&self) -> u64 {
         self.limits.memory_bytes / 2
     }
