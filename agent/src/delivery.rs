@@ -474,10 +474,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::{
-        load::{consent::Consent, run::Caps},
-        spool,
-    };
+    use crate::{load::consent::Consent, spool};
 
     fn connections(epoch: u64, sequence: u64) -> BatchId {
         BatchId {
@@ -516,16 +513,7 @@ mod tests {
                 counters: || Some(Status::default()),
                 gaps: GapBatcher::new(1, "boot"),
                 probes: None,
-                runs: Runs::new(Consent {
-                    targets: Vec::new(),
-                    connections: 0,
-                    per_second: 0.0,
-                    caps: Caps {
-                        bytes: 0,
-                        cpus: 0.0,
-                        duration: Duration::ZERO,
-                    },
-                }),
+                runs: Runs::new(Consent::nothing()),
                 clock: ClockOffset::default(),
                 wall_now_ns: Arc::new(|| 1_000),
                 boot_now: Arc::new(|| Duration::from_nanos(10)),

@@ -761,22 +761,18 @@ impl Spool {
         // Three quarters of the memory are for what is known of batches: of as many as that the disk can hold the bytes. Where
         // they are small, more do not fit, whatever the disk has left.
         while queue.memory_bytes() > limit && queue.known_bytes > limit / 4 * 3 {
-            let mut present = queue.entries.iter().filter(|(_, entry)| entry.dropped.is_none());
-            let oldest = present
-                .clone()
-                .find(|(_, entry)| !entry.is_sent)
-                .or_else(|| present.next());
-            let Some((&position, _)) = oldest else { break };
+            let present = queue.entries.iter().filter(|(_, entry)| entry.dropped.is_none());
+            let Some(position) = first_to_drop(present) else {
+                break;
+            };
             self.drop_entry(queue, position, GapReason::SpoolFull);
         }
         while queue.memory_bytes() > limit {
             let unwritten = queue.entries.range(queue.evicted_position + 1..);
-            let mut in_memory = unwritten.filter(|(_, entry)| entry.encoded.is_some());
-            let oldest = in_memory
-                .clone()
-                .find(|(_, entry)| !entry.is_sent)
-                .or_else(|| in_memory.next());
-            let Some((&position, _)) = oldest else { break };
+            let in_memory = unwritten.filter(|(_, entry)| entry.encoded.is_some());
+            let Some(position) = first_to_drop(in_memory) else {
+                break;
+            };
             self.drop_entry(queue, position, GapReason::SpoolFull);
         }
     }
@@ -806,6 +802,12 @@ impl Spool {
         // A queue is consistent between any two of its statements: a panic elsewhere does not spoil it.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Of entries in their order the oldest that was not sent, or else the oldest: what was sent may be stored.
+fn first_to_drop<'a>(mut entries: impl Iterator<Item = (&'a u64, &'a Box<Entry>)> + Clone) -> Option<u64> {
+    let unsent = entries.clone().find(|(_, entry)| !entry.is_sent);
+    unsent.or_else(|| entries.next()).map(|(&position, _)| position)
 }
 
 impl Entry {

@@ -393,7 +393,6 @@ struct Run<'a> {
     open_at_end: u64,
     /// What ended the run before it was done.
     trouble: Vec<String>,
-    is_stopped: bool,
 }
 
 /// Makes a run of load and tells `updates` of it, until it is over. `stop` ends it early, as does a caller that leaves.
@@ -482,7 +481,6 @@ pub async fn load(
         most_open: 0,
         open_at_end: 0,
         trouble: Vec::new(),
-        is_stopped: false,
         request,
     };
     if let Err(status) = run.register(&mut arriving).await {
@@ -680,7 +678,11 @@ impl Run<'_> {
         RunRecord {
             run_id: self.id.clone(),
             revision: 2,
-            state: if self.is_stopped { "stopped" } else { "finished" },
+            state: if self.outcome.is_stopped {
+                "stopped"
+            } else {
+                "finished"
+            },
             verdict,
             began_at_ns: self.began_at_ns,
             ended_at_ns: self.desk.clock.now_ns(),
@@ -712,8 +714,7 @@ impl Run<'_> {
         while self.parts.values().any(|part| !part.is_over) {
             tokio::select! {
                 biased;
-                () = &mut stop, if !self.is_stopped => {
-                    self.is_stopped = true;
+                () = &mut stop, if !self.outcome.is_stopped => {
                     self.outcome.is_stopped = true;
                     self.tell_all(|| run_order::Order::Stop(RunStop {}));
                 }

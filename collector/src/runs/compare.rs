@@ -10,7 +10,7 @@
 
 use serde::Serialize;
 
-use super::counts::ERRORS;
+use super::counts::{ERRORS, REQUEST_ERRORS};
 use super::result::{Summary, Times};
 use super::seconds::{Seconds, Slot};
 use crate::store::buckets::middle;
@@ -247,15 +247,6 @@ struct Whole {
     failed: u64,
     covered_us: f64,
 }
-
-const REQUEST_ERRORS: [&str; 6] = [
-    "unexpected_status",
-    "unexpected_body",
-    "request_timed_out",
-    "request_lost",
-    "malformed",
-    "unsent",
-];
 
 impl Drawn {
     fn of(seconds: &Seconds, is_of_requests: bool) -> Self {

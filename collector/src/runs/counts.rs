@@ -143,14 +143,14 @@ pub const ERRORS: [&str; 8] = [
 
 /// Attempts that were decided and not established, but for those that the end of the run cut off.
 pub fn errors(counts: &LoadCounts) -> u64 {
-    counts.refused
-        + counts.timed_out
-        + counts.reset
-        + counts.unreachable
-        + counts.local_files
-        + counts.local_ports
-        + counts.local_filter
-        + counts.failed
+    sum(counts, &ERRORS)
+}
+
+fn sum(counts: &LoadCounts, names: &[&str]) -> u64 {
+    let all = NAMES.iter().zip(values(counts));
+    all.filter(|(name, _)| names.contains(name))
+        .map(|(_, count)| count)
+        .sum()
 }
 
 /// Of these, those of which the machine that made the load was the reason.
@@ -172,12 +172,17 @@ pub fn decided(counts: &LoadCounts) -> u64 {
     counts.established + errors(counts) + counts.abandoned
 }
 
+/// What [`request_errors`] adds up, by name.
+pub const REQUEST_ERRORS: [&str; 6] = [
+    "unexpected_status",
+    "unexpected_body",
+    "request_timed_out",
+    "request_lost",
+    "malformed",
+    "unsent",
+];
+
 /// Requests that were decided and not answered as expected.
 pub fn request_errors(counts: &LoadCounts) -> u64 {
-    counts.unexpected_status
-        + counts.unexpected_body
-        + counts.request_timed_out
-        + counts.request_lost
-        + counts.malformed
-        + counts.unsent
+    sum(counts, &REQUEST_ERRORS)
 }

@@ -10,6 +10,7 @@ use holdfast_collector::assertion::state::Verdict;
 use holdfast_collector::engine::trial::{self, Outcome};
 use holdfast_collector::engine::{Engine, files};
 use holdfast_collector::notify::book::Change;
+use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::server::Server;
 use holdfast_collector::store::verdicts::Record;
 use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError, migrations, notifications};
@@ -177,6 +178,17 @@ tests:
     assert_eq!(causes, ["1 rows of web-1 are missing"], "{}", outcome.text());
 }
 
+/// A store with the past that the one test of these assertions makes, and when it began.
+async fn laid_down(text: &str) -> (Arc<Embedded>, Set, i64) {
+    let set = declared(text);
+    let store = database().await;
+    let begin_ns = (now_ns() - 3_600 * SECOND_NS).div_euclid(60 * SECOND_NS) * 60 * SECOND_NS;
+    trial::run(store.clone(), &set, &set.tests[0], begin_ns)
+        .await
+        .unwrap();
+    (store, set, begin_ns)
+}
+
 #[tokio::test]
 async fn what_was_said_goes_on_after_the_engine_was_killed() {
     let text = "
@@ -185,14 +197,7 @@ assertions:
 tests:
   - { assertion: a, given: { web-1 -> db-1: '5ms x20s, refused x100s' }, expect: { 110s: Violated } }
 ";
-    let set = declared(text);
-    let store = database().await;
-    let begin_ns = (now_ns() - 3_600 * SECOND_NS).div_euclid(60 * SECOND_NS) * 60 * SECOND_NS;
-    // Lays the past down.
-    trial::run(store.clone(), &set, &set.tests[0], begin_ns)
-        .await
-        .unwrap();
-
+    let (store, set, begin_ns) = laid_down(text).await;
     let mut engine = Engine::new(store.clone(), set.clone(), begin_ns + 1, true);
     let mut now = begin_ns;
     // Killed while it is pending, without a word: what it knows is in the store.
@@ -229,12 +234,7 @@ assertions:
 tests:
   - { assertion: a, given: { web-1 -> db-1: '5ms x20s, refused x20s, 5ms x80s' }, expect: { 30s: Violated } }
 ";
-    let set = declared(text);
-    let store = database().await;
-    let begin_ns = (now_ns() - 3_600 * SECOND_NS).div_euclid(60 * SECOND_NS) * 60 * SECOND_NS;
-    trial::run(store.clone(), &set, &set.tests[0], begin_ns)
-        .await
-        .unwrap();
+    let (store, set, begin_ns) = laid_down(text).await;
     let mut engine = Engine::new(store.clone(), set.clone(), begin_ns + 1, true);
     let last = "SELECT verdict FROM verdict_records WHERE node = 'web-1' ORDER BY window_to DESC LIMIT 1";
     let mut now = begin_ns;

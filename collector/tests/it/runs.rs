@@ -114,14 +114,7 @@ async fn keeper() -> SocketAddr {
 }
 
 async fn holdfast(collector: &Collector, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
-    command
-        .args(arguments)
-        .env("HOLDFAST_COLLECTOR", collector.url())
-        .stdin(Stdio::null());
-    tokio::task::spawn_blocking(move || command.output().unwrap())
-        .await
-        .unwrap()
+    begin(collector, arguments).await.unwrap()
 }
 
 fn stdout(output: &Output) -> String {

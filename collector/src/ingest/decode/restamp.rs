@@ -76,11 +76,10 @@ impl Ahead {
 pub(super) fn days(at_ns: i64, now_ns: i64, ahead: Ahead) -> i64 {
     let off = ahead.whole_days();
     let ahead_ns = at_ns.saturating_sub(now_ns);
-    if matches!(ahead, Ahead::Then(_)) && ahead_ns.saturating_sub(off.saturating_mul(DAY_NS)) <= DAY_NS {
-        return -off;
-    }
-    // Nothing was made later than now: it was by the clock as it is, if that explains it.
-    if off > 0 && ahead_ns > 0 && ahead_ns.saturating_sub(off.saturating_mul(DAY_NS)) <= DAY_NS {
+    let is_explained = ahead_ns.saturating_sub(off.saturating_mul(DAY_NS)) <= DAY_NS;
+    // Nothing was made later than now: what lies there was dated by the clock as it is, if that explains it.
+    let is_of_that_clock = matches!(ahead, Ahead::Then(_)) || off > 0 && ahead_ns > 0;
+    if is_of_that_clock && is_explained {
         return -off;
     }
     // The clock was set since, or what it says is not known.
