@@ -48,6 +48,33 @@ impl Clock {
     }
 }
 
+/// One moment by both clocks. All times of a batch are told by the clock of one moment: a clock that is set meanwhile would
+/// date some of them otherwise than the batch says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    pub clock: Clock,
+    /// By the boot clock, in nanoseconds.
+    pub boot_ns: u64,
+}
+
+impl Moment {
+    pub fn now() -> Self {
+        let clock = Clock::read();
+        let boot_ns = boot_now_ns();
+        Self { clock, boot_ns }
+    }
+
+    /// The wall time, in nanoseconds since the Unix epoch.
+    pub fn wall_ns(self) -> u64 {
+        self.clock.wall_ns(self.boot_ns)
+    }
+
+    /// The wall time of an earlier moment by the clock as it is at this one, whatever it said then.
+    pub fn wall_ns_of(self, earlier: Self) -> u64 {
+        self.clock.wall_ns(earlier.boot_ns)
+    }
+}
+
 /// The boot clock now, in nanoseconds: the clock of the records.
 pub fn boot_now_ns() -> u64 {
     nanoseconds(clock_gettime(ClockId::Boottime))
@@ -83,6 +110,19 @@ mod tests {
     fn boot_time_becomes_wall_time() {
         let clock = Clock::with_offset_ns(1_700_000_000_000_000_000);
         assert_eq!(clock.wall_ns(5), 1_700_000_000_000_000_005);
+    }
+
+    #[test]
+    fn an_interval_in_which_the_clock_is_set_is_dated_by_the_clock_at_its_end() {
+        let began = Moment {
+            clock: Clock::with_offset_ns(1_000_000),
+            boot_ns: 10,
+        };
+        let ended = Moment {
+            clock: Clock::with_offset_ns(5_000_000),
+            boot_ns: 30,
+        };
+        assert_eq!((ended.wall_ns_of(began), ended.wall_ns()), (5_000_010, 5_000_030));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use holdfast_proto::v1::{Namespace, NamespaceRows, Peer, PeerRows, Stream, batch
 
 use self::readings::{Reading, read_all};
 use crate::{
-    clock,
+    clock::Moment,
     open::LOOK,
     probes::{Peers, ProbeError},
     seal::Sealer,
@@ -96,10 +96,10 @@ impl Network {
                     if look.turned_away {
                         alarm.store(true, Ordering::Release);
                     }
-                    let wall_ns = clock::wall_now().as_nanos() as u64;
+                    let at = Moment::now();
                     let of_namespaces = (!look.rows.is_empty()).then(|| {
                         let rows = NamespaceRows {
-                            observed_at_ns: wall_ns,
+                            observed_at_ns: at.wall_ns(),
                             namespaces: look.rows,
                         };
                         (
@@ -108,7 +108,7 @@ impl Network {
                             batch::Columns::Namespaces(rows),
                         )
                     });
-                    let of_peers = match troubles.look(now, wall_ns, is_stopped) {
+                    let of_peers = match troubles.look(now, at, is_stopped) {
                         Ok(rows) => {
                             rows.map(|rows| (Stream::Peers, rows.peers.len(), batch::Columns::Peers(rows)))
                         }
@@ -118,7 +118,7 @@ impl Network {
                         }
                     };
                     for (stream, rows, columns) in of_namespaces.into_iter().chain(of_peers) {
-                        let sealed = sealer.seal(stream, rows, wall_ns, columns);
+                        let sealed = sealer.seal(stream, rows, at, columns);
                         spool.append_new(sealed);
                     }
                 }
@@ -205,7 +205,7 @@ struct Troubles {
     peers: Peers,
     known: BTreeMap<PeerKeyWords, Known>,
     others: [u64; TROUBLES],
-    said_ns: u64,
+    said: Moment,
     next_look: Duration,
 }
 
@@ -224,13 +224,13 @@ impl Troubles {
             peers,
             known: BTreeMap::new(),
             others: [0; TROUBLES],
-            said_ns: clock::wall_now().as_nanos() as u64,
+            said: Moment::now(),
             next_look: Duration::ZERO,
         }
     }
 
     /// What was counted since the last time that there was something.
-    fn look(&mut self, now: Duration, wall_ns: u64, is_last: bool) -> Result<Option<PeerRows>, ProbeError> {
+    fn look(&mut self, now: Duration, at: Moment, is_last: bool) -> Result<Option<PeerRows>, ProbeError> {
         if now < self.next_look && !is_last {
             return Ok(None);
         }
@@ -264,10 +264,10 @@ impl Troubles {
                 stays
             });
         }
-        let began_ns = std::mem::replace(&mut self.said_ns, wall_ns);
+        let began = std::mem::replace(&mut self.said, at);
         Ok((!rows.is_empty()).then_some(PeerRows {
-            began_ns: began_ns.min(wall_ns),
-            ended_ns: wall_ns,
+            began_ns: at.wall_ns_of(began),
+            ended_ns: at.wall_ns(),
             peers: rows,
         }))
     }

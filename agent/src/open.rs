@@ -17,7 +17,7 @@ use holdfast_agent_ebpf::event::{ConnectionRecord, SocketReport, flag, is_in_sam
 use holdfast_proto::v1::{ListenerRows, OpenConnections, Stream, batch};
 
 use crate::{
-    clock::{self, Clock},
+    clock::{self, Moment},
     controls::Shown,
     network::QueuesByNetns,
     probes::Probes,
@@ -239,22 +239,21 @@ fn connections(sealer: &mut Sealer, look: &Look, workloads: &Workloads) -> Optio
     if look.connections.is_empty() {
         return None;
     }
-    let clock = Clock::read();
+    let at = Moment::now();
     let mut rows = ConnectionRows::default();
     for record in &look.connections {
         let cgroup_id = workloads.locate(record.cgroup_id, record.pid);
-        rows.push(&ConnectionRecord { cgroup_id, ..*record }, clock);
+        rows.push(&ConnectionRecord { cgroup_id, ..*record }, at.clock);
     }
     let mut rows = rows.finish();
     workloads.name(&mut rows.processes);
-    let observed_at_ns = clock::wall_now().as_nanos() as u64;
     let columns = batch::Columns::OpenConnections(OpenConnections {
-        observed_at_ns,
+        observed_at_ns: at.wall_ns(),
         one_in: look.one_in,
         connections: Some(rows),
     });
     let rows = look.connections.len();
-    Some(sealer.seal(Stream::OpenConnections, rows, observed_at_ns, columns))
+    Some(sealer.seal(Stream::OpenConnections, rows, at, columns))
 }
 
 fn listeners(
@@ -266,7 +265,7 @@ fn listeners(
     if look.listeners.is_empty() {
         return None;
     }
-    let observed_at_ns = clock::wall_now().as_nanos() as u64;
+    let at = Moment::now();
     let queues = queues.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let mut listeners: Vec<_> = look
         .listeners
@@ -281,10 +280,10 @@ fn listeners(
         workloads.name(std::slice::from_mut(process));
     }
     let columns = batch::Columns::Listeners(ListenerRows {
-        observed_at_ns,
+        observed_at_ns: at.wall_ns(),
         listeners,
     });
-    Some(sealer.seal(Stream::Listeners, look.listeners.len(), observed_at_ns, columns))
+    Some(sealer.seal(Stream::Listeners, look.listeners.len(), at, columns))
 }
 
 #[cfg(test)]

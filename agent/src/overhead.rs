@@ -17,7 +17,7 @@ use self::{
     budget::{Budget, Step, Watched},
     meter::Programs,
 };
-use crate::{clock, counters::Counters, seal::Sealer, spool::Spool};
+use crate::{clock::Moment, counters::Counters, seal::Sealer, spool::Spool};
 
 /// Of an interval, the part in which the kernel measures the programs: one in so many. It costs two looks at the clock for
 /// each run, 20 to 40 ns.
@@ -60,12 +60,11 @@ impl Overhead {
             let mut index = 0;
             let mut said = Said::default();
             // It ends when it is told to, and when the agent is gone.
-            while let Some(mut row) = meter.observe(&stopped, index, &counters, &mut said) {
+            while let Some((mut row, ended)) = meter.observe(&stopped, index, &counters, &mut said) {
                 meter.judge(&mut row, started.elapsed());
                 index = index.wrapping_add(1);
-                let ended_ns = row.ended_ns;
                 let columns = batch::Columns::Overhead(OverheadRows { intervals: vec![row] });
-                spool.append_new(meter.sealer.seal(Stream::Overhead, 1, ended_ns, columns));
+                spool.append_new(meter.sealer.seal(Stream::Overhead, 1, ended, columns));
             }
         })?;
         Ok(Self { thread, stop })
@@ -87,16 +86,16 @@ struct Said {
 }
 
 impl Meter {
-    /// One interval; `None` once the thread is stopped.
+    /// One interval, and when it ended; `None` once the thread is stopped.
     fn observe(
         &self,
         stopped: &mpsc::Receiver<()>,
         index: u32,
         counters: &Counters,
         said: &mut Said,
-    ) -> Option<v1::Overhead> {
+    ) -> Option<(v1::Overhead, Moment)> {
         let wait = |time| stopped.recv_timeout(time) == Err(mpsc::RecvTimeoutError::Timeout);
-        let (began_ns, began, began_cpu) = (wall_ns(), Instant::now(), meter::cpu_time());
+        let (began, began_cpu) = (Moment::now(), meter::cpu_time());
         let part = self.interval / MEASURED_ONE_IN;
         let before = part * (index.wrapping_mul(PARTS_ORDER) % MEASURED_ONE_IN);
         if !wait(before) {
@@ -106,11 +105,10 @@ impl Meter {
         if !wait(self.interval.saturating_sub(before + part)) {
             return None;
         }
-        // The wall clock may be set meanwhile, which is no part of the interval.
-        let ended_ns = began_ns + began.elapsed().as_nanos() as u64;
-        Some(v1::Overhead {
-            began_ns,
-            ended_ns,
+        let ended = Moment::now();
+        let row = v1::Overhead {
+            began_ns: ended.wall_ns_of(began),
+            ended_ns: ended.wall_ns(),
             cpus: self.cpus,
             agent_cpu_ns: (meter::cpu_time() - began_cpu).as_nanos() as u64,
             measured_ns: measured.as_nanos() as u64,
@@ -119,7 +117,8 @@ impl Meter {
             ring_bytes: self.ring_bytes,
             ring_peak_bytes: counters.take_ring_peak(),
             ..v1::Overhead::default()
-        })
+        };
+        Some((row, ended))
     }
 
     /// Has the kernel measure while `wait` lasts, and gives for how long that was. `None` if it was cut short.
@@ -189,10 +188,6 @@ fn share(row: &v1::Overhead) -> f64 {
         row.agent_cpu_ns as f64 / interval_ns
     };
     (agent + programs) / f64::from(row.cpus.max(1))
-}
-
-fn wall_ns() -> u64 {
-    clock::wall_now().as_nanos() as u64
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use holdfast_proto::v1::{Batch, Stream, batch};
 use prost::Message;
 
 use crate::{
-    clock::Clock,
+    clock::{Clock, Moment},
     spool::{BatchId, Sealed},
 };
 
@@ -28,14 +28,14 @@ impl Sealer {
         }
     }
 
-    /// The next batch of its stream: `rows` rows of one moment by the wall clock as it is, in nanoseconds since the Unix
-    /// epoch.
-    pub fn seal(&mut self, stream: Stream, rows: usize, at_ns: u64, columns: batch::Columns) -> Sealed {
-        self.seal_span(stream, rows, at_ns..=at_ns, Some(Clock::read()), columns)
+    /// The next batch of its stream: `rows` rows of the moment `at`, whose clock dated all of them.
+    pub fn seal(&mut self, stream: Stream, rows: usize, at: Moment, columns: batch::Columns) -> Sealed {
+        let at_ns = at.wall_ns();
+        self.seal_span(stream, rows, at_ns..=at_ns, Some(at.clock), columns)
     }
 
-    /// The next batch of its stream: `rows` rows of between the ends of `span_ns`, likewise, by `clock`; `None`: by more
-    /// than one.
+    /// The next batch of its stream: `rows` rows of between the ends of `span_ns`, in nanoseconds since the Unix epoch by
+    /// `clock`; `None`: by more than one.
     pub fn seal_span(
         &mut self,
         stream: Stream,

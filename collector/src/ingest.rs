@@ -11,6 +11,7 @@ pub mod arrivals;
 pub mod decode;
 mod pace;
 pub mod registry;
+mod repeats;
 pub mod reports;
 
 use std::collections::{BTreeMap, HashMap};
@@ -49,6 +50,7 @@ use decode::restamp::NodeClock;
 use decode::{AgentSample, Decoded, Malformed};
 use pace::Pace;
 use registry::{Displaced, NoSeat, Registry};
+use repeats::Repeats;
 use reports::Reports;
 
 /// Unacknowledged batches of one agent. Enough that an agent of small batches can fill half a second of gathering.
@@ -195,6 +197,9 @@ struct Visit {
     displaced: Displaced,
     /// The node's clock by its last status, which comes before any batch.
     clock: NodeClock,
+    /// Of its counters, what is stored.
+    repeats: Repeats,
+    came_at: Instant,
     /// Days by which batches are moved for it, as was said last.
     moved_days: i64,
 }
@@ -276,6 +281,8 @@ impl Session {
                 lost,
                 displaced: seat.displaced.clone(),
                 clock: NodeClock::default(),
+                repeats: Repeats::default(),
+                came_at: Instant::now(),
                 moved_days: 0,
             };
             self.fence(&visit).await?;
@@ -595,6 +602,11 @@ impl Session {
                             sample,
                         };
                         self.intake.put(agent, &visit.share, content).await;
+                        let counters = if is_final || epoch != agent.epoch {
+                            counters
+                        } else {
+                            visit.repeats.new_of(counters, visit.came_at.elapsed())
+                        };
                         if counters.is_empty() {
                             return Ok(());
                         }

@@ -11,7 +11,7 @@ use super::{
     interval::{Caller, Calls, Sum},
     names::name,
 };
-use crate::{seal::Sealer, spool::Sealed, wire::text, workloads::Workloads};
+use crate::{clock::Moment, seal::Sealer, spool::Sealed, wire::text, workloads::Workloads};
 
 /// Rows of a batch.
 const ROWS: usize = 8_192;
@@ -25,9 +25,8 @@ const CALLER_BYTES: usize = 64;
 /// What all rows of an interval have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// Nanoseconds since the Unix epoch.
-    pub began_ns: u64,
-    pub ended_ns: u64,
+    pub began: Moment,
+    pub ended: Moment,
     /// One call in so many was measured; zero: none.
     pub measured_one_in: u32,
 }
@@ -80,19 +79,20 @@ impl SyscallBatcher {
     }
 
     fn seal_rows(&mut self, rows: Rows) -> SealedCalls {
-        let mut columns = rows.columns;
+        let Rows {
+            ended, mut columns, ..
+        } = rows;
         if let Some(workloads) = &self.workloads {
             for caller in columns.callers.iter_mut().filter(|caller| caller.processes > 0) {
                 caller.cgroup_id = workloads.locate(caller.cgroup_id, caller.pid);
                 caller.service = workloads.service(caller.cgroup_id, &caller.comm);
             }
         }
-        let (calls, rows) = (columns.calls.iter().sum(), columns.calls.len());
-        // The store dates the rows by the interval's end.
-        let ended_ns = columns.ended_ns;
+        let (calls, count) = (columns.calls.iter().sum(), columns.calls.len());
         let columns = batch::Columns::Syscalls(columns);
         SealedCalls {
-            sealed: self.sealer.seal(Stream::Syscalls, rows, ended_ns, columns),
+            // The store dates the rows by the interval's end.
+            sealed: self.sealer.seal(Stream::Syscalls, count, ended, columns),
             calls,
         }
     }
@@ -100,6 +100,7 @@ impl SyscallBatcher {
 
 /// Rows, as the columns of a batch that is being filled.
 struct Rows {
+    ended: Moment,
     columns: SyscallColumns,
     callers: FxHashMap<Caller, u32>,
     names: FxHashMap<&'static str, u32>,
@@ -109,9 +110,10 @@ struct Rows {
 impl Rows {
     fn new(frame: Frame) -> Self {
         Self {
+            ended: frame.ended,
             columns: SyscallColumns {
-                began_ns: frame.began_ns,
-                ended_ns: frame.ended_ns,
+                began_ns: frame.ended.wall_ns_of(frame.began),
+                ended_ns: frame.ended.wall_ns(),
                 measured_one_in: frame.measured_one_in,
                 ..SyscallColumns::default()
             },
@@ -180,13 +182,20 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::syscalls::interval::Interval;
+    use crate::{clock::Clock, syscalls::interval::Interval};
 
     const FRAME: Frame = Frame {
-        began_ns: 1_000,
-        ended_ns: 2_000,
+        began: at(1_000),
+        ended: at(2_000),
         measured_one_in: 16,
     };
+
+    const fn at(boot_ns: u64) -> Moment {
+        Moment {
+            clock: Clock::with_offset_ns(0),
+            boot_ns,
+        }
+    }
 
     fn process(pid: u32) -> Caller {
         Caller::Process {

@@ -20,7 +20,7 @@ use super::{
     sweep::{Sweeper, Totals},
 };
 use crate::{
-    clock::wall_now,
+    clock::Moment,
     counters::{Counters, Rows, RowsByNetns, Stages},
     probes::ProbeError,
     spool::Spool,
@@ -118,7 +118,7 @@ impl Watch {
         let mut rounds = Rounds {
             sweeper: Sweeper::new(kernel),
             interval: Interval::default(),
-            began_ns: wall_now().as_nanos() as u64,
+            began: Moment::now(),
             mode: Mode::Off,
             is_used: false,
             wanted,
@@ -172,7 +172,7 @@ impl Watch {
 struct Rounds {
     sweeper: Sweeper,
     interval: Interval,
-    began_ns: u64,
+    began: Moment,
     /// What is counted.
     mode: Mode,
     /// Something was ever counted.
@@ -219,9 +219,11 @@ impl Rounds {
             self.sweep();
             self.hand_on();
         }
-        self.began_ns = wall_now().as_nanos() as u64;
+        self.began = Moment::now();
         if self.mode == Mode::Off {
-            self.counted.since_ns.store(self.began_ns, Ordering::Release);
+            self.counted
+                .since_ns
+                .store(self.began.wall_ns(), Ordering::Release);
         }
         self.mode = wanted;
         self.is_used = true;
@@ -240,14 +242,12 @@ impl Rounds {
     }
 
     fn hand_on(&mut self) {
-        let ended_ns = wall_now().as_nanos() as u64;
+        let ended = Moment::now();
         let frame = Frame {
-            // A clock that was set back makes an empty interval, not a negative one.
-            began_ns: self.began_ns.min(ended_ns),
-            ended_ns,
+            began: std::mem::replace(&mut self.began, ended),
+            ended,
             measured_one_in: self.mode.measured_one_in(),
         };
-        self.began_ns = ended_ns;
         let callers = std::mem::take(&mut self.interval).finish();
         for batch in self.batcher.seal(frame, &callers) {
             self.spool

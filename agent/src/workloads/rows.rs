@@ -19,7 +19,7 @@ use super::{
     pods::{Kubelet, Pods},
 };
 use crate::{
-    clock,
+    clock::Moment,
     seal::Sealer,
     spool::{Sealed, Spool},
 };
@@ -69,8 +69,8 @@ impl Naming {
                 asking.ask(&workloads, Instant::now());
                 // The last look comes after it was stopped: what was used until then travels too.
                 let is_last = stopped.recv_timeout(TICK) != Err(mpsc::RecvTimeoutError::Timeout);
-                let now_ns = clock::wall_now().as_nanos() as u64;
-                for sealed in seal(&mut sealer, &workloads.untold(now_ns / DAY_NS), now_ns) {
+                let now = Moment::now();
+                for sealed in seal(&mut sealer, &workloads.untold(now.wall_ns() / DAY_NS), now) {
                     spool.append_new(sealed);
                 }
                 if is_last {
@@ -207,13 +207,13 @@ impl Asking {
     }
 }
 
-fn seal(sealer: &mut Sealer, untold: &[(u64, Workload, String)], now_ns: u64) -> Vec<Sealed> {
+fn seal(sealer: &mut Sealer, untold: &[(u64, Workload, String)], now: Moment) -> Vec<Sealed> {
     let batches = untold.chunks(ROWS).map(|rows| {
         let columns = batch::Columns::Cgroups(CgroupRows {
-            observed_at_ns: now_ns,
+            observed_at_ns: now.wall_ns(),
             cgroups: rows.iter().map(row).collect(),
         });
-        sealer.seal(Stream::Cgroups, rows.len(), now_ns, columns)
+        sealer.seal(Stream::Cgroups, rows.len(), now, columns)
     });
     batches.collect()
 }

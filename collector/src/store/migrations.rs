@@ -1,5 +1,5 @@
-//! How a database comes to have the tables of [`super::schema`]: numbered steps, forward only. A database remembers
-//! those it has taken; each statement of a step can run again, so a crash in the middle of one is harmless.
+//! How a database comes to have the tables of [`super::schema`], and the views of them: numbered steps, forward only. A
+//! database remembers those it has taken; each statement of a step can run again, so a crash in the middle of one is harmless.
 
 use super::{
     Store, StoreError, answer,
@@ -108,7 +108,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration {
         version: 19,
         name: "balance",
-        sql: include_str!("migrations/0019_balance.sql"),
+        sql: "", // Views only.
     },
     Migration {
         version: 20,
@@ -125,6 +125,41 @@ const MIGRATIONS: &[Migration] = &[
         name: "judges",
         sql: include_str!("migrations/0022_judges.sql"),
     },
+    Migration {
+        version: 23,
+        name: "latest",
+        sql: include_str!("migrations/0023_latest.sql"),
+    },
+];
+
+/// What people see of the tables. All are made anew with the newest step, so each stands in one place, as it is now; a change of
+/// one is a step, if an empty one.
+const VIEWS: &[&str] = &[
+    include_str!("views/attempts.sql"),
+    include_str!("views/attempt_causes.sql"),
+    include_str!("views/attempts_1m.sql"),
+    include_str!("views/cgroups.sql"),
+    include_str!("views/connection_workloads.sql"),
+    include_str!("views/connections.sql"),
+    include_str!("views/connections_1m.sql"),
+    include_str!("views/gaps.sql"),
+    include_str!("views/judges.sql"),
+    include_str!("views/latency_1m.sql"),
+    include_str!("views/ledger.sql"),
+    include_str!("views/listeners.sql"),
+    include_str!("views/namespaces.sql"),
+    include_str!("views/nodes.sql"),
+    include_str!("views/notifications.sql"),
+    include_str!("views/open_connections.sql"),
+    include_str!("views/overhead.sql"),
+    include_str!("views/peers.sql"),
+    include_str!("views/run_results.sql"),
+    include_str!("views/runs.sql"),
+    include_str!("views/silences.sql"),
+    include_str!("views/syscalls.sql"),
+    include_str!("views/transitions.sql"),
+    include_str!("views/verdict_changes.sql"),
+    include_str!("views/verdicts.sql"),
 ];
 
 /// The newest step that this binary knows.
@@ -232,7 +267,8 @@ pub async fn apply(store: &dyn Store, now_ns: i64) -> Result<(), MigrationError>
             name,
             source,
         };
-        for statement in statements(migration.sql) {
+        let views = if version == NEWEST { VIEWS } else { &[] };
+        for statement in [migration.sql].iter().chain(views).copied().flat_map(statements) {
             store.execute(&statement).await.map_err(failed)?;
         }
         let mut block = BlockBuilder::new(&SCHEMA_MIGRATIONS, 1)?;
@@ -255,6 +291,7 @@ pub fn all_statements(layout: &Layout) -> Vec<String> {
     [CREATE_SCHEMA_MIGRATIONS]
         .into_iter()
         .chain(steps)
+        .chain(VIEWS.iter().copied())
         .flat_map(|template| layout.statements(template))
         .collect()
 }

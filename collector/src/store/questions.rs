@@ -28,11 +28,7 @@ pub fn nodes() -> Query {
 
 /// The ledger: one row for each start of each agent, or only for the latest one, and each network namespace.
 pub fn ledger(all_starts: bool) -> Query {
-    let starts = if all_starts {
-        ""
-    } else {
-        "WHERE (agent_id, agent_epoch) IN (SELECT agent_id, max(agent_epoch) FROM ledger_samples GROUP BY agent_id) "
-    };
+    let starts = if all_starts { "" } else { "WHERE is_latest " };
     let sql = format!("SELECT * FROM ledger {starts}ORDER BY node, agent_id, agent_epoch, stream, netns");
     query(sql, vec![])
 }

@@ -194,6 +194,64 @@ async fn what_people_ask_reads_a_small_part() {
 }
 
 #[tokio::test]
+async fn what_was_reported_last_is_known_without_reading_all_reports() {
+    let store = database();
+    migrations::apply(&store, NOW_NS).await.unwrap();
+    // The second word of each start has counted more, and is of a clock that was set back.
+    for table in ["ledger_samples", "agent_samples", "overhead_samples"] {
+        let columns = match table {
+            "ledger_samples" => "observed_at, opened, closed, open",
+            "agent_samples" => "observed_at, received_at, spool_batches, clock_error_ns",
+            _ => "began_at, ended_at, cpus, resident_bytes",
+        };
+        let values = match table {
+            "ledger_samples" => "now64(9) - number, 7 + number, 5, 2 + number",
+            "agent_samples" => "now64(9) - number, now64(9) + number, number, 3",
+            _ => "now64(9) + number, now64(9) + number + 1, 1, number",
+        };
+        store
+            .execute(&format!(
+                "INSERT INTO {table} (node, agent_id, agent_epoch, {columns}) \
+                 SELECT 'n' AS node, node, 1, {values} FROM numbers(2)"
+            ))
+            .await
+            .unwrap();
+    }
+    store
+        .execute("INSERT INTO node_sessions (node, agent_id, agent_epoch, connected_at) VALUES ('n', 'n', 1, now64(9))")
+        .await
+        .unwrap();
+    assert_eq!(
+        ask(
+            &store,
+            "SELECT opened, closed, open, kernel_difference, is_latest FROM ledger"
+        )
+        .await,
+        "8\t5\t3\t0\ttrue\n"
+    );
+    assert_eq!(
+        ask(
+            &store,
+            "SELECT spool_batches, clock_error_ns, resident_bytes, up FROM nodes"
+        )
+        .await,
+        "1\t3\t1\ttrue\n"
+    );
+    for (view, reads) in [("ledger", 4), ("nodes", 2)] {
+        let plan = answer(
+            &store,
+            query(&format!("EXPLAIN SELECT * FROM {view}"), Access::ReadOnly),
+        );
+        let plan = plan.await.unwrap();
+        assert_eq!(
+            plan.matches("ReadFromMergeTree (latest)").count(),
+            reads,
+            "{plan}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_column_says_the_same_in_its_table_and_in_its_views() {
     let store = database();
     migrations::apply(&store, NOW_NS).await.unwrap();

@@ -1,10 +1,13 @@
--- The ledger says of each row whether it closes, so that one statement checks it, whoever asks:
+-- It says of each row whether it closes, so that one statement checks it, whoever asks:
 --
 --     SELECT * FROM ledger WHERE closes IS DISTINCT FROM true
 --
 -- Nothing closes of which it cannot be told: a start that was not heard of any more without a last word may have counted
 -- more. What is in the ring has to come out of it: what had been closed 30 reports ago, half a minute, and was neither
 -- received nor lost since, is missing.
+--
+-- Tables forget: of a start that is older than their retention, fewer rows are stored than were acknowledged. How many of
+-- its rows may be gone for that is known from what it had made by then.
 
 CREATE OR REPLACE VIEW ledger{everywhere}
 (
@@ -52,9 +55,22 @@ CREATE OR REPLACE VIEW ledger{everywhere}
     expired UInt64 COMMENT 'Rows that were acknowledged and are not stored, where all of them may have been removed by the retention of their table',
     difference UInt64 COMMENT 'What neither a counter nor the way of a running agent explains, of all stages: 0 if the ledger closes',
     balance Enum8('closes' = 1, 'open' = 2, 'expired' = 3, 'silent' = 4, 'waits' = 5) COMMENT 'What it comes to. open: there is a difference. Of the others it cannot be told. expired: rows may have been removed by retention; silent: nothing was heard of this start for 15 seconds, and it had no last word; waits: more is stored than the agent had counted when it reported last',
-    closes Nullable(Bool) COMMENT 'Whether it closes; NULL where it cannot be told'
+    closes Nullable(Bool) COMMENT 'Whether it closes; NULL where it cannot be told',
+    is_latest Bool COMMENT 'Of the latest start of its agent'
 )
-AS SELECT
+AS WITH latest_reports AS
+(
+    SELECT
+        agent_id, agent_epoch, stream, netns,
+        argMax(tuple(
+            node, observed_at, opened, closed, open, untracked, unseen, lost, filtered, received, batching, unacknowledged,
+            acknowledged, dropped, refused, superseded, missed, unsent, seeded, announced, witnessed, is_witnessed, ended,
+            is_final, unmeasured, evicted, sampled_out, elsewhere
+        ), tuple(is_final, opened, ended, acknowledged + dropped + refused, closed, observed_at)) AS latest
+    FROM ledger_samples
+    GROUP BY agent_id, agent_epoch, stream, netns
+)
+SELECT
     sample.node AS node,
     sample.agent_id AS agent_id,
     sample.agent_epoch AS agent_epoch,
@@ -95,7 +111,7 @@ AS SELECT
     toInt64(rows_stored) - acknowledged AS store_difference,
     if(is_witnessed, toInt64(witnessed) - opened + unsent, 0) AS witness_difference,
     toDateTime64(report.reported_at, 9, 'UTC') AS reported_at,
-    greatest(toInt64(multiIf(is_final, closed, reports = 30, recent.closed_before, 0)) - lost - filtered - received, 0) AS ring_overdue,
+    greatest(multiIf(is_final, toInt64(closed), reports >= 30, closed_before, 0) - lost - filtered - received, 0) AS ring_overdue,
     if(store_difference < 0 AND -store_difference <= may_have_expired, toUInt64(-store_difference), 0) AS expired,
     -- What is too much in one place does not make up for what is missing in another.
     toUInt64(abs(kernel_difference) + abs(least(ring_difference, 0)) + ring_overdue + abs(agent_difference)
@@ -105,30 +121,36 @@ AS SELECT
         + if(uncounted > 0, greatest(witness_difference, 0), 0)) AS difference,
     multiIf(difference > 0, 'open', NOT is_final AND reported_at < now64(9, 'UTC') - INTERVAL 15 SECOND, 'silent',
         store_difference > unacknowledged, 'waits', expired > 0, 'expired', 'closes') AS balance,
-    CAST(multiIf(balance = 'closes', 1, balance = 'open', 0, NULL), 'Nullable(Bool)') AS closes
+    CAST(multiIf(balance = 'closes', 1, balance = 'open', 0, NULL), 'Nullable(Bool)') AS closes,
+    toBool(NOT is_former) AS is_latest
 FROM
 (
-    -- By what was counted, which only grows, and not by the time: the clock of a node may be set back.
     SELECT *, agent_epoch < max(agent_epoch) OVER (PARTITION BY agent_id) AS is_former,
         sum(if(is_witnessed, greatest(toInt64(witnessed) - opened + unsent, 0), 0) - toInt64(missed))
             OVER (PARTITION BY agent_id, agent_epoch, stream) AS uncounted
     FROM
     (
-        SELECT * FROM ledger_samples
-        ORDER BY is_final DESC, opened DESC, ended DESC, acknowledged + dropped + refused DESC, closed DESC, observed_at DESC
-        LIMIT 1 BY agent_id, agent_epoch, stream, netns
+        SELECT
+            agent_id, agent_epoch, stream, netns,
+            latest.1 AS node, latest.2 AS observed_at, latest.3 AS opened, latest.4 AS closed, latest.5 AS open,
+            latest.6 AS untracked, latest.7 AS unseen, latest.8 AS lost, latest.9 AS filtered, latest.10 AS received,
+            latest.11 AS batching, latest.12 AS unacknowledged, latest.13 AS acknowledged, latest.14 AS dropped, latest.15 AS refused,
+            latest.16 AS superseded, latest.17 AS missed, latest.18 AS unsent, latest.19 AS seeded, latest.20 AS announced,
+            latest.21 AS witnessed, latest.22 AS is_witnessed, latest.23 AS ended, latest.24 AS is_final, latest.25 AS unmeasured,
+            latest.26 AS evicted, latest.27 AS sampled_out, latest.28 AS elsewhere
+        FROM latest_reports
     )
 ) AS sample
 LEFT JOIN
 (
-    SELECT agent_id, agent_epoch, stream, netns, min(closed) AS closed_before, count() AS reports
-    FROM
+    SELECT agent_id, agent_epoch, stream, netns, -groupArraySorted(30)(-toInt64(closed))[30] AS closed_before, count() AS reports
+    FROM ledger_samples
+    -- Older starts have had their last word, or are silent.
+    WHERE observed_at > now64(9, 'UTC') - INTERVAL 1 DAY AND (agent_id, agent_epoch, stream, netns) IN
     (
-        -- Older starts have had their last word, or are silent.
-        SELECT agent_id, agent_epoch, stream, netns, closed FROM ledger_samples
-        WHERE observed_at > now64(9, 'UTC') - INTERVAL 1 DAY
-        ORDER BY is_final DESC, opened DESC, ended DESC, acknowledged + dropped + refused DESC, closed DESC, observed_at DESC
-        LIMIT 30 BY agent_id, agent_epoch, stream, netns
+        -- closed > lost + filtered + received, and no last word
+        SELECT agent_id, agent_epoch, stream, netns FROM latest_reports
+        WHERE latest.4 > latest.8 + latest.9 + latest.10 AND NOT latest.24
     )
     GROUP BY agent_id, agent_epoch, stream, netns
 ) AS recent
@@ -185,22 +207,24 @@ ON stored.agent_id = sample.agent_id AND stored.agent_epoch = sample.agent_epoch
     AND stored.stream = toString(sample.stream)
 LEFT JOIN
 (
-    -- A row is made after the start, and before the first report that is later than its time. A day is left for clocks
-    -- that are set. Where no report is later, all rows may be so old.
+    -- A row is made after the start, and before the first report that is later than its time. Of reports a day is known,
+    -- and one is left for clocks that are set. Where no report is later, all rows may be so old.
     SELECT stream, agent_id, agent_epoch, netns, max(made) AS made_in_all,
-        minIf(made, observed_at > day_after) AS made_before, countIf(observed_at > day_after) AS later_reports,
-        least(min(observed_at), fromUnixTimestamp64Milli(toInt64(agent_epoch), 'UTC')) AS started_at,
-        multiIf(started_at >= any(kept_from), 0, later_reports = 0, made_in_all, made_before) AS may_have_expired
+        minIf(made_first, day > day_after) AS made_before, countIf(day > day_after) AS later_days,
+        least(min(first_at), fromUnixTimestamp64Milli(toInt64(agent_epoch), 'UTC')) AS started_at,
+        multiIf(started_at >= any(kept_from), 0, later_days = 0, made_in_all, made_before) AS may_have_expired
     FROM
     (
-        SELECT toString(stream) AS stream, agent_id, agent_epoch, netns, observed_at, received + announced AS made
+        SELECT toString(stream) AS stream, agent_id, agent_epoch, netns, toDate(observed_at) AS day,
+            min(observed_at) AS first_at, min(received + announced) AS made_first, max(received + announced) AS made
         FROM ledger_samples
+        GROUP BY agent_id, agent_epoch, stream, netns, toDate(observed_at)
     ) AS reported
     INNER JOIN
     (
         -- What the tables are told to keep. In a cluster the names of those that have rows begin so.
         SELECT kept.1 AS stream, max(toUInt32OrZero(extract(engine_full, ' TTL .* toIntervalDay\\((\\d+)\\)'))) AS days,
-            now() - toIntervalDay(days) AS kept_from, kept_from + toIntervalDay(1) AS day_after
+            now() - toIntervalDay(days) AS kept_from, toDate(kept_from) + 1 AS day_after
         FROM system.tables
         ARRAY JOIN
         [
