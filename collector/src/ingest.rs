@@ -596,25 +596,25 @@ impl Session {
                 let (sample, is_final) = (AgentSample::of(&status, received_at_ns), status.is_final);
                 match decode::status(status, received_at_ns) {
                     Ok((observed_at_ns, counters)) => {
-                        let content = Content::Sample {
-                            epoch,
-                            observed_at_ns,
-                            sample,
-                        };
-                        self.intake.put(agent, &visit.share, content).await;
                         let counters = if is_final || epoch != agent.epoch {
                             counters
                         } else {
                             visit.repeats.new_of(counters, visit.came_at.elapsed())
                         };
-                        if counters.is_empty() {
-                            return Ok(());
+                        // What changed first: whoever sees the report is to see them too.
+                        if !counters.is_empty() {
+                            let content = Content::Ledger {
+                                epoch,
+                                observed_at_ns,
+                                is_final,
+                                counters,
+                            };
+                            self.intake.put(agent, &visit.share, content).await;
                         }
-                        let content = Content::Ledger {
+                        let content = Content::Sample {
                             epoch,
                             observed_at_ns,
-                            is_final,
-                            counters,
+                            sample,
                         };
                         self.intake.put(agent, &visit.share, content).await;
                     }

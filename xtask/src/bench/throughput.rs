@@ -28,7 +28,9 @@ const FLOOD: Duration = Duration::from_secs(5);
 /// Before each turn, for caches and for ClickHouse's first insert.
 const WARM_UP: Duration = Duration::from_millis(200);
 /// How long the agent's last counters may take to be in the store.
-const LEDGER_PATIENCE: Duration = Duration::from_secs(10);
+const LEDGER_PATIENCE: Duration = Duration::from_secs(15);
+/// Two reports of an agent.
+const REPORTS: Duration = Duration::from_secs(2);
 const UNIT: &str = "connections/s";
 
 pub(super) fn compare(rounds: u32) -> anyhow::Result<Comparison> {
@@ -166,11 +168,11 @@ impl Ledger {
         }
     }
 
-    /// Waits for the counters of a namespace that were read after now.
+    /// Waits for the counters of a namespace that were read after now, and whose rows are stored with the reports before.
     fn wait(system: &System, netns: u64) -> anyhow::Result<Self> {
-        let now_ns = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
+        let from_ms = (SystemTime::now().duration_since(UNIX_EPOCH)? + REPORTS).as_millis();
         let fresh = format!(
-            "FROM ledger WHERE stream = 'connections' AND netns = {netns} AND observed_at > fromUnixTimestamp64Nano(toInt64({now_ns}))"
+            "FROM ledger WHERE stream = 'connections' AND netns = {netns} AND reported_at > fromUnixTimestamp64Milli({from_ms})"
         );
         let started = Instant::now();
         while system.number(&format!("SELECT count() {fresh}"))? == 0 {

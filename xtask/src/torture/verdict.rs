@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const ROLLUP_PATIENCE: Duration = Duration::from_secs(120);
 /// Agents report once a second.
 const TICK: Duration = Duration::from_millis(1_200);
+/// Two reports, and the rows of what changed are stored with the first.
+const STEADY_MS: u64 = 2_000;
 
 /// What became of the connection ends of one node, in all starts of its agent.
 #[derive(Debug, Default)]
@@ -79,8 +81,8 @@ pub(super) fn judge(world: &mut World, awaits_rollup: bool) -> anyhow::Result<Ve
 
 /// All starts of one node's agent, as the ledger has them.
 struct Report {
-    /// When the live start reported last.
-    observed_at: String,
+    /// When the live start reported last, in milliseconds since the Unix epoch; zero: never.
+    reported_ms: u64,
     opened: u64,
     /// On its way, of all starts.
     waiting: u64,
@@ -93,14 +95,14 @@ impl Report {
     fn read(world: &World, node: usize) -> anyhow::Result<Option<Self>> {
         let (netns, epoch) = (world.inode(node), world.epoch(node)?);
         let rows = world.ask(&format!(
-            "SELECT anyIf(toString(observed_at), agent_epoch = {epoch}) AS observed_at, sum(opened) AS opened, \
+            "SELECT toUnixTimestamp64Milli(maxIf(reported_at, agent_epoch = {epoch})) AS reported_ms, sum(opened) AS opened, \
              sum(batching + unacknowledged + abs(ring_difference) + abs(store_difference)) AS waiting, \
              countIf(agent_epoch != {epoch} AND NOT is_final) AS unfinished \
              FROM ledger WHERE stream = 'connections' AND netns = {netns} HAVING countIf(agent_epoch = {epoch} AND is_witnessed) = 1"
         ))?;
         let Some(row) = rows.first() else { return Ok(None) };
         Ok(Some(Self {
-            observed_at: row["observed_at"].as_str().unwrap_or_default().to_owned(),
+            reported_ms: number(row, "reported_ms")?,
             opened: number(row, "opened")?,
             waiting: number(row, "waiting")?,
             unfinished: number(row, "unfinished")?,
@@ -108,8 +110,8 @@ impl Report {
     }
 }
 
-/// Waits until two reports of every agent, one after the other, say the same, and that nothing is on its way. The
-/// inner error is what did not come.
+/// Waits until every agent's reports have said the same for so long that they are stored, and that nothing is on its way.
+/// The inner error is what did not come.
 fn wait_until_drained(world: &mut World) -> anyhow::Result<Result<(), String>> {
     let began = Instant::now();
     let mut before: BTreeMap<usize, Report> = BTreeMap::new();
@@ -131,20 +133,23 @@ fn wait_until_drained(world: &mut World) -> anyhow::Result<Result<(), String>> {
                     continue;
                 }
             };
-            let is_new = |former: &Report| {
-                former.observed_at != now.observed_at && former.opened == now.opened && former.waiting == 0
-            };
-            if now.waiting > 0 || now.unfinished > 0 || !before.get(&node).is_some_and(is_new) {
+            let is_same =
+                |former: &Report| former.opened == now.opened && former.waiting == 0 && now.waiting == 0;
+            let since = before.get(&node).filter(|former| is_same(former));
+            let is_steady = since.is_some_and(|former| now.reported_ms >= former.reported_ms + STEADY_MS);
+            if now.unfinished > 0 || !is_steady {
                 late.push(format!(
-                    "{}: {} of {} opened were on their way, and {} earlier starts were not closed, at {}",
+                    "{}: {} of {} opened were on their way, and {} earlier starts were not closed, at {} ms",
                     world.name(node),
                     now.waiting,
                     now.opened,
                     now.unfinished,
-                    now.observed_at
+                    now.reported_ms
                 ));
             }
-            before.insert(node, now);
+            if since.is_none() {
+                before.insert(node, now);
+            }
         }
         if late.is_empty() {
             return Ok(Ok(()));
