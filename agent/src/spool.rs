@@ -174,9 +174,11 @@ struct Queue {
     entries: BTreeMap<u64, Box<Entry>>,
     places: HashMap<BatchId, u64>,
     last_position: u64,
-    /// Up to here every entry is on disk: they are written in order.
+    /// Up to here every entry is on disk, but for those of `unhoused`: they are written in order.
     written_position: u64,
-    /// Up to here no entry is in memory any more.
+    /// Entries whose segment had to go, and which are to be written again.
+    unhoused: BTreeSet<u64>,
+    /// Up to here no entry is in memory any more, but for batches of gaps.
     evicted_position: u64,
     /// Up to here every entry was left by an earlier start.
     recovered_position: u64,
@@ -669,7 +671,12 @@ impl Spool {
             queue.written(number, buffer.len() as u64, &places);
             self.bound_memory(&mut queue);
             self.bound_disk(&mut queue);
-            queue.dead_segments(self.segment_bytes())
+            // What has to leave a segment is written elsewhere first.
+            if queue.unhoused.is_empty() {
+                queue.dead_segments(self.segment_bytes())
+            } else {
+                Vec::new()
+            }
         };
         for number in dead {
             disk.remove(number)?;
@@ -752,7 +759,9 @@ impl Spool {
             if excess == 0 {
                 break;
             }
-            if let Some(encoded) = entry.encoded.take() {
+            if entry.id.stream != Stream::Gaps
+                && let Some(encoded) = entry.encoded.take()
+            {
                 excess = excess.saturating_sub(encoded.len() as u64);
                 queue.encoded_bytes -= encoded.len() as u64;
             }
@@ -777,7 +786,8 @@ impl Spool {
         }
     }
 
-    /// Drops whole segments, oldest first, until the disk is within its bound.
+    /// Drops whole segments, oldest first, until the disk is within its bound. The gaps in them stay: they tell of what is
+    /// dropped, and are a few.
     fn bound_disk(&self, queue: &mut Queue) {
         while queue.needed_bytes(self.segment_bytes()) > self.limits.disk_bytes {
             let Some((&oldest, _)) = queue.segments.iter().find(|(_, segment)| segment.unanswered > 0) else {
@@ -790,7 +800,9 @@ impl Spool {
                 .map(|(&position, _)| position)
                 .collect();
             for position in lost {
-                self.drop_entry(queue, position, GapReason::SpoolFull);
+                if !queue.unhouse(position) {
+                    self.drop_entry(queue, position, GapReason::SpoolFull);
+                }
             }
             if queue.current == Some(oldest) {
                 queue.current = None;
@@ -804,10 +816,15 @@ impl Spool {
     }
 }
 
-/// Of entries in their order the oldest that was not sent, or else the oldest: what was sent may be stored.
+/// Of entries in their order the oldest that was not sent, or else the oldest: what was sent may be stored. What tells of
+/// those that were dropped goes last.
 fn first_to_drop<'a>(mut entries: impl Iterator<Item = (&'a u64, &'a Box<Entry>)> + Clone) -> Option<u64> {
-    let unsent = entries.clone().find(|(_, entry)| !entry.is_sent);
-    unsent.or_else(|| entries.next()).map(|(&position, _)| position)
+    let mut rows = entries
+        .clone()
+        .filter(|(_, entry)| entry.id.stream != Stream::Gaps);
+    let unsent = rows.clone().find(|(_, entry)| !entry.is_sent);
+    let first = unsent.or_else(|| rows.next()).or_else(|| entries.next());
+    first.map(|(&position, _)| position)
 }
 
 impl Entry {
@@ -874,6 +891,7 @@ impl Queue {
     fn remove(&mut self, position: u64) -> Option<Entry> {
         let mut entry = *self.entries.remove(&position)?;
         self.places.remove(&entry.id);
+        self.unhoused.remove(&position);
         self.beginnings.remove(&(entry.first_ns, position));
         let key = (entry.id.epoch, entry.id.stream);
         if let Some(names) = self.names.get_mut(&key) {
@@ -916,6 +934,7 @@ impl Queue {
             return;
         };
         self.release(&mut entry);
+        self.unhoused.remove(&position);
         self.forget_expiry(&entry, position);
         self.known_bytes -= entry.known_bytes();
         entry.dropped = Some(reason);
@@ -926,12 +945,31 @@ impl Queue {
     /// Gives back what an entry occupies.
     fn release(&mut self, entry: &mut Entry) {
         self.encoded_bytes -= entry.encoded.take().map_or(0, |encoded| encoded.len() as u64);
+        self.leave(entry);
+    }
+
+    /// Gives back an entry's place on disk.
+    fn leave(&mut self, entry: &mut Entry) {
         if let Some(place) = entry.place.take()
             && let Some(segment) = self.segments.get_mut(&place.segment)
         {
             segment.unanswered -= 1;
             entry.left_in = Some(place.segment);
         }
+    }
+
+    /// Takes a batch of gaps out of its segment; false: it is another batch. Its bytes are in memory.
+    fn unhouse(&mut self, position: u64) -> bool {
+        let is_of_gaps = |entry: &Entry| entry.id.stream == Stream::Gaps && entry.encoded.is_some();
+        if !self.entries.get(&position).is_some_and(|entry| is_of_gaps(entry)) {
+            return false;
+        }
+        if let Some(mut entry) = self.entries.remove(&position) {
+            self.leave(&mut entry);
+            self.entries.insert(position, entry);
+            self.unhoused.insert(position);
+        }
+        true
     }
 
     /// Remembers, for as long as the segment is there, that a batch in it is in a gap.
@@ -970,6 +1008,9 @@ impl Queue {
                 at: at as u64,
                 bytes: record_bytes(&sealed),
             };
+            // Not a part of the whole segment, which would stay in memory with it.
+            let encoded = (sealed.id.stream == Stream::Gaps).then(|| Bytes::copy_from_slice(&sealed.encoded));
+            self.encoded_bytes += encoded.as_ref().map_or(0, |encoded| encoded.len() as u64);
             self.insert(Entry {
                 id: sealed.id,
                 rows: sealed.rows,
@@ -981,7 +1022,7 @@ impl Queue {
                 is_sent: false,
                 is_in_doubt: true,
                 dropped: None,
-                encoded: None,
+                encoded,
                 place: Some(place),
                 left_in: None,
             });
@@ -1010,8 +1051,12 @@ impl Queue {
     /// The oldest batches that are in memory only, up to [`WRITE_BYTES`].
     fn unwritten(&self) -> Vec<(u64, Sealed)> {
         let mut bytes = 0;
-        self.entries
-            .range(self.written_position + 1..)
+        let unhoused = self
+            .unhoused
+            .iter()
+            .filter_map(|position| self.entries.get_key_value(position));
+        unhoused
+            .chain(self.entries.range(self.written_position + 1..))
             .filter_map(|(&position, entry)| Some((position, entry.sealed()?)))
             .take_while(|(_, sealed)| {
                 let fits = bytes == 0 || bytes + sealed.encoded.len() <= WRITE_BYTES;
@@ -1023,7 +1068,7 @@ impl Queue {
 
     fn has_unwritten(&self) -> bool {
         let mut unwritten = self.entries.range(self.written_position + 1..);
-        unwritten.any(|(_, entry)| entry.encoded.is_some())
+        !self.unhoused.is_empty() || unwritten.any(|(_, entry)| entry.encoded.is_some())
     }
 
     fn written(&mut self, number: u64, bytes: u64, places: &[(u64, Place)]) {
@@ -1031,9 +1076,10 @@ impl Queue {
         segment.bytes += bytes;
         segment.is_synced &= bytes == 0;
         if let Some((last, _)) = places.last() {
-            self.written_position = *last;
+            self.written_position = self.written_position.max(*last);
         }
         for (position, place) in places {
+            self.unhoused.remove(position);
             // It may have been answered or dropped meanwhile.
             if let Some(entry) = self
                 .entries
@@ -1556,6 +1602,58 @@ mod tests {
         assert_eq!(gaps[0].rows, counters.total().dropped);
         assert_eq!(levels.batches + gaps[0].rows / u64::from(ROWS), 40);
         assert!(levels.batches >= 16, "two segments of three are left: {levels:?}");
+    }
+
+    #[test]
+    fn gaps_outlive_the_segment_that_they_were_in_and_every_other_batch() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let limits = Limits {
+            memory_bytes: memory_for(20),
+            disk_bytes: 20_000,
+            ..Limits::default()
+        };
+        let of_gaps = Sealed {
+            id: BatchId {
+                stream: Stream::Gaps,
+                ..sealed(1, 1).id
+            },
+            ..sealed(1, 1)
+        };
+        let fill = |spool: &Spool, sequences: std::ops::RangeInclusive<u64>| {
+            for sequence in sequences {
+                append(spool, sealed(1, sequence));
+                spool.persist().expect("written");
+            }
+        };
+        let is_kept = |spool: &Spool| spool.unanswered().contains(&of_gaps.id);
+        {
+            let (spool, _) = on_disk(folder.path(), limits);
+            spool.append_new(of_gaps.clone());
+            spool.persist().expect("written");
+            fill(&spool, 1..=100);
+            assert!(is_kept(&spool));
+        }
+        // A crash: it is in a segment that is there, and stays.
+        let (spool, _) = on_disk(folder.path(), limits);
+        assert!(is_kept(&spool));
+        fill(&spool, 101..=200);
+        assert!(is_kept(&spool));
+        let levels = spool.levels();
+        assert!(levels.disk_bytes <= limits.disk_bytes, "{levels:?}");
+        assert!(levels.memory_bytes <= limits.memory_bytes, "{levels:?}");
+
+        // Where nothing else is left to drop, the bound holds nevertheless.
+        let (spool, _) = in_memory(memory_for(2));
+        for sequence in 1..=5 {
+            spool.append_new(Sealed {
+                id: BatchId {
+                    sequence,
+                    ..of_gaps.id
+                },
+                ..of_gaps.clone()
+            });
+        }
+        assert_eq!(spool.levels().batches, 2);
     }
 
     #[test]
