@@ -179,7 +179,8 @@ pub struct RunArgs {
         value_parser = spool_bytes)]
     pub spool_memory: u64,
 
-    /// How old a batch may become while it waits; then it is dropped, and becomes a gap
+    /// How old a batch may become while it waits, by a clock that nobody sets: a reboot starts it anew; then it is dropped, and
+    /// becomes a gap
     #[arg(long, env = "HOLDFAST_SPOOL_AGE", value_name = "TIME", default_value = "24h", value_parser = spool_age)]
     pub spool_age: Duration,
 

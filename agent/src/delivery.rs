@@ -311,7 +311,7 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
 
     /// What was dropped since the last time becomes a batch of its own, and is delivered like any other.
     pub(crate) fn seal_gaps(&mut self) {
-        self.spool.expire((self.boot_now)(), (self.wall_now_ns)());
+        self.spool.expire((self.boot_now)());
         let gaps = self.spool.take_gaps();
         for gap in &gaps {
             tracing::warn!(
@@ -487,7 +487,8 @@ mod tests {
     #[tokio::test]
     async fn a_status_comes_before_any_batch() {
         let counters = Arc::default();
-        let spool = Arc::new(Spool::open(spool::Limits::default(), None, counters).expect("no disk to fail"));
+        let spool =
+            Arc::new(Spool::open(spool::Limits::default(), "boot", None, counters).expect("no disk to fail"));
         for sequence in 1..=3 {
             spool.append_new(Sealed {
                 id: connections(1, sequence),

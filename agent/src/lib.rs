@@ -147,7 +147,7 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
     };
     let disk = state.into_disk();
     let has_disk = disk.is_some();
-    let spool = Spool::open(limits, disk, Arc::clone(&counters))
+    let spool = Spool::open(limits, &identity.boot_id, disk, Arc::clone(&counters))
         .context("cannot read the spool that an earlier start left")?;
     let spool = Arc::new(spool);
     if journal.is_some() {

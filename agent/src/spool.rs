@@ -68,7 +68,7 @@ pub struct Limits {
     pub memory_bytes: u64,
     /// Bytes of all segments on disk.
     pub disk_bytes: u64,
-    /// A batch that is older than this is dropped: nobody asks for it any more.
+    /// A batch that is older than this is dropped: nobody asks for it any more. After a reboot it begins anew.
     pub age: Duration,
     /// What was appended is safe from a loss of power after so long at most.
     pub sync: Duration,
@@ -267,16 +267,23 @@ struct Segment {
 }
 
 impl Spool {
-    /// A spool. With a disk, what earlier starts left there comes first.
+    /// A spool of a start on the boot of this name. With a disk, what earlier starts left there comes first.
     ///
     /// # Errors
     /// If the disk cannot be listed. A segment that cannot be read is left alone, and the log says so.
-    pub fn open(limits: Limits, disk: Option<Box<dyn Disk>>, counters: Arc<Counters>) -> io::Result<Self> {
+    pub fn open(
+        limits: Limits,
+        boot_id: &str,
+        disk: Option<Box<dyn Disk>>,
+        counters: Arc<Counters>,
+    ) -> io::Result<Self> {
         let mut queue = Queue::default();
         if let Some(disk) = &disk {
             for number in disk.list()? {
                 match disk.read(number) {
-                    Ok(bytes) => queue.recover(number, &bytes, &counters),
+                    Ok(bytes) => queue.recover(number, &bytes, &counters, |sealed| {
+                        Some(wire::sealed_at(sealed, boot_id)?.saturating_add(limits.age))
+                    }),
                     Err(error) => {
                         tracing::error!(segment = number, "a segment of the spool cannot be read: {error}");
                     }
@@ -593,19 +600,14 @@ impl Spool {
     /// Drops what is older than the bound. To be called every now and then, with the boot clock and the wall clock, in
     /// nanoseconds since the Unix epoch.
     ///
-    /// A batch ages by the boot clock from when it is first seen here: the wall clock may be set. Only what an earlier
-    /// start left, perhaps in another boot, is as old then as the wall clock says.
-    pub fn expire(&self, boot_now: Duration, wall_now_ns: u64) {
+    /// Drops what is too old. A batch ages by the boot clock, for the wall clock may be set: one that an earlier start left on
+    /// this boot from when it was sealed, any other from when it is first seen here.
+    pub fn expire(&self, boot_now: Duration) {
         let mut guard = self.lock();
         let queue = &mut *guard;
         let recovered = queue.recovered_position;
         for (&position, entry) in queue.entries.range_mut(queue.aged_position + 1..) {
-            let age = if position <= recovered {
-                Duration::from_nanos(wall_now_ns.saturating_sub(entry.last_ns))
-            } else {
-                Duration::ZERO
-            };
-            let expires_at = boot_now + self.limits.age.saturating_sub(age);
+            let expires_at = entry.expires_at.unwrap_or(boot_now + self.limits.age);
             entry.expires_at = Some(expires_at);
             if position <= recovered {
                 queue.expiries.insert((expires_at, position));
@@ -618,7 +620,7 @@ impl Spool {
         let expired = waiting
             .take_while(|(_, entry)| is_old(entry))
             .map(|(&position, _)| position);
-        // What earlier starts left lies in no order of age: their wall clocks may have been set, and streams differ.
+        // What earlier starts left lies in no order of age: streams differ.
         let left = queue
             .expiries
             .iter()
@@ -979,8 +981,15 @@ impl Queue {
         }
     }
 
-    /// Takes in what an earlier start left in a segment.
-    fn recover(&mut self, number: u64, bytes: &Bytes, counters: &Counters) {
+    /// Takes in what an earlier start left in a segment. `expires_at`: when a batch is too old, by the boot clock, if that is
+    /// known.
+    fn recover(
+        &mut self,
+        number: u64,
+        bytes: &Bytes,
+        counters: &Counters,
+        expires_at: impl Fn(&Sealed) -> Option<Duration>,
+    ) {
         let (records, end) = segment::scan(bytes);
         if end < bytes.len() {
             tracing::warn!(
@@ -1018,7 +1027,7 @@ impl Queue {
                 last_ns: sealed.last_ns,
                 namespaces: u32::try_from(counted.len()).unwrap_or(u32::MAX),
                 counted: counted.into_iter().collect(),
-                expires_at: None,
+                expires_at: expires_at(&sealed),
                 is_sent: false,
                 is_in_doubt: true,
                 dropped: None,
@@ -1304,12 +1313,14 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use holdfast_proto::v1::StreamCounters;
+    use holdfast_proto::v1::{Batch, StreamCounters};
+    use prost::Message;
 
     use super::{disk::Folder, *};
     use crate::counters::Rows;
 
     const ROWS: u32 = 10;
+    const BOOT: &str = "this boot";
 
     fn sealed(epoch: u64, sequence: u64) -> Sealed {
         Sealed {
@@ -1325,10 +1336,26 @@ mod tests {
         }
     }
 
+    /// The same, and it says on which boot it was sealed, and how far the wall clock was ahead of that.
+    fn dated(sequence: u64) -> Sealed {
+        let clock_ns = 1_800_000_000_000_000_000;
+        let batch = Batch {
+            boot_id: BOOT.into(),
+            clock_ns,
+            ..Batch::default()
+        };
+        let sealed = sealed(1, sequence);
+        Sealed {
+            last_ns: clock_ns as u64 + sealed.last_ns,
+            encoded: batch.encode_to_vec().into(),
+            ..sealed
+        }
+    }
+
     fn open(limits: Limits, disk: Option<Box<dyn Disk>>) -> (Spool, Arc<Counters>) {
         let counters = Arc::new(Counters::default());
         (
-            Spool::open(limits, disk, Arc::clone(&counters)).expect("a spool"),
+            Spool::open(limits, BOOT, disk, Arc::clone(&counters)).expect("a spool"),
             counters,
         )
     }
@@ -1375,7 +1402,11 @@ mod tests {
                 Next::Stored => spool.load(position),
             };
             if let Some(batch) = batch {
-                assert_eq!(batch, sealed(batch.id.epoch, batch.id.sequence), "byte for byte");
+                let (epoch, sequence) = (batch.id.epoch, batch.id.sequence);
+                assert!(
+                    batch == sealed(epoch, sequence) || batch == dated(sequence),
+                    "byte for byte"
+                );
                 ids.push((batch.id.epoch, batch.id.sequence));
             }
         }
@@ -1417,8 +1448,8 @@ mod tests {
         assert_eq!(spool.watermarks(), at(400, 400));
         // What was dropped is a gap that nobody was told of yet.
         let age = spool.limits.age;
-        spool.expire(Duration::ZERO, 0);
-        spool.expire(age, 0);
+        spool.expire(Duration::ZERO);
+        spool.expire(age);
         assert_eq!(spool.watermarks(), at(400, 400));
         assert_eq!(spool.take_gaps().len(), 1);
         assert_eq!(spool.watermarks(), at(1_000, 900));
@@ -1698,49 +1729,44 @@ mod tests {
         let at = Duration::from_nanos;
         for sequence in 1..=10 {
             append(&spool, sealed(1, sequence));
-            spool.expire(at(sequence * 100), 0);
+            spool.expire(at(sequence * 100));
         }
-        spool.expire(at(1_000), 0);
+        spool.expire(at(1_000));
         assert_eq!(sent(&spool).first(), Some(&(1, 6)));
         check(&counters, [50, 0, 50, 0]);
     }
 
     #[test]
-    fn a_wall_clock_that_is_set_makes_no_batch_old() {
-        let (spool, counters) = in_memory(1 << 20);
-        append(&spool, sealed(1, 1));
-        for wall_now_ns in [0, u64::MAX, 1_000] {
-            spool.expire(Duration::from_secs(5), wall_now_ns);
-        }
-        append(&spool, sealed(1, 2));
-        spool.expire(Duration::from_secs(6), u64::MAX);
-        check(&counters, [20, 0, 0, 0]);
-    }
-
-    #[test]
-    fn what_an_earlier_start_left_is_as_old_as_the_wall_clock_says_and_then_ages_by_the_boot_clock() {
-        let folder = tempfile::tempdir().expect("a folder");
+    fn what_an_earlier_start_left_on_this_boot_is_as_old_as_it_is_and_of_another_one_as_if_it_came_now() {
+        let at = Duration::from_nanos;
         let limits = Limits {
-            age: Duration::from_nanos(500),
+            age: at(500),
             ..Limits::default()
         };
+        let folder = tempfile::tempdir().expect("a folder");
+        let open = |boot_id| {
+            let disk: Box<dyn Disk> = Box::new(Folder::open(folder.path()).expect("a folder"));
+            Spool::open(limits, boot_id, Some(disk), Arc::default()).expect("a spool")
+        };
         {
-            let (first, _) = open(
-                limits,
-                Some(Box::new(Folder::open(folder.path()).expect("a folder"))),
-            );
-            (1..=4).for_each(|sequence| append(&first, sealed(1, sequence)));
+            let first = open(BOOT);
+            (1..=4).for_each(|sequence| first.append(dated(sequence), RowsByNetns::new()));
             first.persist().expect("written");
         }
-        let (next, _) = open(
-            limits,
-            Some(Box::new(Folder::open(folder.path()).expect("a folder"))),
-        );
-        let at = Duration::from_nanos;
-        next.expire(at(10), sealed(1, 1).last_ns + 500);
+        // Sealed at 199, 299, 399 and 499 by the boot clock.
+        let next = open(BOOT);
+        next.expire(at(699));
         assert_eq!(sent(&next).first(), Some(&(1, 2)));
-        next.expire(at(10) + at(sealed(1, 2).last_ns - sealed(1, 1).last_ns), u64::MAX);
+        next.expire(at(799));
         assert_eq!(sent(&next).first(), Some(&(1, 3)));
+        drop(next);
+
+        let rebooted = open("another boot");
+        rebooted.expire(at(5_000));
+        rebooted.expire(at(5_499));
+        assert_eq!(sent(&rebooted).len(), 4);
+        rebooted.expire(at(5_500));
+        assert!(sent(&rebooted).is_empty());
     }
 
     #[test]
@@ -1765,9 +1791,9 @@ mod tests {
                 first.append_new(of_listeners(sequence));
             }
             first.persist().expect("written");
-            first.expire(Duration::ZERO, 0);
+            first.expire(Duration::ZERO);
             first.append_new(of_listeners(4));
-            first.expire(limits.age, 0);
+            first.expire(limits.age);
             first.persist().expect("written");
             assert_eq!((unanswered(&first), first.take_gaps().len()), (vec![4], 1));
             first.books(1).left_behind
@@ -1831,7 +1857,7 @@ mod tests {
         };
         let counters = Arc::new(Counters::speaking_for(vec![predecessor]));
         let disk = Folder::open(folder.path()).expect("a folder");
-        let next = Spool::open(limits, Some(Box::new(disk)), Arc::clone(&counters)).expect("a spool");
+        let next = Spool::open(limits, BOOT, Some(Box::new(disk)), Arc::clone(&counters)).expect("a spool");
         let waiting: Vec<_> = next.unanswered().iter().map(|id| id.sequence).collect();
         assert_eq!(waiting, [2, 3], "1 and 4 are in a counter for good");
         next.acknowledge(look(2).id);
@@ -1869,8 +1895,13 @@ mod tests {
         };
         let counters = Arc::new(Counters::speaking_for(vec![predecessor]));
         let disk = Folder::open(folder.path()).expect("a folder");
-        let next =
-            Spool::open(Limits::default(), Some(Box::new(disk)), Arc::clone(&counters)).expect("a spool");
+        let next = Spool::open(
+            Limits::default(),
+            BOOT,
+            Some(Box::new(disk)),
+            Arc::clone(&counters),
+        )
+        .expect("a spool");
         assert!(!next.is_drained());
         next.settle(&Welcome {
             recorded: vec![1],
@@ -2010,12 +2041,12 @@ mod tests {
             let (first, _) = on_disk(folder.path(), limits);
             [9, 1, 8, 2]
                 .into_iter()
-                .for_each(|sequence| append(&first, sealed(1, sequence)));
+                .for_each(|sequence| append(&first, dated(sequence)));
             first.persist().expect("written");
         }
         let (next, _) = on_disk(folder.path(), limits);
         append(&next, sealed(2, 1));
-        next.expire(Duration::ZERO, sealed(1, 2).last_ns + 500);
+        next.expire(Duration::from_nanos(sealed(1, 2).last_ns + 500));
         assert_eq!(sent(&next), [(1, 9), (1, 8), (2, 1)]);
     }
 

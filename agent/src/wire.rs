@@ -1,6 +1,6 @@
 //! Rows become packed columns here, one at a time, as they are decoded from the ring: a batch is never held as rows.
 
-use std::hash::Hash;
+use std::{hash::Hash, time::Duration};
 
 use holdfast_agent_ebpf::event::{ConnectionRecord, SocketReport, flag, step_offset_ns, step_state};
 use holdfast_proto::{
@@ -101,6 +101,25 @@ pub fn counted_rows(sealed: &Sealed) -> RowsByNetns {
         }
         _ => together(sealed.rows.into()),
     }
+}
+
+/// When a batch was sealed, by the boot clock, if that was on the boot of this name, and one clock dated all of it.
+pub fn sealed_at(sealed: &Sealed, boot_id: &str) -> Option<Duration> {
+    let outline = ClockOutline::decode(&*sealed.encoded).ok()?;
+    let is_known = outline.clock_ns != 0 && outline.boot_id == boot_id;
+    let boot_ns = sealed
+        .last_ns
+        .checked_add_signed(outline.clock_ns.checked_neg()?)?;
+    is_known.then_some(Duration::from_nanos(boot_ns))
+}
+
+/// The part of a batch that tells by which clock it was dated, by the same tags.
+#[derive(Clone, PartialEq, Message)]
+struct ClockOutline {
+    #[prost(string, tag = "4")]
+    boot_id: String,
+    #[prost(sint64, tag = "5")]
+    clock_ns: i64,
 }
 
 /// The part of a batch of syscalls that tells how many calls there were, by the same tags.

@@ -289,7 +289,8 @@ mod tests {
         workloads.appeared(77, &in_pod(APP));
         // Its path says no pod.
         workloads.appeared(78, &format!("/elsewhere/{APP}"));
-        let spool = Spool::open(Limits::default(), None, Arc::new(Counters::default())).expect("in memory");
+        let spool =
+            Spool::open(Limits::default(), "boot", None, Arc::new(Counters::default())).expect("in memory");
         let spool = Arc::new(spool);
         let naming = Naming::start(
             Arc::clone(&workloads),

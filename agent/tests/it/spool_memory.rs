@@ -41,7 +41,7 @@ fn measure() {
         memory_bytes: 1 << 30,
         ..Limits::default()
     };
-    let spool = Spool::open(unbounded, None, Arc::clone(&counters)).expect("a spool");
+    let spool = Spool::open(unbounded, "boot", None, Arc::clone(&counters)).expect("a spool");
     let before = resident_bytes();
     (1..=BATCHES).for_each(|sequence| append(&spool, &counters, sequence));
     let taken = resident_bytes() - before;
@@ -65,7 +65,7 @@ fn measure() {
     };
     let disk = Folder::open(folder.path()).expect("a folder");
     let counters = Arc::new(Counters::default());
-    let second = Spool::open(bounded, Some(Box::new(disk)), Arc::clone(&counters)).expect("a spool");
+    let second = Spool::open(bounded, "boot", Some(Box::new(disk)), Arc::clone(&counters)).expect("a spool");
     let before = resident_bytes();
     for sequence in 1..=BATCHES {
         append(&second, &counters, sequence);

@@ -57,8 +57,8 @@ impl Generator {
         (connections, per_second): (u64, f64),
     ) -> Self {
         let counters = Arc::new(Counters::default());
-        let spool =
-            Spool::open(spool::Limits::default(), None, Arc::clone(&counters)).expect("no disk to fail");
+        let spool = Spool::open(spool::Limits::default(), "boot", None, Arc::clone(&counters))
+            .expect("no disk to fail");
         let consent = Consent {
             targets: vec![targets.parse().expect("targets")],
             connections,

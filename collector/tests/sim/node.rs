@@ -138,8 +138,10 @@ impl Node {
             return;
         }
         let counters = Arc::new(Counters::default());
+        let boot_id = "boot";
         let spool = Spool::open(
             self.shape.spool,
+            boot_id,
             Some(Box::new(self.disk.clone())),
             Arc::clone(&counters),
         );
@@ -150,7 +152,6 @@ impl Node {
             "an agent starts (node, epoch, recovered)",
             [self.number as u64, epoch, spool.levels().batches, 0],
         );
-        let boot_id = "boot";
         let batcher = Batcher::new(self.shape.batch, epoch, boot_id);
         let source = Arc::new(Mutex::new(Source {
             node: self.number,
