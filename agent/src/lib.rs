@@ -40,6 +40,7 @@ pub mod runs;
 pub mod seal;
 pub mod seeds;
 pub mod sequences;
+pub mod setting;
 pub mod spool;
 pub mod state;
 pub mod survey;

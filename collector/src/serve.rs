@@ -38,7 +38,7 @@ use crate::silence::Silencer;
 use crate::store::embedded::Embedded;
 use crate::store::schema::{RETAINED, TABLES};
 use crate::store::server;
-use crate::store::{Store, StoreError, library, migrations, questions, schema};
+use crate::store::{Store, StoreError, library, migrations, questions, schema, writes};
 use crate::web;
 
 /// The database in the embedded store.
@@ -374,6 +374,8 @@ async fn serve(
     ] {
         task.abort();
     }
+    // A disk that is full by now is not waited for.
+    writes::end();
     Ok(())
 }
 
@@ -450,6 +452,10 @@ async fn probe(store: Arc<dyn Store>, health: Arc<Health>) {
         ticks.tick().await;
         if health.why_not_ready().is_some() {
             // The preparation asks often enough, and there may be no database to ask yet.
+            continue;
+        }
+        if writes::are_waiting() {
+            health.failed("its disk is full");
             continue;
         }
         match questions::alive(&*store).await {

@@ -31,6 +31,7 @@ pub mod silences;
 pub mod statement;
 pub mod verdicts;
 pub mod worst;
+pub mod writes;
 
 use std::pin::Pin;
 

@@ -16,7 +16,7 @@ use holdfast_agent_ebpf::{
     limits::COMM_BYTES,
 };
 
-use crate::{config::Netns, syscalls::Mode, workloads::root_of_v2};
+use crate::{config::Netns, setting::Setting, syscalls::Mode, workloads::root_of_v2};
 
 /// Takes a filter away, or switches a stream on.
 const ANY: &str = "any";
@@ -157,8 +157,8 @@ impl Allowed {
         };
         is_allowed.then_some(()).ok_or_else(|| {
             format!(
-                "this node lets no collector change it: start its agent with --control {permission} \
-                 (HOLDFAST_CONTROL={permission}) to allow it"
+                "this node lets no collector change it: {}",
+                Setting("control").to(permission)
             )
         })
     }
@@ -167,14 +167,12 @@ impl Allowed {
     fn check_value(&self, key: Key, settings: &Settings) -> Result<(), String> {
         match (key, self.connections, self.syscalls) {
             (Key::Connections, Some(most), _) if settings.one_in > most => Err(format!(
-                "this node follows at least one connection in {most}: start its agent with --control connections={} \
-                 to allow it",
-                settings.one_in
+                "this node follows at least one connection in {most}: {}",
+                Setting("control").to(&format!("connections={}", settings.one_in))
             )),
             (Key::Syscalls, _, Some(most)) if cost(settings.syscalls) > cost(most) => Err(format!(
-                "this node counts syscalls in the mode {most} at most: start its agent with --control syscalls={} to \
-                 allow it",
-                settings.syscalls
+                "this node counts syscalls in the mode {most} at most: {}",
+                Setting("control").to(&format!("syscalls={}", settings.syscalls))
             )),
             _ => Ok(()),
         }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{plan::Plan, run::Caps};
+use crate::setting::Setting;
 
 /// Addresses and ports that may be loaded: `10.0.0.0/8:80,8000-8999`, `[fd00::]/8:443` or, for all ports, `127.0.0.0/8`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,15 +133,16 @@ impl Consent {
             IpAddr::V4(address) => (32, address.to_string()),
             IpAddr::V6(address) => (128, format!("[{address}]")),
         };
+        let wanted = format!("{address}/{prefix}:{}", target.port());
+        let all: Vec<_> = allowed.iter().copied().chain([wanted.as_str()]).collect();
         Err(Refused(format!(
-            "load on {target} is not allowed here (allowed: {}): start the agent with --load-targets \
-             {address}/{prefix}:{} or HOLDFAST_LOAD_TARGETS",
+            "load on {target} is not allowed here (allowed: {}): {}",
             if allowed.is_empty() {
                 "nothing".into()
             } else {
                 allowed.join(" ")
             },
-            target.port()
+            Setting("load-targets").to(&all.join(" "))
         )))
     }
 
@@ -154,19 +156,19 @@ impl Consent {
         let is_certain = |plan: &Plan| !matches!(plan.arrivals, super::plan::Arrivals::Stages(_));
         if at_once > self.connections && plans.iter().any(is_certain) {
             return Err(Refused(format!(
-                "{at_once} connections at once, to {} targets together, are more than the {} that --load-connections of this \
-                 agent allows",
+                "{at_once} connections at once, to {} targets together, are more than the {} that are allowed here: {}",
                 plans.len(),
-                self.connections
+                self.connections,
+                Setting("load-connections").to(&at_once.to_string())
             )));
         }
         let rate: f64 = plans.iter().filter_map(Plan::per_second).sum();
         if rate > self.per_second {
             return Err(Refused(format!(
-                "{rate:.0} connections/s, to {} targets together, are more than the {:.0}/s that --load-rate of this agent \
-                 allows",
+                "{rate:.0} connections/s, to {} targets together, are more than the {:.0}/s that are allowed here: {}",
                 plans.len(),
-                self.per_second
+                self.per_second,
+                Setting("load-rate").to(&format!("{:.0}", rate.ceil()))
             )));
         }
         Ok(())
@@ -183,21 +185,25 @@ impl Consent {
         let at_once = plan.at_once();
         if at_once > self.connections && !matches!(plan.arrivals, super::plan::Arrivals::Stages(_)) {
             return refused(format!(
-                "{at_once} connections at once are more than the {} that --load-connections of this agent allows",
-                self.connections
+                "{at_once} connections at once are more than the {} that are allowed here: {}",
+                self.connections,
+                Setting("load-connections").to(&at_once.to_string())
             ));
         }
         if let Some(rate) = plan.per_second().filter(|rate| *rate > self.per_second) {
             return refused(format!(
-                "{rate:.0} connections/s are more than the {:.0}/s that --load-rate of this agent allows",
-                self.per_second
+                "{rate:.0} connections/s are more than the {:.0}/s that are allowed here: {}",
+                self.per_second,
+                Setting("load-rate").to(&format!("{:.0}", rate.ceil()))
             ));
         }
-        if plan.sending().saturating_add(plan.hold) > self.caps.duration {
+        let duration = plan.sending().saturating_add(plan.hold);
+        if duration > self.caps.duration {
+            let seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
             return refused(format!(
-                "{} s are longer than the {} s that --load-duration of this agent allows",
-                plan.sending().saturating_add(plan.hold).as_secs(),
-                self.caps.duration.as_secs()
+                "{seconds} s are longer than the {} s that are allowed here: {}",
+                self.caps.duration.as_secs(),
+                Setting("load-duration").to(&format!("{seconds}s"))
             ));
         }
         Ok(())
@@ -265,7 +271,7 @@ mod tests {
         check(|_| {}, "");
         check(
             |plan| plan.targets[0].set_ip("10.0.0.1".parse().expect("an address")),
-            "--load-targets 10.0.0.1/32:80",
+            "--load-targets \"127.0.0.0/8 10.0.0.1/32:80\"",
         );
         check(|plan| plan.hold = Duration::from_secs(60), "--load-duration");
         let counted = |connections, pause_us| Arrivals::Count {

@@ -301,7 +301,7 @@ fn collect(
             let passed = elapsed.saturating_sub(looked_at).as_secs_f64();
             let capped = if bytes > caps.bytes {
                 Some(format!(
-                    "{bytes} bytes were exchanged: --load-bytes of this agent allows {}",
+                    "{bytes} bytes were exchanged, and no more than {} are allowed here (--load-bytes, HOLDFAST_LOAD_BYTES)",
                     caps.bytes
                 ))
             } else if elapsed > caps.duration {
@@ -312,7 +312,7 @@ fn collect(
                 ))
             } else if passed >= 1.0 && used / passed > caps.cpus {
                 Some(format!(
-                    "the generator used {:.2} CPUs: --load-cpus of this agent allows {}",
+                    "the generator used {:.2} CPUs, and no more than {} are allowed here (--load-cpus, HOLDFAST_LOAD_CPUS)",
                     used / passed,
                     caps.cpus
                 ))

@@ -1,6 +1,6 @@
 //! `holdfast verdicts`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use super::Failure;
 use super::client::{Lines, Reach};
 use super::table::{Align, BAD, CLEAR_SCREEN, Cell, FAINT, GOOD, Table};
 use crate::assertion::condition::{Condition, value_text};
+use crate::assertion::problem::instead;
 use crate::config::Span;
 
 /// Show what holds, what does not, and what cannot be told.
@@ -52,6 +53,11 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     };
     loop {
         let rows = fetch(&args.reach, request.clone()).await?;
+        if rows.is_empty()
+            && let Some(name) = &args.history
+        {
+            check_name(&args.reach, name).await?;
+        }
         let mut stdout = io::stdout().lock();
         if args.watch && stdout.is_terminal() && !args.reach.json {
             write!(stdout, "{CLEAR_SCREEN}")?;
@@ -79,6 +85,20 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
     }
+}
+
+/// # Errors
+/// If there is no verdict of an assertion of this name.
+async fn check_name(reach: &Reach, name: &str) -> Result<(), Failure> {
+    let rows = fetch(reach, VerdictsRequest::default()).await?;
+    let names: BTreeSet<&str> = rows.iter().map(|row| row.assertion.as_str()).collect();
+    if names.is_empty() || names.contains(name) {
+        return Ok(());
+    }
+    Err(Failure::Usage(anyhow::anyhow!(
+        "there is no verdict of an assertion `{name}`, {}",
+        instead(name, names.into_iter())
+    )))
 }
 
 /// Asks for verdicts.

@@ -1,5 +1,5 @@
 //! The C interface of libchdb (ClickHouse as a library, 26.7), bound at run time, and nothing else: types whose
-//! lifetimes keep what C asks for in comments. The only unsafe code of the collector.
+//! lifetimes keep what C asks for in comments.
 //!
 //! One engine lives in a process, on one data folder; connections to it are sessions with settings of their own. A
 //! connection runs one statement at a time, which `&mut self` enforces.

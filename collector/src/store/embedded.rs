@@ -26,7 +26,7 @@ use super::{
     Access, Block, Chunks, Query, Store, StoreError,
     chdb::{Chdb, Classified, Connection, EngineError, LibraryError},
     lock::{FolderLock, LockError},
-    read_only, statement,
+    read_only, statement, writes,
 };
 
 /// Inserts that run at once: one is written while the next is sorted.
@@ -106,6 +106,12 @@ struct Engine {
     _lock: FolderLock,
 }
 
+impl Drop for Engine {
+    fn drop(&mut self) {
+        writes::end();
+    }
+}
+
 /// How the process ends after the engine was closed: the engine made statics as long as it was used, and their destructors run
 /// before what was registered when it was opened.
 struct Exit(&'static Chdb);
@@ -177,6 +183,7 @@ impl Embedded {
     ) -> Result<Self, OpenError> {
         let chdb = Chdb::load(library)?;
         let lock = FolderLock::take(dir)?;
+        writes::guard(dir);
         let config = dir.join("engine.xml");
         std::fs::write(&config, engine_config(memory_bytes)).map_err(|source| OpenError::Config {
             path: config.clone(),

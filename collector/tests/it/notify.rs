@@ -440,13 +440,22 @@ receivers:
     let serving = Serving::start(&store, &assertions);
     serving.wait("quiet holds", holds("quiet"));
     serving.wait("loud holds", holds("loud"));
-    let typo = serving.output(&["silence", "qiet", "--for", "1h", "--because", "x"]);
-    assert_eq!(typo.status.code(), Some(2), "{typo:?}");
-    let error = String::from_utf8(typo.stderr).unwrap();
-    assert!(
-        error.contains("there is no assertion `qiet`, did you mean quiet?"),
-        "{error}"
-    );
+    for (call, said) in [
+        (
+            &["silence", "qiet", "--for", "1h", "--because", "x"][..],
+            "there is no assertion `qiet`, did you mean quiet?",
+        ),
+        (
+            &["verdicts", "--history", "qiet"],
+            "there is no verdict of an assertion `qiet`, did you mean quiet?",
+        ),
+    ] {
+        let typo = serving.output(call);
+        assert_eq!(typo.status.code(), Some(2), "{typo:?}");
+        let error = String::from_utf8(typo.stderr).unwrap();
+        assert!(error.contains(said), "{error}");
+    }
+    assert!(serving.run(&["verdicts", "--history", "quiet"]).contains("holds"));
     let silences = serving.rows(&["silence", "quiet", "--for", "1h", "--because", "it is repaired"]);
     assert_eq!(silences.len(), 1, "{silences:?}");
     assert_eq!(silences[0]["state"], "active");

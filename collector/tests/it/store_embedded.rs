@@ -1,13 +1,14 @@
 //! The embedded store: what a person's SQL may do, how queries end, whose folder it is.
 
 use std::{
-    path::Path,
+    io::Write,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
 
 use futures_util::StreamExt;
-use holdfast_collector::store::{Access, Store, StoreError, embedded::Embedded, library};
+use holdfast_collector::store::{Access, Store, StoreError, embedded::Embedded, library, writes};
 
 use crate::store_engine::{answer, ask, data_folder, database, query};
 
@@ -435,5 +436,83 @@ async fn opens_the_folder_it_is_given() {
             std::mem::forget(store);
         }
         Err(error) => println!("{error}"),
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_keeps_the_engine_waiting_and_takes_nothing_from_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = |arguments: &[&str]| {
+        let output = Command::new(arguments[0])
+            .args(&arguments[1..])
+            .arg(dir.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    mount(&["mount", "-t", "tmpfs", "-o", "size=48m", "holdfast-test"]);
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "store_embedded::merges_on_a_disk_that_is_full",
+            "--nocapture",
+            "--ignored",
+        ])
+        .env("HOLDFAST_TEST_FOLDER", dir.path())
+        .output();
+    mount(&["umount"]);
+    let output = output.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{}: {said}",
+        output.status
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "run by the test above, in a process of its own"]
+async fn merges_on_a_disk_that_is_full() {
+    let folder = PathBuf::from(std::env::var("HOLDFAST_TEST_FOLDER").unwrap());
+    let store = Embedded::open(&folder.join("data"), &library::locate().unwrap(), "test").unwrap();
+    let table = "CREATE TABLE t (a UInt64, b String) ENGINE = MergeTree ORDER BY a";
+    store.execute(table).await.unwrap();
+    let filler = folder.join("filler");
+    let (mut stored, mut waits) = (0, 0);
+    for round in 0..12 {
+        for rows in [500, 3_000, 10_000] {
+            let insert =
+                format!("INSERT INTO t SELECT number, toString(rand64(number)) FROM numbers({rows})");
+            store.execute(&insert).await.unwrap();
+            stored += rows;
+        }
+        let merging = tokio::spawn({
+            let store = store.clone();
+            async move { store.execute("OPTIMIZE TABLE t FINAL").await }
+        });
+        tokio::time::sleep(Duration::from_millis(round)).await;
+        fill(&filler);
+        for _ in 0..20 {
+            waits += usize::from(writes::are_waiting());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        std::fs::remove_file(&filler).unwrap();
+        merging.await.unwrap().unwrap();
+        // Everything of it is read.
+        let sums = ask(&store, "SELECT count(), sum(length(b)) > 0 FROM t").await;
+        assert_eq!(sums, format!("{stored}\t1\n"), "round {round}");
+    }
+    assert!(waits > 0, "no merge met a full disk");
+    std::mem::forget(store);
+}
+
+/// Writes a file until nothing fits beside it.
+fn fill(path: &Path) {
+    let mut file = std::fs::File::create(path).unwrap();
+    let mut chunk = 1 << 20;
+    while chunk >= 4_096 {
+        if file.write_all(&vec![1; chunk]).is_err() {
+            chunk /= 2;
+        }
     }
 }
