@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use holdfast_collector::serve;
 use holdfast_collector::store::embedded::Embedded;
-use holdfast_collector::store::library;
+use holdfast_collector::store::{library, writes};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::net::TcpListener;
 
@@ -26,6 +26,7 @@ async fn main() -> anyhow::Result<()> {
     let listener = TcpListener::bind(&address)
         .await
         .with_context(|| format!("cannot listen on {address}"))?;
+    writes::wait_for_space();
     let _engine = Embedded::open(&folder, &library::locate()?, DATABASE)?;
     println!(
         "http://{}:{}@{}/{DATABASE}",

@@ -99,6 +99,7 @@ async fn open(location: &StoreLocation, memory_bytes: Option<u64>) -> anyhow::Re
             let folder = folder.clone();
             let opening = move || {
                 let library = library::locate()?;
+                writes::wait_for_space();
                 anyhow::Ok(Embedded::open_within(&folder, &library, DATABASE, memory_bytes)?)
             };
             Ok(Arc::new(tokio::task::spawn_blocking(opening).await??))

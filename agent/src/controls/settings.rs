@@ -874,7 +874,7 @@ mod tests {
         };
         let refused = change("none", "ports", "80").expect("refused");
         assert!(
-            refused.contains("--control filters (HOLDFAST_CONTROL=filters)"),
+            refused.contains("--control filters, or with HOLDFAST_CONTROL=filters"),
             "{refused}"
         );
         for path in ["../../../etc/passwd", "../../../no/such/file", "/no/such/group"] {

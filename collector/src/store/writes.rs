@@ -2,8 +2,8 @@
 //!
 //! The engine (libchdb 26.7.2) takes a write that failed for one that did not. On a disk that is full it merges parts into
 //! one whose files are all empty, and removes those that had the rows; an insert is answered as stored. So a write to its
-//! folder that finds no space waits here until there is some, and after any other error the process ends at once, as if it
-//! were killed: what was stored before is whole then, and what was not is sent again.
+//! folder that finds no space waits here until there is some, in a process that serves. In any other, and after any other
+//! error, the process ends at once, as if it were killed: what was stored before is whole then, and what was not is sent again.
 //!
 //! The loader binds the engine's `write` to the one of this program, which `build.rs` has it export. The engine writes its
 //! files with nothing else.
@@ -34,19 +34,23 @@ static WAITING: AtomicUsize = AtomicUsize::new(0);
 /// It was said that they do.
 static IS_SAID: AtomicBool = AtomicBool::new(false);
 
-/// The engine is being closed: nothing waits any more.
-static ENDS: AtomicBool = AtomicBool::new(false);
+/// Whether they do; otherwise the process ends.
+static IS_PATIENT: AtomicBool = AtomicBool::new(false);
 
 /// From now on writes to files below this folder are the engine's.
 pub(super) fn guard(folder: &Path) {
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     *FOLDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(folder);
-    ENDS.store(false, Ordering::Release);
 }
 
-/// The engine is about to be closed, which waits for its merges. One that waits for space ends the process instead.
+/// From now on, until [`end`], the engine waits for space on its disk.
+pub fn wait_for_space() {
+    IS_PATIENT.store(true, Ordering::Release);
+}
+
+/// The engine is about to be closed, which waits for its merges. One that finds no space ends the process instead.
 pub fn end() {
-    ENDS.store(true, Ordering::Release);
+    IS_PATIENT.store(false, Ordering::Release);
 }
 
 /// Whether the engine waits for space on its disk.
@@ -84,9 +88,9 @@ fn insist(mut errno: c_int, attempt: impl Fn() -> isize) -> isize {
         match errno {
             libc::EINTR | libc::EAGAIN => {}
             libc::ENOSPC | libc::EDQUOT => {
-                if ENDS.load(Ordering::Acquire) {
+                if !IS_PATIENT.load(Ordering::Acquire) {
                     exit(
-                        "the disk of the store is full, and a stop does not wait for space; what was stored is whole",
+                        "the disk of the store is full: make space there, and try again; what was stored before is whole",
                     );
                 }
                 tries = tries.saturating_add(1);

@@ -474,6 +474,7 @@ fn a_disk_that_is_full_keeps_the_engine_waiting_and_takes_nothing_from_it() {
 #[ignore = "run by the test above, in a process of its own"]
 async fn merges_on_a_disk_that_is_full() {
     let folder = PathBuf::from(std::env::var("HOLDFAST_TEST_FOLDER").unwrap());
+    writes::wait_for_space();
     let store = Embedded::open(&folder.join("data"), &library::locate().unwrap(), "test").unwrap();
     let table = "CREATE TABLE t (a UInt64, b String) ENGINE = MergeTree ORDER BY a";
     store.execute(table).await.unwrap();

@@ -382,6 +382,7 @@ async fn a_node_is_up_while_its_agent_is_heard_of() {
             ("node", node.into()),
             ("agent_id", node.into()),
             ("agent_epoch", epoch.into()),
+            ("observed_at", at(ns)),
             ("received_at", at(ns)),
         ]
     };
