@@ -673,12 +673,7 @@ impl Spool {
             queue.written(number, buffer.len() as u64, &places);
             self.bound_memory(&mut queue);
             self.bound_disk(&mut queue);
-            // What has to leave a segment is written elsewhere first.
-            if queue.unhoused.is_empty() {
-                queue.dead_segments(self.segment_bytes())
-            } else {
-                Vec::new()
-            }
+            queue.dead_segments(self.segment_bytes())
         };
         for number in dead {
             disk.remove(number)?;
@@ -1108,11 +1103,18 @@ impl Queue {
             && (self.current != Some(number) || segment.bytes >= segment_bytes)
     }
 
+    /// Those that can be removed: what has to leave a segment is written elsewhere first.
     fn dead_segments(&self, segment_bytes: u64) -> Vec<u64> {
+        let left = self
+            .unhoused
+            .iter()
+            .filter_map(|position| self.entries.get(position));
+        let left: BTreeSet<u64> = left.filter_map(|entry| entry.left_in).collect();
         let segments = self.segments.iter();
         segments
             .filter(|(number, segment)| self.is_dead(**number, segment, segment_bytes))
             .map(|(&number, _)| number)
+            .filter(|number| !left.contains(number))
             .collect()
     }
 
