@@ -450,7 +450,7 @@ fn a_disk_that_is_full_keeps_the_engine_waiting_and_takes_nothing_from_it() {
             .unwrap();
         assert!(output.status.success(), "{output:?}");
     };
-    mount(&["mount", "-t", "tmpfs", "-o", "size=48m", "holdfast-test"]);
+    mount(&["mount", "-t", "tmpfs", "-o", "size=96m", "holdfast-test"]);
     let output = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
@@ -478,7 +478,7 @@ async fn merges_on_a_disk_that_is_full() {
     let store = Embedded::open(&folder.join("data"), &library::locate().unwrap(), "test").unwrap();
     let table = "CREATE TABLE t (a UInt64, b String) ENGINE = MergeTree ORDER BY a";
     store.execute(table).await.unwrap();
-    let filler = folder.join("filler");
+    let (filler, rest) = (folder.join("filler"), folder.join("rest"));
     let (mut stored, mut waits) = (0, 0);
     for round in 0..12 {
         for rows in [500, 3_000, 10_000] {
@@ -487,16 +487,21 @@ async fn merges_on_a_disk_that_is_full() {
             store.execute(&insert).await.unwrap();
             stored += rows;
         }
+        // Enough is free that the merge begins.
+        fill(&filler);
+        let file = std::fs::File::options().write(true).open(&filler).unwrap();
+        file.set_len(file.metadata().unwrap().len() - FREE_BYTES).unwrap();
         let merging = tokio::spawn({
             let store = store.clone();
             async move { store.execute("OPTIMIZE TABLE t FINAL").await }
         });
-        tokio::time::sleep(Duration::from_millis(round)).await;
-        fill(&filler);
+        tokio::time::sleep(Duration::from_millis(round % 4)).await;
+        fill(&rest);
         for _ in 0..20 {
             waits += usize::from(writes::are_waiting());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        std::fs::remove_file(&rest).unwrap();
         std::fs::remove_file(&filler).unwrap();
         merging.await.unwrap().unwrap();
         // Everything of it is read.
@@ -506,6 +511,9 @@ async fn merges_on_a_disk_that_is_full() {
     assert!(waits > 0, "no merge met a full disk");
     std::mem::forget(store);
 }
+
+/// What a merge of all rows takes, twice.
+const FREE_BYTES: u64 = 8 << 20;
 
 /// Writes a file until nothing fits beside it.
 fn fill(path: &Path) {
