@@ -51,17 +51,15 @@ impl Setting {
         match &sources.file {
             Some((path, text)) => {
                 let path = path.display();
-                let assigns = |line: &str| {
-                    let (name, _) = line.split_once('=')?;
-                    (name.trim().trim_start_matches("export ") == self.variable()).then_some(())
+                let lines: Vec<_> = text.lines().collect();
+                let assigns = |line: &&str| {
+                    line.split_once('=')
+                        .is_some_and(|(name, _)| name.trim() == self.variable())
                 };
                 // Of several, the last one counts.
-                let lines = text.lines().enumerate();
-                match lines
-                    .filter_map(|(at, line)| assigns(line).map(|()| at + 1))
-                    .last()
-                {
-                    Some(number) => {
+                match lines.iter().rposition(assigns) {
+                    Some(before) => {
+                        let number = before + 1;
                         format!("make line {number} of {path} {line} (--{flag}), and start the agent again")
                     }
                     None => format!("put the line {line} (--{flag}) into {path}, and start the agent again"),

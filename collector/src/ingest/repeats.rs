@@ -37,7 +37,8 @@ impl Repeats {
 
 /// Nothing is on its way out of the kernel: how long it has been is told by the reports.
 fn is_through(counters: &StreamCounters) -> bool {
-    counters.closed == counters.lost + counters.filtered + counters.received
+    let out = counters.lost.saturating_add(counters.filtered);
+    counters.closed == out.saturating_add(counters.received)
 }
 
 #[cfg(test)]
@@ -77,6 +78,14 @@ mod tests {
         for second in 0..3 {
             assert_eq!(repeats.new_of(report.clone(), at(second)), report);
         }
+    }
+
+    #[test]
+    fn counters_that_cannot_be_are_no_fault() {
+        let mut report = vec![counters(1, 5, u64::MAX)];
+        report[0].lost = u64::MAX;
+        assert_eq!(Repeats::default().new_of(report.clone(), at(0)), report);
+        assert!(!is_through(&report[0]));
     }
 
     #[test]

@@ -31,10 +31,10 @@ static FOLDER: Mutex<Option<PathBuf>> = Mutex::new(None);
 /// Writes that wait for space.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
-/// It was said that they do.
+/// It was said that some wait.
 static IS_SAID: AtomicBool = AtomicBool::new(false);
 
-/// Whether they do; otherwise the process ends.
+/// Whether one that finds no space waits; otherwise the process ends.
 static IS_PATIENT: AtomicBool = AtomicBool::new(false);
 
 /// From now on writes to files below this folder are the engine's.

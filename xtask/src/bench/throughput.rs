@@ -172,7 +172,7 @@ impl Ledger {
     fn wait(system: &System, netns: u64) -> anyhow::Result<Self> {
         let from_ms = (SystemTime::now().duration_since(UNIX_EPOCH)? + REPORTS).as_millis();
         let fresh = format!(
-            "FROM ledger WHERE stream = 'connections' AND netns = {netns} AND reported_at > fromUnixTimestamp64Milli({from_ms})"
+            "FROM ledger WHERE stream = 'connections' AND netns = {netns} AND reported_at > fromUnixTimestamp64Milli(toInt64({from_ms}))"
         );
         let started = Instant::now();
         while system.number(&format!("SELECT count() {fresh}"))? == 0 {

@@ -146,7 +146,7 @@ LEFT JOIN
     SELECT agent_id, agent_epoch, stream, netns, -groupArraySorted(30)(-toInt64(closed))[30] AS closed_before, count() AS reports
     FROM ledger_samples
     -- Older starts have had their last word, or are silent.
-    WHERE observed_at > now64(9, 'UTC') - INTERVAL 1 DAY AND (agent_id, agent_epoch, stream, netns) IN
+    WHERE observed_at > now64(9, 'UTC') - INTERVAL 1 DAY AND (agent_id, agent_epoch, stream, netns) GLOBAL IN
     (
         -- closed > lost + filtered + received, and no last word
         SELECT agent_id, agent_epoch, stream, netns FROM latest_reports
