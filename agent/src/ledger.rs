@@ -117,7 +117,7 @@ impl Ledger {
     /// If the kernel's counters cannot be read.
     pub fn attached(&self) -> Result<(), ProbeError> {
         let mut account = self.lock();
-        account.witness.observe_well(|| self.kernel.read())?;
+        account.witness.begin(|| self.kernel.read())?;
         let counts = self.kernel.read()?;
         account.began_ns = now_ns();
         self.write(&mut account, &counts, false);

@@ -25,8 +25,8 @@ use crate::probes::{KernelCounts, ProbeError};
 /// just being opened, so the highest of many is right; a misread baseline would be a difference for ever.
 const SETTLING: Duration = Duration::from_secs(5);
 
-/// From the making of the witness to its first reading, at most.
-const SETTLING_MARGIN: Duration = Duration::from_secs(1);
+/// The longest pause between two readings that counts as a part of [`SETTLING`]: the agent may have been stopped meanwhile.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// The last readings, of which the highest counts, for the same reason.
 const READINGS: usize = 8;
@@ -45,6 +45,7 @@ pub struct Witness {
     /// Those that could be read the last time.
     present: BTreeSet<u32>,
     started: Instant,
+    settling: Settling,
 }
 
 impl Witness {
@@ -61,11 +62,28 @@ impl Witness {
             testimonies: BTreeMap::new(),
             present: BTreeSet::new(),
             started: Instant::now(),
+            settling: Settling::new(Duration::ZERO),
         }
     }
 
-    /// Several readings in a row, where the highest is needed at once: when the programs were attached, and before they
-    /// are detached.
+    /// The hook was attached: from here on it counts, and what was opened before it is in the baselines, which settle now,
+    /// however long it took.
+    ///
+    /// # Errors
+    /// The kernel side's.
+    pub fn begin(
+        &mut self,
+        kernel: impl Fn() -> Result<KernelCounts, ProbeError>,
+    ) -> Result<(), ProbeError> {
+        self.settling = Settling::new(self.started.elapsed());
+        for testimony in self.testimonies.values_mut() {
+            testimony.settling = self.settling;
+        }
+        self.observe_well(kernel)
+    }
+
+    /// Several readings in a row, where the highest is needed at once: when the programs were attached, and before they are
+    /// detached.
     ///
     /// # Errors
     /// The kernel side's.
@@ -91,6 +109,7 @@ impl Witness {
         kernel: impl Fn() -> Result<KernelCounts, ProbeError>,
     ) -> Result<KernelCounts, ProbeError> {
         let now = self.started.elapsed();
+        self.settling.observe(now);
         let opens = self.places.opens(&self.wanted, now);
         let counts = kernel()?;
         for (&netns, &opens) in &opens {
@@ -136,7 +155,7 @@ impl Witness {
 
     /// Whether the baselines of the first reading will not change any more.
     pub fn is_settled(&self) -> bool {
-        self.started.elapsed() > SETTLING + SETTLING_MARGIN
+        self.settling.is_over()
     }
 
     /// Whether it could ever read a namespace.
@@ -177,12 +196,40 @@ pub fn opens(snmp: &str) -> Result<u64, SnmpError> {
     Ok(counter("ActiveOpens")?.wrapping_add(counter("PassiveOpens")?))
 }
 
+/// The time in which a baseline may still rise: so much time with readings.
+#[derive(Clone, Copy, Debug)]
+struct Settling {
+    last: Duration,
+    until: Duration,
+}
+
+impl Settling {
+    fn new(now: Duration) -> Self {
+        Self {
+            last: now,
+            until: now + SETTLING,
+        }
+    }
+
+    /// A reading is taken: a long time without one does not count.
+    fn observe(&mut self, now: Duration) {
+        if !self.is_over() {
+            self.until += (now - self.last).saturating_sub(LONGEST_PAUSE);
+        }
+        self.last = now;
+    }
+
+    fn is_over(&self) -> bool {
+        self.last >= self.until
+    }
+}
+
 /// What the witness says of one namespace. Pure: readings and times are arguments.
 #[derive(Clone, Debug)]
 pub struct Testimony {
     /// What the witness had counted when the hook began.
     base: i64,
-    settled_at: Duration,
+    settling: Settling,
     /// The difference when the namespace got its number from another one.
     inherited: i64,
     last_opens: u64,
@@ -196,7 +243,7 @@ impl Testimony {
         let offset = offset(opens, seen);
         Self {
             base: offset,
-            settled_at: now + SETTLING,
+            settling: Settling::new(now),
             inherited: 0,
             last_opens: opens,
             offsets: VecDeque::from([offset]),
@@ -210,15 +257,16 @@ impl Testimony {
             // The namespace is gone, and another one got its number. What is known of the old one stays.
             self.inherited = self.difference();
             self.base = offset - self.inherited;
-            self.settled_at = now + SETTLING;
+            self.settling = Settling::new(now);
             self.offsets.clear();
         }
+        self.settling.observe(now);
         self.last_opens = opens;
         if self.offsets.len() == READINGS {
             self.offsets.pop_front();
         }
         self.offsets.push_back(offset);
-        if now < self.settled_at {
+        if !self.settling.is_over() {
             self.base = self.base.max(offset - self.inherited);
         }
     }
@@ -297,6 +345,22 @@ Udp: 4
         assert_eq!(testimony.difference(), 3);
         testimony.observe(25, 122, later * 2);
         assert_eq!(testimony.since_the_hook_began(122), 125);
+    }
+
+    #[test]
+    fn a_pause_right_after_the_first_readings_does_not_settle_them() {
+        // Every one of the first readings falls into the same connect(), which has to wait for its CPU.
+        let mut testimony = Testimony::new(99, 0, Duration::ZERO);
+        testimony.observe(99, 0, PAUSE);
+        let later = SETTLING * 3;
+        testimony.observe(900, 800, later);
+        assert_eq!(testimony.difference(), 0);
+        // Once it is settled, what is missed is a difference.
+        for second in 1..6 {
+            testimony.observe(900, 800, later + Duration::from_secs(second));
+        }
+        testimony.observe(910, 809, later + SETTLING * 2);
+        assert_eq!(testimony.difference(), 1);
     }
 
     #[test]

@@ -75,14 +75,12 @@ pub(crate) fn look_up(inode: u32) -> u32 {
     if slot >= MAX_NAMESPACES {
         return ELSEWHERE;
     }
-    // Another CPU may have been faster: then its slot counts, and this one stays empty.
-    if NAMESPACES.insert(&inode, &slot, u64::from(BPF_NOEXIST)).is_err()
-        && let Some(slot) = NAMESPACES.get_ptr(&inode)
-    {
-        // SAFETY: the entry is live.
-        return unsafe { *slot };
+    if NAMESPACES.insert(&inode, &slot, u64::from(BPF_NOEXIST)).is_ok() {
+        return slot;
     }
-    slot
+    // Another CPU may have been faster: then its slot counts, and this one stays empty. Without either nobody would read it.
+    // SAFETY: the entry is live.
+    NAMESPACES.get_ptr(&inode).map_or(ELSEWHERE, |slot| unsafe { *slot })
 }
 
 /// Adds one, in a program that the hook may interrupt on the same CPU.

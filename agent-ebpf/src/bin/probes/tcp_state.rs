@@ -31,7 +31,8 @@ pub(crate) fn changed(ctx: &BtfTracePointContext, sock: Sock, old: u8, new: u8) 
     let is_streaming = control::streaming().is_some();
     match (old, new) {
         (_, state::SYN_SENT) => open(ctx, sock, role::ACTIVE, old, new),
-        (state::LISTEN, state::SYN_RECV) => open(ctx, sock, role::PASSIVE, old, new),
+        // A child is a copy of its listener (inet_csk_clone_lock), which may just have been closed.
+        (state::LISTEN | state::CLOSE, state::SYN_RECV) => open(ctx, sock, role::PASSIVE, old, new),
         (_, state::LISTEN) => {
             listen(ctx, sock);
             return stream_listener(sock, old, new);
