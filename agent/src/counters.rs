@@ -390,7 +390,7 @@ pub fn status(
             missed: if netns == 0 {
                 kernel.missed + kernel.missed_returns
             } else {
-                0
+                kernel.overlooked.get(&netns).copied().unwrap_or_default()
             },
             unsent: count(Counter::Unsent),
             witnessed: witnessed(netns, kernel.sent(netns)),

@@ -35,6 +35,7 @@ pub fn row(gap: &Gap) -> v1::Gap {
         GapReason::SpoolUnreadable => v1::GapReason::SpoolUnreadable,
         GapReason::RingFull => v1::GapReason::RingFull,
         GapReason::EpochEnd => v1::GapReason::EpochEnd,
+        GapReason::Refused => v1::GapReason::Refused,
     };
     v1::Gap {
         epoch: gap.epoch,
@@ -57,6 +58,7 @@ pub fn from_row(row: &v1::Gap) -> Option<Gap> {
         v1::GapReason::SpoolUnreadable => GapReason::SpoolUnreadable,
         v1::GapReason::RingFull => GapReason::RingFull,
         v1::GapReason::EpochEnd => GapReason::EpochEnd,
+        v1::GapReason::Refused => GapReason::Refused,
         v1::GapReason::Unspecified => return None,
     };
     Some(Gap {

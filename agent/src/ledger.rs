@@ -124,6 +124,14 @@ impl Ledger {
         Ok(())
     }
 
+    /// What was open in these namespaces before the programs were attached has been found.
+    ///
+    /// # Errors
+    /// If the kernel's counters cannot be read.
+    pub fn surveyed(&self, namespaces: impl IntoIterator<Item = u32>) -> Result<(), ProbeError> {
+        self.kernel.surveyed(namespaces)
+    }
+
     /// What was counted until now.
     ///
     /// # Errors

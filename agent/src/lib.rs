@@ -223,6 +223,7 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
     let ledger = Arc::new(ledger);
     let keeper = Keeper::start(&ledger).context("cannot start the thread that keeps the ledger")?;
     let found = seeds.find(&mut probes, &mut listeners, only_netns)?;
+    ledger.surveyed(found.surveyed.iter().copied())?;
     for (netns, reason) in &found.unseen {
         tracing::warn!(
             netns,

@@ -8,7 +8,10 @@ use std::{
     fs, io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use aya::{
@@ -175,6 +178,8 @@ pub struct KernelCounters {
     /// The programs that see connect() return, and likewise.
     returning: Vec<ProgramFd>,
     missed_returns: AtomicU64,
+    /// What was `Unseen` in each namespace when all that was open in it had been found.
+    surveyed: Mutex<BTreeMap<u32, u64>>,
 }
 
 /// A slot of the kernel's counters, as aya wants it: plain integers.
@@ -192,6 +197,9 @@ pub struct KernelCounts {
     /// Likewise system calls whose return none saw, on kernels that preempt programs: any of them may have been a connect()
     /// that failed before its SYN left, most were not.
     pub missed_returns: u64,
+    /// By namespace, connections whose end came although no program had seen their beginning nor a survey the rest: at least so
+    /// many beginnings were missed, whatever the kernel counted.
+    pub overlooked: BTreeMap<u32, u64>,
 }
 
 impl KernelCounts {
@@ -231,13 +239,42 @@ impl KernelCounters {
         if let Some(missed) = recursion_misses(&self.program) {
             self.missed.store(missed, Ordering::Relaxed);
         }
+        let surveyed = self.surveyed.lock().unwrap_or_else(PoisonError::into_inner);
+        let overlooked = surveyed
+            .iter()
+            .filter_map(|(netns, before)| {
+                let counts = namespaces.get(netns)?;
+                // These have no record either, on purpose or for want of room.
+                let without = counts.get(Counter::Untracked) + counts.get(Counter::SampledOut);
+                let overlooked = counts.get(Counter::Unseen).saturating_sub(before + without);
+                Some((*netns, overlooked))
+            })
+            .collect();
         let missed_returns = self.returning.iter().filter_map(recursion_misses).sum();
         self.missed_returns.fetch_max(missed_returns, Ordering::Relaxed);
         Ok(KernelCounts {
             namespaces,
             missed: self.missed.load(Ordering::Relaxed),
             missed_returns: self.missed_returns.load(Ordering::Relaxed),
+            overlooked,
         })
+    }
+
+    /// All that is open in these namespaces has been found: from here on, every end is of a connection whose beginning was seen,
+    /// or missed.
+    ///
+    /// # Errors
+    /// If a map cannot be read.
+    pub fn surveyed(&self, namespaces: impl IntoIterator<Item = u32>) -> Result<(), ProbeError> {
+        let counts = self.read()?;
+        let unseen = namespaces
+            .into_iter()
+            .map(|netns| (netns, counts.of(netns, Counter::Unseen)));
+        self.surveyed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(unseen);
+        Ok(())
     }
 
     fn slot(&self, slot: u32) -> Result<Counts, ProbeError> {
@@ -603,6 +640,7 @@ impl Probes {
             })?,
             program,
             missed: AtomicU64::new(0),
+            surveyed: Mutex::default(),
             returning: returning.into_iter().map(|(_, program)| program).collect(),
             missed_returns: AtomicU64::new(0),
         })

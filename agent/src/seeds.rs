@@ -31,7 +31,9 @@ pub struct Found {
     pub listeners: usize,
     /// Of both, those that no process has open, as far as the agent may look.
     pub unowned: usize,
-    /// Network namespaces whose old sockets stay unseen, and why.
+    /// Network namespaces whose old sockets were found.
+    pub surveyed: BTreeSet<u32>,
+    /// Those whose old sockets stay unseen, and why.
     pub unseen: BTreeMap<u32, String>,
 }
 
@@ -64,10 +66,14 @@ impl Seeds {
                 found.listeners += usize::from(is_listener);
                 found.connections += usize::from(report.record.flags & flag::SEEDED != 0);
             });
-            if let Err(error) = surveyed {
-                found
-                    .unseen
-                    .insert(netns, format!("{:#}", anyhow::Error::new(error)));
+            match surveyed {
+                Ok(()) => {
+                    found.surveyed.insert(netns);
+                }
+                Err(error) => {
+                    let reason = format!("{:#}", anyhow::Error::new(error));
+                    found.unseen.insert(netns, reason);
+                }
             }
         }
         let inodes: HashSet<u64> = unowned.iter().map(|report| report.inode).collect();

@@ -113,6 +113,8 @@ pub enum GapReason {
     RingFull,
     /// The start ended without a word.
     EpochEnd,
+    /// The collector refused the batch for its content.
+    Refused,
 }
 
 /// What the spool and the counters say at one moment, for the next start to know.
@@ -723,8 +725,13 @@ impl Spool {
             .get(&id)
             .copied()
             .and_then(|position| queue.remove(position));
-        if let Some(entry) = entry {
-            self.counters.ended(id, &entry.rows_by_netns(), end);
+        let Some(entry) = entry else { return };
+        self.counters.ended(id, &entry.rows_by_netns(), end);
+        // One of gaps would be told by another that is refused likewise. And without a journal the next start would find the
+        // batch on the disk, have it refused again, and tell of it again.
+        if end == End::Refused && id.stream != Stream::Gaps && queue.is_journalled {
+            queue.add_gap(&entry, GapReason::Refused);
+            queue.leave_behind_for_good(&entry);
         }
     }
 
@@ -973,6 +980,13 @@ impl Queue {
     fn leave_behind(&mut self, entry: &Entry) {
         if let Some(segment) = entry.left_in.and_then(|segment| self.segments.get_mut(&segment)) {
             segment.leave_behind(entry.id);
+        }
+    }
+
+    /// The same of one that no store will know, so that it could be in a gap again once its start is forgotten.
+    fn leave_behind_for_good(&mut self, entry: &Entry) {
+        if let Some(segment) = entry.left_in.and_then(|segment| self.segments.get_mut(&segment)) {
+            segment.left_behind.push(entry.id);
         }
     }
 
@@ -1479,6 +1493,56 @@ mod tests {
         assert_eq!(spool.take_gaps(), [gap]);
         assert_eq!(spool.take_gaps(), []);
         check(&counters, [20, 0, 20, 0]);
+    }
+
+    #[test]
+    fn what_the_collector_refuses_is_a_gap_unless_it_tells_of_gaps_itself() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let limits = Limits::default();
+        let (spool, counters) = on_disk(folder.path(), limits);
+        spool.journal(Vec::new(), Vec::new(), &[]);
+        for sequence in 1..=4 {
+            append(&spool, sealed(1, sequence));
+        }
+        let of_gaps = BatchId {
+            stream: Stream::Gaps,
+            ..id(9)
+        };
+        spool.append_new(Sealed {
+            id: of_gaps,
+            ..sealed(1, 9)
+        });
+        spool.release(1);
+        spool.persist().expect("written");
+        for refused in [id(2), id(3), id(3), of_gaps] {
+            spool.refuse(refused);
+        }
+        spool.acknowledge(id(1));
+        let gap = Gap {
+            epoch: 1,
+            stream: Stream::Connections,
+            netns: 0,
+            first_sequence: 2,
+            last_sequence: 3,
+            first_ns: 200,
+            last_ns: 399,
+            rows: 20,
+            at_least: false,
+            reason: GapReason::Refused,
+        };
+        assert_eq!(spool.take_gaps(), [gap]);
+        assert_eq!(spool.unanswered(), [id(4)]);
+        check(&counters, [10, 10, 0, 20]);
+
+        let left_behind = spool.books(1).left_behind;
+        drop(spool);
+        let (next, _) = on_disk(folder.path(), limits);
+        next.journal(Vec::new(), Vec::new(), &left_behind);
+        let refused = next
+            .unanswered()
+            .into_iter()
+            .filter(|id| [2, 3].contains(&id.sequence));
+        assert_eq!(refused.count(), 0, "it would be refused again, and a gap again");
     }
 
     #[test]

@@ -71,10 +71,7 @@ impl Witness {
     ///
     /// # Errors
     /// The kernel side's.
-    pub fn begin(
-        &mut self,
-        kernel: impl Fn() -> Result<KernelCounts, ProbeError>,
-    ) -> Result<(), ProbeError> {
+    pub fn begin(&mut self, kernel: impl Fn() -> Result<KernelCounts, ProbeError>) -> Result<(), ProbeError> {
         self.settling = Settling::new(self.started.elapsed());
         for testimony in self.testimonies.values_mut() {
             testimony.settling = self.settling;
@@ -338,6 +335,9 @@ Udp: 4
     #[test]
     fn a_namespace_whose_number_is_used_again_leaves_the_difference_as_it_was() {
         let mut testimony = Testimony::new(1_000, 0, Duration::ZERO);
+        for second in 1..10 {
+            testimony.observe(1_000, 0, Duration::from_secs(second));
+        }
         let later = SETTLING * 2;
         testimony.observe(1_100, 97, later);
         assert_eq!(testimony.difference(), 3);

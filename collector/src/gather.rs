@@ -120,6 +120,8 @@ pub enum Content {
     Ledger {
         epoch: u64,
         observed_at_ns: i64,
+        /// By the collector's clock.
+        received_at_ns: i64,
         /// Nothing of this start will change any more.
         is_final: bool,
         counters: Vec<StreamCounters>,

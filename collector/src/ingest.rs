@@ -17,7 +17,7 @@ pub mod reports;
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{PollNext, select_with_strategy};
@@ -27,7 +27,7 @@ use holdfast_proto::v1::{
     StatusReceipt, StoredRows, Stream as RowStream, Welcome, Window, agent_message, collector_message,
     uplink_server::Uplink,
 };
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
@@ -38,7 +38,6 @@ use crate::clock::WallClock;
 use crate::config::Limits;
 use crate::control::{Orders, Rules};
 use crate::door::Caller;
-use crate::gather::room::Share;
 use crate::gather::{BatchName, Content, Intake, Loss, Receipt, Reply};
 use crate::metrics::{Metrics, refusal};
 use crate::quarantine::RefusedName;
@@ -48,8 +47,7 @@ use agent::{Agent, Unwelcome};
 use arrivals::{Arrival, Arrivals};
 use decode::restamp::NodeClock;
 use decode::{AgentSample, Decoded, Malformed};
-use pace::Pace;
-use registry::{Displaced, NoSeat, Registry};
+use registry::{NoSeat, Registry, Seat};
 use repeats::Repeats;
 use reports::Reports;
 
@@ -185,16 +183,10 @@ impl Ingest {
 /// An agent that was let in.
 struct Visit {
     agent: Arc<Agent>,
-    /// For each of its batches in flight.
-    slots: Arc<Semaphore>,
-    /// What it holds of the room.
-    share: Arc<Share>,
+    seat: Seat,
     arrivals: Arrivals,
-    /// What it may report, on whichever of its streams.
-    pace: Arc<Mutex<Pace>>,
     /// Ends the stream.
     lost: mpsc::Sender<Loss>,
-    displaced: Displaced,
     /// The node's clock by its last status, which comes before any batch.
     clock: NodeClock,
     /// Of its counters, what is stored.
@@ -210,7 +202,7 @@ impl Visit {
     async fn pause(&self, rows: u32) {
         let rows = rows.saturating_add(STATUS_ROWS);
         let due_at = {
-            let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut pace = self.seat.pace.lock().unwrap_or_else(PoisonError::into_inner);
             pace.take(rows, Instant::now())
         };
         tokio::time::sleep_until(due_at).await;
@@ -274,12 +266,9 @@ impl Session {
             let (lost, mut losses) = mpsc::channel(1);
             let mut visit = Visit {
                 agent: agent.clone(),
-                slots: seat.slots.clone(),
-                share: seat.share.clone(),
+                seat,
                 arrivals,
-                pace: seat.pace.clone(),
                 lost,
-                displaced: seat.displaced.clone(),
                 clock: NodeClock::default(),
                 repeats: Repeats::default(),
                 came_at: Instant::now(),
@@ -298,7 +287,7 @@ impl Session {
                 connected_at_ns: self.clock.now_ns(),
                 remote: self.remote.clone(),
             };
-            self.intake.put(&agent, &visit.share, content).await;
+            self.intake.put(&agent, &visit.seat.share, content).await;
             let _member = self.runs.join(&agent, (&self.remote, self.local), &self.notices);
             let taken = async {
                 while let Some(message) = messages.next().await {
@@ -328,7 +317,12 @@ impl Session {
     /// collectors: what is in the store then is all that will be there of it.
     async fn fence(&self, visit: &Visit) -> Result<(), Status> {
         let settled = async {
-            let _all = visit.slots.clone().acquire_many_owned(BATCHES_IN_FLIGHT).await;
+            let _all = visit
+                .seat
+                .slots
+                .clone()
+                .acquire_many_owned(BATCHES_IN_FLIGHT)
+                .await;
             self.intake.claims.take_over(&visit.agent.id).await
         };
         match tokio::time::timeout(FENCE_TIMEOUT, settled).await {
@@ -593,7 +587,10 @@ impl Session {
                     visit.moved_days = 0;
                 }
                 decode::restamp::status(&mut status, received_at_ns);
-                let (sample, is_final) = (AgentSample::of(&status, received_at_ns), status.is_final);
+                let (sample, is_final) = (
+                    AgentSample::of(&status, received_at_ns, visit.seat.rival(Instant::now())),
+                    status.is_final,
+                );
                 match decode::status(status, received_at_ns) {
                     Ok((observed_at_ns, counters)) => {
                         let counters = if is_final || epoch != agent.epoch {
@@ -606,17 +603,18 @@ impl Session {
                             let content = Content::Ledger {
                                 epoch,
                                 observed_at_ns,
+                                received_at_ns,
                                 is_final,
                                 counters,
                             };
-                            self.intake.put(agent, &visit.share, content).await;
+                            self.intake.put(agent, &visit.seat.share, content).await;
                         }
                         let content = Content::Sample {
                             epoch,
                             observed_at_ns,
                             sample,
                         };
-                        self.intake.put(agent, &visit.share, content).await;
+                        self.intake.put(agent, &visit.seat.share, content).await;
                     }
                     Err(malformed) => self.count_refusal(agent, 0, &malformed),
                 }
@@ -648,11 +646,11 @@ impl Session {
         self.metrics.batches_received.inc();
         let agent = &visit.agent;
         // Waits while the agent has as many unacknowledged batches as it may.
-        let slot = visit.slots.clone().acquire_owned().await;
+        let slot = visit.seat.slots.clone().acquire_owned().await;
         let slot = slot.expect("the slots are never closed");
         // Whoever took over has asked the store, once all slots were free, what it has. This stream may have been in the middle of
         // what it had read already; nothing of that may come after the answer.
-        if visit.displaced.is_displaced() {
+        if visit.seat.displaced.is_displaced() {
             return;
         }
         let receipt = Receipt {
@@ -702,7 +700,9 @@ impl Session {
             }
         }
         let rooms = &self.intake.rooms;
-        let room = rooms.take_for_encoded(&visit.share, sealed.encoded.len()).await;
+        let room = rooms
+            .take_for_encoded(&visit.seat.share, sealed.encoded.len())
+            .await;
         let now_ns = self.clock.now_ns();
         match decode::sealed(&sealed, now_ns, &visit.clock) {
             Ok((Decoded { boot_id, rows }, days)) => {

@@ -67,6 +67,27 @@ fn the_kernels_own_counters_and_the_hook_agree_whatever_becomes_of_a_connection(
 }
 
 #[test]
+fn an_end_without_a_beginning_tells_that_the_beginning_was_missed() {
+    let host = Host::new();
+    let (listener, to) = host.listen("127.0.0.1");
+    let connect = || {
+        let client = host.dial(to).expect("a connection");
+        (client, listener.accept().expect("a connection"))
+    };
+    let (old, missed) = (connect(), connect());
+    let watch = Watch::on(&host);
+    // Older than the programs, and gone before there was a survey.
+    drop(old);
+    watch.wait_until(|counts| counts.of(host.netns, Counter::Unseen) == 2);
+    // No survey was made, so the other one has no record, just as if its beginning had not been shown to the programs.
+    watch.call_surveyed(&host);
+    assert_eq!(watch.counts().overlooked.get(&host.netns), Some(&0));
+    drop((connect(), missed));
+    watch.wait_until(|counts| counts.of(host.netns, Counter::Unseen) == 4);
+    assert_eq!(watch.counts().overlooked.get(&host.netns), Some(&2));
+}
+
+#[test]
 fn an_attempt_without_a_free_port_is_counted_apart() {
     let host = Host::new();
     host.sysctl("ipv4/ip_local_port_range", "40000 40003");

@@ -101,6 +101,7 @@ pub fn block<'a>(
             Content::Ledger {
                 epoch,
                 observed_at_ns,
+                received_at_ns,
                 is_final,
                 counters,
             } => {
@@ -108,6 +109,7 @@ pub fn block<'a>(
                     agent,
                     epoch: *epoch,
                     observed_at_ns: *observed_at_ns,
+                    received_at_ns: *received_at_ns,
                     is_final: *is_final,
                     counters,
                 }));
@@ -297,6 +299,7 @@ fn agent_samples(agents: &[(&Agent, u64, i64, &AgentSample)]) -> Result<Block, B
         })
         .collect();
     block.string_maps("off", &off)?;
+    Texts::of(agents.iter().map(|(.., sample)| sample.rival.as_str())).write(&mut block, "rival")?;
     block.finish()
 }
 
@@ -367,6 +370,8 @@ fn ledger_samples(samples: &[Sample<'_>]) -> Result<Block, BlockError> {
     block.u64s("evicted", &counts(|counters| counters.evicted))?;
     block.u64s("sampled_out", &counts(|counters| counters.sampled_out))?;
     block.u64s("elsewhere", &counts(|counters| counters.elsewhere))?;
+    let received: Vec<i64> = samples.iter().map(|sample| sample.received_at_ns).collect();
+    block.datetimes("received_at", &received)?;
     block.finish()
 }
 
@@ -428,6 +433,7 @@ struct Sample<'a> {
     agent: &'a Agent,
     epoch: u64,
     observed_at_ns: i64,
+    received_at_ns: i64,
     is_final: bool,
     counters: &'a StreamCounters,
 }
@@ -846,6 +852,7 @@ mod tests {
                     Content::Ledger {
                         epoch: 7,
                         observed_at_ns: 1,
+                        received_at_ns: 1,
                         is_final: true,
                         counters: vec![counters; 2],
                     },

@@ -329,6 +329,7 @@ mod tests {
         Content::Ledger {
             epoch: 7,
             observed_at_ns,
+            received_at_ns: observed_at_ns,
             is_final: false,
             counters: vec![StreamCounters::default()],
         }

@@ -954,7 +954,7 @@ pub fn day(time_ns: i64) -> u32 {
 }
 
 /// Where an agent stood when it sent a status.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AgentSample {
     /// The agent's clock against the collector's, positive: ahead; and how far off that may be. Zero and zero until
     /// it was measured.
@@ -984,6 +984,8 @@ pub struct AgentSample {
     pub open_since_ns: i64,
     /// Of [`SWITCHED`], those that are off, and why.
     pub off: [Option<&'static str>; 3],
+    /// Where another agent with the same id was turned away just now, address and port; empty: there is none.
+    pub rival: String,
 }
 
 /// The streams that can be switched, by the names that `holdfast probe set` has for them.
@@ -1004,7 +1006,7 @@ fn off_reason(watch: &Watch) -> &'static str {
 }
 
 impl AgentSample {
-    pub fn of(status: &Status, received_at_ns: i64) -> Self {
+    pub fn of(status: &Status, received_at_ns: i64, rival: String) -> Self {
         let time = |ns: u64| i64::try_from(ns).unwrap_or(0);
         let of_connections = |counters: &&StreamCounters| counters.stream() == Stream::Connections;
         let missing = |counters: &StreamCounters| {
@@ -1069,6 +1071,7 @@ impl AgentSample {
             spool_memory_bytes: status.spool_memory_bytes,
             spool_disk_bytes: status.spool_disk_bytes,
             spool_disk_failed: status.spool_disk_failed,
+            rival,
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -17,6 +18,10 @@ use crate::gather::room::Share;
 
 /// Streams whose hello is read at once. The others wait, unread.
 const LOBBY: usize = 64;
+
+/// How long it is shown of an agent that another one with its id was turned away: longer than an agent waits before it tries
+/// again.
+const RIVAL_SHOWN: Duration = Duration::from_secs(120);
 
 /// Streams for each agent that may be connected: its own, and one that is not noticed dead yet.
 const STREAMS_PER_AGENT: usize = 2;
@@ -61,6 +66,13 @@ struct Entry {
     /// Alive for as long as the stream is.
     stream: Weak<()>,
     displace: watch::Sender<bool>,
+    rival: Arc<Mutex<Option<Rival>>>,
+}
+
+/// Another agent with the same id, which was turned away.
+struct Rival {
+    remote: String,
+    came_at: Instant,
 }
 
 /// A stream's place among the agents.
@@ -72,7 +84,20 @@ pub struct Seat {
     /// How fast it may report, likewise: who connects again does not begin anew.
     pub(super) pace: Arc<Mutex<Pace>>,
     pub displaced: Displaced,
+    rival: Arc<Mutex<Option<Rival>>>,
     _stream: Arc<()>,
+}
+
+impl Seat {
+    /// Where another agent with the same id came from that was turned away just now, address and port; empty: there is none.
+    pub fn rival(&self, now: Instant) -> String {
+        let rival = self.rival.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_shown = |rival: &&Rival| now < rival.came_at + RIVAL_SHOWN;
+        rival
+            .as_ref()
+            .filter(is_shown)
+            .map_or_else(String::new, |rival| rival.remote.clone())
+    }
 }
 
 /// Tells a stream that another one of the same agent has taken over.
@@ -134,6 +159,11 @@ impl Registry {
         agents.retain(|_, entry| entry.is_used(now));
         let former = agents.get(&agent.id);
         if let Some(former) = former.filter(|former| former.epoch > agent.epoch && former.is_connected()) {
+            let rival = Rival {
+                remote: remote.to_owned(),
+                came_at: now,
+            };
+            *former.rival.lock().unwrap_or_else(PoisonError::into_inner) = Some(rival);
             return Err(NoSeat::Taken {
                 id: agent.id.clone(),
                 node: former.node.clone(),
@@ -161,6 +191,8 @@ impl Registry {
         }
         let stream = Arc::new(());
         let (displace, displaced) = watch::channel(false);
+        // A connection that broke changes nothing of who else has the id.
+        let rival = former.map_or_else(Arc::default, |former| former.rival.clone());
         let entry = Entry {
             epoch: agent.epoch,
             node: agent.node.clone(),
@@ -171,6 +203,7 @@ impl Registry {
             pace: pace.clone(),
             stream: Arc::downgrade(&stream),
             displace,
+            rival: rival.clone(),
         };
         agents.insert(agent.id.clone(), entry);
         Ok(Seat {
@@ -178,6 +211,7 @@ impl Registry {
             share,
             pace,
             displaced: Displaced(displaced),
+            rival,
             _stream: stream,
         })
     }
@@ -202,8 +236,6 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn agent(epoch: u64) -> Agent {
@@ -247,17 +279,22 @@ mod tests {
         assert!(is_displaced(&mut again).await && !is_displaced(&mut later).await);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_earlier_start_is_turned_away_while_a_later_one_is_connected() {
         let registry = Registry::default();
         let later = registry.seat(&agent(2), "10.0.0.2:5", 1).unwrap();
+        assert_eq!(later.rival(Instant::now()), "");
         let taken = registry.seat(&agent(1), "10.0.0.1:5", 1).err().expect("taken");
         let text = taken.to_string();
         assert!(
             text.contains("node web-1") && text.contains("10.0.0.2:5") && text.contains("--name"),
             "{text}"
         );
-        drop(later);
+        assert_eq!(later.rival(Instant::now()), "10.0.0.1:5");
+        let again = registry.seat(&agent(2), "10.0.0.2:6", 1).unwrap();
+        assert_eq!(again.rival(Instant::now()), "10.0.0.1:5");
+        assert_eq!(again.rival(Instant::now() + RIVAL_SHOWN), "");
+        drop((later, again));
         assert!(registry.seat(&agent(1), "10.0.0.1:5", 1).is_ok());
     }
 

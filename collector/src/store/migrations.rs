@@ -130,6 +130,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "latest",
         sql: include_str!("migrations/0023_latest.sql"),
     },
+    Migration {
+        version: 24,
+        name: "received",
+        sql: include_str!("migrations/0024_received.sql"),
+    },
 ];
 
 /// What people see of the tables. All are made anew with the newest step, so each stands in one place, as it is now; a change of

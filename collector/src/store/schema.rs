@@ -339,6 +339,7 @@ const GAP_REASON: Names = &[
     ("spool_unreadable", 2),
     ("ring_full", 3),
     ("epoch_end", 4),
+    ("refused", 5),
 ];
 
 const CONNECTION_RECORDS_COLUMNS: [Column; 38] = [
@@ -490,7 +491,7 @@ const NODE_SESSIONS_COLUMNS: [Column; 13] = [
     column("addresses", Kind::ArrayString),
 ];
 
-const AGENT_SAMPLES_COLUMNS: [Column; 21] = [
+const AGENT_SAMPLES_COLUMNS: [Column; 22] = [
     column("node", Kind::LowCardinality),
     column("agent_id", Kind::LowCardinality),
     column("agent_epoch", Kind::UInt64),
@@ -512,6 +513,7 @@ const AGENT_SAMPLES_COLUMNS: [Column; 21] = [
     column("listeners_since", Kind::DateTime64),
     column("open_connections_since", Kind::DateTime64),
     column("off", Kind::StringMap),
+    column("rival", Kind::LowCardinality),
 ];
 
 const GAP_RECORDS_COLUMNS: [Column; 15] = [
@@ -609,7 +611,7 @@ const LOAD_SAMPLES_COLUMNS: [Column; 46] = [
     column("request_counts", Kind::ArrayUInt64),
 ];
 
-const LEDGER_SAMPLES_COLUMNS: [Column; 32] = [
+const LEDGER_SAMPLES_COLUMNS: [Column; 33] = [
     column("node", Kind::LowCardinality),
     column("agent_id", Kind::LowCardinality),
     column("agent_epoch", Kind::UInt64),
@@ -642,6 +644,7 @@ const LEDGER_SAMPLES_COLUMNS: [Column; 32] = [
     column("evicted", Kind::UInt64),
     column("sampled_out", Kind::UInt64),
     column("elsewhere", Kind::UInt64),
+    column("received_at", Kind::DateTime64),
 ];
 
 const CGROUP_RECORDS_COLUMNS: [Column; 18] = [

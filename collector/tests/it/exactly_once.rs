@@ -1,6 +1,10 @@
 //! Whatever breaks between an agent and the store, each of its rows is in the store once.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use holdfast_collector::config::Limits;
 use holdfast_collector::store::{Store, migrations, server::Server};
@@ -336,6 +340,20 @@ async fn two_agents_with_one_id_are_told_apart_and_named() {
         text.contains("id a1 (node node-a1)") && text.contains("--name"),
         "{text}"
     );
+    later
+        .report(Status {
+            epoch: 8,
+            observed_at_ns: now_ns().unsigned_abs(),
+            ..Status::default()
+        })
+        .await;
+    // Who asks for the nodes sees it, too.
+    let named = "SELECT count() FROM nodes WHERE agent_epoch = 8 AND startsWith(rival, '127.0.0.1:')";
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while number(&store, named).await == 0 {
+        assert!(Instant::now() < deadline, "nobody is named");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     drop(later);
     collector.stop().await.unwrap();
 }

@@ -1259,8 +1259,9 @@ pub struct StreamCounters {
     /// Ends that the hook missed, known when their socket was opened again.
     #[prost(uint64, tag = "16")]
     pub superseded: u64,
-    /// Events that no program saw, of all namespaces together: an interrupt brought one while the program ran on the
-    /// same CPU, and the kernel does not start a program inside itself.
+    /// Events that no program saw. Of all namespaces together (zero), as the kernel counts them: an interrupt brought one while the
+    /// program ran on the same CPU, and the kernel does not start a program inside itself. Of a namespace, connections whose end
+    /// was seen and whose beginning was not, since it was surveyed.
     #[prost(uint64, tag = "17")]
     pub missed: u64,
     /// Of the opened ones: attempts that ended before a SYN left, for want of a port, a route or a permission.
@@ -1753,6 +1754,8 @@ pub enum GapReason {
     /// The agent ended without a word: what its kernel side had not handed over is gone. Measured from the namespace's
     /// own counters.
     EpochEnd = 4,
+    /// The collector refused the batch for its content.
+    Refused = 5,
 }
 impl GapReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1766,6 +1769,7 @@ impl GapReason {
             Self::SpoolUnreadable => "GAP_REASON_SPOOL_UNREADABLE",
             Self::RingFull => "GAP_REASON_RING_FULL",
             Self::EpochEnd => "GAP_REASON_EPOCH_END",
+            Self::Refused => "GAP_REASON_REFUSED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1776,6 +1780,7 @@ impl GapReason {
             "GAP_REASON_SPOOL_UNREADABLE" => Some(Self::SpoolUnreadable),
             "GAP_REASON_RING_FULL" => Some(Self::RingFull),
             "GAP_REASON_EPOCH_END" => Some(Self::EpochEnd),
+            "GAP_REASON_REFUSED" => Some(Self::Refused),
             _ => None,
         }
     }

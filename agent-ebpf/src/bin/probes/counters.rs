@@ -80,7 +80,9 @@ pub(crate) fn look_up(inode: u32) -> u32 {
     }
     // Another CPU may have been faster: then its slot counts, and this one stays empty. Without either nobody would read it.
     // SAFETY: the entry is live.
-    NAMESPACES.get_ptr(&inode).map_or(ELSEWHERE, |slot| unsafe { *slot })
+    NAMESPACES
+        .get_ptr(&inode)
+        .map_or(ELSEWHERE, |slot| unsafe { *slot })
 }
 
 /// Adds one, in a program that the hook may interrupt on the same CPU.

@@ -31,7 +31,7 @@ CREATE OR REPLACE VIEW ledger{everywhere}
     dropped UInt64 COMMENT 'Discarded by the agent, its queue was full',
     refused UInt64 COMMENT 'Refused by the collector for their content',
     superseded UInt64 COMMENT 'Ends that the hook missed, known when their socket was opened again',
-    missed UInt64 COMMENT 'Events that no program saw, of all namespaces together (netns 0)',
+    missed UInt64 COMMENT 'Events that no program saw: of all namespaces together (netns 0) as the kernel counted them, of a namespace the connections whose end alone was seen',
     unsent UInt64 COMMENT 'Opened, and ended before a SYN left: connect() found no route or no free port, or was forbidden',
     seeded UInt64 COMMENT 'Open before the agent was, or opened unseen, and found by a survey',
     announced UInt64 COMMENT 'First records of connections that stay open, made by the agent',
@@ -66,7 +66,7 @@ AS WITH latest_reports AS
             node, observed_at, opened, closed, open, untracked, unseen, lost, filtered, received, batching, unacknowledged,
             acknowledged, dropped, refused, superseded, missed, unsent, seeded, announced, witnessed, is_witnessed, ended,
             is_final, unmeasured, evicted, sampled_out, elsewhere
-        ), tuple(is_final, opened, ended, acknowledged + dropped + refused, closed, observed_at)) AS latest
+        ), tuple(is_final, opened, ended, acknowledged + dropped + refused, closed, missed, received_at)) AS latest
     FROM ledger_samples
     GROUP BY agent_id, agent_epoch, stream, netns
 )
@@ -117,7 +117,8 @@ SELECT
     toUInt64(abs(kernel_difference) + abs(least(ring_difference, 0)) + ring_overdue + abs(agent_difference)
         + multiIf(expired > 0, 0, store_difference < 0, -store_difference, store_difference <= unacknowledged, 0,
             is_final OR is_former, store_difference, 0)
-        -- Each miss that the kernel counted explains one open that no program saw, whatever its namespace, and nothing else.
+        -- Each miss that the kernel counted, and each end without a beginning, explains one open that no program saw, whatever its
+        -- namespace, and nothing else.
         + if(uncounted > 0, greatest(witness_difference, 0), 0)) AS difference,
     multiIf(difference > 0, 'open', NOT is_final AND reported_at < now64(9, 'UTC') - INTERVAL 15 SECOND, 'silent',
         store_difference > unacknowledged, 'waits', expired > 0, 'expired', 'closes') AS balance,

@@ -13,6 +13,7 @@ CREATE OR REPLACE VIEW nodes{everywhere}
     kernel LowCardinality(String) COMMENT 'The release of the kernel (uname -r)',
     architecture LowCardinality(String) COMMENT 'The architecture (uname -m)',
     observed_netns LowCardinality(String) COMMENT 'What the agent observes: all, or the inode of one network namespace',
+    rival LowCardinality(String) COMMENT 'Where another agent with the same id was turned away within the last two minutes before it reported, address and port: give one of the two another name. Empty: there is none',
     missing_features Array(String) COMMENT 'What the kernel or the capabilities of the agent do not allow',
     addresses Array(String) COMMENT 'The addresses of its interfaces as the agent sees them, IPv4 as ::ffff:a.b.c.d, loopback left out',
     clock_offset_ns Int64 COMMENT 'The clock of the node against that of the collector, nanoseconds. Positive: the node is ahead',
@@ -38,6 +39,7 @@ AS SELECT
     session.kernel AS kernel,
     session.architecture AS architecture,
     session.observed_netns AS observed_netns,
+    sample.rival AS rival,
     session.missing_features AS missing_features,
     session.addresses AS addresses,
     sample.clock_offset_ns AS clock_offset_ns,
@@ -53,12 +55,13 @@ LEFT JOIN
 (
     SELECT
         agent_id, agent_epoch, reported_at,
-        latest.1 AS clock_offset_ns, latest.2 AS clock_error_ns, latest.3 AS spool_batches, latest.4 AS spool_disk_failed
+        latest.1 AS clock_offset_ns, latest.2 AS clock_error_ns, latest.3 AS spool_batches, latest.4 AS spool_disk_failed,
+        latest.5 AS rival
     FROM
     (
         SELECT
             agent_id, agent_epoch,
-            argMax(tuple(clock_offset_ns, clock_error_ns, spool_batches, spool_disk_failed), received_at) AS latest,
+            argMax(tuple(clock_offset_ns, clock_error_ns, spool_batches, spool_disk_failed, rival), received_at) AS latest,
             max(received_at) AS reported_at
         FROM agent_samples
         GROUP BY agent_id, agent_epoch
