@@ -22,6 +22,9 @@ pub struct Limits {
     pub bytes: usize,
     /// The oldest row waits so long at most.
     pub age: Duration,
+    /// The same while batches pile up in the spool: nobody waits for these rows, and what is known of a batch takes memory, however
+    /// few rows it has.
+    pub age_behind: Duration,
 }
 
 impl Default for Limits {
@@ -32,6 +35,7 @@ impl Default for Limits {
             rows: 8_192,
             bytes: 1 << 20,
             age: Duration::from_millis(200),
+            age_behind: Duration::from_secs(2),
         }
     }
 }
@@ -152,9 +156,14 @@ impl<R: Packed> Batcher<R> {
         before
     }
 
-    /// Gives the batch that has waited long enough at the monotonic time `now`.
-    pub fn tick(&mut self, now: Duration) -> Option<(Sealed, RowsByNetns)> {
-        if !self.rows.is_empty() && now.saturating_sub(self.oldest) >= self.limits.age {
+    /// Gives the batch that has waited long enough at the monotonic time `now`. `is_behind`: batches pile up.
+    pub fn tick(&mut self, now: Duration, is_behind: bool) -> Option<(Sealed, RowsByNetns)> {
+        let age = if is_behind {
+            self.limits.age_behind
+        } else {
+            self.limits.age
+        };
+        if !self.rows.is_empty() && now.saturating_sub(self.oldest) >= age {
             return self.seal();
         }
         None
@@ -271,8 +280,7 @@ mod tests {
         Batcher::new(
             Limits {
                 rows,
-                bytes: 1 << 20,
-                age: Duration::from_millis(200),
+                ..Limits::default()
             },
             7,
             "boot",
@@ -326,13 +334,17 @@ mod tests {
     #[test]
     fn a_batch_is_sealed_by_the_age_of_its_oldest_row() {
         let mut batcher = batcher(100);
-        assert!(batcher.tick(Duration::from_secs(9)).is_none(), "nothing to seal");
+        assert!(
+            batcher.tick(Duration::from_secs(9), false).is_none(),
+            "nothing to seal"
+        );
         batcher.push(&closed_at(DAY_NS), CLOCK, Duration::from_secs(10));
         batcher.push(&closed_at(DAY_NS), CLOCK, Duration::from_millis(10_199));
-        assert!(batcher.tick(Duration::from_millis(10_199)).is_none());
+        assert!(batcher.tick(Duration::from_millis(10_199), false).is_none());
+        assert!(batcher.tick(Duration::from_millis(11_999), true).is_none());
         assert_eq!(
             batcher
-                .tick(Duration::from_millis(10_200))
+                .tick(Duration::from_millis(10_200), false)
                 .expect("an old batch")
                 .0
                 .rows,
@@ -347,6 +359,7 @@ mod tests {
                 rows: 1_000_000,
                 bytes: 10_000,
                 age: Duration::MAX,
+                age_behind: Duration::MAX,
             },
             7,
             "boot",
@@ -393,7 +406,7 @@ mod tests {
             for (row, (wall_step, step_ms)) in gaps.iter().enumerate() {
                 wall += wall_step / 50;
                 now += Duration::from_millis(*step_ms);
-                sealed.extend(batcher.tick(now));
+                sealed.extend(batcher.tick(now, false));
                 let netns = row as u32 % 3;
                 let flags = if row % 4 == 0 { flag::FIRST } else { flag::FINAL };
                 sealed.extend(batcher.push(&ConnectionRecord { netns, flags, ..closed_at(wall) }, CLOCK, now));

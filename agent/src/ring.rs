@@ -356,7 +356,11 @@ impl Intake {
 
     /// Counts the transitions that were taken, and hands the batch on that is old enough at the monotonic time `now`.
     pub fn tick_transitions(&mut self, now: Duration) {
-        let sealed = self.transitions.as_mut().and_then(|batcher| batcher.tick(now));
+        let is_behind = self.spool.is_behind();
+        let sealed = self
+            .transitions
+            .as_mut()
+            .and_then(|batcher| batcher.tick(now, is_behind));
         self.count_transitions();
         self.hand_on_transitions(sealed);
     }
@@ -382,7 +386,7 @@ impl Intake {
 
     /// Counts what was taken, and hands the batch on that is old enough at the monotonic time `now`.
     pub fn tick(&mut self, now: Duration) {
-        let sealed = self.batcher.tick(now);
+        let sealed = self.batcher.tick(now, self.spool.is_behind());
         self.count();
         self.hand_on(sealed);
     }

@@ -42,6 +42,9 @@ const SEGMENT_BYTES: u64 = 8 << 20;
 /// A disk of few bytes has smaller segments: one of them is what goes when it is full.
 const SEGMENTS_OF_A_DISK: u64 = 8;
 
+/// So many batches without an answer are a pile: a collector takes 256 of an agent at a time.
+const PILE: usize = 1_024;
+
 /// Batches that were dropped after they had been sent, and about which the store has not been asked yet. They take no
 /// memory to speak of; past so many they are given up at once.
 const MOST_DOUBTS: usize = 4_096;
@@ -445,6 +448,11 @@ impl Spool {
         let queue = self.lock();
         let held = queue.held.iter().map(|(sealed, _)| sealed.id);
         queue.entries.values().map(|entry| entry.id).chain(held).collect()
+    }
+
+    /// Whether batches pile up: many more than are ever on their way.
+    pub fn is_behind(&self) -> bool {
+        self.lock().entries.len() > PILE
     }
 
     /// Whether nothing waits for an answer, nor a batch of gaps for the books.

@@ -201,8 +201,8 @@ mod tests {
 
         batcher.push(&transition(DAY_NS + 6_000, 1), CLOCK, Duration::ZERO);
         let age = Limits::default().age;
-        assert!(batcher.tick(age - Duration::from_nanos(1)).is_none());
-        assert_eq!(batcher.tick(age).expect("an old batch").0.id.sequence, 2);
+        assert!(batcher.tick(age - Duration::from_nanos(1), false).is_none());
+        assert_eq!(batcher.tick(age, false).expect("an old batch").0.id.sequence, 2);
         assert!(batcher.seal().is_none());
     }
 
