@@ -53,6 +53,14 @@ pub mod flag {
     pub const UNSENT: u8 = 128;
 }
 
+/// Values of `ConnectionRecord::reset_sent`.
+pub mod reset {
+    /// A reset was sent while the socket was open.
+    pub const BEFORE: u8 = 1;
+    /// A reset ended it: it leaves with CLOSE, or right after it.
+    pub const LAST: u8 = 2;
+}
+
 /// One step of a path: the state in the upper 4 bits, nanoseconds since the opening in the lower 60 (36 years).
 pub const fn step(state: u8, offset_ns: u64) -> u64 {
     ((state as u64) << 60) | (offset_ns & ((1 << 60) - 1))
@@ -128,8 +136,8 @@ pub struct ConnectionRecord {
     pub streamed: u8,
     /// The state before the last step.
     pub before: u8,
-    /// One: a reset was sent to the peer before the end. Those that close() and disconnect send come after it, when the record
-    /// is gone: they can be told from `before`.
+    /// See [`reset`]; zero: none that the kernel side knows of. What close() and disconnect send before the peer has
+    /// acknowledged a FIN comes after CLOSE, when the record is gone: that can be told from `before`.
     pub reset_sent: u8,
     pub reserved: u8,
 }

@@ -15,6 +15,14 @@ pub const fn slots(connections: u32) -> u32 {
     if slots < WAYS { WAYS } else { slots }
 }
 
+/// Places of the table whose notices are looked through together, where any of them was written: a page.
+pub const REGION: u32 = 512;
+
+/// Regions of so many places.
+pub const fn regions(places: u32) -> u32 {
+    places.div_ceil(REGION)
+}
+
 /// Network namespaces with counters of their own; those that come later share one set.
 pub const NAMESPACES: u32 = 1_024;
 

@@ -57,6 +57,8 @@ members! {
     SkState: "sock" &["__sk_common", "skc_state"];
     SkFlags: "sock" &["__sk_common", "skc_flags"];
     SkErr: "sock" &["sk_err"];
+    /// Which ways the process has shut, or the peer's FIN.
+    SkShutdown: "sock" &["sk_shutdown"];
     SkProtocol: "sock" &["sk_protocol"];
     /// The socket's cgroup (v2); since 5.15 a plain pointer, before that a tagged word.
     SkCgroup: "sock" &["sk_cgrp_data", "cgroup"];
@@ -82,7 +84,11 @@ members! {
     TcpBytesReceived: "tcp_sock" &["bytes_received"];
     TcpSegmentsSent: "tcp_sock" &["segs_out"];
     TcpSegmentsReceived: "tcp_sock" &["segs_in"];
+    /// Of these, the ones with data, whatever became of it (4.6).
+    TcpDataSegmentsReceived: "tcp_sock" &["data_segs_in"];
     TcpRetransmits: "tcp_sock" &["total_retrans"];
+    /// How long a socket waits in FIN_WAIT2 that no process has any more; negative: not at all (TCP_LINGER2).
+    TcpLinger: "tcp_sock" &["linger2"];
     /// In eighths of a microsecond.
     TcpSrtt: "tcp_sock" &["srtt_us"];
     SkbHead: "sk_buff" &["head"];

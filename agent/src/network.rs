@@ -19,7 +19,7 @@ use anyhow::Context;
 use holdfast_agent_ebpf::peer::{PeerKey, TROUBLES};
 use holdfast_proto::v1::{Namespace, NamespaceRows, Peer, PeerRows, Stream, batch};
 
-use self::readings::{Reading, read_all};
+use self::readings::{Reading, Visitor};
 use crate::{
     clock::Moment,
     open::LOOK,
@@ -76,12 +76,12 @@ impl Network {
         spool: Arc<Spool>,
     ) -> anyhow::Result<Self> {
         let (stop, stopped) = std::sync::mpsc::channel();
-        let mut namespaces = Namespaces::new(only_netns);
         let mut troubles = Troubles::new(peers);
         let thread = thread::Builder::new()
             .name("network".into())
             .spawn(move || {
                 let started = Instant::now();
+                let mut namespaces = Namespaces::new(only_netns, Visitor::new().ok());
                 let mut is_stopped = false;
                 while !is_stopped {
                     is_stopped =
@@ -141,6 +141,8 @@ impl Network {
 /// The namespaces, and what was read of them last.
 struct Namespaces {
     places: Places,
+    /// `None`: where this thread is cannot be told, so nothing is read.
+    visitor: Option<Visitor>,
     only_netns: Option<u32>,
     last: BTreeMap<u32, Reading>,
     next_reading: Duration,
@@ -158,9 +160,11 @@ struct Look {
 }
 
 impl Namespaces {
-    fn new(only_netns: Option<u32>) -> Self {
+    /// The visitor is of the thread that looks.
+    fn new(only_netns: Option<u32>, visitor: Option<Visitor>) -> Self {
         Self {
             places: Places::new(Path::new("/proc")),
+            visitor,
             only_netns,
             last: BTreeMap::new(),
             next_reading: Duration::ZERO,
@@ -181,7 +185,10 @@ impl Namespaces {
         }
         let mut wanted = self.places.paths();
         wanted.retain(|netns, _| self.only_netns.is_none_or(|only| only == *netns));
-        let present = read_all(wanted);
+        let present = self
+            .visitor
+            .as_mut()
+            .map_or_else(BTreeMap::new, |visitor| visitor.read_all(&wanted));
         self.next_reading = now + (began.elapsed() * READING_PART).clamp(TICK, LOOK) - TICK / 2;
         let mut look = Look {
             is_new: true,

@@ -1,6 +1,6 @@
 //! What a record means: how the attempt ended, and how the connection did, and the resets in it. Pure, from one record alone.
 
-use holdfast_agent_ebpf::event::{ConnectionRecord, flag, role, state, step_state};
+use holdfast_agent_ebpf::event::{ConnectionRecord, flag, reset, role, state, step_state};
 use holdfast_proto::v1::{CloseReason, Outcome};
 
 /// How the attempt to open the connection ended.
@@ -46,6 +46,8 @@ pub fn close_reason(record: &ConnectionRecord) -> CloseReason {
         return CloseReason::None;
     }
     match i32::from(record.error) {
+        // Whatever the error is then: for data that nobody reads any more the kernel gives its own socket the peer's.
+        _ if record.reset_sent == reset::LAST => CloseReason::ResetByProcess,
         0 if fins_both_ways(record) => CloseReason::Finished,
         0 | libc::ECONNABORTED => CloseReason::ResetByProcess,
         // EPIPE: a reset after the peer's FIN (tcp_reset() in CLOSE_WAIT).
@@ -73,8 +75,8 @@ pub fn resets(record: &ConnectionRecord) -> Resets {
 
 /// Whether the process' close(), or what else ends a connection by its process, sent a reset. That comes after CLOSE
 /// (__tcp_close() and tcp_disconnect(), net/ipv4/tcp.c), but is sure: without an error nothing else leads to CLOSE from these
-/// states, other than the end of the whole namespace and a process that moves its connection away (TCP_REPAIR). From FIN_WAIT2
-/// most sockets are closed because a time-wait entry takes over, so there a reset of close() is not told.
+/// states, other than the end of the whole namespace and a process that moves its connection away (TCP_REPAIR). Of FIN_WAIT2
+/// the kernel side says whether a reset is the last, since most sockets leave it because a time-wait entry takes over.
 fn is_closed_by_reset(record: &ConnectionRecord) -> bool {
     record.flags & flag::FINAL != 0
         && record.error == 0
@@ -239,6 +241,27 @@ mod tests {
     }
 
     #[test]
+    fn a_reset_that_ends_a_connection_is_the_process_own_whatever_the_error() {
+        use state::*;
+        for (states, error) in [
+            (vec![SYN_SENT, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE], 0),
+            (
+                vec![SYN_SENT, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE],
+                libc::ECONNRESET,
+            ),
+            (vec![SYN_SENT, ESTABLISHED, FIN_WAIT1, CLOSE], libc::ECONNRESET),
+        ] {
+            let record = ConnectionRecord {
+                reset_sent: reset::LAST,
+                ..ended(role::ACTIVE, &states, error, 0)
+            };
+            check(&record, (Outcome::Established, CloseReason::ResetByProcess));
+            let told = resets(&record);
+            assert!(told.sent && !told.received, "{record:?}");
+        }
+    }
+
+    #[test]
     fn resets_that_the_kernel_side_saw_are_told_whatever_the_end() {
         let timed_out = ended(
             role::PASSIVE,
@@ -247,7 +270,7 @@ mod tests {
             0,
         );
         let record = ConnectionRecord {
-            reset_sent: 1,
+            reset_sent: reset::BEFORE,
             flags: timed_out.flags | flag::RESET_RECEIVED,
             ..timed_out
         };

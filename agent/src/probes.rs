@@ -350,6 +350,7 @@ impl Probes {
             .map_max_entries("SOCKETS", buckets)
             .map_max_entries("RECORDS", buckets * limits::WAYS)
             .map_max_entries("NOTICES", buckets * limits::WAYS)
+            .map_max_entries("NEWS", limits::regions(buckets * limits::WAYS))
             .load(object)
             .map_err(|error| {
                 if is_permission(&error) {
@@ -585,14 +586,16 @@ impl Probes {
     /// If it was taken before, or cannot be mapped.
     pub fn take_table(&mut self) -> Result<Table, ProbeError> {
         let mut take = |name| self.ebpf.take_map(name).ok_or(ProbeError::Mismatch { name });
-        let Map::Array(notices) = take("NOTICES")? else {
-            return Err(ProbeError::Mismatch { name: "NOTICES" });
+        let mut words = |name| match take(name)? {
+            Map::Array(words) => Ok(words),
+            _ => Err(ProbeError::Mismatch { name }),
         };
+        let (notices, news) = (words("NOTICES")?, words("NEWS")?);
         let records = Array::try_from(take("RECORDS")?).map_err(|source| ProbeError::Map {
             name: "RECORDS",
             source,
         })?;
-        Table::map(&notices, records, self.buckets * limits::WAYS).map_err(ProbeError::Table)
+        Table::map(&notices, &news, records, self.buckets * limits::WAYS).map_err(ProbeError::Table)
     }
 
     /// Takes the map of listeners out.

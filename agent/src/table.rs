@@ -6,7 +6,7 @@ use std::{
     io,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -14,7 +14,7 @@ use std::{
 use aya::maps::{Array, MapData};
 use holdfast_agent_ebpf::{
     event::{ConnectionRecord, flag, notice, role, state, step_offset_ns, step_state},
-    limits::PATH_STEPS,
+    limits::{PATH_STEPS, REGION, regions},
 };
 
 use crate::mapping::Mapping;
@@ -31,6 +31,11 @@ const NOT_WANTED: Duration = Duration::from_secs(5);
 /// The notices of the table and its records.
 pub struct Table {
     notices: Mapping,
+    /// Which regions of the notices the programs wrote to.
+    news: Mapping,
+    /// Which regions have notices, or had news the last time. A sweep looks through these and those with news; on an idle
+    /// machine it looks through none.
+    busy: Vec<AtomicBool>,
     records: Array<MapData, RecordWords>,
     /// The notices of connections that were not wanted lately, by their places, and since when.
     unwanted: Mutex<(Vec<u64>, Instant)>,
@@ -41,9 +46,17 @@ impl Table {
     ///
     /// # Errors
     /// If the kernel does not map them: the map is smaller, or not mappable.
-    pub fn map(notices: &MapData, records: Array<MapData, RecordWords>, places: u32) -> io::Result<Self> {
+    pub fn map(
+        notices: &MapData,
+        news: &MapData,
+        records: Array<MapData, RecordWords>,
+        places: u32,
+    ) -> io::Result<Self> {
+        let regions = regions(places) as usize;
         Ok(Self {
             notices: Mapping::new(notices, places as usize)?,
+            news: Mapping::new(news, regions)?,
+            busy: (0..regions).map(|_| AtomicBool::new(false)).collect(),
             records,
             unwanted: Mutex::new((Vec::new(), Instant::now())),
         })
@@ -64,28 +77,50 @@ impl Table {
         if unwanted.1.elapsed() > NOT_WANTED {
             *unwanted = (Vec::new(), Instant::now());
         }
-        for (place, told) in self.told() {
-            if !notice::is_unannounced(told)
-                || notice::opened_ns(told) >= until_ns
-                || unwanted.0.get(place) == Some(&told)
-            {
+        for (region, busy) in self.busy.iter().enumerate() {
+            // Most often there are none, and nothing is written.
+            let news = &self.news.words()[region];
+            let has_news = news.load(Ordering::Relaxed) != 0;
+            if has_news {
+                busy.store(true, Ordering::Relaxed);
+                news.swap(0, Ordering::AcqRel);
+            } else if !busy.load(Ordering::Relaxed) {
                 continue;
             }
-            let Some(record) = self.first(place, told, until_ns) else {
-                continue;
-            };
-            if !wanted(&record) {
-                unwanted.0.resize(self.notices.words().len(), 0);
-                unwanted.0[place] = told;
-            } else if self.take(place, told) {
-                first(&record);
+            let mut has_notices = false;
+            for (place, told) in self.told(region) {
+                has_notices = true;
+                if !notice::is_unannounced(told)
+                    || notice::opened_ns(told) >= until_ns
+                    || unwanted.0.get(place) == Some(&told)
+                {
+                    continue;
+                }
+                let Some(record) = self.first(place, told, until_ns) else {
+                    continue;
+                };
+                if !wanted(&record) {
+                    unwanted.0.resize(self.notices.words().len(), 0);
+                    unwanted.0[place] = told;
+                } else if self.take(place, told) {
+                    first(&record);
+                }
             }
+            // The program that wrote the news may have read them before they were taken and its notice may arrive only now:
+            // where there were news, one more look finds it.
+            busy.store(has_news || has_notices, Ordering::Relaxed);
         }
     }
 
     /// Hands over each attempt that began before `until_ns` (nanoseconds of the boot clock) and waits for its answer.
     pub fn pending(&self, until_ns: u64, mut each: impl FnMut(&ConnectionRecord)) {
-        for (place, told) in self.told() {
+        // In this order: news that are being taken have made the region busy.
+        let is_busy = |region: &usize| {
+            self.news.words()[*region].load(Ordering::Acquire) != 0
+                || self.busy[*region].load(Ordering::Relaxed)
+        };
+        let regions = (0..self.busy.len()).filter(is_busy);
+        for (place, told) in regions.flat_map(|region| self.told(region)) {
             if !notice::is_unannounced(told)
                 && notice::opened_ns(told) < until_ns
                 && let Some(record) = self.record(place, told)
@@ -101,18 +136,21 @@ impl Table {
         }
     }
 
-    /// The places that have a notice, and it.
-    fn told(&self) -> impl Iterator<Item = (usize, u64)> {
+    /// The places of a region that have a notice, and it.
+    fn told(&self, region: usize) -> impl Iterator<Item = (usize, u64)> {
+        let first = region * REGION as usize;
+        let notices = &self.notices.words()[first..];
+        let notices = &notices[..notices.len().min(REGION as usize)];
         // Most of a table is most often empty: a cache line is passed over at once.
-        let lines = self.notices.words().chunks(LINE).enumerate();
+        let lines = notices.chunks(LINE).enumerate();
         lines
             .filter(|(_, line)| {
                 line.iter()
                     .fold(0, |any, notice| any | notice.load(Ordering::Relaxed))
                     != 0
             })
-            .flat_map(|(index, line)| {
-                let places = index * LINE..;
+            .flat_map(move |(index, line)| {
+                let places = first + index * LINE..;
                 places.zip(line.iter().map(|notice| notice.load(Ordering::Acquire)))
             })
             .filter(|(_, notice)| *notice != 0)

@@ -335,6 +335,12 @@ fn named(path: String, mut place: Place, pods: &Pods) -> Workload {
     {
         place.pod_uid.clone_from(uid);
     }
+    // With its cgroupfs driver containerd puts a container below its pod under the bare id.
+    if place.runtime.is_empty()
+        && let Some(runtime) = pods.runtimes_by_container.get(&place.container_id)
+    {
+        place.runtime.clone_from(runtime);
+    }
     Workload {
         pod: pods.by_uid.get(&place.pod_uid).cloned().unwrap_or_default(),
         container_name: pods

@@ -2,11 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
+    fs::File,
+    io::{self, Read},
     net::IpAddr,
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
-    thread,
 };
 
 use holdfast_proto::v1::Namespace;
@@ -74,52 +74,114 @@ impl Reading {
         }
     }
 
-    fn of_counters(snmp: &str, netstat: &str) -> Self {
-        let tcp = counters(snmp, "Tcp:");
-        let extended = counters(netstat, "TcpExt:");
-        let of = |counters: &BTreeMap<&str, u64>, name| counters.get(name).copied().unwrap_or_default();
-        Self {
-            addresses: BTreeSet::new(),
-            listen_overflows: of(&extended, "ListenOverflows"),
-            listen_drops: of(&extended, "ListenDrops"),
-            syn_queue_drops: of(&extended, "TCPReqQFullDrop"),
-            syn_cookies: of(&extended, "SyncookiesSent"),
-            resets_sent: of(&tcp, "OutRsts"),
-            attempt_fails: of(&tcp, "AttemptFails"),
-            established_resets: of(&tcp, "EstabResets"),
-            retransmits: of(&tcp, "RetransSegs"),
+    fn take_in(&mut self, snmp: &str, netstat: &str) {
+        for (name, value) in counters(snmp, "Tcp:") {
+            match name {
+                "OutRsts" => self.resets_sent = value,
+                "AttemptFails" => self.attempt_fails = value,
+                "EstabResets" => self.established_resets = value,
+                "RetransSegs" => self.retransmits = value,
+                _ => {}
+            }
+        }
+        for (name, value) in counters(netstat, "TcpExt:") {
+            match name {
+                "ListenOverflows" => self.listen_overflows = value,
+                "ListenDrops" => self.listen_drops = value,
+                "TCPReqQFullDrop" => self.syn_queue_drops = value,
+                "SyncookiesSent" => self.syn_cookies = value,
+                _ => {}
+            }
         }
     }
 }
 
-/// Reads namespaces, each by a path that stands for it. One that cannot be read is not in the answer. A thread of its own
-/// goes there: it ends where it went.
-pub(super) fn read_all(paths: BTreeMap<u32, PathBuf>) -> BTreeMap<u32, Reading> {
-    let visit = move || {
-        let visit = |(netns, path): (u32, PathBuf)| Some((netns, read_inside(netns, &path)?));
-        paths.into_iter().filter_map(visit).collect()
-    };
-    let thread = thread::Builder::new().name("namespaces".into()).spawn(visit);
-    thread
-        .ok()
-        .and_then(|thread| thread.join().ok())
-        .unwrap_or_default()
+/// Goes from namespace to namespace, and back: the thread that made it, which belongs to nothing else meanwhile. It does not
+/// stay in one, since that would keep the namespace alive.
+pub(super) struct Visitor {
+    home: File,
+    home_netns: u64,
+    /// The thread is not at home: it could not go back the last time.
+    is_away: bool,
+    snmp: Vec<u8>,
+    netstat: Vec<u8>,
 }
 
-fn read_inside(netns: u32, path: &Path) -> Option<Reading> {
-    // The agent's own needs no capability.
-    if u64::from(netns) != fs::metadata("/proc/thread-self/ns/net").ok()?.ino() {
-        let namespace = File::open(path).ok()?;
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).ok()?;
-        // A task may have left meanwhile.
-        (u64::from(netns) == fs::metadata("/proc/thread-self/ns/net").ok()?.ino()).then_some(())?;
+impl Visitor {
+    /// Of this thread.
+    ///
+    /// # Errors
+    /// If /proc does not say where it is.
+    pub(super) fn new() -> io::Result<Self> {
+        let home = File::open("/proc/thread-self/ns/net")?;
+        Ok(Self {
+            home_netns: home.metadata()?.ino(),
+            home,
+            is_away: false,
+            snmp: Vec::new(),
+            netstat: Vec::new(),
+        })
     }
-    let snmp = fs::read_to_string("/proc/thread-self/net/snmp").ok()?;
-    let netstat = fs::read_to_string("/proc/thread-self/net/netstat").ok()?;
-    Some(Reading {
-        addresses: addresses(),
-        ..Reading::of_counters(&snmp, &netstat)
-    })
+
+    /// Reads namespaces, each by a path that stands for it. One that cannot be read is not in the answer.
+    pub(super) fn read_all(&mut self, paths: &BTreeMap<u32, PathBuf>) -> BTreeMap<u32, Reading> {
+        let read = paths
+            .iter()
+            .filter_map(|(&netns, path)| Some((netns, self.read_inside(netns, path)?)))
+            .collect();
+        self.go_home();
+        read
+    }
+
+    fn read_inside(&mut self, netns: u32, path: &Path) -> Option<Reading> {
+        // The agent's own needs no capability.
+        if u64::from(netns) == self.home_netns {
+            self.go_home();
+            (!self.is_away).then_some(())?;
+        } else {
+            let namespace = File::open(path).ok()?;
+            // A task may have left meanwhile.
+            (namespace.metadata().ok()?.ino() == u64::from(netns)).then_some(())?;
+            enter(&namespace).ok()?;
+            self.is_away = true;
+        }
+        let mut reading = Reading {
+            addresses: addresses(),
+            ..Reading::default()
+        };
+        let snmp = text_of("/proc/thread-self/net/snmp", &mut self.snmp).ok()?;
+        let netstat = text_of("/proc/thread-self/net/netstat", &mut self.netstat).ok()?;
+        reading.take_in(snmp, netstat);
+        Some(reading)
+    }
+
+    /// Tried again with the next reading, where the system has no memory for it.
+    fn go_home(&mut self) {
+        if self.is_away {
+            self.is_away = enter(&self.home).is_err();
+        }
+    }
+}
+
+fn enter(namespace: &File) -> rustix::io::Result<()> {
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+}
+
+/// A file of /proc, into memory that is used again: the kernel makes such a file's text for each reader anew, and hands it out
+/// in one piece where there is room for it.
+fn text_of<'a>(path: &str, buffer: &'a mut Vec<u8>) -> io::Result<&'a str> {
+    const ROOM: usize = 16 << 10;
+    let mut file = File::open(path)?;
+    let mut filled = 0;
+    loop {
+        if buffer.len() < filled + ROOM {
+            buffer.resize(filled + ROOM, 0);
+        }
+        match file.read(&mut buffer[filled..])? {
+            0 => return str::from_utf8(&buffer[..filled]).map_err(io::Error::other),
+            bytes => filled += bytes,
+        }
+    }
 }
 
 fn addresses() -> BTreeSet<[u8; 16]> {
@@ -144,21 +206,20 @@ fn addresses() -> BTreeSet<[u8; 16]> {
 }
 
 /// The counters of one group of /proc/net/snmp or netstat: a line of names, and a line of values.
-fn counters<'a>(text: &'a str, group: &str) -> BTreeMap<&'a str, u64> {
+fn counters<'a>(text: &'a str, group: &str) -> impl Iterator<Item = (&'a str, u64)> {
     let mut lines = text.lines().filter_map(|line| line.strip_prefix(group));
-    let (Some(names), Some(values)) = (lines.next(), lines.next()) else {
-        return BTreeMap::new();
-    };
+    let (names, values) = lines.next().zip(lines.next()).unwrap_or_default();
     let names = names.split_ascii_whitespace();
     let values = values.split_ascii_whitespace();
     names
         .zip(values)
         .filter_map(|(name, value)| Some((name, value.parse().ok()?)))
-        .collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const SNMP: &str = "\
@@ -174,6 +235,23 @@ IpExt: InNoRoutes
 IpExt: 0
 ";
 
+    fn of(snmp: &str, netstat: &str) -> Reading {
+        let mut reading = Reading::default();
+        reading.take_in(snmp, netstat);
+        reading
+    }
+
+    #[test]
+    fn a_text_is_read_whole_and_memory_is_used_again() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let path = file.path().to_str().expect("a name");
+        let mut buffer = Vec::new();
+        for text in ["line\n".repeat(10_000), "short\n".into(), String::new()] {
+            fs::write(path, &text).expect("written");
+            assert_eq!(text_of(path, &mut buffer).expect("read"), text);
+        }
+    }
+
     #[test]
     fn counters_are_found_by_name_and_those_that_the_kernel_lacks_are_zero() {
         let expected = Reading {
@@ -186,16 +264,13 @@ IpExt: 0
             retransmits: 9,
             ..Reading::default()
         };
-        assert_eq!(Reading::of_counters(SNMP, NETSTAT), expected);
-        assert_eq!(
-            Reading::of_counters("", "TcpExt: ListenDrops"),
-            Reading::default()
-        );
+        assert_eq!(of(SNMP, NETSTAT), expected);
+        assert_eq!(of("", "TcpExt: ListenDrops"), Reading::default());
     }
 
     #[test]
     fn a_full_queue_and_a_lost_address_are_news_and_a_retransmission_is_none() {
-        let before = Reading::of_counters(SNMP, NETSTAT);
+        let before = of(SNMP, NETSTAT);
         let later = |change: fn(&mut Reading)| {
             let mut later = before.clone();
             change(&mut later);

@@ -14,7 +14,7 @@ use std::{
 };
 
 use holdfast_proto::cri::{
-    Container, ListContainersRequest, ListPodSandboxRequest, PodSandbox, VersionRequest,
+    Container, ListContainersRequest, ListPodSandboxRequest, PodSandbox, VersionRequest, VersionResponse,
     runtime_service_client::RuntimeServiceClient,
 };
 use tonic::{
@@ -214,9 +214,13 @@ async fn connect(socket: &Path) -> Result<Client, Unanswered> {
     Ok(RuntimeServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
 }
 
-async fn version(mut client: Client) -> Result<Version, Unanswered> {
+async fn asked_version(client: &mut Client) -> Result<VersionResponse, Unanswered> {
     let request = VersionRequest { version: "v1".into() };
-    let version = client.version(request).await?.into_inner();
+    Ok(client.version(request).await?.into_inner())
+}
+
+async fn version(mut client: Client) -> Result<Version, Unanswered> {
+    let version = asked_version(&mut client).await?;
     let mut name = format!("{} {}", version.runtime_name, version.runtime_version);
     cut(&mut name);
     Ok(Version(name.replace(char::is_control, " ").trim().to_owned()))
@@ -224,15 +228,18 @@ async fn version(mut client: Client) -> Result<Version, Unanswered> {
 
 /// The pods first: one of a container that comes meanwhile is known the next time.
 async fn list(mut client: Client) -> Result<Pods, Unanswered> {
+    let mut runtime = asked_version(&mut client).await?.runtime_name;
+    cut(&mut runtime);
     let sandboxes = client.list_pod_sandbox(ListPodSandboxRequest {}).await?;
     let containers = client.list_containers(ListContainersRequest {}).await?;
     Ok(understood(
+        &runtime,
         sandboxes.into_inner().items,
         containers.into_inner().containers,
     ))
 }
 
-fn understood(sandboxes: Vec<PodSandbox>, containers: Vec<Container>) -> Pods {
+fn understood(runtime: &str, sandboxes: Vec<PodSandbox>, containers: Vec<Container>) -> Pods {
     let is_id = |id: &str| !id.is_empty() && id.len() <= MAX_NAME_BYTES;
     let mut pods = Pods::default();
     for sandbox in sandboxes.into_iter().take(MAX_PODS) {
@@ -250,6 +257,8 @@ fn understood(sandboxes: Vec<PodSandbox>, containers: Vec<Container>) -> Pods {
             namespace: metadata.namespace,
             labels,
         };
+        pods.runtimes_by_container
+            .insert(sandbox.id.clone(), runtime.to_owned());
         pods.uids_by_container.insert(sandbox.id, metadata.uid.clone());
         pods.by_uid.insert(metadata.uid, pod.bounded());
     }
@@ -264,6 +273,8 @@ fn understood(sandboxes: Vec<PodSandbox>, containers: Vec<Container>) -> Pods {
             pods.uids_by_container.insert(container.id.clone(), uid);
         }
         cut(&mut metadata.name);
+        pods.runtimes_by_container
+            .insert(container.id.clone(), runtime.to_owned());
         pods.container_names.insert(container.id, metadata.name);
     }
     pods
@@ -308,7 +319,6 @@ pub(super) mod tests {
 
     use holdfast_proto::cri::{
         ContainerMetadata, ListContainersResponse, ListPodSandboxResponse, PodSandboxMetadata,
-        VersionResponse,
         runtime_service_server::{RuntimeService, RuntimeServiceServer},
     };
     use tokio::sync::oneshot;
@@ -496,6 +506,7 @@ pub(super) mod tests {
             by_uid: [("u1".to_owned(), pod)].into(),
             container_names: texts(&[("c1", "app"), ("c2", "other")]),
             uids_by_container: texts(&[("s1", "u1"), ("c1", "u1")]),
+            runtimes_by_container: texts(&[("s1", "testd"), ("c1", "testd"), ("c2", "testd")]),
         };
         assert_eq!(pods, expected);
         let versions = runtimes.versions(LONG);
@@ -611,6 +622,7 @@ pub(super) mod tests {
             ..PodSandbox::default()
         };
         let pods = understood(
+            "testd",
             vec![
                 sandbox("s1", ("", "ns", "no-uid"), &[]),
                 sandbox(&long, ("u2", "ns", "long-id"), &[]),
@@ -638,7 +650,7 @@ pub(super) mod tests {
             let (id, uid) = (format!("s{number}"), format!("u{number}"));
             sandbox(&id, (&uid, "ns", "pod"), &[])
         });
-        let pods = understood(sandboxes.collect(), Vec::new());
+        let pods = understood("testd", sandboxes.collect(), Vec::new());
         assert_eq!(pods.by_uid.len(), MAX_PODS);
         assert!(!pods.by_uid.contains_key(&format!("u{MAX_PODS}")));
     }

@@ -51,6 +51,8 @@ pub struct Pods {
     pub container_names: BTreeMap<String, String>,
     /// The uid of the pod that a container is of.
     pub uids_by_container: BTreeMap<String, String>,
+    /// What runs a container: `containerd`, `cri-o`, `docker`.
+    pub runtimes_by_container: BTreeMap<String, String>,
 }
 
 impl Pod {
@@ -200,6 +202,8 @@ impl Pods {
             .extend(other.container_names.iter().map(copy));
         self.uids_by_container
             .extend(other.uids_by_container.iter().map(copy));
+        self.runtimes_by_container
+            .extend(other.runtimes_by_container.iter().map(copy));
     }
 
     /// Reads a `PodList` of the API (v1).
@@ -236,10 +240,11 @@ impl Pods {
             ] {
                 for status in item["status"][statuses].as_array().into_iter().flatten() {
                     // containerd://ID
-                    let id = status["containerID"]
-                        .as_str()
-                        .and_then(|id| id.split("://").nth(1));
-                    if let Some(id) = id {
+                    let id = status["containerID"].as_str().and_then(|id| id.split_once("://"));
+                    if let Some((runtime, id)) = id {
+                        let mut runtime = runtime.to_owned();
+                        cut(&mut runtime);
+                        pods.runtimes_by_container.insert(id.to_owned(), runtime);
                         let mut name = text(&status["name"]);
                         cut(&mut name);
                         pods.container_names.insert(id.to_owned(), name);
@@ -319,6 +324,7 @@ mod tests {
                 .map(|(id, name)| (id.into(), name.into()))
                 .into()
         );
+        assert_eq!(pods.runtimes_by_container["bb"], "containerd");
         assert_eq!(
             pods.uids_by_container["bb"],
             "2f5b6d1a-3c4e-4f60-8a7b-9c0d1e2f3a4b"

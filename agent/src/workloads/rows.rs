@@ -331,10 +331,14 @@ mod tests {
                 &cgroup.pod_owner,
                 &cgroup.container_name,
                 &cgroup.container_id,
+                &cgroup.runtime,
                 &cgroup.service,
                 &cgroup.pod_labels["app"],
             ];
-            assert_eq!(names, [UID, "shop-0", "prod", "shop", "app", APP, "shop", "shop"]);
+            assert_eq!(
+                names,
+                [UID, "shop-0", "prod", "shop", "app", APP, "testd", "shop", "shop"]
+            );
         }
     }
 

@@ -25,7 +25,7 @@ BLACKHOLED = ("203.0.113.65", 80)
 NO_ROUTE = ("203.0.113.129", 80)
 CLOSED = ("127.0.0.1", 9)
 
-ACCOUNT = {"calls": [], "attempts": [], "ends": [], "ss": "", "pids": {"server": os.getpid()}}
+ACCOUNT = {"calls": [], "attempts": [], "ends": [], "late": [], "ss": "", "pids": {"server": os.getpid()}}
 ME = "server"
 SITUATIONS = {}
 
@@ -95,7 +95,7 @@ def fork(label, work):
         global ME
         ME = label
         ours.close()
-        for part in ("calls", "attempts", "ends"):
+        for part in ("calls", "attempts", "ends", "late"):
             ACCOUNT[part] = []
         work(theirs)
         theirs.sendall(b"\n" + json.dumps(ACCOUNT).encode() + b"\n")
@@ -118,7 +118,7 @@ def join(child):
 
 def take_in(text):
     account = json.loads(text)
-    for part in ("calls", "attempts", "ends"):
+    for part in ("calls", "attempts", "ends", "late"):
         ACCOUNT[part] += account[part]
     ACCOUNT["pids"].update(account["pids"])
 
@@ -150,6 +150,33 @@ def counters():
         "ListenOverflows",
     )
     return {wanted_name: int(found[wanted_name]) for wanted_name in wanted}
+
+
+def listen_to_resets():
+    """Everything that this namespace sends, whoever does: packet(7), ETH_P_ALL."""
+    sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
+    sniffer.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE
+    sniffer.setblocking(False)
+    return sniffer
+
+
+def resets(sniffer):
+    """The ports of the resets, as (from, to)."""
+    found = []
+    while True:
+        try:
+            packet, (_, _, kind, _, _) = sniffer.recvfrom(256)
+        except BlockingIOError:
+            return found
+        # On loopback each packet is seen twice.
+        if packet[0] >> 4 == 4 and packet[9] == socket.IPPROTO_TCP:
+            header = packet[(packet[0] & 15) * 4 :]
+        elif packet[0] >> 4 == 6 and packet[6] == socket.IPPROTO_TCP:
+            header = packet[40:]
+        else:
+            continue
+        if kind == 4 and header[13] & RST:  # PACKET_OUTGOING
+            found.append(struct.unpack("!HH", header[:4]))
 
 
 def accept(listener):
@@ -271,6 +298,128 @@ def closed_unread():
     sock, port = accept(listener)
     child[0].recv(1)
     server_closes(sock, port)
+    join(child)
+
+
+def half_closed_with_answer(close):
+    """The client shuts its side, and the server has seen that; an answer has come when the client ends it."""
+
+    def client(talk):
+        sock = dial(listener.getsockname())
+        sock.shutdown(socket.SHUT_WR)
+        talk.sendall(b".")
+        select.select([sock], [], [])
+        close(sock)
+
+    listener = listen()
+    child = fork("client", client)
+    sock, port = accept(listener)
+    until_end(sock)
+    child[0].recv(1)
+    sock.sendall(b"nobody reads this")
+    join(child)
+    send_and_learn(sock)
+    sock.close()
+    ended(port, None)
+
+
+def send_and_learn(sock):
+    try:
+        sock.send(b"x", socket.MSG_NOSIGNAL)
+        call("send = 1")
+    except OSError as error:
+        call(f"send = {name(error.errno)}")
+
+
+@situation("the client has closed its side, then closes with data that it did not read")
+def half_closed_unread():
+    half_closed_with_answer(lambda sock: sock.close())
+
+
+@situation("the client has closed its side, reads the answer, then resets")
+def half_closed_reset():
+    def close(sock):
+        sock.recv(64)
+        reset_on_close(sock)
+        sock.close()
+
+    half_closed_with_answer(close)
+
+
+@situation("the client has closed its side, reads the answer, then closes before the server does")
+def half_closed_answered():
+    def client(talk):
+        sock = dial(listener.getsockname())
+        sock.shutdown(socket.SHUT_WR)
+        sock.recv(64)
+        sock.close()
+        talk.sendall(b".")
+
+    listener = listen()
+    child = fork("client", client)
+    sock, port = accept(listener)
+    until_end(sock)
+    sock.sendall(b"an answer")
+    child[0].recv(1)
+    join(child)
+    sock.close()
+    ended(port, ME)
+
+
+@situation("data comes after shutdown() of both sides")
+def shut_then_data():
+    def client(sock, talk):
+        until_end(sock)
+        talk.recv(1)
+        send_and_learn(sock)
+        send_and_learn(sock)
+        talk.sendall(b".")
+        sock.close()
+
+    listener = listen()
+    child = fork("client", lambda talk: client(dial(listener.getsockname()), talk))
+    sock, port = accept(listener)
+    sock.shutdown(socket.SHUT_RDWR)
+    # The call is over: the kernel answers the data at once.
+    child[0].sendall(b".")
+    child[0].recv(1)
+    try:
+        sock.recv(1)
+    except OSError as error:
+        call(f"recv = {name(error.errno)}")
+    sock.close()
+    ended(port, ME)
+    join(child)
+
+
+def until_acknowledged(port):
+    """Until no socket of this local port waits for the acknowledgement of its FIN any more: FIN_WAIT1, in /proc/net/tcp."""
+    while True:
+        with open("/proc/net/tcp") as file:
+            sockets = [line.split() for line in file.read().splitlines()[1:]]
+        if not any(words[1].endswith(f":{port:04X}") and words[3] == "04" for words in sockets):
+            return
+        select.select([], [], [], 0.005)
+
+
+@situation("data comes after close(), when the FIN was acknowledged")
+def closed_then_data():
+    """The socket is gone: what is left of it, a time-wait entry, sends the reset."""
+
+    def client(sock, talk):
+        until_end(sock)
+        talk.recv(1)
+        send_and_learn(sock)
+        send_and_learn(sock)
+        sock.close()
+
+    listener = listen()
+    child = fork("client", lambda talk: client(dial(listener.getsockname()), talk))
+    sock, port = accept(listener)
+    ACCOUNT["late"].append(listener.getsockname()[1])
+    server_closes(sock, port)
+    until_acknowledged(listener.getsockname()[1])
+    child[0].sendall(b".")
     join(child)
 
 
@@ -445,18 +594,18 @@ def no_port():
     join(child)
 
 
-def segment(source, to, sequence, acknowledgement, flags):
-    """Sends one TCP segment as if it came from `source`."""
+def segment(source, to, sequence, acknowledgement, flags, payload=b""):
+    """Sends one TCP segment as if it came from `source`. The payload has an even length."""
     header = struct.pack("!HHIIBBHHH", source[1], to[1], sequence, acknowledgement, 5 << 4, flags, 65535, 0, 0)
     addresses = socket.inet_aton(source[0]) + socket.inet_aton(to[0])
-    words = array.array("H", addresses + struct.pack("!HH", socket.IPPROTO_TCP, len(header)) + header)
+    words = array.array("H", addresses + struct.pack("!HH", socket.IPPROTO_TCP, len(header + payload)) + header + payload)
     total = sum(words)
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     checksum = struct.pack("H", ~total & 0xFFFF)
-    packet = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(header), 0, 0, 64, socket.IPPROTO_TCP, 0) + addresses
+    packet = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(header + payload), 0, 0, 64, socket.IPPROTO_TCP, 0) + addresses
     raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
-    raw.sendto(packet + header[:16] + checksum + header[18:], (to[0], 0))
+    raw.sendto(packet + header[:16] + checksum + header[18:] + payload, (to[0], 0))
 
 
 SYN, RST, ACK = 0x02, 0x04, 0x10
@@ -842,6 +991,32 @@ def queue_full():
         server_follows(sock, port)
 
 
+def closed_to_scripted_data(acknowledged):
+    """The other side is a few segments: data, which comes after close() and acknowledges so much of it."""
+
+    def client(_):
+        sock = begin(HOLE)
+        me = sock.getsockname()
+        sequence = next_sequence(sock)
+        segment(HOLE, me, 1_000, 0, SYN)
+        segment(HOLE, me, 1_001, sequence, ACK)
+        fetched(sock)
+        sock.close()
+        segment(HOLE, me, 1_001, sequence + acknowledged, ACK, b"nobody reads this.")
+
+    join(fork("client", client))
+
+
+@situation("data comes after close(), before the FIN is acknowledged")
+def closed_before_data():
+    closed_to_scripted_data(0)
+
+
+@situation("data comes after close(), with the acknowledgement of the FIN")
+def closed_with_data():
+    closed_to_scripted_data(1)
+
+
 @situation("nobody answers an established connection any more")
 def peer_vanishes():
     def client(_):
@@ -893,9 +1068,11 @@ def main():
         for key, (title, _) in SITUATIONS.items():
             print(f"{key} {title}")
         return
+    sniffer = listen_to_resets()
     before = counters()
     SITUATIONS[sys.argv[1]][1]()
     after = counters()
+    ACCOUNT["resets"] = resets(sniffer)
     ACCOUNT["counters"] = {key: after[key] - before[key] for key in after}
     print(json.dumps(ACCOUNT), flush=True)
 

@@ -42,6 +42,10 @@ struct Oracle {
     ss: String,
     /// How much the namespace's counters grew.
     counters: BTreeMap<String, u64>,
+    /// The resets that were on the wire, by their ports: from, to.
+    resets: Vec<(u16, u16)>,
+    /// Of these, the ports from which they came when the end's socket was gone.
+    late: Vec<u16>,
     pids: BTreeMap<String, u32>,
 }
 
@@ -123,6 +127,9 @@ impl Oracle {
                 self.counters
             ));
         }
+        for record in &seen.records {
+            self.judge_resets(record)?;
+        }
         let fails = seen.records.iter().filter(|record| is_failed(record)).count();
         same("AttemptFails", fails as u64, self.counter("AttemptFails"))?;
         let again: u64 = active
@@ -167,6 +174,29 @@ impl Oracle {
             .iter()
             .filter(|record| record.flags & flag::SEEDED != 0);
         same("first records", firsts, seen.records.len() - old.count())
+    }
+
+    /// A reset is told by whom it came from, and by whom it reached.
+    fn judge_resets(&self, record: &ConnectionRecord) -> Result<(), String> {
+        let (local, remote) = (record.local_port, record.remote_port);
+        let told = resets(record);
+        let is_late = self.late.contains(&local);
+        let sent = self.resets.contains(&(local, remote)) && !is_late;
+        same("reset sent", told.sent, sent)?;
+        let received = self.resets.contains(&(remote, local));
+        same("reset received", told.received, received)?;
+        match close_reason(record) {
+            CloseReason::ResetByPeer if told.sent || !told.received => {
+                Err(format!("reset by the peer, which it was not: {record:?}"))
+            }
+            CloseReason::ResetByProcess if !told.sent || told.received => {
+                Err(format!("reset by the process, which it was not: {record:?}"))
+            }
+            CloseReason::Finished if told.sent || told.received => {
+                Err(format!("finished, and yet reset: {record:?}"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Exact is exact: the one who called connect(), or whose call ended what was accepted.
@@ -254,6 +284,13 @@ fn say(record: &ConnectionRecord, oracle: &Oracle) -> String {
     }
     if is_shown_again(record) {
         text.push_str(", SYN sent again");
+    }
+    let told = resets(record);
+    if told.sent {
+        text.push_str(", reset sent");
+    }
+    if told.received {
+        text.push_str(", reset received");
     }
     let quality = match record.attribution {
         attribution::EXACT => "exact",
@@ -417,8 +454,10 @@ How long a passive end waited in its listener's queue (`accept_wait_us`) is told
 are older than the agent, that the peer had reset by then, and with Fast Open where it may be returned before its handshake has
 ended; of no other.
 
-Which resets were sent and received (`resets`) is told of each end, and of no more as sent than the kernel counts (OutRsts). Two are not told right: one that close() sends after the peer has acknowledged a FIN is not told as sent, and one
-that answers data after close() is told as received, since the kernel treats its own end as it does the other's.
+Which resets were sent and received (`resets`) is told of each end, is held against the segments themselves (packet(7)), and agrees with the close reason. Where the kernel resets a
+connection because nobody reads any more what arrives, that is the process' doing, whatever error its socket is given. Of a socket that is gone, what is left of it still answers (a time-wait entry, for a minute): such a reset is in
+no row, but counted by peer. What can hide who reset a connection after its FIN: data
+that had been taken in after the FIN, data that came while close() ran, and a segment that came twice.
 
 | situation | the processes' calls | counters that grew, and `ss` | Holdfast |
 |---|---|---|---|

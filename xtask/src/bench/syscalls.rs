@@ -38,6 +38,8 @@ const CROWDED: &str = "getppid in 8 threads beside 2,000 processes, ns";
 const COUNTS: &str = "holdfast, counts";
 const SAMPLED: &str = "holdfast, sampled";
 const FULL: &str = "holdfast, full";
+const EMPTY_AT_RETURN: &str = "empty, at the return";
+const EMPTY_AT_BOTH: &str = "empty, at both ends";
 const BPFTRACE_EMPTY: &str = "bpftrace, nothing";
 const BPFTRACE_COUNT: &str = "bpftrace, count";
 const BPFTRACE_HISTOGRAM: &str = "bpftrace, histogram";
@@ -47,7 +49,10 @@ const TARGETS: [(&str, f64); 2] = [(COUNTS, 35.0), (SAMPLED, 80.0)];
 
 /// Says once a tenth of a second that it is attached.
 const TICK: &str = "interval:ms:100 { printf(\"attached\\n\"); }";
-/// What it costs that anybody looks: the kernel takes another way into and out of a call then, and through perf.
+/// What it costs that anybody looks, from where Holdfast does: the kernel takes another way into and out of a call then, and
+/// enters a program that does nothing. What Holdfast adds beyond that is its own. Counts are taken at the return alone.
+const EMPTY: &str = include_str!("empty_program.py");
+/// The same through perf, as the programs below.
 const EMPTY_PROGRAM: &str = "tracepoint:raw_syscalls:sys_exit { }";
 const COUNT_PROGRAM: &str = "tracepoint:raw_syscalls:sys_exit { @[pid, args->id] = count(); }";
 const HISTOGRAM_PROGRAM: &str = "tracepoint:raw_syscalls:sys_enter { @began[tid] = nsecs; } \
@@ -71,11 +76,20 @@ pub(super) fn compare(rounds: u32) -> anyhow::Result<Comparison> {
             start: Box::new(move || start_bpftrace(program)),
         })
     };
+    let empty = |name, hooks: &'static [&str]| -> Box<dyn Subject> {
+        Box::new(Attached {
+            name,
+            calls,
+            start: Box::new(move || start_empty(hooks)),
+        })
+    };
     let mut subjects = [
         Box::new(Nothing { calls }) as Box<dyn Subject>,
         holdfast(COUNTS, "counts"),
         holdfast(SAMPLED, "sampled"),
         holdfast(FULL, "full"),
+        empty(EMPTY_AT_RETURN, &["sys_exit"]),
+        empty(EMPTY_AT_BOTH, &["sys_enter", "sys_exit"]),
         bpftrace(BPFTRACE_EMPTY, EMPTY_PROGRAM),
         bpftrace(BPFTRACE_COUNT, COUNT_PROGRAM),
         bpftrace(BPFTRACE_HISTOGRAM, HISTOGRAM_PROGRAM),
@@ -90,6 +104,8 @@ pub(super) fn verdict(comparison: &Comparison) -> String {
         COUNTS,
         SAMPLED,
         FULL,
+        EMPTY_AT_RETURN,
+        EMPTY_AT_BOTH,
         BPFTRACE_EMPTY,
         BPFTRACE_COUNT,
         BPFTRACE_HISTOGRAM,
@@ -232,6 +248,18 @@ fn start_agent(agent: &Path, mode: &str) -> anyhow::Result<Observer> {
         .with_context(|| format!("cannot start {}", agent.display()))?;
     let output = child.stderr.take().context("the agent has no output")?;
     Observer::attached(child, output, "watching")
+}
+
+fn start_empty(hooks: &[&str]) -> anyhow::Result<Observer> {
+    let mut child = Command::new("python3")
+        .args(["-c", EMPTY])
+        .args(hooks)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start python3")?;
+    let output = child.stdout.take().context("python3 has no output")?;
+    Observer::attached(child, output, "attached")
 }
 
 fn start_bpftrace(program: &str) -> anyhow::Result<Observer> {

@@ -245,6 +245,20 @@ impl Sock {
         self.read::<u64>(Member::SkFlags) & SOCK_DONE != 0
     }
 
+    /// `SOCK_DEAD` (include/net/sock.h): no process has it any more (sock_orphan()).
+    #[inline(always)]
+    pub(crate) fn is_orphan(self) -> bool {
+        const SOCK_DEAD: u64 = 1 << 0;
+        self.read::<u64>(Member::SkFlags) & SOCK_DEAD != 0
+    }
+
+    /// Whether nobody will read what arrives: by close(), shutdown(), or since the peer has said that nothing will.
+    #[inline(always)]
+    pub(crate) fn reads_no_more(self) -> bool {
+        const RCV_SHUTDOWN: u8 = 1;
+        self.read::<u8>(Member::SkShutdown) & RCV_SHUTDOWN != 0
+    }
+
     /// The inode of the network namespace.
     #[inline(always)]
     pub(crate) fn netns(self) -> u32 {

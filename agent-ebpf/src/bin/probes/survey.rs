@@ -24,7 +24,7 @@ use crate::{
     counters::{count_beside, look_up},
     kernel::{Sock, TcpSock, now_ns},
     listeners, table,
-    tcp_state::{measure, name, name_local},
+    tcp_state::{measure, name, name_local, note_received},
 };
 
 /// Where a report is put together: too large for the stack. One survey runs at a time.
@@ -90,6 +90,8 @@ pub(crate) fn show(shown: &Shown) {
             };
             // SAFETY: the entry is live, and this holds the lock of its socket.
             report.record = unsafe { *record };
+            // Not in the table: where the volumes go at the end, the hook keeps what it needs until then.
+            measure(tcp, &mut report.record);
         }
     }
     // SAFETY: the kernel made both pointers.
@@ -105,7 +107,7 @@ pub(crate) fn show(shown: &Shown) {
 
 /// The record of a connection as it stands now; one that nobody knew gets a place.
 #[inline(always)]
-fn stand(tcp: TcpSock, state: u8) -> Option<*mut ConnectionRecord> {
+fn stand(tcp: TcpSock, state: u8) -> Option<*const ConnectionRecord> {
     let sock = tcp.sock();
     let record = match table::find(sock.key()) {
         Some((_, record)) => record,
@@ -116,6 +118,7 @@ fn stand(tcp: TcpSock, state: u8) -> Option<*mut ConnectionRecord> {
             // SAFETY: the place was claimed for this socket, whose lock makes this program the record's only writer.
             let record = unsafe { &mut *claim.record };
             seed(sock, record, state);
+            note_received(tcp, record);
             if state == state::SYN_SENT {
                 claim.place.notify(notice::pending(record.opened_ns));
             }
@@ -123,14 +126,13 @@ fn stand(tcp: TcpSock, state: u8) -> Option<*mut ConnectionRecord> {
         }
     };
     // SAFETY: the entry is live, and this holds the lock of its socket.
-    let record = unsafe { &mut *record };
+    let record = unsafe { &*record };
     if !SURVEY_HALVINGS
         .get(0)
         .is_some_and(|&halvings| is_in_sample(record.cookie, halvings))
     {
         return None;
     }
-    measure(tcp, record);
     Some(record)
 }
 

@@ -16,7 +16,7 @@ use core::{
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use holdfast_agent_ebpf::{
     event::{ConnectionRecord, notice},
-    limits::{CONNECTIONS, WAYS, slots},
+    limits::{CONNECTIONS, REGION, WAYS, regions, slots},
 };
 
 /// The keys; zero: free. Mappable, which also aligns the buckets with the cache lines.
@@ -31,6 +31,11 @@ static RECORDS: Array<ConnectionRecord> = Array::with_max_entries(slots(CONNECTI
 /// What the agent looks for, likewise (see [`notice`]). Mappable: it looks often, and takes announcements.
 #[map]
 static NOTICES: Array<u64> = Array::with_max_entries(slots(CONNECTIONS), BPF_F_MMAPABLE);
+
+/// Not zero: a notice of this region was written since the agent looked last. Mappable: it takes that back. Read far more
+/// often than it is written, so that CPUs do not fight for it.
+#[map]
+static NEWS: Array<u64> = Array::with_max_entries(regions(slots(CONNECTIONS)), BPF_F_MMAPABLE);
 
 /// Buckets less one; their number is a power of two.
 #[unsafe(no_mangle)]
@@ -66,6 +71,15 @@ impl Place {
         if let Some(place) = NOTICES.get_ptr_mut(self.index) {
             // SAFETY: the entry is live and aligned.
             unsafe { ptr::write_volatile(place, notice) };
+        }
+        if let Some(news) = NEWS.get_ptr_mut(self.index / REGION) {
+            // SAFETY: the entry is live and aligned. What is read may be what the agent is just taking back, without the notice
+            // having reached it: it looks once more later (Table::announce).
+            unsafe {
+                if ptr::read_volatile(news) == 0 {
+                    ptr::write_volatile(news, 1);
+                }
+            }
         }
     }
 

@@ -4,23 +4,34 @@
 use core::ptr;
 
 use holdfast_agent_ebpf::{
-    event::{flag, state},
+    event::{flag, reset, state},
     peer::{PeerKey, Trouble},
 };
 
 use crate::{
     kernel::{Packet, Sock, is_observed},
     packet::{self, Way},
-    peers, table,
+    peers, table, tcp_state,
 };
 
 /// A reset arrived that the kernel believes. The hook fires under the socket's lock and before the socket is told
 /// (tcp_reset(), net/ipv4/tcp_input.c), so the record that CLOSE completes has it.
+///
+/// Where data arrives that nobody reads any more, the kernel treats its own end as it does one that the peer resets, and
+/// then sends the reset.
 #[inline(always)]
 pub(crate) fn reset_received(sock: Sock) {
     if let Some((_, record)) = table::find(sock.key()) {
         // SAFETY: the entry is live; the socket's lock makes this program the record's only writer.
-        unsafe { (*record).flags |= flag::RESET_RECEIVED };
+        let record = unsafe { &mut *record };
+        if matches!(sock.state(), state::FIN_WAIT1 | state::FIN_WAIT2)
+            && let Some(tcp) = sock.tcp()
+            && tcp_state::is_unread_data(sock, tcp, record)
+        {
+            record.reset_sent = reset::LAST;
+            return;
+        }
+        record.flags |= flag::RESET_RECEIVED;
     }
     count(sock, Trouble::ResetsReceived);
 }
@@ -59,7 +70,7 @@ fn note_reset_sent(sock: Sock) {
     let record = table::record(sock.key());
     if !record.is_null() {
         // SAFETY: it points to a record of the table, which is never unmapped.
-        unsafe { ptr::write_volatile(&raw mut (*record).reset_sent, 1) };
+        unsafe { ptr::write_volatile(&raw mut (*record).reset_sent, reset::BEFORE) };
     }
 }
 

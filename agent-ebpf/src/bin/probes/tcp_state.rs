@@ -10,7 +10,7 @@ use aya_ebpf::programs::BtfTracePointContext;
 use aya_log_ebpf::warn;
 use holdfast_agent_ebpf::{
     counter::Counter,
-    event::{ConnectionRecord, attribution, flag, notice, role, state, step, step_state},
+    event::{ConnectionRecord, attribution, flag, notice, reset, role, state, step, step_state},
     limits::{COMM_BYTES, PATH_STEPS},
     offset::Member,
 };
@@ -141,7 +141,13 @@ fn advance(ctx: &BtfTracePointContext, sock: Sock, old: u8, new: u8, is_streamin
             place.notify(notice::unannounced(record.opened_ns));
         }
         // Reached only from close() or shutdown(): the caller owns the socket (tcp_close_state, net/ipv4/tcp.c).
-        state::FIN_WAIT1 | state::LAST_ACK => own(record),
+        state::FIN_WAIT1 => {
+            own(record);
+            if let Some(tcp) = sock.tcp() {
+                note_received(tcp, record);
+            }
+        }
+        state::LAST_ACK => own(record),
         state::CLOSE => {
             // Without an error an established connection only gets here by its owner's close() or disconnect: a
             // reset, a timeout and `ss -K` all set sk_err first.
@@ -218,6 +224,35 @@ pub(crate) fn measure(tcp: TcpSock, record: &mut ConnectionRecord) {
     record.srtt_us = tcp.read::<u32>(Member::TcpSrtt) >> 3;
 }
 
+/// Notes what had arrived when this side sent its FIN, where the volumes go at the end.
+#[inline(always)]
+pub(crate) fn note_received(tcp: TcpSock, record: &mut ConnectionRecord) {
+    record.segments_received = tcp.read(Member::TcpDataSegmentsReceived);
+    record.bytes_received = tcp.read(Member::TcpBytesReceived);
+}
+
+/// Whether data came after this side's FIN and was not taken in: nobody reads any more. The kernel answers that with a
+/// reset (tcp_rcv_state_process(), net/ipv4/tcp_input.c). Data that had been taken in after the FIN hides it, and a segment
+/// that came twice looks the same.
+#[inline(always)]
+pub(crate) fn is_unread_data(sock: Sock, tcp: TcpSock, record: &ConnectionRecord) -> bool {
+    sock.reads_no_more()
+        && tcp.read::<u32>(Member::TcpDataSegmentsReceived) > record.segments_received
+        && tcp.read::<u64>(Member::TcpBytesReceived) == record.bytes_received
+}
+
+/// Whether a socket whose FIN was acknowledged ends with a reset to the peer. From FIN_WAIT2 most are closed without an error
+/// because a time-wait entry takes over: in close(), when the socket is an orphan already, or when the peer's FIN arrives.
+/// Else its process ended it, with data that it did not read, without lingering, or by connecting anew (__tcp_close() and
+/// tcp_disconnect(), net/ipv4/tcp.c), or it was not to wait at all, or data came with the acknowledgement.
+#[inline(always)]
+fn is_reset_after_fin(sock: Sock, tcp: TcpSock, record: &ConnectionRecord) -> bool {
+    record.before == state::FIN_WAIT2
+        && record.error == 0
+        && !sock.fin_received()
+        && (!sock.is_orphan() || tcp.read::<i32>(Member::TcpLinger) < 0 || is_unread_data(sock, tcp, record))
+}
+
 #[inline(always)]
 fn stream_listener(sock: Sock, old: u8, new: u8) {
     if let Some(control) = control::streaming()
@@ -275,8 +310,11 @@ pub(crate) fn emit(ctx: &BtfTracePointContext, sock: Sock, record: &mut Connecti
         count(record.counter_slot, Counter::Lost);
         return;
     };
-    measure(tcp, record);
     record.error = sock.error();
+    if is_reset_after_fin(sock, tcp, record) {
+        record.reset_sent = reset::LAST;
+    }
+    measure(tcp, record);
     if record.flags & flag::ESTABLISHED == 0 {
         record.syn_retransmits = saturate(record.retransmits);
     }
