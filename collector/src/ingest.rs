@@ -252,7 +252,14 @@ impl Session {
         let Some(mut hello) = hello else { return Ok(()) };
         let unanswered = std::mem::take(&mut hello.unanswered);
         let (unsettled, predecessors) = (hello.unsettled.clone(), hello.predecessors.clone());
-        let agent = Arc::new(Agent::try_from(hello).map_err(|unwelcome| self.turn_away(&unwelcome))?);
+        let node = hello.node.clone();
+        let agent = Agent::try_from(hello).map_err(|unwelcome| {
+            if let Unwelcome::Protocol { .. } = unwelcome {
+                self.runs.turned_away(node, &unwelcome);
+            }
+            self.turn_away(&unwelcome)
+        })?;
+        let agent = Arc::new(agent);
         let arrivals =
             Arrivals::new(agent.epoch, &unanswered).map_err(|unwelcome| self.turn_away(&unwelcome))?;
         let seat = self

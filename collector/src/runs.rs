@@ -31,7 +31,7 @@ use tonic::Status;
 use tracing::{info, warn};
 
 use crate::clock::WallClock;
-use crate::ingest::agent::Agent;
+use crate::ingest::agent::{Agent, Unwelcome};
 use crate::store::runs::{self as store_runs, LoadSample, RunRecord};
 use crate::store::{Store, StoreError};
 use doubts::Doubts;
@@ -63,6 +63,12 @@ const EVENTS_PER_AGENT: usize = 16;
 /// Samples that wait for the store.
 const MOST_SAMPLES: usize = 16_384;
 
+/// How long it is known that an agent was turned away, which comes again every 10 s at least; of how many; and how long a node's name
+/// may be for that, in bytes.
+const TURNED_AWAY: Duration = Duration::from_secs(60);
+const MOST_TURNED_AWAY: usize = 64;
+const LONGEST_NAME: usize = 256;
+
 /// How often the end of a run is tried to be stored, and the pause between.
 const STORE_ATTEMPTS: u32 = 5;
 const STORE_PAUSE: Duration = Duration::from_millis(500);
@@ -72,6 +78,8 @@ const STORE_PAUSE: Duration = Duration::from_millis(500);
 pub struct Runs {
     members: Mutex<HashMap<String, Member>>,
     active: Mutex<HashMap<String, Active>>,
+    /// Nodes whose agents were turned away for the version that they speak: when last, and what they were told.
+    turned_away: Mutex<BTreeMap<String, (Instant, String)>>,
 }
 
 /// An agent that can be ordered.
@@ -129,6 +137,7 @@ impl Runs {
             local: local.map(|local| local.ip().to_canonical()),
             orders: orders.downgrade(),
         };
+        lock(&self.turned_away).remove(&agent.node);
         lock(&self.members).insert(agent.id.clone(), member);
         Membership {
             runs: self.clone(),
@@ -153,6 +162,28 @@ impl Runs {
         active.is_some_and(|active| active.stop.send(true).is_ok())
     }
 
+    /// An agent speaks another version: whoever misses it is told which side to upgrade. Its node's name was not looked at yet.
+    pub fn turned_away(&self, node: String, unwelcome: &Unwelcome) {
+        let mut turned_away = lock(&self.turned_away);
+        turned_away.retain(|_, (at, _)| at.elapsed() < TURNED_AWAY);
+        let is_name = node.len() <= LONGEST_NAME && !node.chars().any(char::is_control);
+        let has_room = turned_away.len() < MOST_TURNED_AWAY || turned_away.contains_key(&node);
+        if is_name && has_room {
+            turned_away.insert(node, (Instant::now(), unwelcome.to_string()));
+        }
+    }
+
+    /// A failure to find agents, with those of these nodes, or of any, that came and were turned away.
+    fn missing(&self, reason: String, nodes: &[String]) -> Status {
+        let mut reason = reason;
+        for (node, (at, why)) in &*lock(&self.turned_away) {
+            if at.elapsed() < TURNED_AWAY && (nodes.is_empty() || nodes.contains(node)) {
+                reason += &format!("\n          {node} was turned away: {why}");
+            }
+        }
+        Status::failed_precondition(reason)
+    }
+
     /// The agents that a run is for, by node.
     fn chosen(&self, request: &LoadRequest) -> Result<Vec<Member>, Status> {
         let mut members: Vec<Member> = lock(&self.members).values().cloned().collect();
@@ -161,9 +192,8 @@ impl Runs {
         });
         for node in &request.nodes {
             if !members.iter().any(|member| member.agent.node == *node) {
-                return Err(Status::failed_precondition(format!(
-                    "no agent of a node {node} is connected; holdfast nodes lists them"
-                )));
+                let reason = format!("no agent of a node {node} is connected; holdfast nodes lists them");
+                return Err(self.missing(reason, std::slice::from_ref(node)));
             }
         }
         members.retain(|member| {
@@ -176,7 +206,7 @@ impl Runs {
                     .all(|(key, value)| agent.labels.get(key) == Some(value))
         });
         if let Some(mesh) = &request.mesh {
-            return of_mesh(members, mesh);
+            return of_mesh(members, mesh).map_err(|status| self.missing(status.message().to_owned(), &[]));
         }
         let wanted = request.agents as usize;
         if members.is_empty() || members.len() < wanted {
@@ -190,11 +220,12 @@ impl Runs {
             } else {
                 format!(" with {}", labels.join(","))
             };
-            return Err(Status::failed_precondition(format!(
+            let reason = format!(
                 "{} agents{of_which} are connected and {} are needed; holdfast nodes lists them",
                 members.len(),
                 wanted.max(1)
-            )));
+            );
+            return Err(self.missing(reason, &request.nodes));
         }
         if wanted > 0 {
             members.truncate(wanted);
@@ -398,7 +429,7 @@ struct Run<'a> {
 /// Makes a run of load and tells `updates` of it, until it is over. `stop` ends it early, as does a caller that leaves.
 ///
 /// # Errors
-/// If it cannot begin; says why.
+/// If it cannot begin, or was stopped before; says why.
 pub async fn load(
     desk: &Desk,
     request: LoadRequest,
@@ -483,7 +514,19 @@ pub async fn load(
         trouble: Vec::new(),
         request,
     };
-    if let Err(status) = run.register(&mut arriving).await {
+    let stop = async {
+        tokio::select! {
+            () = stop => {}
+            () = updates.closed() => {}
+            _ = stopped.wait_for(|stop| *stop) => {}
+        }
+    };
+    let mut stop = std::pin::pin!(stop);
+    let registered = tokio::select! {
+        registered = run.register(&mut arriving) => registered,
+        () = &mut stop => Err(Status::cancelled("stopped before it began: no load was made")),
+    };
+    if let Err(status) = registered {
         run.tell_all(|| run_order::Order::Stop(RunStop {}));
         run.release();
         return Err(status);
@@ -494,13 +537,6 @@ pub async fn load(
     };
     let _ = updates.send(Ok(update(run_update::Body::Begun(begun)))).await;
     run.begin();
-    let stop = async {
-        tokio::select! {
-            () = stop => {}
-            () = updates.closed() => {}
-            _ = stopped.wait_for(|stop| *stop) => {}
-        }
-    };
     run.follow(&mut arriving, stop, updates).await;
     let result = run.conclude().await;
     let _ = updates.send(Ok(update(run_update::Body::Result(result)))).await;
@@ -698,7 +734,7 @@ impl Run<'_> {
     async fn follow(
         &mut self,
         arriving: &mut mpsc::Receiver<(String, RunEvent)>,
-        stop: impl Future<Output = ()>,
+        mut stop: impl Future<Output = ()> + Unpin,
         updates: &mpsc::Sender<Result<RunUpdate, Status>>,
     ) {
         let mut beat = interval(BEAT);
@@ -706,7 +742,6 @@ impl Run<'_> {
         let mut tick = interval(Duration::from_nanos(self.request.interval_ns.max(100_000_000)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.reset();
-        let mut stop = std::pin::pin!(stop);
         // One at a time, beside the beats: the store may be slow.
         let mut storing = JoinSet::new();
         let now = Instant::now();

@@ -158,9 +158,41 @@ impl Allowed {
         is_allowed.then_some(()).ok_or_else(|| {
             format!(
                 "this node lets no collector change it: {}",
-                Setting("control").to(permission)
+                Setting("control").to(&self.and(permission))
             )
         })
+    }
+
+    /// As the setting that allows this says it, with one permission more, which takes the place of a narrower one of its kind.
+    fn and(&self, permission: &str) -> String {
+        let (kind, _) = permission.split_once('=').unwrap_or((permission, ""));
+        let most_of = |kind: &str, bound: Option<String>| match bound {
+            Some(most) => format!("{kind}={most}"),
+            None => kind.to_owned(),
+        };
+        let connections = |most: NonZeroU32| {
+            let bound = (most != NonZeroU32::MAX).then(|| most.to_string());
+            ("connections", most_of("connections", bound))
+        };
+        let syscalls = |most: Mode| {
+            let bound = (most != Mode::Full).then(|| most.to_string());
+            ("syscalls", most_of("syscalls", bound))
+        };
+        let named = |is_allowed: bool, kind: &'static str| is_allowed.then(|| (kind, kind.to_owned()));
+        [
+            named(self.filters, "filters"),
+            named(self.streams, "streams"),
+            named(self.transitions, "transitions"),
+            self.connections.map(connections),
+            self.syscalls.map(syscalls),
+        ]
+        .into_iter()
+        .flatten()
+        .filter(|(other, _)| *other != kind)
+        .map(|(_, text)| text)
+        .chain([permission.to_owned()])
+        .collect::<Vec<_>>()
+        .join(",")
     }
 
     /// Whether a key that may be changed may have this value. `settings` are those after the change.
@@ -168,11 +200,11 @@ impl Allowed {
         match (key, self.connections, self.syscalls) {
             (Key::Connections, Some(most), _) if settings.one_in > most => Err(format!(
                 "this node follows at least one connection in {most}: {}",
-                Setting("control").to(&format!("connections={}", settings.one_in))
+                Setting("control").to(&self.and(&format!("connections={}", settings.one_in)))
             )),
             (Key::Syscalls, _, Some(most)) if cost(settings.syscalls) > cost(most) => Err(format!(
                 "this node counts syscalls in the mode {most} at most: {}",
-                Setting("control").to(&format!("syscalls={}", settings.syscalls))
+                Setting("control").to(&self.and(&format!("syscalls={}", settings.syscalls)))
             )),
             _ => Ok(()),
         }
@@ -889,8 +921,17 @@ mod tests {
         let refused = change("connections=4", "connections", "1/16").expect("refused");
         assert!(refused.contains("at least one connection in 4"), "{refused}");
         assert_eq!(change("connections=16", "connections", "1/16"), None);
-        let refused = change("filters,streams", "transitions", "all").expect("refused");
-        assert!(refused.contains("--control transitions"), "{refused}");
+        // What is allowed already stays so.
+        for (allowed, key, value, wanted) in [
+            ("filters,streams", "transitions", "all", "filters,streams,transitions"),
+            ("streams,connections=4", "connections", "1/16", "streams,connections=16"),
+            ("syscalls=counts,filters", "syscalls", "full", "filters,syscalls=full"),
+            ("connections=4,syscalls", "ports", "80", "connections=4,syscalls,filters"),
+        ] {
+            let refused = change(allowed, key, value).expect("refused");
+            assert!(refused.contains(&format!("--control {wanted},")), "{refused}");
+            assert_eq!(change(wanted, key, value), None, "{wanted}");
+        }
         assert_eq!(change("transitions", "transitions", "all"), None);
         assert!(change("streams", "connections", "1/2").is_some());
         for bad in ["filter", "syscalls=some", "connections=x", "all=1"] {

@@ -19,6 +19,8 @@ use holdfast_agent::spool::{self, Spool};
 use holdfast_agent::uplink;
 use holdfast_collector::runs::seconds::Slot;
 use holdfast_collector::store::embedded::Embedded;
+use holdfast_proto::PROTOCOL;
+use holdfast_proto::v1::{Hello, agent_message, collector_message, run_order};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -26,6 +28,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::harness::{Collector, database, number};
+use crate::synthetic;
 
 /// An agent without probes that allows load on loopback.
 struct Generator {
@@ -404,6 +407,118 @@ async fn a_run_that_is_stopped_or_whose_agent_leaves_ends_and_is_kept() {
         number(&store, "SELECT count() FROM runs WHERE state = 'failed'").await,
         1
     );
+    collector.stop().await.unwrap();
+}
+
+/// A command that is given Ctrl-C once something has happened.
+async fn interrupted(
+    collector: &Collector,
+    arguments: &[&str],
+    after: impl AsyncFnOnce(&JoinHandle<Output>),
+) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+    command
+        .args(arguments)
+        .env("HOLDFAST_COLLECTOR", collector.url())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let pid = child.id().to_string();
+    let running = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
+    after(&running).await;
+    assert!(!running.is_finished(), "it ended by itself");
+    let sent = Command::new("kill").args(["-INT", &pid]).status().unwrap();
+    assert!(sent.success());
+    running.await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_ends_a_run_in_each_phase_and_what_is_known_is_told() {
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let generator = Generator::start(&collector, "web-1", 50);
+    agents(&collector, 1).await;
+    let target = keeper().await.to_string();
+    let asked = ["load", "tcp", target.as_str(), "-y", "-i", "100ms"];
+    for (more, established) in [
+        // In the middle of the attempts, of holding, and of a search.
+        (&["-c", "50", "-s", "10s"][..], 1),
+        (&["-c", "5", "-s", "1ms", "--hold", "5m"], 5),
+        (&["--find-max", "connect.p99 < 1m", "--rate", "20", "--for", "5m"], 1),
+    ] {
+        let arguments = [&asked[..], more].concat();
+        let output = interrupted(&collector, &arguments, async |run| {
+            assert!(are_held(&store, established, run).await, "it ended by itself");
+        })
+        .await;
+        let (report, said) = (stdout(&output), stderr(&output));
+        assert!(said.contains("stopping; once more"), "{said}");
+        assert!(
+            report.contains("stopped from web-1") && report.contains("closed by us; lost: none"),
+            "{report}"
+        );
+        let is_search = more.contains(&"--find-max");
+        // A machine that stood still says so.
+        let is_unknown = is_search || report.contains("verdict: unknown");
+        assert_eq!(output.status.code(), Some(if is_unknown { 3 } else { 0 }), "{report}");
+        if is_search {
+            assert!(report.contains("holds at no rate that was tried"), "{report}");
+        }
+    }
+    let open = "SELECT count() FROM runs WHERE state != 'stopped'";
+    assert_eq!(number(&store, open).await, 0);
+
+    // An agent that does not answer whether it will: nothing has begun.
+    let mut silent = synthetic::Agent::connect(collector.address, "silent").await;
+    agents(&collector, 2).await;
+    loop {
+        let arguments = [&asked[..], &["--node", "node-silent"]].concat();
+        let output = interrupted(&collector, &arguments, async |_| {
+            loop {
+                if let Some(collector_message::Body::Run(order)) = silent.hear().await.unwrap()
+                    && matches!(order.order, Some(run_order::Order::Prepare(_)))
+                {
+                    return;
+                }
+            }
+        })
+        .await;
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(4), "{said}");
+        if said.contains("stopped before it began: no load was made") {
+            break;
+        }
+        // The machine stood still for longer than an agent may take.
+        assert!(said.contains("no answer from node-silent"), "{said}");
+    }
+    generator.stop().await;
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_of_another_version_is_missed_by_name_and_what_to_upgrade_is_said() {
+    let collector = Collector::start(database().await).await;
+    for (protocol, upgrade) in [(PROTOCOL + 1, "collector"), (PROTOCOL - 1, "agent")] {
+        let mut agent = synthetic::Agent::dial(collector.address).await;
+        let hello = Hello {
+            protocol,
+            ..synthetic::hello("a1")
+        };
+        agent.send(agent_message::Body::Hello(hello)).await;
+        let told = agent.hear().await.expect_err("it is turned away");
+        let upgrade = format!("upgrade the {upgrade}");
+        assert!(told.message().contains(&upgrade), "{told}");
+        for choice in [&[][..], &["--node", "node-a1"]] {
+            let asked = ["load", "tcp", "127.0.0.1:9", "-y"];
+            let output = holdfast(&collector, &[&asked[..], choice].concat()).await;
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(4), "{said}");
+            assert!(said.contains("node-a1 was turned away") && said.contains(&upgrade), "{said}");
+        }
+        let output = holdfast(&collector, &["load", "tcp", "127.0.0.1:9", "-y", "--node", "db-1"]).await;
+        assert!(!stderr(&output).contains("turned away"), "{}", stderr(&output));
+    }
     collector.stop().await.unwrap();
 }
 

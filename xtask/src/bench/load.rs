@@ -30,6 +30,9 @@ const HOLD_MILLIS: u64 = 1_500;
 pub(super) const RATES: [(&str, u64); 2] = [("1,000/s", 1_000), ("10,000/s", 10_000)];
 const RATE_MILLIS: u64 = 5_000;
 
+/// What a held connection may take of the generator's memory, in bytes.
+pub(super) const BYTES_PER_HELD: f64 = 150.0;
+
 pub(super) const TARGET: &str = "127.0.0.1:8000";
 
 const CHURN_UNIT: &str = "CPU-s per 100,000 connections";
@@ -347,7 +350,7 @@ pub(super) fn verdict(churn: &Comparison, held: &Comparison, rates: &Comparison)
     );
     let none = Want::AtMost(0.0);
     line("churn: TIME_WAIT left", none, churn, ENGINE, Some(TIME_WAITS));
-    let (cpu, millis, bytes) = (Want::AtMost(0.5), Want::AtMost(500.0), Want::AtMost(150.0));
+    let (cpu, millis, bytes) = (Want::AtMost(0.5), Want::AtMost(500.0), Want::AtMost(BYTES_PER_HELD));
     line("19,000 held: CPU-s", cpu, held, ENGINE, None);
     let all = "19,000 held: ms until all are established";
     line(all, millis, held, ENGINE, Some(ALL_OPEN));

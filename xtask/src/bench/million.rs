@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
-use super::load::{Engine, number, sockets};
+use super::load::{BYTES_PER_HELD, Engine, number, sockets};
+use super::rounds::{Spread, Target};
 use crate::failure::Failure;
 use crate::netns::Netns;
 use crate::up::system::{Binaries, System};
@@ -93,13 +94,22 @@ pub(super) fn run(as_json: bool) -> anyhow::Result<()> {
     let left = (sockets(&netns, "inuse")?, sockets(&netns, "tw")?);
     system.stop()?;
 
+    // All are due at once, so the last one's time is that of all.
+    let all_open_s = number(&result, "/connect/max_ns")? / 1e9;
+    let bytes = (number(&result, "/resident_held")? - number(&result, "/resident_before")?) / HELD as f64;
+    let held = Held {
+        most: number(&result, "/most_open")?,
+        lost: number(&result, "/lost")?,
+        seconds: number(&result, "/elapsed_ns")? / 1e9 - all_open_s,
+        bytes,
+    };
     let found = json!({
         "held": result["most_open"],
         "lost": result["lost"],
-        "seconds_until_all_were_open": number(&result, "/connect/max_ns")? / 1e9,
+        "seconds_until_all_were_open": all_open_s,
+        "seconds_held": held.seconds,
         "generator_cpu_s": number(&result, "/cpu_ns")? / 1e9,
-        "generator_bytes_per_connection":
-            (number(&result, "/resident_held")? - number(&result, "/resident_before")?) / HELD as f64,
+        "generator_bytes_per_connection": bytes,
         "agent_cpu_s": (cpu.agents - before.agents).as_secs_f64(),
         "agent_most_resident_mb": most_bytes as f64 / 1e6,
         "kernel_bytes_per_connection": free_before.saturating_sub(least_free) / HELD,
@@ -123,8 +133,37 @@ pub(super) fn run(as_json: bool) -> anyhow::Result<()> {
             };
             println!("{:36} {value:>12}", name.replace('_', " "));
         }
+        print!("\n{}", verdict(&held, said, most_open, left));
     }
     judge(&result, said, most_open, left).map_err(|error| Failure::Check(error.to_string()).into())
+}
+
+/// What the generator says of its connections.
+struct Held {
+    most: f64,
+    lost: f64,
+    /// From when all were open until the end.
+    seconds: f64,
+    /// Of memory a connection.
+    bytes: f64,
+}
+
+/// Each target beside what was measured.
+fn verdict(held: &Held, said: Said, most_open: u64, left: (u64, u64)) -> String {
+    let ends = said.opened.abs_diff(ENDS) + said.witnessed.abs_diff(ENDS);
+    let uncounted = (ENDS - most_open.min(ENDS)).abs_diff(said.untracked + said.sampled_out);
+    let at_most = |limit| Target::AtMost(limit);
+    let lines = [
+        ("held at once", Target::AtLeast(HELD as f64), held.most),
+        ("held for, s", Target::AtLeast(HOLD.as_secs_f64()), held.seconds),
+        ("lost", at_most(0.0), held.lost),
+        ("B of memory a connection", at_most(BYTES_PER_HELD), held.bytes),
+        ("ends opened, off by", at_most(0.0), ends as f64),
+        ("ends neither followed nor counted as not", at_most(0.0), uncounted as f64),
+        ("sockets and TIME_WAITs left", at_most(0.0), (left.0 + left.1) as f64),
+    ];
+    let line = |(what, target, figure): (&str, Target, f64)| target.line(what, Some(Spread::of(vec![figure])));
+    format!("targets:\n{}", lines.map(line).concat())
 }
 
 fn judge(result: &Value, said: Said, most_open: u64, left: (u64, u64)) -> anyhow::Result<()> {

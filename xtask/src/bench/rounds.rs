@@ -202,7 +202,7 @@ impl fmt::Display for Comparison {
 }
 
 impl Spread {
-    fn of(mut numbers: Vec<f64>) -> Self {
+    pub(super) fn of(mut numbers: Vec<f64>) -> Self {
         numbers.sort_by(f64::total_cmp);
         let middle = numbers.len() / 2;
         let median = if numbers.len() % 2 == 1 {

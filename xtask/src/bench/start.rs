@@ -112,9 +112,10 @@ impl Subject for Run<'_> {
 pub(super) fn verdict(comparison: &Comparison) -> String {
     let (start, skew) = (Target::AtMost(MOST_START_MS), Target::AtMost(MOST_SKEW_MS));
     format!(
-        "targets:\n{}{}",
+        "targets:\n{}{}{}",
         start.line(UNIT, comparison.spread(RUN, None)),
-        skew.line(SKEW, comparison.spread(RUN, Some(SKEW)))
+        skew.line(SKEW, comparison.spread(RUN, Some(SKEW))),
+        skew.line(REPORTED, comparison.spread(RUN, Some(REPORTED)))
     )
 }
 

@@ -10,11 +10,11 @@ use holdfast_proto::v1::{
     LoadCount, LoadCounts, LoadLoop, LoadMesh, LoadMessage, LoadPlan, LoadRequest, LoadStage, LoadStages,
     RunProgress, RunStop, load_message, load_plan, run_update,
 };
-use tokio::signal::ctrl_c;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use super::find_max::{Search, Shown};
 use super::stages::{Rate, Stages};
@@ -333,11 +333,22 @@ pub(super) async fn make(asked: &Asked, load: &Load) -> Result<(), Failure> {
     if asked.debug {
         crate::cli::tell(&format!("asked of the agents: {:?}", request.plan));
     }
-    let mut client = asked.reach.connect().await?;
+    let client = asked.reach.connect().await?;
+    // From here on Ctrl-C stops the load, and the report is told all the same.
+    let interrupts = signal(SignalKind::interrupt())
+        .map_err(|error| Failure::Undone(anyhow!(error).context("cannot listen for Ctrl-C")))?;
+    let mut desk = Desk {
+        asked,
+        client,
+        interrupts,
+    };
     if let Some(condition) = &asked.find_max {
-        return find_max(asked, &mut client, request, condition).await;
+        return find_max(&mut desk, request, condition).await;
     }
-    let row = one(asked, &mut client, request).await?;
+    let row = match one(&mut desk, request).await? {
+        Made::Run(row) => row,
+        Made::Refused(why) => return Err(why),
+    };
     match row.verdict.as_str() {
         "holds" => Ok(()),
         "violated" => Err(Failure::DoesNotHold),
@@ -345,17 +356,39 @@ pub(super) async fn make(asked: &Asked, load: &Load) -> Result<(), Failure> {
     }
 }
 
-type Client = QueryClient<Channel>;
+/// Where runs are made from.
+struct Desk<'a> {
+    asked: &'a Asked,
+    client: QueryClient<Channel>,
+    /// Ctrl-C. What comes while something else is done is not lost.
+    interrupts: Signal,
+}
+
+/// What came of a run.
+enum Made {
+    Run(Row),
+    /// It did not begin: the agents may not, or cannot.
+    Refused(Failure),
+}
 
 /// Makes one run, and tells it as it is made.
-async fn one(asked: &Asked, client: &mut Client, request: LoadRequest) -> Result<Row, Failure> {
+async fn one(desk: &mut Desk<'_>, request: LoadRequest) -> Result<Made, Failure> {
+    let Desk {
+        asked,
+        client,
+        interrupts,
+    } = desk;
     let (say, said) = mpsc::channel(2);
     let message = |body| LoadMessage { body: Some(body) };
     let lasts_ns = lasts_ns(&request);
     let targets = request.targets.clone();
     // Room for it is certain: the channel is new.
     let _ = say.try_send(message(load_message::Body::Begin(request)));
-    let updates = client.load(ReceiverStream::new(said)).await;
+    let updates = tokio::select! {
+        updates = client.load(ReceiverStream::new(said)) => updates,
+        // The collector stops what its caller leaves.
+        _ = interrupts.recv() => return Err(Failure::Undone(anyhow!("stopped before it began: no load was made"))),
+    };
     let mut updates = updates
         .map_err(|status| asked.reach.failure(&status))?
         .into_inner();
@@ -373,9 +406,12 @@ async fn one(asked: &Asked, client: &mut Client, request: LoadRequest) -> Result
             update = updates.message() => match update {
                 Ok(update) => update,
                 Err(status) if !run_id.is_empty() => return Err(lost(&asked.reach, &status, &run_id)),
+                Err(status) if status.code() == Code::FailedPrecondition => {
+                    return Ok(Made::Refused(asked.reach.failure(&status)));
+                }
                 Err(status) => return Err(asked.reach.failure(&status)),
             },
-            _ = ctrl_c() => {
+            _ = interrupts.recv() => {
                 if is_stopping {
                     // Twice is meant: the collector stops the run when we are gone.
                     return Err(Failure::Undone(anyhow!("interrupted before the report")));
@@ -417,7 +453,7 @@ async fn one(asked: &Asked, client: &mut Client, request: LoadRequest) -> Result
                 } else {
                     stdout.write_all(report(&row, &row.summary()?).as_bytes())?;
                 }
-                return Ok(row);
+                return Ok(Made::Run(row));
             }
             None => {
                 return Err(Failure::Undone(anyhow!(
@@ -456,12 +492,8 @@ const STEP: Duration = Duration::from_secs(5);
 const HIGHEST_RATE: f64 = 10_000_000.0;
 
 /// Makes runs until the highest rate is known at which the condition holds.
-async fn find_max(
-    asked: &Asked,
-    client: &mut Client,
-    request: LoadRequest,
-    condition: &str,
-) -> Result<(), Failure> {
+async fn find_max(desk: &mut Desk<'_>, request: LoadRequest, condition: &str) -> Result<(), Failure> {
+    let asked = desk.asked;
     let mut expect = vec![condition.to_owned()];
     expect.extend(asked.expect.iter().cloned());
     if !expect
@@ -489,18 +521,22 @@ async fn find_max(
             plan.arrivals = Some(load_plan::Arrivals::Stages(LoadStages { stages: vec![stage] }));
         }
         crate::cli::tell(&format!("trying {rate}/s"));
-        let row = match one(asked, client, request).await {
+        let row = match one(desk, request).await? {
+            Made::Run(row) => row,
             // More than an agent allows or can: beyond it nothing is known.
-            Err(Failure::Undone(error)) if search.holds.is_some() => {
+            Made::Refused(Failure::Undone(error)) if search.holds.is_some() => {
                 fails_in = (String::new(), format!("{error:#}"));
                 next = search.next(rate, Shown::Unknown);
                 continue;
             }
-            row => row?,
+            Made::Refused(why) => return Err(why),
         };
         if row.state == "stopped" {
-            crate::cli::tell("stopped");
-            return Err(Failure::Unknown);
+            crate::cli::tell("stopped before the search was done");
+            return match conclude(asked, &search, &holds_in, &fails_in, condition) {
+                Err(failure @ (Failure::NobodyReads | Failure::Undone(_))) => Err(failure),
+                _ => Err(Failure::Unknown),
+            };
         }
         let shown = match row.verdict.as_str() {
             "holds" => Shown::Holds,
