@@ -2,6 +2,7 @@
 //! measures. Prints one JSON object.
 
 use std::{
+    collections::VecDeque,
     fs,
     io::Write,
     net::{IpAddr, SocketAddr},
@@ -59,13 +60,13 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         threads: u32,
     },
-    /// Accept connections until killed; says `ready` once it does
+    /// Accept connections until killed, and close them once others have come; says `ready` once it does
     Accept {
         address: SocketAddr,
         /// Each with a listener of its own
         #[arg(long, default_value_t = 1)]
         threads: u32,
-        /// Keep what was accepted, instead of closing it at once
+        /// Keep what was accepted, instead of closing it
         #[arg(long)]
         keep: bool,
     },
@@ -245,6 +246,10 @@ fn resident_bytes() -> anyhow::Result<u64> {
 /// thread, which on a virtual machine costs more than the connection.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
+/// What a thread of the target keeps before it closes the oldest: by then the generator has, whose resets leave nothing. A target
+/// that closed first would have its own TIME_WAITs.
+const KEPT: usize = 1_024;
+
 fn accept(address: SocketAddr, threads: u32, keep: bool) -> anyhow::Result<()> {
     ensure!(threads > 0, "no thread accepts nothing");
     let listeners: Vec<OwnedFd> = (0..threads)
@@ -260,11 +265,15 @@ fn accept(address: SocketAddr, threads: u32, keep: bool) -> anyhow::Result<()> {
         .into_iter()
         .map(|listener| {
             thread::spawn(move || {
-                let mut kept = Vec::new();
+                let mut kept = VecDeque::new();
                 loop {
                     match accept_with(&listener, SocketFlags::CLOEXEC) {
-                        Ok(socket) if keep => kept.push(socket),
-                        Ok(_) => {}
+                        Ok(socket) => {
+                            kept.push_back(socket);
+                            if !keep && kept.len() > KEPT {
+                                kept.pop_front();
+                            }
+                        }
                         // Or it was reset in the queue, or there is no file for it: the next one may do.
                         Err(_) => thread::sleep(BETWEEN_LOOKS),
                     }

@@ -923,10 +923,30 @@ mod tests {
         assert_eq!(change("connections=16", "connections", "1/16"), None);
         // What is allowed already stays so.
         for (allowed, key, value, wanted) in [
-            ("filters,streams", "transitions", "all", "filters,streams,transitions"),
-            ("streams,connections=4", "connections", "1/16", "streams,connections=16"),
-            ("syscalls=counts,filters", "syscalls", "full", "filters,syscalls=full"),
-            ("connections=4,syscalls", "ports", "80", "connections=4,syscalls,filters"),
+            (
+                "filters,streams",
+                "transitions",
+                "all",
+                "filters,streams,transitions",
+            ),
+            (
+                "streams,connections=4",
+                "connections",
+                "1/16",
+                "streams,connections=16",
+            ),
+            (
+                "syscalls=counts,filters",
+                "syscalls",
+                "full",
+                "filters,syscalls=full",
+            ),
+            (
+                "connections=4,syscalls",
+                "ports",
+                "80",
+                "connections=4,syscalls,filters",
+            ),
         ] {
             let refused = change(allowed, key, value).expect("refused");
             assert!(refused.contains(&format!("--control {wanted},")), "{refused}");

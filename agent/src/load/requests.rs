@@ -469,10 +469,7 @@ impl Requests {
         self.tally.connect.saturating_record(waited_ns);
         self.tally.dial.saturating_record(waited_ns);
         if let Some(handshake) = link.socket.as_ref().and_then(socket::handshake) {
-            self.tally.syn_retransmits += u64::from(handshake.syn_retransmits);
-            if let Some(round_trip) = handshake.round_trip {
-                self.tally.network.saturating_record(round_trip.as_nanos() as u64);
-            }
+            self.tally.handshake(handshake);
         }
         self.open += 1;
         let shared = &self.part.shared;

@@ -275,10 +275,11 @@ fn collect(
     let mut bytes = 0;
     let (mut cpu_before, mut looked_at) = (Duration::ZERO, Duration::ZERO);
     loop {
-        let mut sum = Tally::default();
+        let exchanged = |tally: &Tally| tally.bytes_sent + tally.bytes_received;
+        let bytes_before = exchanged(&since_report);
         let mut running = 0;
         for worker in &mut workers {
-            if worker.handle.is_some() && worker.collect(&mut sum) {
+            if worker.handle.is_some() && worker.collect(&mut since_report) {
                 running += 1;
             } else if let Some(handle) = worker.handle.take() {
                 let failure = match handle.join() {
@@ -294,8 +295,7 @@ fn collect(
         }
         let elapsed = Duration::from_nanos(monotonic_ns().saturating_sub(start_ns));
         let cpu: Duration = workers.iter().map(|worker| worker.cpu).sum();
-        bytes += sum.bytes_sent + sum.bytes_received;
-        since_report.add(&sum);
+        bytes += exchanged(&since_report) - bytes_before;
         if end.is_none() && running > 0 {
             let used = (cpu.saturating_sub(cpu_before)).as_secs_f64();
             let passed = elapsed.saturating_sub(looked_at).as_secs_f64();

@@ -5,13 +5,20 @@ use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
 
-use super::outcome::{Answer, Loss, Outcome};
+use super::{
+    outcome::{Answer, Loss, Outcome},
+    socket::Handshake,
+};
 
 /// Times are told apart to a thousandth of their value, and never finer than this, in nanoseconds.
 const FINEST_NS: u64 = 64;
 
 /// Longer ones count as this: nanoseconds. Longer than any handshake lasts.
 const LONGEST_NS: u64 = 300_000_000_000;
+
+/// Round trips are told in microseconds by the kernel, and told apart to a ten-thousandth of their value: at 40 ms that is 2 us.
+const FINEST_ROUND_TRIP_NS: u64 = 1_000;
+const DIGITS_OF_ROUND_TRIPS: u8 = 4;
 
 /// An attempt that was made so much after it was due counts as late, in nanoseconds: what a quiet machine never is.
 pub const LATE_NS: u64 = 1_000_000;
@@ -90,7 +97,7 @@ impl Default for Tally {
             remarks: Vec::new(),
             connect: times(),
             dial: times(),
-            network: times(),
+            network: round_trips(),
             error: times(),
             exchange: times(),
             request: times(),
@@ -105,6 +112,15 @@ pub fn times() -> Histogram<u64> {
     Histogram::new_with_bounds(FINEST_NS, LONGEST_NS, 3).expect("the bounds are in order")
 }
 
+/// A distribution of round trips. It grows to what is recorded, for most of the range is beyond what a handshake takes.
+fn round_trips() -> Histogram<u64> {
+    let bounds = (FINEST_ROUND_TRIP_NS, 2 * FINEST_ROUND_TRIP_NS);
+    let mut times = Histogram::new_with_bounds(bounds.0, bounds.1, DIGITS_OF_ROUND_TRIPS)
+        .expect("the bounds are in order");
+    times.auto(true);
+    times
+}
+
 impl Tally {
     pub fn outcome(&mut self, outcome: Outcome) {
         self.outcomes[outcome as usize] += 1;
@@ -112,6 +128,15 @@ impl Tally {
 
     pub fn count(&self, outcome: Outcome) -> u64 {
         self.outcomes[outcome as usize]
+    }
+
+    /// What the kernel says of a handshake.
+    pub fn handshake(&mut self, handshake: Handshake) {
+        self.syn_retransmits += u64::from(handshake.syn_retransmits);
+        if let Some(round_trip) = handshake.round_trip {
+            // It grows as it must.
+            let _ = self.network.record(round_trip.as_nanos() as u64);
+        }
     }
 
     pub fn lost(&mut self, loss: Loss, at_ns: u64) {
@@ -169,7 +194,10 @@ impl Tally {
             &mut self.jitter,
             &mut self.lateness,
         ] {
-            times.reset();
+            // Two hundred kilobytes each, and a run fills a few of them.
+            if !times.is_empty() {
+                times.reset();
+            }
         }
     }
 
@@ -212,7 +240,7 @@ impl Tally {
             (&mut self.lateness, &other.lateness),
         ] {
             if !theirs.is_empty() {
-                mine.add(theirs).expect("all have the same bounds");
+                mine.add(theirs).expect("they have the same bounds, or grow");
             }
         }
     }
@@ -220,6 +248,8 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -245,6 +275,31 @@ mod tests {
                     whole.connect.value_at_quantile(quantile)
                 );
             }
+        }
+    }
+
+    #[test]
+    fn round_trips_are_told_apart_by_two_microseconds_at_forty_milliseconds() {
+        let (mut tally, mut sum) = (Tally::default(), Tally::default());
+        for micros in [43_239, 20, 4_000_000] {
+            let round_trip = Some(Duration::from_micros(micros));
+            tally.handshake(Handshake {
+                round_trip,
+                syn_retransmits: 0,
+            });
+        }
+        tally.handshake(Handshake {
+            round_trip: None,
+            syn_retransmits: 2,
+        });
+        sum.add(&tally);
+        assert_eq!((sum.network.len(), sum.syn_retransmits), (3, 2));
+        for (quantile, micros) in [(0.0, 20), (0.5, 43_239), (1.0, 4_000_000)] {
+            let off_ns = sum.network.value_at_quantile(quantile).abs_diff(micros * 1_000);
+            assert!(
+                off_ns <= 512.max(micros * 1_000 / 10_000),
+                "{micros}: off by {off_ns} ns"
+            );
         }
     }
 

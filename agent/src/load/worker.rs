@@ -229,7 +229,8 @@ pub(super) fn wait_for_the_start(part: &Part) {
             return;
         }
         match left_ns.saturating_sub(SPIN_NS) {
-            0 => std::hint::spin_loop(),
+            // Others may wait for this CPU with a start of theirs: of another agent, or of another thread.
+            0 => std::thread::yield_now(),
             sleep_ns => std::thread::sleep(Duration::from_nanos(sleep_ns.min(LONGEST_SLEEP_NS))),
         }
     }
@@ -537,10 +538,7 @@ impl Worker {
             .dial
             .saturating_record(now_ns.saturating_sub(slot.began_ns));
         if let Some(handshake) = slot.socket.as_ref().and_then(socket::handshake) {
-            self.tally.syn_retransmits += u64::from(handshake.syn_retransmits);
-            if let Some(round_trip) = handshake.round_trip {
-                self.tally.network.saturating_record(round_trip.as_nanos() as u64);
-            }
+            self.tally.handshake(handshake);
         }
         self.undecided -= 1;
         self.open += 1;

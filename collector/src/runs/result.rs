@@ -1,6 +1,7 @@
 //! What came of a run: the parts of all agents together, and what is made of them. Pure.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
@@ -52,7 +53,11 @@ pub struct Lost {
 
 /// A histogram that grows to what is added to it.
 fn times() -> Histogram<u64> {
-    let mut times = Histogram::new(3).expect("three digits are allowed");
+    growing(*DIGITS.start())
+}
+
+fn growing(digits: u8) -> Histogram<u64> {
+    let mut times = Histogram::new(digits).expect("so many digits are allowed");
     times.auto(true);
     times
 }
@@ -64,7 +69,7 @@ impl Default for Outcome {
             counts: LoadCounts::default(),
             connect: times(),
             dial: times(),
-            network: times(),
+            network: growing(*DIGITS.end()),
             error: times(),
             exchange: times(),
             request: times(),
@@ -88,8 +93,8 @@ pub struct Unreadable(String);
 const HEADER_BYTES: usize = 40;
 const COOKIE: u32 = 0x1c84_9313;
 
-/// Agents record three digits. The library reserves what the header asks for: with five it would be 50 MB.
-const DIGITS: u32 = 3;
+/// Agents record three digits, and four of round trips. The library reserves what the header asks for: with five it would be 50 MB.
+const DIGITS: RangeInclusive<u8> = 3..=4;
 
 /// A distribution as it travels; empty where nothing was recorded.
 ///
@@ -124,9 +129,13 @@ fn check_header(encoded: &[u8]) -> Result<(), Unreadable> {
             "it has {} bytes, its header says {bytes} and the {HEADER_BYTES} of its own",
             encoded.len()
         ))),
-        (_, _, Some(digits)) if digits != DIGITS => Err(Unreadable(format!(
-            "it has {digits} digits, agents record {DIGITS}"
-        ))),
+        (_, _, Some(digits)) if !u8::try_from(digits).is_ok_and(|digits| DIGITS.contains(&digits)) => {
+            Err(Unreadable(format!(
+                "it has {digits} digits, agents record {} or {}",
+                DIGITS.start(),
+                DIGITS.end()
+            )))
+        }
         (Some(_), Some(_), Some(_)) if encoded[HEADER_BYTES..].windows(9).any(|nine| nine == [0xff; 9]) => {
             Err(Unreadable("it skips more buckets than there can be".into()))
         }

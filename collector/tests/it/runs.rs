@@ -445,7 +445,10 @@ async fn ctrl_c_ends_a_run_in_each_phase_and_what_is_known_is_told() {
         // In the middle of the attempts, of holding, and of a search.
         (&["-c", "50", "-s", "10s"][..], 1),
         (&["-c", "5", "-s", "1ms", "--hold", "5m"], 5),
-        (&["--find-max", "connect.p99 < 1m", "--rate", "20", "--for", "5m"], 1),
+        (
+            &["--find-max", "connect.p99 < 1m", "--rate", "20", "--for", "5m"],
+            1,
+        ),
     ] {
         let arguments = [&asked[..], more].concat();
         let output = interrupted(&collector, &arguments, async |run| {
@@ -461,7 +464,11 @@ async fn ctrl_c_ends_a_run_in_each_phase_and_what_is_known_is_told() {
         let is_search = more.contains(&"--find-max");
         // A machine that stood still says so.
         let is_unknown = is_search || report.contains("verdict: unknown");
-        assert_eq!(output.status.code(), Some(if is_unknown { 3 } else { 0 }), "{report}");
+        assert_eq!(
+            output.status.code(),
+            Some(if is_unknown { 3 } else { 0 }),
+            "{report}"
+        );
         if is_search {
             assert!(report.contains("holds at no rate that was tried"), "{report}");
         }
@@ -514,9 +521,16 @@ async fn an_agent_of_another_version_is_missed_by_name_and_what_to_upgrade_is_sa
             let output = holdfast(&collector, &[&asked[..], choice].concat()).await;
             let said = stderr(&output);
             assert_eq!(output.status.code(), Some(4), "{said}");
-            assert!(said.contains("node-a1 was turned away") && said.contains(&upgrade), "{said}");
+            assert!(
+                said.contains("node-a1 was turned away") && said.contains(&upgrade),
+                "{said}"
+            );
         }
-        let output = holdfast(&collector, &["load", "tcp", "127.0.0.1:9", "-y", "--node", "db-1"]).await;
+        let output = holdfast(
+            &collector,
+            &["load", "tcp", "127.0.0.1:9", "-y", "--node", "db-1"],
+        )
+        .await;
         assert!(!stderr(&output).contains("turned away"), "{}", stderr(&output));
     }
     collector.stop().await.unwrap();

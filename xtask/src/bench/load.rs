@@ -350,7 +350,11 @@ pub(super) fn verdict(churn: &Comparison, held: &Comparison, rates: &Comparison)
     );
     let none = Want::AtMost(0.0);
     line("churn: TIME_WAIT left", none, churn, ENGINE, Some(TIME_WAITS));
-    let (cpu, millis, bytes) = (Want::AtMost(0.5), Want::AtMost(500.0), Want::AtMost(BYTES_PER_HELD));
+    let (cpu, millis, bytes) = (
+        Want::AtMost(0.5),
+        Want::AtMost(500.0),
+        Want::AtMost(BYTES_PER_HELD),
+    );
     line("19,000 held: CPU-s", cpu, held, ENGINE, None);
     let all = "19,000 held: ms until all are established";
     line(all, millis, held, ENGINE, Some(ALL_OPEN));

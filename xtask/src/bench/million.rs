@@ -159,10 +159,19 @@ fn verdict(held: &Held, said: Said, most_open: u64, left: (u64, u64)) -> String 
         ("lost", at_most(0.0), held.lost),
         ("B of memory a connection", at_most(BYTES_PER_HELD), held.bytes),
         ("ends opened, off by", at_most(0.0), ends as f64),
-        ("ends neither followed nor counted as not", at_most(0.0), uncounted as f64),
-        ("sockets and TIME_WAITs left", at_most(0.0), (left.0 + left.1) as f64),
+        (
+            "ends neither followed nor counted as not",
+            at_most(0.0),
+            uncounted as f64,
+        ),
+        (
+            "sockets and TIME_WAITs left",
+            at_most(0.0),
+            (left.0 + left.1) as f64,
+        ),
     ];
-    let line = |(what, target, figure): (&str, Target, f64)| target.line(what, Some(Spread::of(vec![figure])));
+    let line =
+        |(what, target, figure): (&str, Target, f64)| target.line(what, Some(Spread::of(vec![figure])));
     format!("targets:\n{}", lines.map(line).concat())
 }
 
