@@ -1163,7 +1163,11 @@ impl Run<'_> {
         loop {
             match store_runs::kernel(&*self.desk.store, connections).await {
                 Ok(kernel) => {
-                    let is_complete = kernel.attempts >= expected && kernel.explained() >= failed;
+                    // A run ends with its connections: how they ended comes a moment later.
+                    let ended: u64 = kernel.ends.iter().map(|ends| ends.connections).sum();
+                    let are_ends_there = ended >= kernel.established || kernel.ends.len() >= store_runs::WAYS;
+                    let is_complete =
+                        kernel.attempts >= expected && kernel.explained() >= failed && are_ends_there;
                     let patience = if kernel.attempts == 0 {
                         KERNEL_PATIENCE
                     } else {

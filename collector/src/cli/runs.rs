@@ -542,14 +542,17 @@ fn line_of_part(part: &PartOf) -> String {
 
 /// What the kernels of both ends recorded.
 fn lines_of_kernel(kernel: &Kernel) -> String {
+    let times = match kernel.established {
+        0 => String::new(),
+        _ => format!(
+            " (p50 {}, p99 {})",
+            human(kernel.connect_p50_us * 1_000),
+            human(kernel.connect_p99_us * 1_000)
+        ),
+    };
     let mut text = format!(
-        "kernel:       {} attempts recorded: {} established (p50 {}, p99 {}), {} refused, {} timed out\n",
-        kernel.attempts,
-        kernel.established,
-        human(kernel.connect_p50_us * 1_000),
-        human(kernel.connect_p99_us * 1_000),
-        kernel.refused,
-        kernel.timed_out
+        "kernel:       {} attempts recorded: {} established{times}, {} refused, {} timed out\n",
+        kernel.attempts, kernel.established, kernel.refused, kernel.timed_out
     );
     let by = |ends: &Ends| match (ends.comm.as_str(), ends.pid) {
         ("", 0) => String::new(),

@@ -272,7 +272,7 @@ pub async fn seconds(store: &dyn Store, run_id: &str) -> Result<Seconds, StoreEr
 const MARGIN_NS: i64 = 2_000_000_000;
 
 /// Ways to end, and causes, that are told apart; the most frequent ones.
-const WAYS: usize = 20;
+pub const WAYS: usize = 20;
 
 impl Connections {
     fn params(&self) -> Vec<(String, String)> {
@@ -294,6 +294,14 @@ impl Connections {
 /// A moment of the run, by the clocks of its nodes.
 const MEANWHILE: &str =
     "BETWEEN fromUnixTimestamp64Nano({began:Int64}, 'UTC') AND fromUnixTimestamp64Nano({ended:Int64}, 'UTC')";
+
+/// In a minute of the run.
+const MEANWHILE_OR_BESIDE: &str = "BETWEEN fromUnixTimestamp64Nano({began:Int64}, 'UTC') - INTERVAL 1 MINUTE \
+    AND fromUnixTimestamp64Nano({ended:Int64}, 'UTC') + INTERVAL 1 MINUTE";
+
+/// Rows whose other end is one of its targets.
+const TOWARD: &str =
+    "has(arrayZip({addresses:Array(String)}, {ports:Array(UInt16)}), (toString(remote_ip), remote_port))";
 
 /// Rows whose process is a generator of the run and whose other end is one of its targets.
 const OURS: &str = "role = 'active' \
@@ -329,7 +337,8 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
           WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE} GROUP BY {names}) AS mine \
          INNER JOIN \
          (SELECT {names}, countIf(is_first) AS established_there, \
-              countIf(is_final AND (accept_wait_us IS NOT NULL OR attribution = 'exact' OR bytes_sent > 0)) AS taken_there, \
+              greatest(countIf(is_first AND accept_wait_us IS NOT NULL), \
+                  countIf(is_final AND (accept_wait_us IS NOT NULL OR attribution = 'exact' OR bytes_sent > 0))) AS taken_there, \
               countIf(is_final AND bytes_sent > 0) AS served_there \
           FROM connection_records WHERE role = 'passive' AND outcome = 'established' \
               AND has({{ports:Array(UInt16)}}, local_port) AND decided_at {MEANWHILE} GROUP BY {names}) AS theirs \
@@ -360,14 +369,27 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
     );
     kernel.ends_at_target = lines(store, there, run.params()).await?;
 
-    // The first of a kind in a minute stand for all of them.
+    // The first of a kind in a minute stand for all of them; where they are another run's, or another process', for ours too.
+    let kind = "node, netns, remote_ip, remote_port, outcome, minute";
     let sql = format!(
-        "SELECT toString(cause) AS cause, toString(outcome) AS outcome, is_confirmed, toString(peer) AS node, \
-         toUInt64(round(sum(weight))) AS attempts, any(words) AS evidence FROM \
-         (SELECT cause, outcome, is_confirmed, peer_node AS peer, evidence AS words, \
-              alike / count() OVER (PARTITION BY node, netns, remote_ip, remote_port, outcome, toStartOfMinute(recorded_at)) \
-                  AS weight \
-          FROM attempt_causes WHERE {} AND decided_at {MEANWHILE}) \
+        "SELECT toString(theirs.cause) AS cause, toString(theirs.outcome) AS outcome, theirs.is_confirmed AS is_confirmed, \
+         toString(theirs.peer) AS node, toUInt64(round(sum(mine.made * theirs.weight))) AS attempts, \
+         any(theirs.words) AS evidence FROM \
+         (SELECT {kind}, count() AS made FROM \
+              (SELECT *, toStartOfMinute(recorded_at) AS minute FROM attempts \
+               WHERE {OURS} AND decided_at {MEANWHILE} AND outcome != 'pending' \
+                   AND (outcome != 'established' OR syn_retransmits > 0)) \
+          GROUP BY {kind}) AS mine \
+         INNER JOIN \
+         (SELECT {kind}, cause, is_confirmed, peer, any(told) AS words, \
+              count() / sum(count()) OVER (PARTITION BY {kind}) AS weight FROM \
+              (SELECT node, netns, remote_ip, remote_port, outcome, minute, cause, is_confirmed, peer_node AS peer, \
+                   evidence AS told, is_ours, max(is_ours) OVER (PARTITION BY {kind}) AS are_some_ours FROM \
+                   (SELECT *, toStartOfMinute(recorded_at) AS minute, ({} AND decided_at {MEANWHILE}) AS is_ours \
+                    FROM attempt_causes WHERE {TOWARD} AND recorded_at {MEANWHILE_OR_BESIDE})) \
+          WHERE is_ours = are_some_ours GROUP BY {kind}, cause, is_confirmed, peer) AS theirs \
+         ON mine.node = theirs.node AND mine.netns = theirs.netns AND mine.remote_ip = theirs.remote_ip \
+             AND mine.remote_port = theirs.remote_port AND mine.outcome = theirs.outcome AND mine.minute = theirs.minute \
          GROUP BY cause, outcome, is_confirmed, node ORDER BY attempts DESC LIMIT {WAYS}",
         OURS.replace("role = 'active' AND ", "")
     );

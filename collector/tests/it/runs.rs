@@ -446,7 +446,7 @@ async fn ctrl_c_ends_a_run_in_each_phase_and_what_is_known_is_told() {
         (&["-c", "50", "-s", "10s"][..], 1),
         (&["-c", "5", "-s", "1ms", "--hold", "5m"], 5),
         (
-            &["--find-max", "connect.p99 < 1m", "--rate", "20", "--for", "5m"],
+            &["--find-max", "connect.p99 < 60s", "--rate", "20/s", "--for", "5m"],
             1,
         ),
     ] {

@@ -382,6 +382,10 @@ async fn one(desk: &mut Desk<'_>, request: LoadRequest) -> Result<Made, Failure>
     let message = |body| LoadMessage { body: Some(body) };
     let lasts_ns = lasts_ns(&request);
     let targets = request.targets.clone();
+    let is_of_requests = request
+        .plan
+        .as_ref()
+        .is_some_and(|plan| plan.http.is_some() || plan.udp.is_some());
     // Room for it is certain: the channel is new.
     let _ = say.try_send(message(load_message::Body::Begin(request)));
     let updates = tokio::select! {
@@ -441,7 +445,7 @@ async fn one(desk: &mut Desk<'_>, request: LoadRequest) -> Result<Made, Failure>
                 }
             }
             Some(run_update::Body::Progress(progress)) if !asked.reach.json => {
-                stdout.write_all(line(&progress, asked.debug).as_bytes())?;
+                stdout.write_all(line(&progress, is_of_requests, asked.debug).as_bytes())?;
                 stdout.flush()?;
             }
             Some(run_update::Body::Progress(_)) => {}
@@ -596,7 +600,7 @@ fn conclude(
 }
 
 /// Where a run stands.
-fn line(progress: &RunProgress, debug: bool) -> String {
+fn line(progress: &RunProgress, is_of_requests: bool, debug: bool) -> String {
     let all: LoadCounts = progress.counts.unwrap_or_default();
     let total = if progress.planned > 0 {
         progress.planned
@@ -606,13 +610,13 @@ fn line(progress: &RunProgress, debug: bool) -> String {
     let debug = |line: String| match decode(&progress.connect) {
         Ok(Some(times)) if debug => format!(
             "{line}; {} p50 {}, p99 {}\n",
-            if all.requests > 0 { "request" } else { "connect" },
+            if is_of_requests { "request" } else { "connect" },
             human(times.value_at_quantile(0.5)),
             human(times.value_at_quantile(0.99))
         ),
         _ => line + "\n",
     };
-    if all.requests > 0 {
+    if is_of_requests {
         let errors = counts::request_errors(&all);
         return debug(format!(
             "{:>7.1}s  Requests: {}, Under way: {}, Answered: {}, Error: {errors}, Connections: {}, Failed connections: {}",
@@ -657,7 +661,7 @@ mod tests {
             connect: Default::default(),
         };
         assert_eq!(
-            line(&progress, true),
+            line(&progress, false, true),
             "    1.5s  Total: 100, Dialing: 6, Established: 47, Closed: 3, Error: 4, Not initiated: 40\n"
         );
     }
