@@ -366,7 +366,7 @@ struct Desk<'a> {
 
 /// What came of a run.
 enum Made {
-    Run(Row),
+    Run(Box<Row>),
     /// It did not begin: the agents may not, or cannot.
     Refused(Failure),
 }
@@ -457,7 +457,7 @@ async fn one(desk: &mut Desk<'_>, request: LoadRequest) -> Result<Made, Failure>
                 } else {
                     stdout.write_all(report(&row, &row.summary()?).as_bytes())?;
                 }
-                return Ok(Made::Run(row));
+                return Ok(Made::Run(Box::new(row)));
             }
             None => {
                 return Err(Failure::Undone(anyhow!(
