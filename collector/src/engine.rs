@@ -55,9 +55,11 @@ const ROSTER_EVERY_NS: i64 = 5_000_000_000;
 /// While others are waited for, those who need not be waited for are judged once, so long after the window's end.
 const PATIENCE_NS: i64 = 2_000_000_000;
 
-/// Verdicts of one step for which it is looked what speaks against them: the first ones, so that a fault of everything
-/// does not keep the others waiting.
+/// Verdicts for which it is looked at once what speaks against them; after so many, one more each [`ACCUSED_EVERY_NS`], so that
+/// neither a fault of everything nor values that flap around their limits keep the store busy: a look is up to three questions.
 const MOST_ACCUSED: usize = 16;
+
+const ACCUSED_EVERY_NS: i64 = 1_000_000_000;
 
 /// Verdicts that wait for the store. Past this the oldest heartbeats go, and what is left is written again soon.
 const MOST_WAITING: usize = 200_000;
@@ -93,6 +95,7 @@ pub struct Engine {
     end_ns: i64,
     /// How long a verdict that stays as it is is told no more.
     heartbeat_ns: i64,
+    looks: Looks,
     /// Windows that were given up, and questions that were asked, since the start.
     pub given_up: u64,
     pub asked: u64,
@@ -133,6 +136,26 @@ struct Kept {
     history: Option<History>,
 }
 
+/// How often it may be looked yet what speaks against a verdict.
+struct Looks {
+    left: usize,
+    /// Up to when those that come with time are in `left`.
+    counted_ns: i64,
+}
+
+impl Looks {
+    fn left(&mut self, now_ns: i64) -> usize {
+        let more = now_ns
+            .saturating_sub(self.counted_ns)
+            .div_euclid(ACCUSED_EVERY_NS);
+        self.counted_ns += more * ACCUSED_EVERY_NS;
+        // Of a clock that was set back, nothing is owed.
+        let more = usize::try_from(more).unwrap_or(0);
+        self.left = self.left.saturating_add(more).min(MOST_ACCUSED);
+        self.left
+    }
+}
+
 /// What a step was about.
 #[derive(Debug, Default)]
 pub struct Step {
@@ -164,6 +187,10 @@ impl Engine {
             has_rollup: true,
             end_ns: i64::MAX,
             heartbeat_ns: HEARTBEAT_NS,
+            looks: Looks {
+                left: MOST_ACCUSED,
+                counted_ns: now_ns,
+            },
             given_up: 0,
             asked: 0,
         };
@@ -353,7 +380,7 @@ impl Engine {
         let mut step = Step::default();
         let mut outcome = self.judge_all(now_ns, &mut step).await;
         if outcome.is_ok() {
-            outcome = self.accuse(&mut step.records).await;
+            outcome = self.accuse(&mut step.records, now_ns).await;
         }
         for record in &mut step.records {
             let labels = record.labels.iter().cloned().collect();
@@ -385,11 +412,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Puts to verdicts that something fails what speaks against it.
-    async fn accuse(&self, records: &mut [Record]) -> Result<(), StoreError> {
+    /// Puts to verdicts that something fails what speaks against it: to those that came to it now before those that stay.
+    async fn accuse(&mut self, records: &mut [Record], now_ns: i64) -> Result<(), StoreError> {
         let fails =
             |record: &&mut Record| matches!(record.machine.verdict, Verdict::Violated | Verdict::Pending);
-        for record in records.iter_mut().filter(fails).take(MOST_ACCUSED) {
+        let mut failing: Vec<_> = records.iter_mut().filter(fails).collect();
+        failing.sort_by_key(|record| (!record.is_transition, record.machine.verdict != Verdict::Violated));
+        let most = self.looks.left(now_ns);
+        for record in failing.into_iter().take(most) {
+            self.looks.left -= 1;
             let assertion = self
                 .set
                 .assertions
@@ -886,4 +917,31 @@ fn aligned(from_ns: i64, every_ns: i64) -> i64 {
 
 fn ns(time: Duration) -> i64 {
     i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_looked_at_now_may_be_a_second_later() {
+        let mut looks = Looks {
+            left: MOST_ACCUSED,
+            counted_ns: 0,
+        };
+        let mut check = |now_ms: i64, takes: usize, expected: usize| {
+            assert_eq!(looks.left(now_ms * 1_000_000), expected, "{now_ms} ms");
+            looks.left -= takes;
+        };
+        check(0, MOST_ACCUSED, MOST_ACCUSED);
+        check(999, 0, 0);
+        check(1_000, 1, 1);
+        // What is over of a second counts for the next.
+        check(2_900, 0, 1);
+        check(3_000, 2, 2);
+        // A clock that was set back.
+        check(-60_000, 0, 0);
+        check(-59_000, 1, 1);
+        check(3_600_000, 0, MOST_ACCUSED);
+    }
 }

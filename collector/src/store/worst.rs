@@ -1,7 +1,9 @@
 //! The rows that speak against a verdict, and the causes of them as the kernel named them.
 
 use super::{
-    Access, Query, Store, StoreError, answer_to, condition::Condition, evidence::is_of_sum,
+    Access, Query, Store, StoreError, answer_to,
+    condition::Condition,
+    evidence::{below, is_of_sum},
     questions::time_value,
 };
 use crate::assertion::coverage::Window;
@@ -14,7 +16,8 @@ const MOST_ROWS: usize = 5;
 const MOST_CAUSES: usize = 5;
 
 /// Evidence is worth a second look at the rows, and not a long one.
-const SETTINGS: &str = "SETTINGS max_threads = 1, max_execution_time = 5, max_memory_usage = 500000000";
+const SETTINGS: &str = "SETTINGS max_threads = 1, max_execution_time = 5, max_memory_usage = 500000000, \
+                        optimize_use_projections = 0, optimize_use_implicit_projections = 0";
 
 /// What speaks against a condition in a window: the worst rows, and how many there are of each cause. Of a question that
 /// the store refuses, nothing: the verdict stands without.
@@ -103,18 +106,19 @@ fn order(suspects: &Suspects) -> (String, &'static str) {
 fn worst_rows(suspects: &Suspects, window: Window) -> Option<Query> {
     let (which, order) = order(suspects);
     let role = role(suspects);
+    let (table, of_view) = below(suspects.rows).unwrap_or(("", "true"));
     let ends = "concat(toString(local_ip), ' ', toString(local_port)) AS local, \
                 concat(toString(remote_ip), ' ', toString(remote_port)) AS remote";
     let (columns, from, time) = match suspects.rows {
         Rows::Attempts => (
             format!("node, decided_at AS at, service, comm, pid, {ends}, outcome, local_cause, errno, connect_us, syn_retransmits"),
-            "attempts".to_owned(),
-            format!("role = '{role}' AND outcome != 'pending' AND recorded_at > {{from:DateTime64(9, 'UTC')}} AND decided_at"),
+            table.to_owned(),
+            format!("{of_view} AND role = '{role}' AND outcome != 'pending' AND recorded_at > {{from:DateTime64(9, 'UTC')}} AND decided_at"),
         ),
         Rows::Connections => (
             format!("node, closed_at AS at, service, comm, pid, {ends}, outcome, close_reason, duration_us, bytes_sent, bytes_received, retransmits, srtt_us, accept_wait_us"),
-            "connections".to_owned(),
-            format!("role = '{role}' AND recorded_at > {{from:DateTime64(9, 'UTC')}} AND closed_at"),
+            table.to_owned(),
+            format!("{of_view} AND role = '{role}' AND recorded_at > {{from:DateTime64(9, 'UTC')}} AND closed_at"),
         ),
         Rows::Listeners => (
             "node, observed_at AS at, service, comm, pid, concat(toString(local_ip), ' ', toString(local_port)) AS local, \
@@ -147,12 +151,17 @@ fn worst_rows(suspects: &Suspects, window: Window) -> Option<Query> {
 
 /// How many failed for which reason, as far as their own kernel can tell.
 fn own_causes(suspects: &Suspects, window: Window) -> Option<Query> {
+    if matches!(suspects.worst, Worst::Longest(_)) {
+        // Those that took long were established.
+        return None;
+    }
     let (which, _) = order(suspects);
     let role = role(suspects);
+    let (table, of_view) = below(suspects.rows)?;
     Some(query(suspects, window, |condition| {
         format!(
-            "SELECT toString(local_cause) AS cause, count() AS attempts, 'its own kernel' AS by FROM attempts \
-             WHERE role = '{role}' AND outcome NOT IN ('pending', 'established') \
+            "SELECT toString(local_cause) AS cause, count() AS attempts, 'its own kernel' AS by FROM {table} \
+             WHERE {of_view} AND role = '{role}' AND outcome NOT IN ('pending', 'established') \
              AND recorded_at > {{from:DateTime64(9, 'UTC')}} AND decided_at > {{from:DateTime64(9, 'UTC')}} \
              AND decided_at <= {{until:DateTime64(9, 'UTC')}} AND {which} AND {condition} \
              GROUP BY cause ORDER BY attempts DESC LIMIT {MOST_CAUSES} {SETTINGS}"

@@ -10,7 +10,7 @@ use holdfast_collector::filter::{Filter, Value};
 use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::{Store, evidence, worst};
 
-use crate::harness::database;
+use crate::harness::{database, number};
 use crate::synthetic::now_ns;
 
 const SECOND_NS: i64 = 1_000_000_000;
@@ -201,4 +201,60 @@ async fn the_causes_beside_a_verdict_are_of_what_it_is_about() {
         .map(|cause| cause["cause"].as_str().unwrap())
         .collect();
     assert_eq!(named, ["refused_by_peer", "no_listener"]);
+}
+
+/// Questions are about the table below the views. What somebody reads in a view is what is judged.
+#[tokio::test]
+async fn what_is_asked_for_is_what_the_views_have() {
+    let (store, until_ns) = (database().await, until_ns());
+    let mut rows = Vec::new();
+    for role in [1, 2] {
+        // Established, refused, and pending.
+        for outcome in [1, 2, 7] {
+            for (is_first, is_final) in [(true, true), (true, false), (false, true)] {
+                let recorded_at = at(until_ns - 30 * SECOND_NS - rows.len() as i64 * SECOND_NS);
+                rows.push(format!(
+                    "'n', {role}, {outcome}, {recorded_at}, {is_first}, {is_final}, 1000, 5000000, 'refused_by_peer', [7]"
+                ));
+            }
+        }
+    }
+    let columns =
+        "node, role, outcome, recorded_at, is_first, is_final, connect_us, duration_us, local_cause, step_us";
+    write(&store, "connection_records", columns, &rows).await;
+    for (view, time, is_any) in [
+        ("attempts", "decided_at", "outcome != 'pending'"),
+        ("connections", "closed_at", "true"),
+    ] {
+        let expect = match view {
+            "attempts" => "[connect.p50 < 1s, connect.refused = 0]",
+            _ => "[connections.closed > 1, connections.bytes_sent > 1B]",
+        };
+        for (who, role) in [("from", "active"), ("on", "passive")] {
+            let text = format!(
+                "assertions: [{{ name: a, {who}: all, expect: {expect}, over: 60s, where: opened_at > '2026-01-01' }}]"
+            );
+            let set = files::declared(&[("a.yaml".to_owned(), text)]).unwrap();
+            let class = &plan::schedules(&set)[0].classes[0];
+            let window = Window {
+                from_ns: until_ns - 60 * SECOND_NS,
+                to_ns: until_ns,
+            };
+            let question = evidence::question(class, window, false).sql;
+            assert!(question.contains("FROM connection_records WHERE"), "{question}");
+            let found = evidence::ask(&*store, class, window, false)
+                .await
+                .unwrap()
+                .unwrap();
+            let found: u64 = found.iter().map(|row| row.sums[Sum::Rows as usize]).sum();
+            let sql = format!(
+                "SELECT count() FROM {view} WHERE role = '{role}' AND {is_any} AND {time} > {} AND {time} <= {}",
+                at(window.from_ns),
+                at(window.to_ns)
+            );
+            let expected = number(&store, &sql).await;
+            assert!(expected > 0, "{view} of {role} ends");
+            assert_eq!(found, expected, "{view} of {role} ends");
+        }
+    }
 }
