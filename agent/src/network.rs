@@ -81,7 +81,10 @@ impl Network {
             .name("network".into())
             .spawn(move || {
                 let started = Instant::now();
-                let mut namespaces = Namespaces::new(only_netns, Visitor::new().ok());
+                let visitor = Visitor::new()
+                    .inspect_err(|error| tracing::warn!("network namespaces are not looked at: {error}"))
+                    .ok();
+                let mut namespaces = Namespaces::new(only_netns, visitor);
                 let mut is_stopped = false;
                 while !is_stopped {
                     is_stopped =

@@ -178,8 +178,17 @@ pub struct KernelCounters {
     /// The programs that see connect() return, and likewise.
     returning: Vec<ProgramFd>,
     missed_returns: AtomicU64,
-    /// What was `Unseen` in each namespace when all that was open in it had been found.
-    surveyed: Mutex<BTreeMap<u32, u64>>,
+    surveyed: Mutex<BTreeMap<u32, Surveyed>>,
+}
+
+/// A namespace in which all that was open had been found at some moment.
+#[derive(Clone, Copy, Default)]
+struct Surveyed {
+    /// What was `Unseen` then.
+    unseen: u64,
+    /// The most that were overlooked since, at any reading: what is untracked, or left out by sampling, is taken off for as long
+    /// as it is open and longer.
+    overlooked: u64,
 }
 
 /// A slot of the kernel's counters, as aya wants it: plain integers.
@@ -239,17 +248,22 @@ impl KernelCounters {
         if let Some(missed) = recursion_misses(&self.program) {
             self.missed.store(missed, Ordering::Relaxed);
         }
-        let surveyed = self.surveyed.lock().unwrap_or_else(PoisonError::into_inner);
-        let overlooked = surveyed
-            .iter()
-            .filter_map(|(netns, before)| {
-                let counts = namespaces.get(netns)?;
+        let mut surveyed = self.surveyed.lock().unwrap_or_else(PoisonError::into_inner);
+        for (netns, surveyed) in surveyed.iter_mut() {
+            if let Some(counts) = namespaces.get(netns) {
                 // These have no record either, on purpose or for want of room.
                 let without = counts.get(Counter::Untracked) + counts.get(Counter::SampledOut);
-                let overlooked = counts.get(Counter::Unseen).saturating_sub(before + without);
-                Some((*netns, overlooked))
-            })
+                let overlooked = counts
+                    .get(Counter::Unseen)
+                    .saturating_sub(surveyed.unseen + without);
+                surveyed.overlooked = surveyed.overlooked.max(overlooked);
+            }
+        }
+        let overlooked = surveyed
+            .iter()
+            .map(|(&netns, surveyed)| (netns, surveyed.overlooked))
             .collect();
+        drop(surveyed);
         let missed_returns = self.returning.iter().filter_map(recursion_misses).sum();
         self.missed_returns.fetch_max(missed_returns, Ordering::Relaxed);
         Ok(KernelCounts {
@@ -267,9 +281,13 @@ impl KernelCounters {
     /// If a map cannot be read.
     pub fn surveyed(&self, namespaces: impl IntoIterator<Item = u32>) -> Result<(), ProbeError> {
         let counts = self.read()?;
-        let unseen = namespaces
-            .into_iter()
-            .map(|netns| (netns, counts.of(netns, Counter::Unseen)));
+        let unseen = namespaces.into_iter().map(|netns| {
+            let surveyed = Surveyed {
+                unseen: counts.of(netns, Counter::Unseen),
+                overlooked: 0,
+            };
+            (netns, surveyed)
+        });
         self.surveyed
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

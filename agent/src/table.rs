@@ -208,7 +208,7 @@ fn first_record(record: ConnectionRecord) -> Option<ConnectionRecord> {
     })
 }
 
-/// Without what is written at the end only, and meanwhile belongs to whoever had the place before.
+/// Without what is right at the end only, and meanwhile belongs to whoever had the place before.
 fn without_volumes(record: ConnectionRecord) -> ConnectionRecord {
     ConnectionRecord {
         bytes_sent: 0,

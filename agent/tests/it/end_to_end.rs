@@ -1033,7 +1033,10 @@ fn what_a_node_allows_is_changed_while_its_agent_runs_and_outlives_agent_and_col
         ],
     );
     assert!(!is_applied, "{text}");
-    for part in ["--control syscalls=full", "--control streams"] {
+    for part in [
+        "--control filters,syscalls=full ",
+        "--control filters,syscalls=sampled,streams ",
+    ] {
         assert!(text.contains(part), "{text}");
     }
     let (text, is_right) = probe(&collector, &["set", "syscalls=off"]);

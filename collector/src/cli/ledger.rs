@@ -44,7 +44,7 @@ rows, from when the agent made them (OPENED, CLOSED, RECEIVED). It closes when
 MISSED are events that the kernel did not show to the programs, because one came while they ran on the same CPU. The kernel
 counts them for all namespaces together, which is the row of namespace 0; the row of a namespace has the opens that its
 WITNESS knows and the programs do not, or connections whose end alone was seen. It closes if there are no more opens that the
-WITNESS alone knows than the other two. An end that was missed
+WITNESS alone knows than the kernel counted misses, or than there were such ends. An end that was missed
 leaves a connection in OPEN that is gone, until its memory is used again.
 ENDED is what a start that was killed took with it: connections that were open, in the ring, or opened before the
 next start, and rows that it had not delivered. It is in gaps. A difference is shown in red.

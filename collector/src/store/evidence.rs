@@ -344,7 +344,11 @@ fn of_rows(class: &Class, params: &mut Vec<(String, String)>) -> String {
     let (table, which) = below(kind.rows).unwrap_or((view, "true"));
     // Of attempts, what the partitions are told by: none is recorded before it was decided.
     let recorded = match kind.rows {
-        Rows::Attempts | Rows::Connections => " AND recorded_at > {from:DateTime64(9, 'UTC')}",
+        Rows::Attempts => " AND recorded_at > {from:DateTime64(9, 'UTC')}",
+        // When it was closed.
+        Rows::Connections => {
+            " AND recorded_at > {from:DateTime64(9, 'UTC')} AND recorded_at <= {until:DateTime64(9, 'UTC')}"
+        }
         _ => "",
     };
     let (value, has_value) = match kind.times {

@@ -118,7 +118,8 @@ fn worst_rows(suspects: &Suspects, window: Window) -> Option<Query> {
         Rows::Connections => (
             format!("node, closed_at AS at, service, comm, pid, {ends}, outcome, close_reason, duration_us, bytes_sent, bytes_received, retransmits, srtt_us, accept_wait_us"),
             table.to_owned(),
-            format!("{of_view} AND role = '{role}' AND recorded_at > {{from:DateTime64(9, 'UTC')}} AND closed_at"),
+            // When it was closed.
+            format!("{of_view} AND role = '{role}' AND recorded_at"),
         ),
         Rows::Listeners => (
             "node, observed_at AS at, service, comm, pid, concat(toString(local_ip), ' ', toString(local_port)) AS local, \

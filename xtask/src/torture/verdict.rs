@@ -212,7 +212,8 @@ fn account(world: &World, node: usize, faults: &mut Vec<String>) -> anyhow::Resu
     let row = rows.first().context("no ledger")?;
     let missed = world.ask(&format!(
         "SELECT sum(misses) AS missed, countIf(unseen > misses) AS unexplained FROM \
-         (SELECT sum(missed) AS misses, sum(greatest(witness_difference, 0)) AS unseen FROM ledger \
+         (SELECT greatest(sumIf(missed, netns = 0), sumIf(missed, netns != 0)) AS misses, \
+         sum(greatest(witness_difference, 0)) AS unseen FROM ledger \
          WHERE stream = 'connections' AND agent_id LIKE '%/{name}' GROUP BY agent_id, agent_epoch)"
     ))?;
     let missed = missed.first().context("no sum of missed")?;

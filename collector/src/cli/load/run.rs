@@ -525,15 +525,22 @@ async fn find_max(desk: &mut Desk<'_>, request: LoadRequest, condition: &str) ->
             plan.arrivals = Some(load_plan::Arrivals::Stages(LoadStages { stages: vec![stage] }));
         }
         crate::cli::tell(&format!("trying {rate}/s"));
-        let row = match one(desk, request).await? {
-            Made::Run(row) => row,
+        let row = match one(desk, request).await {
+            Ok(Made::Run(row)) => row,
             // More than an agent allows or can: beyond it nothing is known.
-            Made::Refused(Failure::Undone(error)) if search.holds.is_some() => {
+            Ok(Made::Refused(Failure::Undone(error))) if search.holds.is_some() => {
                 fails_in = (String::new(), format!("{error:#}"));
                 next = search.next(rate, Shown::Unknown);
                 continue;
             }
-            Made::Refused(why) => return Err(why),
+            Ok(Made::Refused(why)) => return Err(why),
+            // What was found is told, also where the search cannot go on.
+            Err(why) => {
+                if search.holds.is_some() {
+                    let _ = conclude(asked, &search, &holds_in, &fails_in, condition);
+                }
+                return Err(why);
+            }
         };
         if row.state == "stopped" {
             crate::cli::tell("stopped before the search was done");

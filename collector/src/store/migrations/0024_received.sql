@@ -8,6 +8,8 @@ ALTER TABLE {each agent_samples} ADD COLUMN IF NOT EXISTS rival LowCardinality(S
 
 ALTER TABLE {each gap_records} MODIFY COLUMN reason Enum8('spool_full' = 1, 'spool_unreadable' = 2, 'ring_full' = 3, 'epoch_end' = 4, 'refused' = 5) COMMENT 'spool_full: a bound of the spool was reached while the collector was away. spool_unreadable: the disk did not give the batch back. ring_full: the ring buffer of the kernel was full. epoch_end: the agent ended without a word. refused: the collector refused the batch for its content, which is in refused_batches if its envelope could be read' CODEC(ZSTD(1));
 
+ALTER TABLE {each connection_records} COMMENT COLUMN resets 'Which resets were part of it. sent: by this end, to end the connection or in answer to a segment that did not fit. received: from the other end. Of an end that had sent its FIN and had it acknowledged, one that close() sends is told unless data that came after the FIN hides it';
+
 ALTER TABLE {rows ledger_samples} DROP PROJECTION IF EXISTS latest;
 
 ALTER TABLE {rows ledger_samples} ADD PROJECTION IF NOT EXISTS latest
@@ -18,7 +20,7 @@ ALTER TABLE {rows ledger_samples} ADD PROJECTION IF NOT EXISTS latest
             node, observed_at, opened, closed, open, untracked, unseen, lost, filtered, received, batching, unacknowledged,
             acknowledged, dropped, refused, superseded, missed, unsent, seeded, announced, witnessed, is_witnessed, ended,
             is_final, unmeasured, evicted, sampled_out, elsewhere
-        ), tuple(is_final, opened, ended, acknowledged + dropped + refused, closed, missed, received_at)),
+        ), tuple(is_final, opened, ended, acknowledged + dropped + refused, closed, missed, received_at, observed_at)),
         min(observed_at), min(received + announced), max(received + announced)
     GROUP BY agent_id, agent_epoch, stream, netns, toDate(observed_at)
 );

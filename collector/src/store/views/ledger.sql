@@ -66,7 +66,7 @@ AS WITH latest_reports AS
             node, observed_at, opened, closed, open, untracked, unseen, lost, filtered, received, batching, unacknowledged,
             acknowledged, dropped, refused, superseded, missed, unsent, seeded, announced, witnessed, is_witnessed, ended,
             is_final, unmeasured, evicted, sampled_out, elsewhere
-        ), tuple(is_final, opened, ended, acknowledged + dropped + refused, closed, missed, received_at)) AS latest
+        ), tuple(is_final, opened, ended, acknowledged + dropped + refused, closed, missed, received_at, observed_at)) AS latest
     FROM ledger_samples
     GROUP BY agent_id, agent_epoch, stream, netns
 )
@@ -117,8 +117,8 @@ SELECT
     toUInt64(abs(kernel_difference) + abs(least(ring_difference, 0)) + ring_overdue + abs(agent_difference)
         + multiIf(expired > 0, 0, store_difference < 0, -store_difference, store_difference <= unacknowledged, 0,
             is_final OR is_former, store_difference, 0)
-        -- Each miss that the kernel counted, and each end without a beginning, explains one open that no program saw, whatever its
-        -- namespace, and nothing else.
+        -- Each miss that the kernel counted explains one open that no program saw, whatever its namespace, or each end without a
+        -- beginning, which may be of the same open.
         + if(uncounted > 0, greatest(witness_difference, 0), 0)) AS difference,
     multiIf(difference > 0, 'open', NOT is_final AND reported_at < now64(9, 'UTC') - INTERVAL 15 SECOND, 'silent',
         store_difference > unacknowledged, 'waits', expired > 0, 'expired', 'closes') AS balance,
@@ -127,8 +127,9 @@ SELECT
 FROM
 (
     SELECT *, agent_epoch < max(agent_epoch) OVER (PARTITION BY agent_id) AS is_former,
-        sum(if(is_witnessed, greatest(toInt64(witnessed) - opened + unsent, 0), 0) - toInt64(missed))
-            OVER (PARTITION BY agent_id, agent_epoch, stream) AS uncounted
+        sum(if(is_witnessed, greatest(toInt64(witnessed) - opened + unsent, 0), 0)) OVER (PARTITION BY agent_id, agent_epoch, stream)
+            - greatest(sum(if(netns = 0, toInt64(missed), 0)) OVER (PARTITION BY agent_id, agent_epoch, stream),
+                sum(if(netns = 0, 0, toInt64(missed))) OVER (PARTITION BY agent_id, agent_epoch, stream)) AS uncounted
     FROM
     (
         SELECT
