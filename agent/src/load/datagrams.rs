@@ -7,8 +7,7 @@ use std::{collections::VecDeque, io, mem, num::NonZeroU64, os::fd::OwnedFd};
 
 use holdfast_proto::datagram::{self, Datagram, Heard, Kind};
 use rustix::{
-    buffer::spare_capacity,
-    event::{Timespec, epoll},
+    event::epoll,
     io::Errno,
     net::{RecvFlags, SendFlags, recv, send},
 };
@@ -19,6 +18,7 @@ use super::{
     schedule::Schedule,
     socket,
     tally::{LATE_NS, Tally},
+    wait::wait,
     worker::{EVENTS, LONGEST_SLEEP_NS, Part, READ_BYTES, SPIN_NS, monotonic_ns, wait_for_the_start},
 };
 
@@ -155,14 +155,7 @@ impl Datagrams {
     /// Takes what comes within a time.
     fn wait(&mut self, sleep_ns: u64) -> io::Result<()> {
         let mut events = Vec::with_capacity(EVENTS);
-        let timeout = Timespec {
-            tv_sec: 0,
-            tv_nsec: sleep_ns as i64,
-        };
-        match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+        wait(&self.epoll, &mut events, sleep_ns)?;
         for event in events {
             self.listen(event.data.u64() as usize);
         }

@@ -20,8 +20,7 @@ use std::{
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, squeue::Flags, types};
 use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 use rustix::{
-    buffer::spare_capacity,
-    event::{Timespec, epoll},
+    event::epoll,
     io::Errno,
     process::{Resource, getrlimit},
 };
@@ -31,6 +30,7 @@ use super::{
     plan::{Arrivals, Close},
     schedule::Schedule,
     tally::{LATE_NS, Tally},
+    wait::wait,
     worker::{EVENTS, Holding, LONGEST_SLEEP_NS, Part, READ_BYTES, SPIN_NS, wait_for_the_start},
 };
 
@@ -227,14 +227,7 @@ impl Worker {
 
     /// Sleeps until a ring has something to say, and hears it.
     fn wait(&mut self, events: &mut Vec<epoll::Event>, sleep_ns: u64) -> io::Result<()> {
-        let timeout = Timespec {
-            tv_sec: 0,
-            tv_nsec: sleep_ns as i64,
-        };
-        match epoll::wait(&self.epoll, spare_capacity(events), Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+        wait(&self.epoll, events, sleep_ns)?;
         for event in events.drain(..) {
             self.hear(event.data.u64() as usize)?;
         }

@@ -6,8 +6,7 @@
 use std::{collections::VecDeque, io, mem, num::NonZeroU64, os::fd::OwnedFd, sync::atomic::Ordering};
 
 use rustix::{
-    buffer::spare_capacity,
-    event::{Timespec, epoll},
+    event::epoll,
     io::Errno,
     net::{RecvFlags, SendFlags, connect, connect_unspec, recv, send},
 };
@@ -22,6 +21,7 @@ use super::{
     socket,
     tally::{LATE_NS, Tally},
     tls::{Secure, Terms, Trouble},
+    wait::wait,
     worker::{EVENTS, LONGEST_SLEEP_NS, Part, READ_BYTES, SPIN_NS, wait_for_the_start},
 };
 
@@ -197,14 +197,7 @@ impl Requests {
             if self.part.shared.stop.load(Ordering::Relaxed) || self.is_done() {
                 return Ok(());
             }
-            let timeout = Timespec {
-                tv_sec: 0,
-                tv_nsec: self.sleep_ns() as i64,
-            };
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&timeout)) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+            wait(&self.epoll, &mut events, self.sleep_ns())?;
             for event in events.drain(..) {
                 self.follow(event.data.u64() as u32, event.flags);
             }

@@ -20,7 +20,7 @@ use std::{
 
 use rustix::{
     buffer::spare_capacity,
-    event::{Timespec, epoll},
+    event::epoll,
     io::Errno,
     net::{RecvFlags, SendFlags, connect, connect_unspec, recv, send},
     time::{ClockId, clock_gettime},
@@ -33,9 +33,10 @@ use super::{
     socket,
     tally::{LATE_NS, Tally},
     tls::Terms,
+    wait::wait,
 };
 
-/// So long before an attempt is due the worker stops sleeping, in nanoseconds: what epoll_pwait2 may be late by.
+/// So long before an attempt is due the worker stops sleeping, in nanoseconds: what a sleep may be late by.
 pub(super) const SPIN_NS: u64 = 60_000;
 
 /// The longest sleep, in nanoseconds: a stop and a question for the tally are noticed after it.
@@ -278,15 +279,7 @@ impl Worker {
             if self.part.is_stopped() || self.is_done(now_ns) {
                 return Ok(());
             }
-            let sleep_ns = self.sleep_ns();
-            let timeout = Timespec {
-                tv_sec: 0,
-                tv_nsec: sleep_ns as i64,
-            };
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&timeout)) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+            wait(&self.epoll, &mut events, self.sleep_ns())?;
             for event in events.drain(..) {
                 self.follow(event.data.u64() as u32);
             }
