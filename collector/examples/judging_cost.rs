@@ -3,25 +3,29 @@
 //! `cargo run --release --example judging_cost -- FOLDER RATE SECONDS`: fills an embedded store in FOLDER with what a
 //! hundred nodes would have delivered in the last eleven minutes at RATE rows a second, goes on delivering in real time, first
 //! alone and then with the engine judging, SECONDS each, and prints one JSON object: the cores that each took, so that the
-//! difference is what judging costs, with its questions to the store and the verdicts that it writes; which windows were
+//! difference is what judging costs, with its questions to the store and the verdicts that it writes, each of which is counted; which windows were
 //! judged, and how long after their end; and whether every verdict about a quantile is that of the sorted values.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
+use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use holdfast_collector::assertion::Set;
+use holdfast_collector::assertion::cause::OffReason;
 use holdfast_collector::assertion::condition::Limit;
+use holdfast_collector::assertion::coverage::{Report, Watch};
 use holdfast_collector::assertion::signal::QUANTILES;
+use holdfast_collector::engine::heard::Heard;
 use holdfast_collector::engine::{Engine, files};
 use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::verdicts::Record;
-use holdfast_collector::store::{Access, Query, Store, library, migrations};
+use holdfast_collector::store::{Access, Block, Chunks, Query, Store, StoreError, library, migrations};
 use serde_json::json;
 
 const SECOND_NS: i64 = 1_000_000_000;
@@ -55,17 +59,23 @@ async fn main() -> anyhow::Result<()> {
     migrations::apply(&*store, now_ns()).await?;
     let set = declared()?;
 
+    let heard = Heard::default();
     let mut feeder = Feeder {
         store: Arc::clone(&store),
+        heard: heard.clone(),
         rate,
+        threads: 2,
         until_ns: now_ns() - PAST_S * SECOND_NS,
     };
     feeder.sessions().await?;
     eprintln!("laying down {} rows", rate * PAST_S);
+    let began = Instant::now();
     while feeder.until_ns < now_ns() - PAST_STEP_S * SECOND_NS {
         feeder.feed(feeder.until_ns + PAST_STEP_S * SECOND_NS).await?;
     }
     feeder.feed(now_ns()).await?;
+    feeder.threads = 1;
+    eprintln!("laid down after {} s", began.elapsed().as_secs());
 
     // Merges of the past end first: they are nobody's.
     settle().await?;
@@ -81,11 +91,17 @@ async fn main() -> anyhow::Result<()> {
     });
     let span = Duration::from_secs(seconds);
     tokio::time::sleep(Duration::from_secs(5)).await;
+    eprintln!("taking rows in");
     let (began, cpu) = (Instant::now(), cpu_time()?);
     tokio::time::sleep(span).await;
     let alone = (cpu_time()? - cpu).as_secs_f64() / began.elapsed().as_secs_f64();
 
-    let mut engine = Engine::new(store.clone(), set.clone(), now_ns(), true);
+    let counted = Arc::new(Counted {
+        store: Arc::clone(&store),
+        asked: Mutex::default(),
+    });
+    let mut engine = Engine::new(counted.clone(), set.clone(), now_ns(), true);
+    engine.listen_to(heard);
     let mut ticks = tokio::time::interval(STEP);
     let mut judged = Judged::default();
     // The first round writes a verdict for every key: that is not what it costs to go on.
@@ -96,9 +112,23 @@ async fn main() -> anyhow::Result<()> {
         &mut Judged::default(),
     )
     .await?;
+    eprintln!("judging too");
+    counted.take();
     let (began, cpu) = (Instant::now(), cpu_time()?);
     judge(&mut engine, &mut ticks, span, &mut judged).await?;
     let both = (cpu_time()? - cpu).as_secs_f64() / began.elapsed().as_secs_f64();
+    let asked: serde_json::Map<_, _> = counted
+        .take()
+        .into_iter()
+        .map(|(what, Asked { times, waited })| {
+            let each_ms = waited.as_secs_f64() * 1e3 / times as f64;
+            let per_second = times as f64 / began.elapsed().as_secs_f64();
+            (
+                what,
+                json!({ "per_second": per_second, "milliseconds_each": each_ms }),
+            )
+        })
+        .collect();
     let keys: usize = engine.verdicts().iter().map(|(_, count)| count).sum();
     stop.store(true, Ordering::Relaxed);
     feeding.await??;
@@ -124,6 +154,7 @@ async fn main() -> anyhow::Result<()> {
             "most_lag_ms": judged.most_lag_ms,
             "quantile_cells": cells,
             "quantile_cells_wrong": wrong,
+            "asked": asked,
         })
     );
     Ok(())
@@ -163,9 +194,96 @@ fn declared() -> anyhow::Result<Set> {
     Ok(files::declared(&[("bench.yaml".to_owned(), text)])?)
 }
 
+/// The store as the engine sees it, and what it asks.
+struct Counted {
+    store: Arc<Embedded>,
+    asked: Mutex<BTreeMap<String, Asked>>,
+}
+
+#[derive(Default)]
+struct Asked {
+    times: u64,
+    /// Until the whole of the answer was there.
+    waited: Duration,
+}
+
+impl Counted {
+    fn note(&self, what: String, began: Instant) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = asked.entry(what).or_default();
+        asked.times += 1;
+        asked.waited += began.elapsed();
+    }
+
+    /// What was asked since the last call.
+    fn take(&self) -> BTreeMap<String, Asked> {
+        std::mem::take(&mut *self.asked.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Which table a question is about, how much of it, and what for: rows for people have an order, sums have none.
+fn about(query: &Query) -> String {
+    let tables = query.sql.split("FROM ").skip(1);
+    let mut names = tables.filter(|rest| rest.starts_with(|first: char| first.is_ascii_lowercase()));
+    let name = names
+        .next()
+        .and_then(|rest| rest.split([' ', ')']).next())
+        .unwrap_or("nothing");
+    let at = |name: &str| {
+        let value = query.params.iter().find(|(known, _)| known == name)?;
+        value.1.parse::<f64>().ok()
+    };
+    let of = match (at("from"), at("until")) {
+        (Some(from), Some(until)) => format!(" of {:.1} s", until - from),
+        _ => String::new(),
+    };
+    let sums = if query.sql.contains("groupArrayIf") {
+        ", sums"
+    } else {
+        ""
+    };
+    let by: String = [
+        ("remote_ip AS l_remote", " by remote"),
+        ("service AS l_service", " by service"),
+    ]
+    .into_iter()
+    .filter_map(|(label, name)| query.sql.contains(label).then_some(name))
+    .collect();
+    format!("{name}{of}{sums}{by}")
+}
+
+#[async_trait]
+impl Store for Counted {
+    async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError> {
+        let began = Instant::now();
+        let outcome = self.store.insert(table, token, block).await;
+        self.note(format!("insert into {table}"), began);
+        outcome
+    }
+
+    async fn query(&self, query: Query) -> Result<Chunks, StoreError> {
+        let (what, began) = (about(&query), Instant::now());
+        let parts: Vec<_> = self.store.query(query).await?.try_collect().await?;
+        self.note(what, began);
+        Ok(Box::pin(futures_util::stream::iter(parts.into_iter().map(Ok))))
+    }
+
+    async fn execute(&self, sql: &str) -> Result<(), StoreError> {
+        self.store.execute(sql).await
+    }
+
+    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError> {
+        self.store.derive(sql, params).await
+    }
+}
+
 struct Feeder {
     store: Arc<Embedded>,
+    /// What the agents say, as `serve` hands it to who judges.
+    heard: Heard,
     rate: i64,
+    /// That make the rows and their parts: of the past as many as there are cores, then one, as the collector inserts.
+    threads: u32,
     /// Everything before was delivered.
     until_ns: i64,
 }
@@ -205,8 +323,9 @@ impl Feeder {
              if(is_active, 32768 + h2 % 28000, 5432), toIPv6(concat('10.0.0.', toString(other + 1))), \
              if(is_active, 5432, 32768 + h2 % 28000), \
              toUInt64(if(intDiv(h2, 7) % 100 = 0, 10, 1) * (150 + intDiv(h2, 65536) % 300)), 0, 4, 200, true, true, \
-             concat('node-', toString(own)), 1, 1 FROM numbers({{rows:UInt64}}) \
-             SETTINGS max_threads = 1, max_insert_threads = 1, max_block_size = 100000"
+             concat('node-', toString(own)), 1, 1 FROM numbers_mt({{rows:UInt64}}) \
+             SETTINGS max_threads = {threads}, max_insert_threads = {threads}, max_block_size = 100000",
+            threads = self.threads
         );
         let params = [
             ("from", from_ns.to_string()),
@@ -233,6 +352,22 @@ impl Feeder {
             ];
             let params = params.map(|(name, value)| (name.to_owned(), value));
             self.store.derive(&sql, params.into()).await?;
+            let at_ns = (first + count - 1) * SECOND_NS;
+            for node in 0..NODES {
+                self.heard.put(Report {
+                    node: format!("node-{node}"),
+                    agent_epoch: 1,
+                    observed_ns: at_ns,
+                    received_ns: at_ns,
+                    records_ns: at_ns - MARK_NS,
+                    attempts_ns: at_ns - MARK_NS,
+                    watches: [Watch {
+                        since_ns: at_ns,
+                        off: OffReason::Unsaid,
+                    }; 3],
+                    ..Report::default()
+                });
+            }
         }
         self.until_ns = to_ns;
         Ok(())

@@ -3,7 +3,7 @@
 //!
 //! A file goes through [`document`] (YAML with places) and [`parse`] (what it means); [`signal`] is the table of what
 //! can be asserted, [`condition`] one line of `expect`, [`group`] who it is about. [`plan`] puts together what one query
-//! can answer, [`evaluate`] judges a window from its rows and from who was watching ([`coverage`]), and [`state`] makes
+//! can answer and [`parts`] what windows share, [`evaluate`] judges a window from its rows and from who was watching ([`coverage`]), and [`state`] makes
 //! verdicts of it; [`worst`] tells which rows speak against them. [`receiver`] is who is told. [`reference`] writes the documentation and the JSON schema from the same tables.
 
 pub mod cause;
@@ -14,6 +14,7 @@ pub mod evaluate;
 pub mod group;
 pub mod limit;
 pub mod parse;
+pub mod parts;
 pub mod plan;
 pub mod problem;
 pub mod receiver;

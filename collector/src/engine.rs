@@ -9,28 +9,34 @@
 pub mod check;
 pub mod explain;
 pub mod files;
+pub mod heard;
 mod late;
 pub mod run;
 pub mod suggest;
 pub mod trial;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::assertion::cause::{Cause, EXPECTED_FOR};
 use crate::assertion::condition::{Condition, value_text};
 use crate::assertion::coverage::{Coverage, Window};
-use crate::assertion::evaluate::{self, Addresses, Judgement, Key, Moment, Observers, Roster, key_text};
+use crate::assertion::evaluate::{
+    self, Addresses, Judgement, Key, LabelledRows, Moment, Observers, Roster, key_text,
+};
+use crate::assertion::parts::Parts;
 use crate::assertion::plan::{self, Schedule};
 use crate::assertion::signal::Rows;
 use crate::assertion::state::{Machine, Outcome, Rules, Verdict};
 use crate::assertion::{Assertion, Set, worst};
 use crate::seat::Seat;
 use crate::silence::{Of, Silences};
+use crate::store::layout::Layout;
 use crate::store::verdicts::{Record, Stood};
 use crate::store::{self, Store, StoreError, evidence, verdicts};
 
+use heard::{Awaited, Heard};
 use late::{History, Late};
 
 /// How often a verdict that stays is written, so that one can see that it is still judged.
@@ -49,6 +55,9 @@ const REPORTS_AGAIN_NS: i64 = 5_000_000_000;
 /// Reports of so long are read at once: of a hundred nodes, 60,000.
 const REPORTS_AT_ONCE_NS: i64 = 600_000_000_000;
 
+/// How often stored reports are looked for where everybody is heard directly: nobody else is known to be there.
+const STORED_REPORTS_EVERY_NS: i64 = 1_000_000_000;
+
 /// How often it is looked who is there.
 const ROSTER_EVERY_NS: i64 = 5_000_000_000;
 
@@ -64,6 +73,9 @@ const ACCUSED_EVERY_NS: i64 = 1_000_000_000;
 /// Verdicts that wait for the store. Past this the oldest heartbeats go, and what is left is written again soon.
 const MOST_WAITING: usize = 200_000;
 
+/// Entries of histograms, of 16 bytes each, that are kept of what windows share, of all classes together.
+const MOST_ENTRIES: usize = 12_000_000;
+
 /// The engine. It owns what it knows; all of it can be found again in the store.
 pub struct Engine {
     store: Arc<dyn Store>,
@@ -74,8 +86,13 @@ pub struct Engine {
     coverage: Coverage,
     roster: Roster,
     addresses: Addresses,
-    /// When the last report came that was heard.
+    /// What agents say here; `None`: it is read from the store alone.
+    direct: Option<Heard>,
+    /// When the last report came that was found in the store.
     heard_ns: i64,
+    /// When the store was asked for reports, and whether there were any that had not come here.
+    asked_ns: i64,
+    is_any_elsewhere: bool,
     roster_ns: i64,
     /// Verdicts that are not stored yet.
     waiting: Vec<Record>,
@@ -109,6 +126,8 @@ struct Active {
     next_ns: i64,
     /// Windows that were judged without rows that may come yet, by their end.
     late: VecDeque<Late>,
+    /// Of each class, what its windows share.
+    parts: Vec<Parts>,
 }
 
 /// The store's minutes are computed within this after their rows have come: rows that an agent delivers in bulk after a
@@ -176,7 +195,10 @@ impl Engine {
             coverage: Coverage::default(),
             roster: Roster::default(),
             addresses: Addresses::default(),
+            direct: None,
             heard_ns: 0,
+            asked_ns: i64::MIN,
+            is_any_elsewhere: true,
             roster_ns: i64::MIN,
             waiting: Vec::new(),
             in_doubt: Vec::new(),
@@ -205,6 +227,16 @@ impl Engine {
     /// Of a store in which nobody computes minutes, every window is read from the rows.
     pub fn without_rollup(&mut self) {
         self.has_rollup = false;
+    }
+
+    /// Hears agents as soon as they say something here. What a cluster has acknowledged may not be on every replica yet, so
+    /// there one hears of it later, by way of the store.
+    pub fn listen_to(&mut self, heard: Heard) {
+        if self.store.layout() != Layout::OneServer {
+            return;
+        }
+        heard.begin();
+        self.direct = Some(heard);
     }
 
     /// Keeps changes that are stored until they are taken.
@@ -361,8 +393,13 @@ impl Engine {
             .into_iter()
             .map(|schedule| match active.remove(&(schedule.over, schedule.every)) {
                 // Its open windows are those of the new one.
-                Some(known) => Active { schedule, ..known },
+                Some(known) => Active {
+                    parts: Vec::new(),
+                    schedule,
+                    ..known
+                },
                 None => Active {
+                    parts: Vec::new(),
                     next_ns: aligned(now_ns, ns(schedule.every)),
                     schedule,
                     open: VecDeque::new(),
@@ -370,6 +407,10 @@ impl Engine {
                 },
             })
             .collect();
+        for active in &mut self.schedules {
+            let classes = active.schedule.classes.iter();
+            active.parts = classes.map(|_| Parts::default()).collect();
+        }
         self.set = set;
     }
 
@@ -401,6 +442,7 @@ impl Engine {
         if self.is_writing {
             self.write().await?;
         }
+        self.tell_awaited(now_ns);
         Ok(step)
     }
 
@@ -459,15 +501,12 @@ impl Engine {
             let reach_ns = self.longest_ns() + 600 * 1_000_000_000;
             self.heard_ns = now_ns.saturating_sub(reach_ns);
         }
-        // At a start that is the past of the longest window: a bit of it at a time.
-        let mut since_ns = self.heard_ns.saturating_sub(REPORTS_AGAIN_NS);
-        while since_ns < now_ns {
-            let until_ns = now_ns.min(since_ns.saturating_add(REPORTS_AT_ONCE_NS));
-            for report in evidence::reports(&*self.store, since_ns, until_ns).await? {
-                self.heard_ns = self.heard_ns.max(report.received_ns);
-                self.coverage.hear(&report);
-            }
-            since_ns = until_ns;
+        let is_due = now_ns.saturating_sub(self.asked_ns) >= STORED_REPORTS_EVERY_NS;
+        if self.direct.is_none() || self.is_any_elsewhere || is_due {
+            self.hear_stored(now_ns).await?;
+        }
+        for report in self.direct.iter().flat_map(Heard::take) {
+            self.coverage.hear(&report);
         }
         if now_ns.saturating_sub(self.roster_ns) >= ROSTER_EVERY_NS {
             self.roster = evidence::roster(&*self.store, now_ns).await?;
@@ -477,6 +516,40 @@ impl Engine {
                 .forget_before(now_ns.saturating_sub(self.longest_ns() + 3600 * 1_000_000_000));
         }
         Ok(())
+    }
+
+    async fn hear_stored(&mut self, now_ns: i64) -> Result<(), StoreError> {
+        let mut is_any_elsewhere = false;
+        // At a start that is the past of the longest window: a bit of it at a time.
+        let mut since_ns = self.heard_ns.saturating_sub(REPORTS_AGAIN_NS);
+        while since_ns < now_ns {
+            let until_ns = now_ns.min(since_ns.saturating_add(REPORTS_AT_ONCE_NS));
+            for report in evidence::reports(&*self.store, since_ns, until_ns).await? {
+                self.heard_ns = self.heard_ns.max(report.received_ns);
+                // What was said here was heard long before it is stored.
+                is_any_elsewhere |= self.coverage.hear(&report);
+            }
+            since_ns = until_ns;
+        }
+        (self.asked_ns, self.is_any_elsewhere) = (now_ns, is_any_elsewhere);
+        Ok(())
+    }
+
+    /// Tells whom the oldest window of each schedule waits for, so that it is judged once the last of them is heard.
+    fn tell_awaited(&self, now_ns: i64) {
+        let Some(heard) = &self.direct else { return };
+        let of_schedule = |at: usize| {
+            let window = self.schedules[at].open.front()?.window;
+            let moment = self.moment(window, now_ns);
+            let mut nodes = HashSet::new();
+            for assertion in self.watchers(at) {
+                let waiting = Observers::of(assertion, &moment);
+                nodes.extend(waiting.awaited().map(str::to_owned));
+            }
+            let until_ns = window.to_ns;
+            (!nodes.is_empty()).then_some(Awaited { until_ns, nodes })
+        };
+        heard.await_nodes((0..self.schedules.len()).filter_map(of_schedule).collect());
     }
 
     /// How much of any window has to have been watched.
@@ -561,8 +634,7 @@ impl Engine {
     fn waiting_for(&self, at: usize, window: Window, now_ns: i64) -> (bool, bool) {
         let moment = self.moment(window, now_ns);
         let mut state = (false, false);
-        for planned in &self.schedules[at].schedule.assertions {
-            let assertion = &self.set.assertions[planned.assertion];
+        for assertion in self.watchers(at) {
             if is_of_agents(assertion) {
                 state.1 = true;
                 continue;
@@ -571,6 +643,13 @@ impl Engine {
             state = (state.0 || waited_for, state.1 || ready);
         }
         state
+    }
+
+    /// Assertions of a schedule that stand for all that wait for the same nodes.
+    fn watchers(&self, at: usize) -> impl Iterator<Item = &Assertion> {
+        let schedule = &self.schedules[at].schedule;
+        let first = schedule.watchers.iter().map(|&first| &schedule.assertions[first]);
+        first.map(|planned| &self.set.assertions[planned.assertion])
     }
 
     fn moment(&self, window: Window, now_ns: i64) -> Moment<'_> {
@@ -627,13 +706,8 @@ impl Engine {
         is_over: bool,
     ) -> Result<Vec<(usize, Vec<Judgement>)>, StoreError> {
         let mut answers = Vec::new();
-        for class in &self.schedules[at].schedule.classes {
-            self.asked += 1;
-            let window = Window {
-                from_ns: window.to_ns.saturating_sub(ns(class.over)),
-                to_ns: window.to_ns,
-            };
-            let answer = evidence::ask(&*self.store, class, window, self.has_rollup).await;
+        for class in 0..self.schedules[at].schedule.classes.len() {
+            let answer = self.answer(at, class, window.to_ns).await;
             answers.push(match answer {
                 Err(error) if is_over => Err(Cause::Store(error.to_string())),
                 answer => answer?,
@@ -641,17 +715,69 @@ impl Engine {
         }
         let mut found = Vec::new();
         let moment = self.moment(window, now_ns);
+        let observers = self
+            .watchers(at)
+            .map(|assertion| Observers::of(assertion, &moment));
+        let observers: Vec<_> = observers.collect();
         for planned in &self.schedules[at].schedule.assertions {
             let assertion = &self.set.assertions[planned.assertion];
-            let observers = Observers::of(assertion, &moment);
+            let observers = &observers[planned.watcher];
             let known: BTreeSet<Key> = match self.keys.get(&assertion.name) {
                 Some(kept) => kept.keys().cloned().collect(),
                 None => BTreeSet::new(),
             };
-            let judgements = evaluate::judge(assertion, planned, &moment, &observers, &answers, &known);
+            let judgements = evaluate::judge(assertion, planned, &moment, observers, &answers, &known);
             found.push((planned.assertion, judgements));
         }
         Ok(found)
+    }
+
+    /// What the store has of the window of a class that ends there: of what was not asked for before, and put together.
+    async fn answer(
+        &mut self,
+        at: usize,
+        index: usize,
+        to_ns: i64,
+    ) -> Result<Result<Vec<LabelledRows>, Cause>, StoreError> {
+        let Active { schedule, parts, .. } = &mut self.schedules[at];
+        let (parts, class, part_ns) = (&mut parts[index], &schedule.classes[index], ns(schedule.every));
+        let window = Window {
+            from_ns: to_ns.saturating_sub(ns(class.over)),
+            to_ns,
+        };
+        let is_of_minutes = self.has_rollup && evidence::is_of_minutes(class);
+        // A replica that lacks rows yet would be believed for as long as the part is kept.
+        let is_certain = self.store.layout() == Layout::OneServer;
+        if let Some(need) = class.kind.rows.need()
+            && !is_of_minutes
+            && is_certain
+            && parts.can_make(class, window, part_ns)
+        {
+            let missing = parts.missing(window, part_ns, need, &self.coverage);
+            let found = match missing {
+                None => Some(Vec::new()),
+                Some(missing) => {
+                    self.asked += 1;
+                    evidence::ask_in_parts(&*self.store, class, missing, part_ns).await?
+                }
+            };
+            if let Some(rows) = found {
+                if let Some(missing) = missing {
+                    parts.put(missing, part_ns, need, &self.coverage, rows);
+                }
+                let rows = parts.whole(window, part_ns);
+                let all = self.schedules.iter().flat_map(|active| &active.parts);
+                if all.map(Parts::entries).sum::<usize>() > MOST_ENTRIES {
+                    self.schedules[at].parts[index].give_up();
+                }
+                let most = evidence::MOST_ROWS;
+                return Ok(Some(rows)
+                    .filter(|rows| rows.len() <= most)
+                    .ok_or(Cause::TooMany { most }));
+            }
+        }
+        self.asked += 1;
+        evidence::ask(&*self.store, class, window, self.has_rollup).await
     }
 
     /// Keys that nothing was seen of for as long as nodes are expected are not judged any more.

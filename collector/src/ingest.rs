@@ -38,6 +38,7 @@ use crate::clock::WallClock;
 use crate::config::Limits;
 use crate::control::{Orders, Rules};
 use crate::door::Caller;
+use crate::engine::heard::Heard;
 use crate::gather::{BatchName, Content, Intake, Loss, Receipt, Reply};
 use crate::metrics::{Metrics, refusal};
 use crate::quarantine::RefusedName;
@@ -110,6 +111,8 @@ pub struct Ingest {
     pub rules: watch::Receiver<Arc<Rules>>,
     pub runs: Arc<Runs>,
     pub reports: Reports,
+    /// Who judges hears what agents say at once.
+    pub heard: Heard,
     /// True once the collector stops: nothing more is read, what was read is stored and acknowledged.
     pub stopping: watch::Receiver<bool>,
 }
@@ -153,6 +156,7 @@ impl Ingest {
             rules: self.rules.clone(),
             runs: self.runs.clone(),
             reports: self.reports.clone(),
+            heard: self.heard.clone(),
             stopping: self.stopping.clone(),
             replies,
             notices,
@@ -227,6 +231,7 @@ struct Session {
     rules: watch::Receiver<Arc<Rules>>,
     runs: Arc<Runs>,
     reports: Reports,
+    heard: Heard,
     stopping: watch::Receiver<bool>,
     /// Answers to batches: each of those in flight has a place.
     replies: mpsc::Sender<Reply>,
@@ -600,6 +605,7 @@ impl Session {
                 );
                 match decode::status(status, received_at_ns) {
                     Ok((observed_at_ns, counters)) => {
+                        self.heard.put(sample.report(&agent.node, epoch, observed_at_ns));
                         let counters = if is_final || epoch != agent.epoch {
                             counters
                         } else {

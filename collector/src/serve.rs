@@ -23,6 +23,7 @@ use crate::clock::WallClock;
 use crate::config::{Config, Limits, Retention, StoreLocation};
 use crate::control::Control;
 use crate::door::{self, Caller, Counted};
+use crate::engine::heard::Heard;
 use crate::engine::run::{Declared, Judge, SharedSet};
 use crate::gather;
 use crate::health::{Health, PROBE_INTERVAL};
@@ -269,8 +270,10 @@ async fn serve(
         clock: WallClock::system(),
         stopping: stopping.clone(),
     });
+    let told = Heard::default();
     let mut judge = assertions.zip(shared.clone()).map(|(declared, shared)| Judge {
         store: store.clone(),
+        heard: told.clone(),
         declared,
         shared,
         ear,
@@ -295,6 +298,7 @@ async fn serve(
     let runs = Arc::new(Runs::default());
     let ingest = Ingest {
         reports: Reports::start(store.clone()),
+        heard: told,
         store: store.clone(),
         registry: Arc::default(),
         intake,

@@ -158,15 +158,15 @@ impl Coverage {
         };
     }
 
-    /// Takes a report, in the order in which they came.
-    pub fn hear(&mut self, report: &Report) {
+    /// Takes a report, in the order in which they came. Whether it is a new one.
+    pub fn hear(&mut self, report: &Report) -> bool {
         self.began(&report.node, report.agent_epoch, report.observed_ns);
         let Some(node) = self.nodes.get_mut(&report.node) else {
-            return;
+            return false;
         };
-        // An agent also speaks for its earlier starts.
-        if report.agent_epoch != node.last.agent_epoch || report.received_ns < node.last.received_ns {
-            return;
+        // An agent also speaks for its earlier starts. What was heard already is heard again.
+        if report.agent_epoch != node.last.agent_epoch || report.received_ns <= node.last.received_ns {
+            return false;
         }
         let early_ns = report.observed_ns.saturating_sub(report.received_ns);
         let ahead = early_ns > ns(AHEAD);
@@ -211,6 +211,7 @@ impl Coverage {
             }
         }
         node.last = report.clone();
+        true
     }
 
     /// Forgets what no window from here on reaches.
@@ -244,10 +245,10 @@ impl Coverage {
         };
         let last = &known.last;
         let is_heard = now_ns.saturating_sub(last.received_ns) <= ns(HEARD_WITHIN);
-        let (until_ns, is_told) = match need {
-            Need::Records => (last.records_ns, last.records_ns > 0),
-            Need::Samples(_) => (last.records_ns - SAMPLES_MARGIN_NS, last.records_ns > 0),
-            Need::Attempts => (last.attempts_ns, last.attempts_ns > 0 || last.records_ns == 0),
+        let until_ns = known.until_ns(need);
+        let is_told = match need {
+            Need::Records | Need::Samples(_) => last.records_ns > 0,
+            Need::Attempts => last.attempts_ns > 0 || last.records_ns == 0,
         };
         if let Some(flaw) = known.worst(window, need) {
             // What is known to be wrong stays wrong, however long one waits.
@@ -294,6 +295,23 @@ impl Coverage {
         }
     }
 
+    /// The nodes whose rows until then are all there, as far as they will ever be.
+    pub fn settled(&self, need: Need, until_ns: i64) -> impl Iterator<Item = &str> {
+        let nodes = self.nodes.iter();
+        nodes
+            .filter(move |(_, node)| node.until_ns(need) >= until_ns)
+            .map(|(name, _)| name.as_str())
+    }
+
+    /// How many nodes were ever heard of.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
     /// Whether anything was heard of the node within the last 10 s. `None`: nothing ever was.
     pub fn is_up(&self, node: &str, now_ns: i64) -> Option<bool> {
         let last = &self.nodes.get(node)?.last;
@@ -338,6 +356,15 @@ impl Coverage {
 }
 
 impl Node {
+    /// Up to when the rows are there. Zero and less: not known.
+    fn until_ns(&self, need: Need) -> i64 {
+        match need {
+            Need::Records => self.last.records_ns,
+            Need::Samples(_) => self.last.records_ns - SAMPLES_MARGIN_NS,
+            Need::Attempts => self.last.attempts_ns,
+        }
+    }
+
     fn flaw(&mut self, from_ns: i64, to_ns: i64, kind: FlawKind) {
         let is_same = |flaw: &&mut Flaw| flaw.kind == kind && flaw.from_ns <= to_ns && from_ns <= flaw.to_ns;
         if matches!(kind, FlawKind::Clock { .. } | FlawKind::Off { .. })

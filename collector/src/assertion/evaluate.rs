@@ -255,6 +255,13 @@ impl<'a> Observers<'a> {
         owing
     }
 
+    /// Those who are waited for.
+    pub fn awaited(&self) -> impl Iterator<Item = &'a str> {
+        let all = self.nodes.iter().chain(&self.targets);
+        let waiting = all.filter(|(_, standing)| *standing == Standing::Waiting);
+        waiting.map(|(node, _)| *node)
+    }
+
     /// Whether there is anyone to be waited for, and anyone who is not.
     pub fn waiting(&self) -> (bool, bool) {
         let waits = |(_, standing): &(&str, Standing)| *standing == Standing::Waiting;
@@ -263,6 +270,14 @@ impl<'a> Observers<'a> {
             && (self.nodes.is_empty() || !self.nodes.iter().all(waits));
         (all.any(waits), is_any_ready)
     }
+}
+
+/// Whether two assertions that are judged together wait for the same nodes, in the same way.
+pub fn wait_alike(one: &Assertion, other: &Assertion) -> bool {
+    needs(one) == needs(other)
+        && one.observers() == other.observers()
+        && target_members(one) == target_members(other)
+        && (one.deadline, one.watched_over()) == (other.deadline, other.watched_over())
 }
 
 /// The part of a window in which everybody has to have watched.
@@ -334,7 +349,7 @@ fn target_members(assertion: &Assertion) -> Option<&Members> {
 
 impl Rows {
     /// What has to be there of an agent for a sum over them to be right.
-    fn need(self) -> Option<Need> {
+    pub fn need(self) -> Option<Need> {
         match self {
             Self::Attempts => Some(Need::Attempts),
             Self::Connections => Some(Need::Records),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::condition::Condition;
+use super::evaluate::wait_alike;
 use super::signal::{End, Rows, Times};
 use super::{Assertion, Dimension, Set, Subject};
 use crate::filter::{Filter, Value};
@@ -23,6 +24,8 @@ pub struct Schedule {
     pub classes: Vec<Class>,
     /// Which of the set's assertions, and for each of its conditions where its rows are found.
     pub assertions: Vec<Planned>,
+    /// Of those that wait for the same nodes in the same way, the first one: indexes into `assertions`.
+    pub watchers: Vec<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -30,6 +33,8 @@ pub struct Planned {
     /// Index into the set's assertions.
     pub assertion: usize,
     pub conditions: Vec<Place>,
+    /// Which of the schedule's watchers waits for whom it waits for.
+    pub watcher: usize,
 }
 
 /// Where the rows of a condition are.
@@ -120,10 +125,20 @@ pub fn schedules(set: &Set) -> Vec<Schedule> {
                 every: assertion.every,
                 classes: Vec::new(),
                 assertions: Vec::new(),
+                watchers: Vec::new(),
             });
+        let waits_alike = |&first: &usize| {
+            let first = &set.assertions[schedule.assertions[first].assertion];
+            wait_alike(first, assertion)
+        };
+        let watcher = schedule.watchers.iter().position(waits_alike).unwrap_or_else(|| {
+            schedule.watchers.push(schedule.assertions.len());
+            schedule.watchers.len() - 1
+        });
         schedule.assertions.push(Planned {
             assertion: index,
             conditions: vec![Place::Agents; assertion.expect.len()],
+            watcher,
         });
     }
     // Sums can be had from the question for a histogram: those come first.

@@ -109,8 +109,7 @@ impl Engine {
     pub(super) fn remember(&mut self, at: usize, window: Window, now_ns: i64) {
         let moment = self.moment(window, now_ns);
         let mut owing: Vec<(String, Need, Window)> = Vec::new();
-        for planned in &self.schedules[at].schedule.assertions {
-            let assertion = &self.set.assertions[planned.assertion];
+        for assertion in self.watchers(at) {
             for node in Observers::of(assertion, &moment).owing(assertion, &moment) {
                 if !owing.contains(&node) {
                     owing.push(node);

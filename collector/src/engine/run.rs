@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 
 use super::Engine;
 use super::files::{self, FilesError};
+use super::heard::Heard;
 use crate::assertion::Set;
 use crate::assertion::state::Verdict;
 use crate::clock::WallClock;
@@ -22,6 +23,9 @@ use crate::store::{Store, StoreError};
 
 /// How often it is looked whether a window can be judged: half of the shortest `every`.
 const STEP: Duration = Duration::from_millis(250);
+
+/// Between two steps, however soon the next window is whole: what is whole meanwhile is judged together.
+const BREATH: Duration = Duration::from_millis(50);
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -66,6 +70,8 @@ impl SharedSet {
 /// The task: judges what is declared, until the collector stops.
 pub struct Judge {
     pub store: Arc<dyn Store>,
+    /// What agents say here.
+    pub heard: Heard,
     pub declared: Declared,
     pub shared: SharedSet,
     /// Who is told what was stored.
@@ -89,6 +95,7 @@ impl Judge {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut seen, mut looked) = (footprint(&folder), Instant::now());
         let (mut is_resumed, mut is_failing) = (false, false);
+        let mut stepped = Instant::now();
         loop {
             let is_hung_up = tokio::select! {
                 biased;
@@ -96,7 +103,9 @@ impl Judge {
                 _ = self.stopping.wait_for(|stopping| *stopping) => return,
                 () = hung_up(&mut hang_up) => true,
                 _ = ticks.tick() => false,
+                () = whole(&self.heard, stepped) => false,
             };
+            stepped = Instant::now();
             if is_hung_up || looked.elapsed() >= LOOK {
                 looked = Instant::now();
                 let now = footprint(&folder);
@@ -182,6 +191,7 @@ impl Judge {
         let mut engine = Engine::new(self.store.clone(), set, now_ns, true);
         engine.keep_written();
         engine.sit(self.seat.clone());
+        engine.listen_to(self.heard.clone());
         engine
     }
 
@@ -214,6 +224,12 @@ fn declares(set: &Set) -> u32 {
         .collect();
     each.sort_unstable();
     crc32fast::hash(each.concat().as_bytes())
+}
+
+/// Returns once a window can be judged that was waited for, but not at once after a step.
+async fn whole(heard: &Heard, stepped: Instant) {
+    heard.whole().await;
+    tokio::time::sleep_until(stepped + BREATH).await;
 }
 
 async fn hung_up(signal: &mut Option<tokio::signal::unix::Signal>) {

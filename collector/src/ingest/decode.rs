@@ -19,6 +19,9 @@ use holdfast_proto::v1::{
 use holdfast_proto::{FLAG_FINAL, FLAG_FIRST, FLAG_RESET_RECEIVED, FLAG_RESET_SENT};
 use prost::Message;
 
+use crate::assertion::cause::{self, Switch};
+use crate::assertion::coverage::{self, Report};
+
 pub use cgroups::Cgroups;
 pub use network::{Namespaces, Peers};
 pub use syscalls::Syscalls;
@@ -1072,6 +1075,41 @@ impl AgentSample {
             spool_disk_bytes: status.spool_disk_bytes,
             spool_disk_failed: status.spool_disk_failed,
             rival,
+        }
+    }
+}
+
+impl AgentSample {
+    /// What says of a start of an agent whether its rows are all there, as it is read from the store.
+    pub fn report(&self, node: &str, epoch: u64, observed_at_ns: i64) -> Report {
+        let since_ns = |switch| match switch {
+            Switch::Syscalls => self.syscalls_since_ns,
+            Switch::Listeners => self.listeners_since_ns,
+            Switch::OpenConnections => self.open_since_ns,
+        };
+        let off = |switch: Switch| {
+            let of_stream = SWITCHED.iter().zip(self.off);
+            let reason = of_stream
+                .filter(|((_, name), _)| *name == switch.name())
+                .find_map(|(_, reason)| reason);
+            reason.map_or(cause::OffReason::Unsaid, cause::OffReason::named)
+        };
+        Report {
+            node: node.to_owned(),
+            agent_epoch: epoch,
+            observed_ns: observed_at_ns,
+            received_ns: self.received_at_ns,
+            records_ns: self.watermark_ns,
+            attempts_ns: self.attempts_watermark_ns,
+            missing: self.missing,
+            lost: self.lost,
+            dropped: self.dropped,
+            syscalls_missing: self.syscalls_missing,
+            watches: Switch::ALL.map(|switch| coverage::Watch {
+                since_ns: since_ns(switch),
+                off: off(switch),
+            }),
+            clock_offset_ns: self.clock_offset_ns,
         }
     }
 }

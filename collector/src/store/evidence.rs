@@ -26,8 +26,8 @@ use crate::assertion::plan::{Class, Kind};
 use crate::assertion::signal::{Rows, Sum, Times};
 use crate::filter;
 
-/// Combinations of labels in one answer. A hundred nodes that talk to each other over ten ports are as many.
-const MOST_ROWS: usize = 100_000;
+/// Combinations of labels in one answer, and in a window that is put together. A hundred nodes that talk to each other over ten ports are as many.
+pub const MOST_ROWS: usize = 100_000;
 
 /// What the engine may take for one question, and how long. None of the tables has a projection that would answer one, and to
 /// look for it takes a tenth of the time that a small question takes.
@@ -73,22 +73,49 @@ pub async fn ask(
     if let Some(sql) = &class.sql {
         return ask_in_own_words(store, sql, window).await;
     }
-    let answer = match answer_to(store, question(class, window, has_rollup)).await {
+    let rows = match ask_for(store, question(class, window, has_rollup), row).await? {
+        Ok(rows) => rows,
+        Err(cause) => return Ok(Err(cause)),
+    };
+    if rows.len() > MOST_ROWS {
+        return Ok(Err(Cause::TooMany { most: MOST_ROWS }));
+    }
+    Ok(Ok(rows))
+}
+
+/// Asks the question of a class about each part of a stretch, counted from zero. `None`: there is more than one answer may
+/// have. Of rows that are told by when they were made: the parts of others do not add up.
+pub async fn ask_in_parts(
+    store: &dyn Store,
+    class: &Class,
+    stretch: Window,
+    part_ns: i64,
+) -> Result<Option<Vec<(u32, LabelledRows)>>, StoreError> {
+    let answer = if stretch.to_ns - stretch.from_ns == part_ns {
+        let question = question(class, stretch, false);
+        ask_for(store, question, |line| row(line).map(|rows| (0, rows))).await?
+    } else {
+        ask_for(store, question_in_parts(class, stretch, part_ns), row_of_part).await?
+    };
+    // Whatever is wrong with it shows in the answer about a whole window.
+    Ok(answer.ok().filter(|rows| rows.len() <= MOST_ROWS))
+}
+
+/// Asks for rows. The outer error is the store's, the inner one about the question.
+async fn ask_for<T>(
+    store: &dyn Store,
+    question: Query,
+    row: impl Fn(&str) -> Result<T, StoreError>,
+) -> Result<Result<Vec<T>, Cause>, StoreError> {
+    let answer = match answer_to(store, question).await {
         Ok(answer) => answer,
         Err(StoreError::Rejected { message, .. }) => return Ok(Err(Cause::Store(message))),
         // Its own bounds: another question may fit into them.
         Err(error) if is_about_its_size(&error) => return Ok(Err(Cause::Store(error.to_string()))),
         Err(error) => return Err(error),
     };
-    let rows: Result<Vec<_>, _> = answer.lines().map(row).collect();
-    let rows = match rows {
-        Ok(rows) => rows,
-        Err(error) => return Ok(Err(Cause::Store(error.to_string()))),
-    };
-    if rows.len() > MOST_ROWS {
-        return Ok(Err(Cause::TooMany { most: MOST_ROWS }));
-    }
-    Ok(Ok(rows))
+    let rows: Result<Vec<T>, _> = answer.lines().map(row).collect();
+    Ok(rows.map_err(|error| Cause::Store(error.to_string())))
 }
 
 /// Whether a question took more time or memory than one may.
@@ -112,8 +139,22 @@ pub fn question(class: &Class, window: Window, has_rollup: bool) -> Query {
         Rows::Overhead => of_overhead(),
         Rows::Open => of_open(class, &mut params),
         Rows::Syscalls if class.kind.times.is_some() => of_latencies(class, &mut params),
-        _ => of_rows(class, &mut params),
+        _ => of_rows(class, false, &mut params),
     };
+    about(class, window, sql, params)
+}
+
+/// The question of a class about each part of a stretch.
+fn question_in_parts(class: &Class, stretch: Window, part_ns: i64) -> Query {
+    let mut params = vec![
+        ("begin".to_owned(), stretch.from_ns.to_string()),
+        ("part".to_owned(), part_ns.to_string()),
+    ];
+    let sql = of_rows(class, true, &mut params);
+    about(class, stretch, sql, params)
+}
+
+fn about(class: &Class, window: Window, sql: String, mut params: Vec<(String, String)>) -> Query {
     params.push(("from".to_owned(), time_value(window.from_ns)));
     params.push(("until".to_owned(), time_value(window.to_ns)));
     if !class.bounds.is_empty() {
@@ -329,7 +370,8 @@ fn passes(class: &Class, params: &mut Vec<(String, String)>) -> String {
     bits.collect::<Vec<_>>().join(" + ")
 }
 
-fn of_rows(class: &Class, params: &mut Vec<(String, String)>) -> String {
+/// `in_parts`: the parts of the stretch are told apart too.
+fn of_rows(class: &Class, in_parts: bool, params: &mut Vec<(String, String)>) -> String {
     let kind = class.kind;
     let role = if kind.is_server { "passive" } else { "active" };
     let (view, time, condition) = match kind.rows {
@@ -384,15 +426,25 @@ fn of_rows(class: &Class, params: &mut Vec<(String, String)>) -> String {
     let outer_sums: Vec<_> = (0..SUMS).map(|at| format!("toString(sum(s{at}))")).collect();
     let [node, remote, port, service, comm] = labels(class);
     let passes = passes(class, params);
+    // The begin of a part is not in it.
+    let (of_part, part) = if in_parts {
+        let since = format!("toUnixTimestamp64Nano({time}) - {{begin:Int64}} - 1");
+        (
+            "l_part, ",
+            format!("toUInt32(intDiv({since}, {{part:Int64}})) AS l_part, "),
+        )
+    } else {
+        ("", String::new())
+    };
     format!(
-        "SELECT node, toString(l_remote), l_port, l_service, l_comm, toString(l_passes), [{outer_sums}], \
+        "SELECT {of_part}node, toString(l_remote), l_port, l_service, l_comm, toString(l_passes), [{outer_sums}], \
          toString(max(largest)), 0, groupArrayIf((bucket, reached, toString(timed)), timed > 0) FROM \
-         (SELECT {node} AS node, {remote} AS l_remote, {port} AS l_port, {service} AS l_service, {comm} AS l_comm, \
+         (SELECT {part}{node} AS node, {remote} AS l_remote, {port} AS l_port, {service} AS l_service, {comm} AS l_comm, \
          {passes} AS l_passes, {bucket} AS bucket, {reached} AS reached, countIf({has_value}) AS timed, \
          maxIf({value}, {has_value}) AS largest, {inner_sums} FROM {table} \
          WHERE {time} > {{from:DateTime64(9, 'UTC')}} AND {time} <= {{until:DateTime64(9, 'UTC')}}{recorded} \
-         AND {which} AND {condition} GROUP BY node, l_remote, l_port, l_service, l_comm, l_passes, bucket, reached) \
-         GROUP BY node, l_remote, l_port, l_service, l_comm, l_passes LIMIT {limit} {SETTINGS}",
+         AND {which} AND {condition} GROUP BY {of_part}node, l_remote, l_port, l_service, l_comm, l_passes, bucket, reached) \
+         GROUP BY {of_part}node, l_remote, l_port, l_service, l_comm, l_passes LIMIT {limit} {SETTINGS}",
         outer_sums = outer_sums.join(", "),
         inner_sums = inner_sums.join(", "),
         limit = MOST_ROWS + 1,
@@ -610,18 +662,35 @@ struct Row(
 );
 
 fn row(line: &str) -> Result<LabelledRows, StoreError> {
-    let wrong = || StoreError::rejected(format!("the store's answer, {line:?}, is no row of evidence"));
-    let Row(node, remote, port, service, comm, passes, texts, largest, fullest, histogram) =
-        serde_json::from_str(line).map_err(|_| wrong())?;
-    let number = |text: &str| text.parse::<u64>().map_err(|_| wrong());
+    let row: Row = serde_json::from_str(line).map_err(|_| no_row(line))?;
+    labelled(row).ok_or_else(|| no_row(line))
+}
+
+/// With the part of the stretch in front.
+fn row_of_part(line: &str) -> Result<(u32, LabelledRows), StoreError> {
+    let (part, rest) = line
+        .strip_prefix('[')
+        .and_then(|line| line.split_once(','))
+        .ok_or_else(|| no_row(line))?;
+    let part = part.trim().parse().map_err(|_| no_row(line))?;
+    Ok((part, row(&format!("[{rest}"))?))
+}
+
+fn no_row(line: &str) -> StoreError {
+    StoreError::rejected(format!("the store's answer, {line:?}, is no row of evidence"))
+}
+
+fn labelled(row: Row) -> Option<LabelledRows> {
+    let Row(node, remote, port, service, comm, passes, texts, largest, fullest, histogram) = row;
+    let number = |text: &str| text.parse::<u64>().ok();
     let mut sums = [0; SUMS];
     for (sum, text) in sums.iter_mut().zip(&texts) {
         *sum = number(text)?;
     }
     let histogram = histogram
         .iter()
-        .map(|(bucket, reached, count)| Ok((*bucket, *reached, number(count)?)));
-    Ok(LabelledRows {
+        .map(|(bucket, reached, count)| Some((*bucket, *reached, number(count)?)));
+    Some(LabelledRows {
         node,
         remote: remote.parse::<Ipv6Addr>().ok(),
         port,
@@ -631,7 +700,7 @@ fn row(line: &str) -> Result<LabelledRows, StoreError> {
         sums,
         largest: number(&largest)?,
         fullest,
-        histogram: histogram.collect::<Result<_, StoreError>>()?,
+        histogram: histogram.collect::<Option<_>>()?,
     })
 }
 

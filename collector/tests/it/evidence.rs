@@ -258,3 +258,85 @@ async fn what_is_asked_for_is_what_the_views_have() {
         }
     }
 }
+
+#[tokio::test]
+async fn the_parts_of_a_stretch_are_what_each_comes_to_alone() {
+    let (store, until_ns) = (database().await, until_ns());
+    const PART_NS: i64 = 5 * SECOND_NS;
+    let begin_ns = until_ns - 4 * PART_NS;
+    let row = |node: &str, outcome: u8, ns: i64, connect_us: u64| {
+        format!(
+            "'{node}', 1, {outcome}, {}, true, true, {connect_us}, {connect_us}",
+            at(ns)
+        )
+    };
+    // At both edges of the stretch and of its parts, a nanosecond beside them, and in between.
+    let mut rows = Vec::new();
+    for part in 0..=4 {
+        for beside_ns in [-1, 0, 1, SECOND_NS] {
+            let ns = begin_ns + part * PART_NS + beside_ns;
+            rows.push(row("a", 1, ns, 40 + part as u64));
+            rows.push(row("b", 2, ns, 0));
+        }
+    }
+    // Closed a millisecond ago, decided that much before: in the part before.
+    rows.push(format!(
+        "'c', 1, 1, {}, true, true, 7, 1007",
+        at(begin_ns + PART_NS + 500_000)
+    ));
+    write(
+        &store,
+        "connection_records",
+        "node, role, outcome, recorded_at, is_first, is_final, connect_us, duration_us",
+        &rows,
+    )
+    .await;
+    let text = "assertions: [{ name: a, from: all, expect: [connect.p50 < 42us, connect.refused = 0], over: 20s, \
+                by: from.node }]";
+    let set = files::declared(&[("a.yaml".to_owned(), text.to_owned())]).unwrap();
+    let class = &plan::schedules(&set)[0].classes[0];
+    let whole = Window {
+        from_ns: begin_ns,
+        to_ns: until_ns,
+    };
+    let sorted = |mut rows: Vec<(u32, LabelledRows)>| {
+        for (_, rows) in &mut rows {
+            rows.histogram.sort_unstable();
+        }
+        rows.sort_by(|(part, one), (other_part, other)| (part, &one.node).cmp(&(other_part, &other.node)));
+        rows
+    };
+    let parts = evidence::ask_in_parts(&*store, class, whole, PART_NS)
+        .await
+        .unwrap();
+    let parts = sorted(parts.expect("they are few"));
+    let mut alone = Vec::new();
+    for part in 0..4_u32 {
+        let from_ns = begin_ns + i64::from(part) * PART_NS;
+        let window = Window {
+            from_ns,
+            to_ns: from_ns + PART_NS,
+        };
+        let rows = evidence::ask(&*store, class, window, false)
+            .await
+            .unwrap()
+            .unwrap();
+        let of_one = evidence::ask_in_parts(&*store, class, window, PART_NS)
+            .await
+            .unwrap();
+        let rows: Vec<_> = rows.into_iter().map(|rows| (0, rows)).collect();
+        assert_eq!(sorted(of_one.unwrap()), sorted(rows.clone()));
+        alone.extend(rows.into_iter().map(|(_, rows)| (part, rows)));
+    }
+    assert_eq!(parts, sorted(alone));
+    // The begin of a part is not in it, its end is; and of `c`, what was decided in the first part.
+    let of = |node: &str| {
+        let rows = parts.iter().filter(|(_, rows)| rows.node == node);
+        rows.map(|(part, rows)| (*part, rows.sums[Sum::Rows as usize]))
+            .collect::<Vec<_>>()
+    };
+    for node in ["a", "b"] {
+        assert_eq!(of(node), [(0, 4), (1, 4), (2, 4), (3, 4)], "{node}");
+    }
+    assert_eq!(of("c"), [(0, 1)]);
+}

@@ -15,6 +15,7 @@ use holdfast_agent::uplink::{ConnectionError, Dial};
 use holdfast_collector::{
     clock::WallClock,
     config::Limits,
+    engine::heard::Heard,
     gather::{self, Intake},
     health::Health,
     ingest::{Ingest, registry::Registry, reports::Reports},
@@ -374,6 +375,8 @@ impl Cable {
         collector.stops.push(stop);
         let ingest = Ingest {
             reports: Reports::start(collector.store.clone()),
+            // Nothing is judged.
+            heard: Heard::default(),
             store: collector.store.clone(),
             registry: collector.registry.clone(),
             intake: collector.intake.clone(),
