@@ -32,6 +32,10 @@ use crate::{
 /// How often the counters are sent.
 pub const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
+/// After an acknowledgement of connections the watermark is told so soon, and once more so long after that: what waits for it is
+/// a window that ends within half a second, and the watermark is up to 50 ms old.
+const EARLY: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(250)];
+
 /// How long the collector may take to welcome the agent.
 pub const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -163,6 +167,7 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
         let mut sent_position = 0;
         let mut status_tick = interval_at(Instant::now() + STATUS_INTERVAL, STATUS_INTERVAL);
         status_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut early = Early::default();
         let mut stopping = *shutdown.borrow();
         // Before any batch: by its status the collector knows the clock that dated them. The first tick of a timer may come
         // later than the first batch is sent.
@@ -199,6 +204,13 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
                         last_report = report;
                     }
                 }
+                () = early.due() => {
+                    // One that waits to be sent says it already.
+                    let is_waiting = pending_statuses.iter().any(|status| status.epoch == self.identity.epoch);
+                    if !is_waiting {
+                        pending_statuses.extend(self.status().map(|status| Status { is_early: true, ..status }));
+                    }
+                }
                 answer = incoming.next() => match answer {
                     Some(Ok(CollectorMessage {
                         body: Some(collector_message::Body::Probes(wanted)),
@@ -206,7 +218,13 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
                         pending_report = self.report(Some(wanted));
                         last_report.clone_from(&pending_report);
                     }
-                    Some(answer) => self.take(answer?, &mut flight),
+                    Some(answer) => {
+                        let answer = answer?;
+                        if acknowledges_connections(&answer) {
+                            early.begin();
+                        }
+                        self.take(answer, &mut flight);
+                    }
                     None => return Err(SessionError::Closed),
                 },
                 event = self.runs.next(), if pending_run.is_none() => pending_run = Some(event),
@@ -402,6 +420,35 @@ pub(crate) async fn told(shutdown: &mut watch::Receiver<bool>) {
     let _ = shutdown.wait_for(|&stop| stop).await;
 }
 
+fn acknowledges_connections(message: &CollectorMessage) -> bool {
+    let of_connections = i32::from(Stream::Connections);
+    matches!(&message.body, Some(collector_message::Body::Acknowledgement(acknowledgement)) if acknowledgement.stream == of_connections)
+}
+
+/// When the watermark is told before its time.
+#[derive(Default)]
+struct Early {
+    next: VecDeque<Instant>,
+}
+
+impl Early {
+    /// What is due already stays: acknowledgements that come without a break make no more of them.
+    fn begin(&mut self) {
+        if self.next.is_empty() {
+            self.next.extend(EARLY.map(|after| Instant::now() + after));
+        }
+    }
+
+    /// Returns once the next one is due, and never where there is none.
+    async fn due(&mut self) {
+        match self.next.front() {
+            Some(&at) => tokio::time::sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+        self.next.pop_front();
+    }
+}
+
 /// What was sent on this connection and has no answer.
 struct Flight {
     window: Window,
@@ -473,6 +520,8 @@ fn message(body: agent_message::Body) -> AgentMessage {
 mod tests {
     use std::collections::BTreeMap;
 
+    use holdfast_proto::v1::Acknowledgement;
+
     use super::*;
     use crate::{load::consent::Consent, spool};
 
@@ -484,8 +533,8 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_status_comes_before_any_batch() {
+    /// A spool with three batches.
+    fn filled_spool() -> Arc<Spool> {
         let counters = Arc::default();
         let spool =
             Arc::new(Spool::open(spool::Limits::default(), "boot", None, counters).expect("no disk to fail"));
@@ -498,27 +547,37 @@ mod tests {
                 encoded: vec![0; 10].into(),
             });
         }
+        spool
+    }
+
+    fn delivery(spool: &Arc<Spool>) -> Delivery<impl Fn() -> Option<Status> + use<>> {
+        Delivery {
+            identity: Identity {
+                agent_id: "a1".to_owned(),
+                node: "web-1".to_owned(),
+                labels: BTreeMap::new(),
+                epoch: 1,
+                boot_id: "boot".to_owned(),
+                observed_netns: "all".to_owned(),
+                missing_features: Vec::new(),
+            },
+            spool: Arc::clone(spool),
+            counters: || Some(Status::default()),
+            gaps: GapBatcher::new(1, "boot"),
+            probes: None,
+            runs: Runs::new(Consent::nothing()),
+            clock: ClockOffset::default(),
+            wall_now_ns: Arc::new(|| 1_000),
+            boot_now: Arc::new(|| Duration::from_nanos(10)),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_status_comes_before_any_batch() {
+        let spool = filled_spool();
         // Many times: a timer that is late is so now and then.
         for _ in 0..200 {
-            let mut delivery = Delivery {
-                identity: Identity {
-                    agent_id: "a1".to_owned(),
-                    node: "web-1".to_owned(),
-                    labels: BTreeMap::new(),
-                    epoch: 1,
-                    boot_id: "boot".to_owned(),
-                    observed_netns: "all".to_owned(),
-                    missing_features: Vec::new(),
-                },
-                spool: Arc::clone(&spool),
-                counters: || Some(Status::default()),
-                gaps: GapBatcher::new(1, "boot"),
-                probes: None,
-                runs: Runs::new(Consent::nothing()),
-                clock: ClockOffset::default(),
-                wall_now_ns: Arc::new(|| 1_000),
-                boot_now: Arc::new(|| Duration::from_nanos(10)),
-            };
+            let mut delivery = delivery(&spool);
             let (outgoing, mut messages) = mpsc::channel(8);
             let (_shutdown, mut stopped) = watch::channel(false);
             let task = tokio::spawn(async move {
@@ -539,6 +598,53 @@ mod tests {
             );
             task.abort();
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_acknowledged_is_told_before_the_second_is_over() {
+        let mut delivery = delivery(&filled_spool());
+        let (outgoing, mut messages) = mpsc::channel(8);
+        let (answers, answered) = mpsc::channel(8);
+        let (_shutdown, mut stopped) = watch::channel(false);
+        let begun = Instant::now();
+        tokio::spawn(async move {
+            let mut incoming = tokio_stream::wrappers::ReceiverStream::new(answered);
+            let _ = delivery
+                .exchange(&Welcome::default(), outgoing, &mut incoming, &mut stopped)
+                .await;
+        });
+        let acknowledge = |stream: Stream, sequence| {
+            let acknowledgement = Acknowledgement {
+                epoch: 1,
+                stream: stream.into(),
+                sequences: vec![sequence],
+            };
+            CollectorMessage {
+                body: Some(collector_message::Body::Acknowledgement(acknowledgement)),
+            }
+        };
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        for sequence in [1, 2] {
+            let answer = acknowledge(Stream::Connections, sequence);
+            answers.send(Ok(answer)).await.expect("the agent listens");
+        }
+        // Of other streams nobody is in a hurry to know.
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        let answer = acknowledge(Stream::Gaps, 1);
+        answers.send(Ok(answer)).await.expect("the agent listens");
+        let mut statuses = Vec::new();
+        while begun.elapsed() < Duration::from_millis(1_500) {
+            let Ok(message) = timeout(Duration::from_millis(100), messages.recv()).await else {
+                continue;
+            };
+            if let Some(agent_message::Body::Status(status)) = message.and_then(|message| message.body) {
+                statuses.push((begun.elapsed().as_millis(), status.is_early));
+            }
+        }
+        // Read up to 100 ms late, the first ones after the answers were sent.
+        let early: Vec<_> = statuses.iter().filter(|(_, is_early)| *is_early).collect();
+        let regular = statuses.len() - early.len();
+        assert_eq!((early.len(), regular), (2, 2), "{statuses:?}");
     }
 
     #[test]

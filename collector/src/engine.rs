@@ -58,6 +58,9 @@ const REPORTS_AT_ONCE_NS: i64 = 600_000_000_000;
 /// How often stored reports are looked for where everybody is heard directly: nobody else is known to be there.
 const STORED_REPORTS_EVERY_NS: i64 = 1_000_000_000;
 
+/// Who was heard by way of the store only is expected to go on there for so long.
+const ELSEWHERE_NS: i64 = 60_000_000_000;
+
 /// How often it is looked who is there.
 const ROSTER_EVERY_NS: i64 = 5_000_000_000;
 
@@ -90,9 +93,9 @@ pub struct Engine {
     direct: Option<Heard>,
     /// When the last report came that was found in the store.
     heard_ns: i64,
-    /// When the store was asked for reports, and whether there were any that had not come here.
+    /// When the store was asked for reports, and when it last had some that had not come here.
     asked_ns: i64,
-    is_any_elsewhere: bool,
+    elsewhere_ns: i64,
     roster_ns: i64,
     /// Verdicts that are not stored yet.
     waiting: Vec<Record>,
@@ -198,7 +201,7 @@ impl Engine {
             direct: None,
             heard_ns: 0,
             asked_ns: i64::MIN,
-            is_any_elsewhere: true,
+            elsewhere_ns: i64::MIN,
             roster_ns: i64::MIN,
             waiting: Vec::new(),
             in_doubt: Vec::new(),
@@ -501,13 +504,16 @@ impl Engine {
             let reach_ns = self.longest_ns() + 600 * 1_000_000_000;
             self.heard_ns = now_ns.saturating_sub(reach_ns);
         }
+        // The past comes first: of what is older than the last report of a node nothing is heard.
+        if self.asked_ns > i64::MIN {
+            self.hear_directly();
+        }
         let is_due = now_ns.saturating_sub(self.asked_ns) >= STORED_REPORTS_EVERY_NS;
-        if self.direct.is_none() || self.is_any_elsewhere || is_due {
+        let is_any_elsewhere = now_ns.saturating_sub(self.elsewhere_ns) < ELSEWHERE_NS;
+        if self.direct.is_none() || is_any_elsewhere || is_due {
             self.hear_stored(now_ns).await?;
         }
-        for report in self.direct.iter().flat_map(Heard::take) {
-            self.coverage.hear(&report);
-        }
+        self.hear_directly();
         if now_ns.saturating_sub(self.roster_ns) >= ROSTER_EVERY_NS {
             self.roster = evidence::roster(&*self.store, now_ns).await?;
             self.addresses = Addresses::of(&self.roster);
@@ -518,20 +524,29 @@ impl Engine {
         Ok(())
     }
 
+    fn hear_directly(&mut self) {
+        for report in self.direct.iter().flat_map(Heard::take) {
+            self.coverage.hear(&report);
+        }
+    }
+
     async fn hear_stored(&mut self, now_ns: i64) -> Result<(), StoreError> {
-        let mut is_any_elsewhere = false;
+        let is_start = self.asked_ns == i64::MIN;
         // At a start that is the past of the longest window: a bit of it at a time.
         let mut since_ns = self.heard_ns.saturating_sub(REPORTS_AGAIN_NS);
         while since_ns < now_ns {
             let until_ns = now_ns.min(since_ns.saturating_add(REPORTS_AT_ONCE_NS));
             for report in evidence::reports(&*self.store, since_ns, until_ns).await? {
                 self.heard_ns = self.heard_ns.max(report.received_ns);
-                // What was said here was heard long before it is stored.
-                is_any_elsewhere |= self.coverage.hear(&report);
+                // What was said here was heard before it is stored.
+                let is_news = self.coverage.hear(&report);
+                if is_news && !is_start {
+                    self.elsewhere_ns = now_ns;
+                }
             }
             since_ns = until_ns;
         }
-        (self.asked_ns, self.is_any_elsewhere) = (now_ns, is_any_elsewhere);
+        self.asked_ns = now_ns;
         Ok(())
     }
 
@@ -753,23 +768,38 @@ impl Engine {
             && is_certain
             && parts.can_make(class, window, part_ns)
         {
-            let missing = parts.missing(window, part_ns, need, &self.coverage);
-            let found = match missing {
-                None => Some(Vec::new()),
-                Some(missing) => {
-                    self.asked += 1;
-                    evidence::ask_in_parts(&*self.store, class, missing, part_ns).await?
+            // What is too much for one answer is asked for by halves.
+            let mut stretches = Vec::from_iter(parts.missing(window, part_ns, need, &self.coverage));
+            let mut is_there = true;
+            while let Some(stretch) = stretches.pop() {
+                self.asked += 1;
+                match evidence::ask_in_parts(&*self.store, class, stretch, part_ns).await? {
+                    Ok(rows) => parts.put(stretch, part_ns, need, &self.coverage, rows),
+                    Err(Cause::TooMany { .. }) if stretch.to_ns - stretch.from_ns > part_ns => {
+                        let half = (stretch.to_ns - stretch.from_ns) / part_ns / 2 * part_ns;
+                        let between_ns = stretch.from_ns + half;
+                        stretches.push(Window {
+                            from_ns: between_ns,
+                            ..stretch
+                        });
+                        stretches.push(Window {
+                            to_ns: between_ns,
+                            ..stretch
+                        });
+                    }
+                    // Whatever is wrong shows in the answer about the whole window.
+                    Err(cause) => {
+                        if matches!(cause, Cause::TooMany { .. }) {
+                            parts.give_up();
+                        }
+                        is_there = false;
+                        break;
+                    }
                 }
-            };
-            if let Some(rows) = found {
-                if let Some(missing) = missing {
-                    parts.put(missing, part_ns, need, &self.coverage, rows);
-                }
+            }
+            if is_there {
                 let rows = parts.whole(window, part_ns);
-                let all = self.schedules.iter().flat_map(|active| &active.parts);
-                if all.map(Parts::entries).sum::<usize>() > MOST_ENTRIES {
-                    self.schedules[at].parts[index].give_up();
-                }
+                self.bound_parts();
                 let most = evidence::MOST_ROWS;
                 return Ok(Some(rows)
                     .filter(|rows| rows.len() <= most)
@@ -778,6 +808,18 @@ impl Engine {
         }
         self.asked += 1;
         evidence::ask(&*self.store, class, window, self.has_rollup).await
+    }
+
+    /// Parts take no more than they may: the class that takes the most goes without from now on.
+    fn bound_parts(&mut self) {
+        let parts = || self.schedules.iter().flat_map(|active| &active.parts);
+        if parts().map(Parts::entries).sum::<usize>() <= MOST_ENTRIES {
+            return;
+        }
+        let all = self.schedules.iter_mut().flat_map(|active| &mut active.parts);
+        if let Some(largest) = all.max_by_key(|parts| parts.entries()) {
+            largest.give_up();
+        }
     }
 
     /// Keys that nothing was seen of for as long as nodes are expected are not judged any more.

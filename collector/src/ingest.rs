@@ -599,13 +599,17 @@ impl Session {
                     visit.moved_days = 0;
                 }
                 decode::restamp::status(&mut status, received_at_ns);
-                let (sample, is_final) = (
+                let (sample, is_final, is_early) = (
                     AgentSample::of(&status, received_at_ns, visit.seat.rival(Instant::now())),
                     status.is_final,
+                    status.is_early,
                 );
                 match decode::status(status, received_at_ns) {
                     Ok((observed_at_ns, counters)) => {
                         self.heard.put(sample.report(&agent.node, epoch, observed_at_ns));
+                        if is_early {
+                            return Ok(());
+                        }
                         let counters = if is_final || epoch != agent.epoch {
                             counters
                         } else {

@@ -56,19 +56,34 @@ mod tests {
         rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1)).unwrap();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let socket = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        epoll::add(&epoll, &socket, epoll::EventData::new_u64(7), epoll::EventFlags::IN).unwrap();
+        epoll::add(
+            &epoll,
+            &socket,
+            epoll::EventData::new_u64(7),
+            epoll::EventFlags::IN,
+        )
+        .unwrap();
         let mut events = Vec::with_capacity(4);
         let mut sleep = |timeout_ns| {
             let begin = Instant::now();
             wait(&epoll, &mut events, timeout_ns).unwrap();
-            (begin.elapsed(), events.drain(..).map(|event| event.data.u64()).collect::<Vec<_>>())
+            (
+                begin.elapsed(),
+                events.drain(..).map(|event| event.data.u64()).collect::<Vec<_>>(),
+            )
         };
         // Of many the shortest: the machine may be busy. Rounded up, none would be below a millisecond.
         let slept = (0..200).map(|_| sleep(100_000).0).min().unwrap();
-        assert!(slept >= Duration::from_micros(100) && slept < Duration::from_micros(900), "{slept:?}");
+        assert!(
+            slept >= Duration::from_micros(100) && slept < Duration::from_micros(900),
+            "{slept:?}"
+        );
         // Of more than that the rest is left to the next turn.
         let slept = (0..50).map(|_| sleep(2_900_000).0).min().unwrap();
-        assert!(slept >= Duration::from_micros(1_900) && slept < Duration::from_micros(2_900), "{slept:?}");
+        assert!(
+            slept >= Duration::from_micros(1_900) && slept < Duration::from_micros(2_900),
+            "{slept:?}"
+        );
         rustix::io::write(&socket, &1_u64.to_ne_bytes()).unwrap();
         for timeout_ns in [0, 500_000_000, 999_999] {
             assert_eq!(sleep(timeout_ns).1, [7], "{timeout_ns}");

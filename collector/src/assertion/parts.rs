@@ -21,6 +21,9 @@ const OLDER_NS: i64 = 30_000_000_000;
 /// What a row takes beside its histogram, in entries of one.
 const ROW_ENTRIES: usize = 20;
 
+/// What the name of a node takes, likewise.
+const NODE_ENTRIES: usize = 5;
+
 /// The parts of one class.
 #[derive(Debug, Default)]
 pub struct Parts {
@@ -86,10 +89,10 @@ impl Parts {
         let count = (asked.to_ns - asked.from_ns) / part_ns;
         for at in 1..=count {
             let to_ns = asked.from_ns + at * part_ns;
-            let settled = coverage.settled(need, to_ns).map(str::to_owned).collect();
+            let settled: BTreeSet<_> = coverage.settled(need, to_ns).map(str::to_owned).collect();
             let part = Part {
                 rows: Vec::new(),
-                entries: 0,
+                entries: NODE_ENTRIES * settled.len(),
                 settled,
             };
             self.kept.insert(to_ns, part);

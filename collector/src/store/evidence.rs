@@ -83,22 +83,24 @@ pub async fn ask(
     Ok(Ok(rows))
 }
 
-/// Asks the question of a class about each part of a stretch, counted from zero. `None`: there is more than one answer may
-/// have. Of rows that are told by when they were made: the parts of others do not add up.
+/// Asks the question of a class about each part of a stretch, counted from zero. Of rows that are told by when they were
+/// made: the parts of others do not add up.
 pub async fn ask_in_parts(
     store: &dyn Store,
     class: &Class,
     stretch: Window,
     part_ns: i64,
-) -> Result<Option<Vec<(u32, LabelledRows)>>, StoreError> {
+) -> Result<Result<Vec<(u32, LabelledRows)>, Cause>, StoreError> {
     let answer = if stretch.to_ns - stretch.from_ns == part_ns {
         let question = question(class, stretch, false);
         ask_for(store, question, |line| row(line).map(|rows| (0, rows))).await?
     } else {
         ask_for(store, question_in_parts(class, stretch, part_ns), row_of_part).await?
     };
-    // Whatever is wrong with it shows in the answer about a whole window.
-    Ok(answer.ok().filter(|rows| rows.len() <= MOST_ROWS))
+    Ok(answer.and_then(|rows| match rows.len() {
+        0..=MOST_ROWS => Ok(rows),
+        _ => Err(Cause::TooMany { most: MOST_ROWS }),
+    }))
 }
 
 /// Asks for rows. The outer error is the store's, the inner one about the question.

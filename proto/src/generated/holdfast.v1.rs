@@ -1170,6 +1170,10 @@ pub struct Status {
     /// the difference of the two. Zero: not told.
     #[prost(sint64, tag = "14")]
     pub clock_ns: i64,
+    /// Between two of those that come every second, because batches of connections were acknowledged: for who judges and waits for the
+    /// watermark. The next regular one says all that this one does, so it need not be stored.
+    #[prost(bool, tag = "15")]
+    pub is_early: bool,
 }
 /// Whether a stream is on: of one that is off nothing is known, which is not the same as that nothing happened.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

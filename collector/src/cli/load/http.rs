@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context, anyhow};
 use holdfast_proto::v1::{LoadCount, LoadHttp, LoadHttpField, LoadPlan, LoadStatuses, LoadTls};
 
-use super::run::{Asked, Load, make, nanoseconds, resolve};
+use super::run::{Asked, Load, at_least_one, make, nanoseconds, resolve};
 use crate::cli::Failure;
 use crate::config::Span;
 
@@ -36,7 +36,7 @@ pub(super) struct Args {
     url: Url,
 
     /// Requests to send, one after another
-    #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..), default_value_t = 100, conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
+    #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true, value_parser = at_least_one(), default_value_t = 100, conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
     requests: u64,
 
     /// Pause between two of them
@@ -44,7 +44,7 @@ pub(super) struct Args {
     sleep: Span,
 
     /// Most connections at once, of all agents; with --concurrency as many as that needs
-    #[arg(short, long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..), default_value_t = 100)]
+    #[arg(short, long, value_name = "N", allow_hyphen_values = true, value_parser = at_least_one(), default_value_t = 100)]
     connections: u64,
 
     /// How long a connection, a request's wait for one, or an answer may take

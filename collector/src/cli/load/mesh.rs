@@ -3,7 +3,7 @@
 use anyhow::anyhow;
 use holdfast_proto::v1::{LoadCount, LoadMesh};
 
-use super::run::{Asked, Each, Load, make, nanoseconds};
+use super::run::{Asked, Each, Load, at_least_one, make, nanoseconds};
 use crate::cli::Failure;
 use crate::config::Span;
 
@@ -37,7 +37,7 @@ pub(super) struct Args {
     port: Option<u16>,
 
     /// Connections of each pair, one after another
-    #[arg(short, long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..), default_value_t = 10, conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
+    #[arg(short, long, value_name = "N", allow_hyphen_values = true, value_parser = at_least_one(), default_value_t = 10, conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
     connections: u64,
 
     /// Pause between two of them

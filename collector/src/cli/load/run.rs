@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::anyhow;
+use clap::builder::RangedI64ValueParser;
 use holdfast_proto::v1::query_client::QueryClient;
 use holdfast_proto::v1::{
     LoadCount, LoadCounts, LoadLoop, LoadMesh, LoadMessage, LoadPlan, LoadRequest, LoadStage, LoadStages,
@@ -43,7 +44,7 @@ pub(super) struct Asked {
     stages: Option<Stages>,
 
     /// So many at once instead, the next as soon as one is done
-    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..), requires = "duration")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = at_least_one(), requires = "duration")]
     concurrency: Option<u64>,
 
     /// How long --rate, --concurrency, or a run of --find-max lasts
@@ -123,7 +124,7 @@ pub(super) struct Each {
     payload: u32,
 
     /// How often the payload goes there and back
-    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..), default_value_t = 1, requires = "payload")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = at_least_one(), default_value_t = 1, requires = "payload")]
     rounds: u64,
 }
 
@@ -467,6 +468,11 @@ async fn one(desk: &mut Desk<'_>, request: LoadRequest) -> Result<Made, Failure>
             }
         }
     }
+}
+
+/// A count of something that there has to be: "-1 is not in 1.." is told, where a parser of unsigned numbers finds an invalid digit.
+pub(super) fn at_least_one() -> RangedI64ValueParser<u64> {
+    RangedI64ValueParser::new().range(1..)
 }
 
 /// How long attempts are made, where their number is not known.

@@ -2,7 +2,7 @@
 
 use holdfast_proto::v1::{LoadCount, LoadPlan};
 
-use super::run::{Asked, Each, Load, make, nanoseconds, resolve};
+use super::run::{Asked, Each, Load, at_least_one, make, nanoseconds, resolve};
 use crate::cli::Failure;
 use crate::config::Span;
 
@@ -33,7 +33,7 @@ pub(super) struct Args {
     targets: Vec<String>,
 
     /// Connections to open, one after another
-    #[arg(short, long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..), default_value_t = 100, conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
+    #[arg(short, long, value_name = "N", allow_hyphen_values = true, value_parser = at_least_one(), default_value_t = 100, conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
     connections: u64,
 
     /// Pause between two of them

@@ -4,7 +4,7 @@ use anyhow::anyhow;
 use holdfast_proto::datagram::LEAST_BYTES;
 use holdfast_proto::v1::{LoadCount, LoadPlan, LoadUdp};
 
-use super::run::{Asked, Load, make, nanoseconds, resolve};
+use super::run::{Asked, Load, at_least_one, make, nanoseconds, resolve};
 use crate::cli::Failure;
 use crate::config::Span;
 
@@ -31,7 +31,7 @@ pub(super) struct Args {
     targets: Vec<String>,
 
     /// Datagrams to send, one after another
-    #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..), default_value_t = 100, conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
+    #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true, value_parser = at_least_one(), default_value_t = 100, conflicts_with_all = ["rate", "stages", "concurrency", "find_max"])]
     number: u64,
 
     /// Pause between two of them
