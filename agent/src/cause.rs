@@ -22,6 +22,9 @@ fn of_an_attempt(record: &ConnectionRecord) -> LocalCause {
     if record.role == role::ACTIVE && record.segments_sent == 0 && error != 0 {
         return unsent(error);
     }
+    if is_dissolved(record) {
+        return LocalCause::DissolvedByKernel;
+    }
     match error {
         0 if record.role == role::ACTIVE && record.syn_retransmits > 0 => LocalCause::NoAnswer,
         0 | libc::ECONNABORTED => LocalCause::ProcessGaveUp,
@@ -31,6 +34,17 @@ fn of_an_attempt(record: &ConnectionRecord) -> LocalCause {
         libc::ETIMEDOUT => LocalCause::NoAnswer,
         error => unreachable(error),
     }
+}
+
+/// A socket of a handshake's last segment that nothing was ever sent or heard on: when two CPUs take the same segment, or a copy of it, each
+/// makes one, and the one that comes second is dissolved (tcp_v4_syn_recv_sock() and tcp_check_req(), net/ipv4/tcp_ipv4.c and
+/// tcp_minisocks.c); so is one for which there is no memory or route. No process ever had it. One with data is of TCP fast open.
+fn is_dissolved(record: &ConnectionRecord) -> bool {
+    record.role == role::PASSIVE
+        && record.error == 0
+        && record.segments_sent == 0
+        && record.bytes_received == 0
+        && record.path_len == 2
 }
 
 /// No SYN left: the kernel itself refused.
@@ -137,6 +151,32 @@ mod tests {
         };
         check(&gave_up(1), LocalCause::NoAnswer);
         check(&gave_up(0), LocalCause::ProcessGaveUp);
+    }
+
+    #[test]
+    fn a_socket_that_nobody_had_gave_nothing_up() {
+        let mut dissolved = ConnectionRecord {
+            role: role::PASSIVE,
+            segments_sent: 0,
+            ..attempt(0)
+        };
+        dissolved.path[0] = step(state::SYN_RECV, 0);
+        check(&dissolved, LocalCause::DissolvedByKernel);
+        let with_data = ConnectionRecord {
+            bytes_received: 5,
+            ..dissolved
+        };
+        check(&with_data, LocalCause::ProcessGaveUp);
+        let reset = ConnectionRecord {
+            error: libc::ECONNRESET as u16,
+            ..dissolved
+        };
+        check(&reset, LocalCause::ResetByPeer);
+        let active = ConnectionRecord {
+            role: role::ACTIVE,
+            ..dissolved
+        };
+        check(&active, LocalCause::ProcessGaveUp);
     }
 
     #[test]

@@ -96,7 +96,8 @@ impl Drain {
             table,
             shown,
             swept: Duration::ZERO,
-            announced_ns: 0,
+            // They will be, but none was yet: zero would say that this agent never does.
+            announced_ns: 1,
             waited_bytes: 0,
         };
         let thread = thread::Builder::new()

@@ -37,8 +37,8 @@ use rounds::Comparison;
 /// themselves once a second; merges of what was inserted begin within less.
 const IDLE_SPAN: Duration = Duration::from_secs(3);
 const IDLE_CPU: Duration = Duration::from_millis(150);
-/// How long they may take to become idle.
-const IDLE_PATIENCE: Duration = Duration::from_secs(120);
+/// How long they may take to become idle: ten minutes of the highest rate leave minutes of merges.
+const IDLE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Measure, against a baseline in the same run.
 ///

@@ -33,8 +33,14 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) fn start(name: &'static str, arguments: &[&str]) -> Self {
+        Self::start_in(name, arguments, &[])
+    }
+
+    /// With variables of the environment.
+    fn start_in(name: &'static str, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let child = Command::new(binary(name))
             .args(arguments)
+            .envs(variables.iter().copied())
             .stdout(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -103,12 +109,16 @@ impl Collector {
 
     /// With the store in a folder that the test keeps.
     pub(crate) fn start_on(folder: &Path, port: u16, web: u16) -> Self {
+        Self::start_that(folder, port, web, &[])
+    }
+
+    /// With further arguments.
+    pub(crate) fn start_that(folder: &Path, port: u16, web: u16, arguments: &[&str]) -> Self {
         let store = format!("embedded:{}", folder.display());
         let (listen, web) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{web}"));
-        let program = Program::start(
-            "holdfast",
-            &["serve", "--listen", &listen, "--web", &web, "--store", &store],
-        );
+        let mut all = vec!["serve", "--listen", &listen, "--web", &web, "--store", &store];
+        all.extend(arguments);
+        let program = Program::start("holdfast", &all);
         let healthy = || {
             let mut stream = TcpStream::connect(&web).ok()?;
             stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").ok()?;
@@ -189,16 +199,17 @@ pub(crate) fn start_agent(url: &str, host: &Host, name: &str, state: &Path) -> P
 }
 
 fn start_agent_with_ring(url: &str, host: &Host, name: &str, state: &Path, ring: &str) -> Program {
-    start_agent_that(url, host, name, state, &["--ring", ring])
+    start_agent_that(url, host, name, state, &["--ring", ring], &[])
 }
 
-/// With further arguments.
+/// With further arguments, and variables of its environment.
 pub(crate) fn start_agent_that(
     url: &str,
     host: &Host,
     name: &str,
     state: &Path,
     arguments: &[&str],
+    variables: &[(&str, &str)],
 ) -> Program {
     let (netns, state) = (host.netns_path(), state.display().to_string());
     let mut all = vec![
@@ -216,7 +227,7 @@ pub(crate) fn start_agent_that(
         "off",
     ];
     all.extend(arguments);
-    Program::start("holdfast-agent", &all)
+    Program::start_in("holdfast-agent", &all, variables)
 }
 
 /// Waits until a node has said hello, which it does after its programs are attached.
@@ -228,7 +239,7 @@ pub(crate) fn wait_for_node(collector: &Collector, name: &str) {
 }
 
 /// Opens and closes connections inside a host.
-fn connections(host: &Host, count: usize) {
+pub(crate) fn connections(host: &Host, count: usize) {
     let (listener, to) = host.listen("127.0.0.1");
     for _ in 0..count {
         let client = host.dial(to).expect("a connection");
@@ -1201,6 +1212,7 @@ fn transitions_are_in_the_store_once_and_the_ledger_closes() {
         "streams",
         folder.path(),
         &["--control", "transitions"],
+        &[],
     );
     wait_for_node(&collector, "streams");
     let set = |value: &str| {

@@ -13,6 +13,7 @@ mod control;
 mod denied;
 mod end_to_end;
 mod host;
+mod judged;
 mod load;
 mod load_evidence;
 mod load_http;

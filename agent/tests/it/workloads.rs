@@ -139,6 +139,7 @@ fn a_connection_of_a_pod_carries_the_names_that_its_container_runtime_tells() {
         "pods",
         folder.path(),
         &["--cri-socket", &socket],
+        &[],
     );
     wait_for_node(&collector, "pods");
     let missing = "SELECT count() AS n FROM nodes WHERE has(missing_features, 'container_runtime')";

@@ -180,6 +180,14 @@ impl Coverage {
             for at_ns in [report.received_ns, report.observed_ns] {
                 node.flaw(at_ns.saturating_sub(since_ns), at_ns, FlawKind::Clock { ahead });
             }
+            // What its last watermark left open, while the clock was right, is told by the wrong one since.
+            let heard_ns = node.last.received_ns;
+            let was_early_ns = node.last.observed_ns.saturating_sub(heard_ns);
+            if heard_ns > 0 && (-ns(BEHIND)..=ns(AHEAD)).contains(&was_early_ns) {
+                let open_ns = node.last.records_ns.min(node.last.attempts_ns);
+                let open_ns = open_ns.max(heard_ns - ns(HEARD_WITHIN));
+                node.flaw(open_ns, heard_ns, FlawKind::Clock { ahead });
+            }
         }
         let last = &node.last;
         let since_ns = last.observed_ns;

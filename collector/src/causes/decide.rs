@@ -309,7 +309,7 @@ impl Scene {
             let drops = after.listen_drops.saturating_sub(before.listen_drops);
             if drops > 0 {
                 self.said.push(format!(
-                    "ListenDrops of namespace {} on {} grew by {drops}, ListenOverflows by {}",
+                    "of all listeners of namespace {} on {}, ListenDrops grew by {drops} and ListenOverflows by {}",
                     there.1, self.node, self.listen_overflows
                 ));
             }

@@ -200,7 +200,7 @@ fn resets(flags: u8) -> i8 {
 }
 
 /// The names of the protocol's `LocalCause`, by its numbers.
-pub const LOCAL_CAUSES: [&str; 13] = [
+pub const LOCAL_CAUSES: [&str; 14] = [
     "",
     "refused_by_peer",
     "icmp_port_unreachable",
@@ -214,6 +214,7 @@ pub const LOCAL_CAUSES: [&str; 13] = [
     "reset_by_peer",
     "process_gave_up",
     "syn_retransmitted",
+    "dissolved_by_kernel",
 ];
 
 /// The name of a TCP state, by the kernel's numbers (include/net/tcp_states.h).

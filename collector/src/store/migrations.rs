@@ -135,6 +135,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "received",
         sql: include_str!("migrations/0024_received.sql"),
     },
+    Migration {
+        version: 25,
+        name: "dissolved",
+        sql: include_str!("migrations/0025_dissolved.sql"),
+    },
 ];
 
 /// What people see of the tables. All are made anew with the newest step, so each stands in one place, as it is now; a change of

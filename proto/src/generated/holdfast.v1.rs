@@ -1947,6 +1947,9 @@ pub enum LocalCause {
     ProcessGaveUp = 11,
     /// It was established, but only after a SYN, or a SYN-ACK of a passive end, was sent again.
     SynRetransmitted = 12,
+    /// Of a passive end: the kernel made a socket for the last segment of a handshake and dissolved it at once, mostly since
+    /// another CPU had made one for the same handshake. Nobody's connection failed.
+    DissolvedByKernel = 13,
 }
 impl LocalCause {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1968,6 +1971,7 @@ impl LocalCause {
             Self::ResetByPeer => "LOCAL_CAUSE_RESET_BY_PEER",
             Self::ProcessGaveUp => "LOCAL_CAUSE_PROCESS_GAVE_UP",
             Self::SynRetransmitted => "LOCAL_CAUSE_SYN_RETRANSMITTED",
+            Self::DissolvedByKernel => "LOCAL_CAUSE_DISSOLVED_BY_KERNEL",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1986,6 +1990,7 @@ impl LocalCause {
             "LOCAL_CAUSE_RESET_BY_PEER" => Some(Self::ResetByPeer),
             "LOCAL_CAUSE_PROCESS_GAVE_UP" => Some(Self::ProcessGaveUp),
             "LOCAL_CAUSE_SYN_RETRANSMITTED" => Some(Self::SynRetransmitted),
+            "LOCAL_CAUSE_DISSOLVED_BY_KERNEL" => Some(Self::DissolvedByKernel),
             _ => None,
         }
     }

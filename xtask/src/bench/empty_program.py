@@ -35,5 +35,7 @@ loaded = bpf(PROG_LOAD, struct.pack("IIQQ", RAW_TRACEPOINT, 2, *addresses))
 for name in sys.argv[1:]:
     text = ctypes.create_string_buffer(name.encode())
     bpf(RAW_TRACEPOINT_OPEN, struct.pack("QI", ctypes.addressof(text), loaded))
+# Whoever measures ends it as Ctrl-C would.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 print("attached", flush=True)
 signal.pause()

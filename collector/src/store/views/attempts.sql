@@ -20,7 +20,7 @@ CREATE OR REPLACE VIEW attempts{everywhere}
     connect_us UInt64 COMMENT 'From the opening until the handshake ended, microseconds. 0 while it is pending',
     syn_retransmits UInt8 COMMENT 'Segments that were sent again before the handshake ended',
     errno UInt16 COMMENT 'The error of the socket (sk_err), or of connect() where no SYN left; 0 for none',
-    local_cause LowCardinality(String) COMMENT 'Why it ended as it did, as far as this node alone can tell, empty where it cannot. refused_by_peer: a reset answered the SYN. icmp_port_unreachable: an ICMP message did, so a firewall rejects. no_answer: what was sent went unanswered. no_route, no_port, local_filter: no SYN left. host_unreachable, net_unreachable, icmp_prohibited: an ICMP message, or no neighbour. reset_by_peer, process_gave_up. syn_retransmitted: established, but late',
+    local_cause LowCardinality(String) COMMENT 'Why it ended as it did, as far as this node alone can tell, empty where it cannot. refused_by_peer: a reset answered the SYN. icmp_port_unreachable: an ICMP message did, so a firewall rejects. no_answer: what was sent went unanswered. no_route, no_port, local_filter: no SYN left. host_unreachable, net_unreachable, icmp_prohibited: an ICMP message, or no neighbour. reset_by_peer, process_gave_up. syn_retransmitted: established, but late. dissolved_by_kernel: of two sockets that the kernel made for one handshake, the one that it did not keep',
     path LowCardinality(String) COMMENT 'The TCP states that this end went through, joined by >',
     path_us Array(UInt64) COMMENT 'When each state of path was entered, microseconds since the opening',
     cookie UInt64 COMMENT 'The cookie of the socket: names a socket on one machine, not a connection',

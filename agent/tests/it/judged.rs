@@ -1,0 +1,346 @@
+//! What a collector says of real agents when they, or it, are in trouble: what it holds is true, what it calls violated fails, and
+//! whatever is not known is unknown, for one named reason.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    path::PathBuf,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{
+    end_to_end::{
+        Collector, Program, binary, connections, free_port, number, start_agent_that, wait_for, wait_for_node,
+    },
+    host::Host,
+};
+
+/// `for` of the assertion below.
+const FOR_MS: u64 = 4_000;
+
+const DECLARED: &str = "
+assertions:
+  - name: reached
+    from: all
+    expect: connect.refused_ratio < 1%
+    over: 2s
+    by: from.node
+    for: 4s
+    deadline: 3s
+    min_samples: 1
+";
+
+/// Each of the others is about the same nodes, so a node that is silent is one cause for all of them.
+const MORE: &str = "
+  - { name: quick, from: all, expect: connect.p50 < 10s, over: 2s, by: from.node, deadline: 3s, min_samples: 1 }
+";
+
+/// Connections within a host, one every 20 ms, until it is dropped.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    /// Also to a port that nobody listens on.
+    fails: Arc<AtomicBool>,
+    is_idle: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Traffic {
+    fn within(host: &Arc<Host>) -> Self {
+        let flag = || Arc::new(AtomicBool::new(false));
+        let (stop, fails, is_idle) = (flag(), flag(), flag());
+        let (listener, open) = host.listen("127.0.0.1");
+        let closed =
+            host.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|bound| bound.local_addr()));
+        let closed = closed.expect("a port that was free");
+        let (host, flags) = (host.clone(), (stop.clone(), fails.clone(), is_idle.clone()));
+        let thread = thread::spawn(move || {
+            let (stop, fails, is_idle) = flags;
+            while !stop.load(Ordering::Relaxed) {
+                if !is_idle.load(Ordering::Relaxed) {
+                    let client = host.dial(open).expect("a connection");
+                    drop((listener.accept().expect("a connection"), client));
+                    if fails.load(Ordering::Relaxed) {
+                        host.dial(closed).expect_err("nobody listens there");
+                    }
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        Self {
+            stop,
+            fails,
+            is_idle,
+            thread: Some(thread),
+        }
+    }
+
+    fn fail(&self, fails: bool) {
+        self.fails.store(fails, Ordering::Relaxed);
+    }
+
+    fn rest(&self, is_idle: bool) {
+        self.is_idle.store(is_idle, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A collector that judges, which can be killed and started again.
+struct Judge {
+    collector: Option<Collector>,
+    data: tempfile::TempDir,
+    declared: tempfile::TempDir,
+    ports: (u16, u16),
+}
+
+impl Judge {
+    fn start() -> Self {
+        let folder = || tempfile::tempdir().expect("a folder");
+        let mut judge = Self {
+            collector: None,
+            data: folder(),
+            declared: folder(),
+            ports: (free_port(), free_port()),
+        };
+        judge.declare(DECLARED);
+        judge.start_again();
+        judge
+    }
+
+    fn declare(&self, text: &str) {
+        // Whole or not at all: the folder is read while it is written to.
+        let (new, file) = (
+            self.declared.path().join("new"),
+            self.declared.path().join("a.yaml"),
+        );
+        fs::write(&new, text).expect("a file");
+        fs::rename(&new, &file).expect("a file");
+    }
+
+    fn start_again(&mut self) {
+        let declared = self.declared.path().display().to_string();
+        let (port, web) = self.ports;
+        let collector = Collector::start_that(self.data.path(), port, web, &["--assertions", &declared]);
+        self.collector = Some(collector);
+    }
+
+    fn kill(&mut self) {
+        self.collector.take().expect("it runs").kill();
+    }
+
+    fn asked(&self) -> &Collector {
+        self.collector.as_ref().expect("it runs")
+    }
+
+    /// Of what was said last of a node: the verdict, its cause, and when the window ended, milliseconds.
+    fn said(&self, assertion: &str, node: &str) -> Option<(String, String, u64)> {
+        let sql = format!(
+            "SELECT verdict, cause, toUnixTimestamp64Milli(window_to) AS at FROM verdict_records WHERE assertion = '{assertion}' \
+             AND position(key, '{node}') > 0 ORDER BY window_to DESC, revision DESC LIMIT 1"
+        );
+        let row = self.asked().sql(&sql).into_iter().next()?;
+        let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
+        Some((text("verdict"), text("cause"), number(&row["at"])))
+    }
+
+    /// Waits until that is said of a node, and gives the end of the window and the cause.
+    fn wait_for(&self, node: &str, verdict: &str) -> (u64, String) {
+        wait_for(&format!("{verdict} of {node}"), || {
+            let (said, cause, at) = self.said("reached", node)?;
+            (said == verdict).then_some((at, cause))
+        })
+    }
+
+    fn count(&self, which: &str) -> u64 {
+        let sql = format!("SELECT count() AS n FROM verdict_records WHERE {which}");
+        self.asked().number(&sql)
+    }
+
+    /// When a node was first said to be that, of windows that ended later.
+    fn first(&self, node: &str, verdict: &str, since_ms: u64) -> u64 {
+        let sql = format!(
+            "SELECT min(toUnixTimestamp64Milli(window_to)) AS n FROM verdict_records WHERE assertion = 'reached' AND revision = 0 \
+             AND position(key, '{node}') > 0 AND verdict = '{verdict}' AND toUnixTimestamp64Milli(window_to) > {since_ms}"
+        );
+        self.asked().number(&sql)
+    }
+}
+
+struct Node {
+    name: &'static str,
+    host: Arc<Host>,
+    traffic: Traffic,
+    agent: Option<Program>,
+    state: tempfile::TempDir,
+    clock: PathBuf,
+}
+
+impl Node {
+    fn start(judge: &Judge, name: &'static str) -> Self {
+        let host = Arc::new(Host::new());
+        let traffic = Traffic::within(&host);
+        let state = tempfile::tempdir().expect("a folder");
+        let clock = state.path().join("clock");
+        let mut node = Self {
+            name,
+            host,
+            traffic,
+            agent: None,
+            state,
+            clock,
+        };
+        node.start_agent(judge, "8MiB");
+        wait_for_node(judge.asked(), name);
+        node
+    }
+
+    fn start_agent(&mut self, judge: &Judge, ring: &str) {
+        let url = &judge.asked().url;
+        let state = self.state.path().join("state");
+        let clock = self.clock.display().to_string();
+        self.agent = Some(start_agent_that(
+            url,
+            &self.host,
+            self.name,
+            &state,
+            &["--ring", ring, "--syscalls", "off"],
+            &[("HOLDFAST_CLOCK_FILE", &clock)],
+        ));
+    }
+
+    fn signal(&self, signal: Signal) {
+        let agent = self.agent.as_ref().expect("it runs");
+        kill(Pid::from_raw(agent.id() as i32), signal).expect("our own child");
+    }
+}
+
+#[test]
+fn no_trouble_of_agents_or_collector_makes_a_verdict_false() {
+    let mut judge = Judge::start();
+    let (alpha, mut beta) = (Node::start(&judge, "alpha"), Node::start(&judge, "beta"));
+    judge.wait_for("alpha", "holds");
+    let (began, _) = judge.wait_for("beta", "holds");
+
+    // A collector that is killed while it is pending: `for` goes on where it was.
+    alpha.traffic.fail(true);
+    judge.wait_for("alpha", "pending");
+    judge.kill();
+    thread::sleep(Duration::from_secs(1));
+    judge.start_again();
+    judge.wait_for("alpha", "violated");
+    let (pending, violated) = (
+        judge.first("alpha", "pending", began),
+        judge.first("alpha", "violated", began),
+    );
+    assert_eq!(violated - pending, FOR_MS, "by the time of the windows");
+
+    // And while it is violated: nothing is told twice, and it is over once, when it is.
+    let changes = "is_transition AND assertion = 'reached' AND position(key, 'alpha') > 0";
+    let before = judge.count(changes);
+    judge.kill();
+    judge.start_again();
+    // Some windows later.
+    thread::sleep(Duration::from_secs(3));
+    alpha.traffic.fail(false);
+    let (held, _) = judge.wait_for("alpha", "holds");
+    assert_eq!(judge.count(changes), before + 1);
+
+    // A reload while it is pending: what means the same goes on.
+    alpha.traffic.fail(true);
+    judge.wait_for("alpha", "pending");
+    judge.declare(&format!("{DECLARED}{MORE}"));
+    judge.wait_for("alpha", "violated");
+    let (pending, violated) = (
+        judge.first("alpha", "pending", held),
+        judge.first("alpha", "violated", held),
+    );
+    assert_eq!(violated - pending, FOR_MS, "by the time of the windows");
+    alpha.traffic.fail(false);
+    judge.wait_for("alpha", "holds");
+
+    // A node that is silent: one cause for all that depends on it, and nothing else depends on it. What it delivers late is judged
+    // again.
+    beta.signal(Signal::SIGSTOP);
+    let (_, cause) = judge.wait_for("beta", "unknown");
+    wait_for("the same of the other assertion", || {
+        let (said, other, _) = judge.said("quick", "beta")?;
+        (said == "unknown" && other == cause).then_some(())
+    });
+    assert!(cause.contains("beta"), "{cause}");
+    beta.signal(Signal::SIGCONT);
+    judge.wait_for("beta", "holds");
+    wait_for("windows that were judged again", || {
+        (judge.count("position(key, 'beta') > 0 AND revision > 0 AND verdict = 'holds'") > 0).then_some(())
+    });
+
+    // No rows, and so nothing to divide by.
+    beta.traffic.rest(true);
+    let (_, cause) = judge.wait_for("beta", "unknown");
+    assert_eq!(cause, "no data in the window");
+    beta.traffic.rest(false);
+    judge.wait_for("beta", "holds");
+
+    // A clock that is set.
+    fs::write(&beta.clock, "-3600000000000").expect("a file");
+    let (_, cause) = judge.wait_for("beta", "unknown");
+    assert!(cause.contains("clock"), "{cause}");
+    fs::remove_file(&beta.clock).expect("a file");
+    judge.wait_for("beta", "holds");
+
+    // Another start, with a ring that is too small for a moment.
+    beta.agent.take().expect("it runs").stop();
+    beta.start_agent(&judge, "4KiB");
+    let (_, cause) = judge.wait_for("beta", "unknown");
+    assert_eq!(cause, "beta was not watched all the time: its agent started");
+    judge.wait_for("beta", "holds");
+    beta.signal(Signal::SIGSTOP);
+    connections(&beta.host, 100);
+    beta.signal(Signal::SIGCONT);
+    let (_, cause) = wait_for("loss that is told", || {
+        let (said, cause, _) = judge.said("reached", "beta")?;
+        (said == "unknown" && cause.contains("missing")).then_some((said, cause))
+    });
+    assert!(cause.contains("beta"), "{cause}");
+    judge.wait_for("beta", "holds");
+
+    // One that is gone.
+    beta.agent.take().expect("it runs").kill();
+    let (_, cause) = judge.wait_for("beta", "unknown");
+    assert!(cause.contains("beta"), "{cause}");
+
+    // Nothing ever failed on beta, whatever became of its evidence, and nothing was unknown of alpha for that.
+    for verdict in ["violated", "pending"] {
+        let which = format!("position(key, 'beta') > 0 AND verdict = '{verdict}'");
+        assert_eq!(judge.count(&which), 0, "{verdict}");
+    }
+    let which = "position(key, 'alpha') > 0 AND verdict = 'unknown' AND position(cause, 'beta') > 0";
+    assert_eq!(judge.count(which), 0);
+    // What the collector shows is what it stored.
+    let output = Command::new(binary("holdfast"))
+        .args(["verdicts", "--json", "--collector", &judge.asked().url])
+        .output()
+        .expect("holdfast verdicts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains("\"unknown\"") && text.contains("\"holds\""),
+        "{text}"
+    );
+}

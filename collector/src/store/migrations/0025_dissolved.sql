@@ -1,0 +1,3 @@
+-- Ends that are nobody's are told from those that a process gave up.
+
+ALTER TABLE {each connection_records} COMMENT COLUMN local_cause 'Why it ended as it did, as far as this node alone can tell, empty where it cannot. refused_by_peer: a reset answered the SYN. icmp_port_unreachable: an ICMP message did, so a firewall rejects. no_answer: what was sent went unanswered. no_route, no_port, local_filter: no SYN left. host_unreachable, net_unreachable, icmp_prohibited: an ICMP message, or no neighbour. reset_by_peer, process_gave_up. syn_retransmitted: established, but late. dissolved_by_kernel: of two sockets that the kernel made for one handshake, the one that it did not keep';
