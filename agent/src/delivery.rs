@@ -32,9 +32,12 @@ use crate::{
 /// How often the counters are sent.
 pub const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After an acknowledgement of connections the watermark is told so soon, and once more so long after that: what waits for it is
-/// a window that ends within half a second, and the watermark is up to 50 ms old.
+/// So long after an acknowledgement of connections the watermark is told, twice: what waits for it is a window that ends within half
+/// a second, and the watermark is up to 50 ms old.
 const EARLY: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(250)];
+
+/// A status with more counters is told once a second: those of a node with hundreds of namespaces take 100 kB.
+const EARLY_COUNTERS: usize = 256;
 
 /// How long the collector may take to welcome the agent.
 pub const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
@@ -208,7 +211,7 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
                     // One that waits to be sent says it already.
                     let is_waiting = pending_statuses.iter().any(|status| status.epoch == self.identity.epoch);
                     if !is_waiting {
-                        pending_statuses.extend(self.status().map(|status| Status { is_early: true, ..status }));
+                        pending_statuses.extend(self.early_status());
                     }
                 }
                 answer = incoming.next() => match answer {
@@ -312,6 +315,15 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
             spool_disk_failed: levels.disk_failed,
             watermark_ns: watermarks.records_ns,
             attempts_watermark_ns: watermarks.attempts_ns,
+            ..status
+        })
+    }
+
+    /// What is told before its time, unless that is much.
+    fn early_status(&self) -> Option<Status> {
+        let status = self.status().filter(|status| status.streams.len() <= EARLY_COUNTERS)?;
+        Some(Status {
+            is_early: true,
             ..status
         })
     }

@@ -551,6 +551,33 @@ mod tests {
     }
 
     #[test]
+    fn what_was_open_when_the_clock_jumped_is_not_called_late() {
+        // The watermark of the last good report is 3 s old.
+        let good = Report {
+            records_ns: T + 7 * SECOND,
+            attempts_ns: T + 7 * SECOND,
+            ..report(10)
+        };
+        let wrong = Report {
+            observed_ns: T + (11 - 3600) * SECOND,
+            records_ns: T + (11 - 3600) * SECOND,
+            attempts_ns: T + (11 - 3600) * SECOND,
+            ..report(11)
+        };
+        let coverage = heard([report(9), good, wrong]);
+        let window = Window {
+            from_ns: T + 8 * SECOND,
+            to_ns: T + 9 * SECOND,
+        };
+        let told = coverage.standing("web", window, Need::Attempts, T + 11 * SECOND, Duration::from_secs(10));
+        let clock = Cause::Clock {
+            node: "web".into(),
+            ahead: false,
+        };
+        assert_eq!(told, Standing::Incomplete(clock));
+    }
+
+    #[test]
     fn a_clock_that_jumps_is_told_and_forgotten() {
         let hour = 3600 * SECOND;
         let jumping = (0..=40).map(|at| {
