@@ -321,7 +321,9 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
 
     /// What is told before its time, unless that is much.
     fn early_status(&self) -> Option<Status> {
-        let status = self.status().filter(|status| status.streams.len() <= EARLY_COUNTERS)?;
+        let status = self
+            .status()
+            .filter(|status| status.streams.len() <= EARLY_COUNTERS)?;
         Some(Status {
             is_early: true,
             ..status

@@ -569,7 +569,13 @@ mod tests {
             from_ns: T + 8 * SECOND,
             to_ns: T + 9 * SECOND,
         };
-        let told = coverage.standing("web", window, Need::Attempts, T + 11 * SECOND, Duration::from_secs(10));
+        let told = coverage.standing(
+            "web",
+            window,
+            Need::Attempts,
+            T + 11 * SECOND,
+            Duration::from_secs(10),
+        );
         let clock = Cause::Clock {
             node: "web".into(),
             ahead: false,
