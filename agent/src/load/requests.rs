@@ -18,7 +18,7 @@ use super::{
     outcome::{Answer, Outcome},
     plan::{Arrivals, Close, share},
     schedule::Schedule,
-    socket,
+    socket::{self, Handshake},
     tally::{LATE_NS, Tally},
     tls::{Secure, Terms, Trouble},
     wait::wait,
@@ -362,11 +362,20 @@ impl Requests {
         link.target = target as u16;
         link.dialled_ns = now_ns;
         self.opening += 1;
-        let mut answer = self.connect(index);
+        let (mut answer, mut handshake) = (self.connect(index), None);
         if self.is_local && answer == Err(Errno::INPROGRESS) {
-            answer = self.connect(index);
+            // On this machine it is over already.
+            handshake = self.links[index as usize]
+                .socket
+                .as_ref()
+                .and_then(socket::established);
+            answer = if handshake.is_some() {
+                Ok(())
+            } else {
+                self.connect(index)
+            };
         }
-        self.answered(index, answer);
+        self.answered(index, answer, handshake);
         if matches!(self.links[index as usize].phase, Phase::Dialing | Phase::Securing) {
             self.note(index, Wait::Connection, now_ns);
         }
@@ -426,7 +435,7 @@ impl Requests {
             Phase::Free => {}
             Phase::Dialing => {
                 let answer = self.connect(index);
-                self.answered(index, answer);
+                self.answered(index, answer, None);
             }
             Phase::Securing => self.secure(index),
             Phase::Open => {
@@ -442,10 +451,10 @@ impl Requests {
         }
     }
 
-    /// Takes what connect() said.
-    fn answered(&mut self, index: u32, answer: Result<(), Errno>) {
+    /// Takes what connect() said, and what the kernel said of the handshake, if it was asked already.
+    fn answered(&mut self, index: u32, answer: Result<(), Errno>, handshake: Option<Handshake>) {
         match answer {
-            Ok(()) | Err(Errno::ISCONN) => self.established(index),
+            Ok(()) | Err(Errno::ISCONN) => self.established(index, handshake),
             Err(Errno::INPROGRESS | Errno::ALREADY | Errno::INTR) => {}
             Err(errno) => {
                 let now_ns = self.part.now();
@@ -454,14 +463,15 @@ impl Requests {
         }
     }
 
-    fn established(&mut self, index: u32) {
+    fn established(&mut self, index: u32, handshake: Option<Handshake>) {
         let now_ns = self.part.now();
         let link = &mut self.links[index as usize];
         let waited_ns = now_ns.saturating_sub(link.dialled_ns);
         self.tally.outcome(Outcome::Established);
         self.tally.connect.saturating_record(waited_ns);
         self.tally.dial.saturating_record(waited_ns);
-        if let Some(handshake) = link.socket.as_ref().and_then(socket::handshake) {
+        let handshake = handshake.or_else(|| link.socket.as_ref().and_then(socket::handshake));
+        if let Some(handshake) = handshake {
             self.tally.handshake(handshake);
         }
         self.open += 1;

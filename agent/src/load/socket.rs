@@ -15,6 +15,10 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt},
 };
 
+/// States of a connection (include/net/tcp_states.h).
+const TCP_ESTABLISHED: u8 = 1;
+const TCP_CLOSE_WAIT: u8 = 8;
+
 /// What the kernel measured of a connection's handshake (struct tcp_info, linux/tcp.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handshake {
@@ -107,6 +111,25 @@ fn set_flag(socket: &OwnedFd, level: i32, name: i32) -> io::Result<()> {
 
 /// What the kernel measured, or `None` where it does not say.
 pub fn handshake(socket: &OwnedFd) -> Option<Handshake> {
+    Some(of_handshake(&tcp_info(socket)?))
+}
+
+/// Likewise of a socket that connects, if that is over and went well, whatever the peer has done since.
+pub fn established(socket: &OwnedFd) -> Option<Handshake> {
+    let info = tcp_info(socket)?;
+    matches!(info.tcpi_state, TCP_ESTABLISHED | TCP_CLOSE_WAIT).then(|| of_handshake(&info))
+}
+
+fn of_handshake(info: &libc::tcp_info) -> Handshake {
+    let syn_retransmits = info.tcpi_total_retrans;
+    Handshake {
+        round_trip: (syn_retransmits == 0 && info.tcpi_rtt > 0)
+            .then(|| Duration::from_micros(info.tcpi_rtt.into())),
+        syn_retransmits,
+    }
+}
+
+fn tcp_info(socket: &OwnedFd) -> Option<libc::tcp_info> {
     // SAFETY: all fields are integers, for which zero is a value.
     let mut info: libc::tcp_info = unsafe { mem::zeroed() };
     let mut length = mem::size_of_val(&info) as libc::socklen_t;
@@ -122,13 +145,5 @@ pub fn handshake(socket: &OwnedFd) -> Option<Handshake> {
     };
     // An older kernel writes less; tcpi_total_retrans is the last that is read here.
     let read = mem::offset_of!(libc::tcp_info, tcpi_total_retrans) + mem::size_of::<u32>();
-    if result != 0 || (length as usize) < read {
-        return None;
-    }
-    let syn_retransmits = info.tcpi_total_retrans;
-    Some(Handshake {
-        round_trip: (syn_retransmits == 0 && info.tcpi_rtt > 0)
-            .then(|| Duration::from_micros(info.tcpi_rtt.into())),
-        syn_retransmits,
-    })
+    (result == 0 && length as usize >= read).then_some(info)
 }

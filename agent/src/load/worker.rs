@@ -30,7 +30,7 @@ use super::{
     outcome::{Loss, Outcome},
     plan::{Arrivals, Close, Plan, share},
     schedule::Schedule,
-    socket,
+    socket::{self, Handshake},
     tally::{LATE_NS, Tally},
     tls::Terms,
     wait::wait,
@@ -47,6 +47,12 @@ const BURST: usize = 64;
 
 /// Events that are taken at once.
 pub(super) const EVENTS: usize = 256;
+
+/// Events of a socket that has something to read, be it its end.
+const HEARD: epoll::EventFlags = epoll::EventFlags::IN
+    .union(epoll::EventFlags::RDHUP)
+    .union(epoll::EventFlags::HUP)
+    .union(epoll::EventFlags::ERR);
 
 /// What is read at once.
 pub(super) const READ_BYTES: usize = 64 << 10;
@@ -281,7 +287,7 @@ impl Worker {
             }
             wait(&self.epoll, &mut events, self.sleep_ns())?;
             for event in events.drain(..) {
-                self.follow(event.data.u64() as u32);
+                self.follow(event.data.u64() as u32, event.flags);
             }
         }
     }
@@ -416,11 +422,20 @@ impl Worker {
         slot.due_ns = due_ns;
         slot.began_ns = now_ns;
         self.undecided += 1;
-        let mut answer = self.dial(index);
+        let (mut answer, mut handshake) = (self.dial(index), None);
         if self.is_local && answer == Err(Errno::INPROGRESS) {
-            answer = self.dial(index);
+            // On this machine it is over already.
+            handshake = self.slots[index as usize]
+                .socket
+                .as_ref()
+                .and_then(socket::established);
+            answer = if handshake.is_some() {
+                Ok(())
+            } else {
+                self.dial(index)
+            };
         }
-        self.answered(index, answer);
+        self.answered(index, answer, handshake);
         if self.slots[index as usize].phase == Phase::Dialing {
             self.note_deadline(index, now_ns);
         }
@@ -486,30 +501,36 @@ impl Worker {
     }
 
     /// Something happened to a socket. Which is found out by asking, so a stale event does no harm.
-    fn follow(&mut self, index: u32) {
+    fn follow(&mut self, index: u32, flags: epoll::EventFlags) {
         match self.slots[index as usize].phase {
             Phase::Idle => {}
             Phase::Dialing => {
                 let answer = self.dial(index);
-                self.answered(index, answer);
+                self.answered(index, answer, None);
+                // With the end of the handshake more may have come; it is not told again.
+                if flags.intersects(HEARD) {
+                    self.listen(index);
+                }
             }
             Phase::Exchanging => self.exchange(index),
+            // That there is room to write is nothing to read.
+            Phase::Held if !flags.intersects(HEARD) => {}
             Phase::Held => self.listen(index),
         }
     }
 
-    /// Takes what connect() said.
-    fn answered(&mut self, index: u32, answer: Result<(), Errno>) {
+    /// Takes what connect() said, and what the kernel said of the handshake, if it was asked already.
+    fn answered(&mut self, index: u32, answer: Result<(), Errno>, handshake: Option<Handshake>) {
         match answer {
             Ok(()) | Err(Errno::ISCONN) => {
                 let now_ns = self.part.now();
-                self.established(index, now_ns);
+                self.established(index, now_ns, handshake);
                 self.use_it(index, now_ns);
             }
             // A reset of the SYN is a refusal (tcp_reset, net/ipv4/tcp_input.c): this one came after the handshake.
             Err(errno @ (Errno::CONNRESET | Errno::PIPE)) => {
                 let now_ns = self.part.now();
-                self.established(index, now_ns);
+                self.established(index, now_ns, handshake);
                 self.slots[index as usize].phase = Phase::Held;
                 self.lose(index, Loss::of(errno), now_ns);
             }
@@ -521,7 +542,7 @@ impl Worker {
         }
     }
 
-    fn established(&mut self, index: u32, now_ns: u64) {
+    fn established(&mut self, index: u32, now_ns: u64, handshake: Option<Handshake>) {
         let slot = &mut self.slots[index as usize];
         self.tally.outcome(Outcome::Established);
         self.tally
@@ -530,7 +551,8 @@ impl Worker {
         self.tally
             .dial
             .saturating_record(now_ns.saturating_sub(slot.began_ns));
-        if let Some(handshake) = slot.socket.as_ref().and_then(socket::handshake) {
+        let handshake = handshake.or_else(|| slot.socket.as_ref().and_then(socket::handshake));
+        if let Some(handshake) = handshake {
             self.tally.handshake(handshake);
         }
         self.undecided -= 1;
@@ -571,8 +593,6 @@ impl Worker {
                 generation: slot.generation,
             });
         }
-        // Whatever came before is not told again.
-        self.listen(index);
     }
 
     /// Sends what is to be sent and reads what has come back, until either has to wait.
@@ -613,7 +633,9 @@ impl Worker {
                 (slot.sent, slot.received, slot.began_ns) = (0, 0, now_ns);
                 if slot.rounds_left == 0 {
                     self.undecided -= 1;
-                    return self.hold(index, now_ns);
+                    self.hold(index, now_ns);
+                    // What came with the last answer is not told again.
+                    return self.listen(index);
                 }
                 self.note_deadline(index, now_ns);
                 is_stuck = false;

@@ -37,13 +37,13 @@ assertions:
     over: 2s
     by: from.node
     for: 4s
-    deadline: 3s
+    deadline: 6s
     min_samples: 1
 ";
 
 /// Each of the others is about the same nodes, so a node that is silent is one cause for all of them.
 const MORE: &str = "
-  - { name: quick, from: all, expect: connect.p50 < 10s, over: 2s, by: from.node, deadline: 3s, min_samples: 1 }
+  - { name: quick, from: all, expect: connect.p50 < 10s, over: 2s, by: from.node, deadline: 6s, min_samples: 1 }
 ";
 
 /// Connections within a host, one every 20 ms, until it is dropped.
@@ -169,6 +169,14 @@ impl Judge {
         })
     }
 
+    /// Waits until a node is unknown for that, and gives the cause.
+    fn wait_for_cause(&self, node: &str, part: &str) -> String {
+        wait_for(&format!("{node} unknown because of {part}"), || {
+            let (said, cause, _) = self.said("reached", node)?;
+            (said == "unknown" && cause.contains(part)).then_some(cause)
+        })
+    }
+
     fn count(&self, which: &str) -> u64 {
         let sql = format!("SELECT count() AS n FROM verdict_records WHERE {which}");
         self.asked().number(&sql)
@@ -250,7 +258,7 @@ fn no_trouble_of_agents_or_collector_makes_a_verdict_false() {
         judge.first("alpha", "pending", began),
         judge.first("alpha", "violated", began),
     );
-    assert_eq!(violated - pending, FOR_MS, "by the time of the windows");
+    check_wait(violated - pending);
 
     // And while it is violated: nothing is told twice, and it is over once, when it is.
     let changes = "is_transition AND assertion = 'reached' AND position(key, 'alpha') > 0";
@@ -272,19 +280,18 @@ fn no_trouble_of_agents_or_collector_makes_a_verdict_false() {
         judge.first("alpha", "pending", held),
         judge.first("alpha", "violated", held),
     );
-    assert_eq!(violated - pending, FOR_MS, "by the time of the windows");
+    check_wait(violated - pending);
     alpha.traffic.fail(false);
     judge.wait_for("alpha", "holds");
 
     // A node that is silent: one cause for all that depends on it, and nothing else depends on it. What it delivers late is judged
     // again.
     beta.signal(Signal::SIGSTOP);
-    let (_, cause) = judge.wait_for("beta", "unknown");
+    let cause = judge.wait_for_cause("beta", "beta");
     wait_for("the same of the other assertion", || {
         let (said, other, _) = judge.said("quick", "beta")?;
         (said == "unknown" && other == cause).then_some(())
     });
-    assert!(cause.contains("beta"), "{cause}");
     beta.signal(Signal::SIGCONT);
     judge.wait_for("beta", "holds");
     wait_for("windows that were judged again", || {
@@ -293,38 +300,30 @@ fn no_trouble_of_agents_or_collector_makes_a_verdict_false() {
 
     // No rows, and so nothing to divide by.
     beta.traffic.rest(true);
-    let (_, cause) = judge.wait_for("beta", "unknown");
-    assert_eq!(cause, "no data in the window");
+    judge.wait_for_cause("beta", "no data in the window");
     beta.traffic.rest(false);
     judge.wait_for("beta", "holds");
 
     // A clock that is set.
     fs::write(&beta.clock, "-3600000000000").expect("a file");
-    let (_, cause) = judge.wait_for("beta", "unknown");
-    assert!(cause.contains("clock"), "{cause}");
+    judge.wait_for_cause("beta", "clock");
     fs::remove_file(&beta.clock).expect("a file");
     judge.wait_for("beta", "holds");
 
     // Another start, with a ring that is too small for a moment.
     beta.agent.take().expect("it runs").stop();
     beta.start_agent(&judge, "4KiB");
-    let (_, cause) = judge.wait_for("beta", "unknown");
-    assert_eq!(cause, "beta was not watched all the time: its agent started");
+    judge.wait_for_cause("beta", "its agent started");
     judge.wait_for("beta", "holds");
     beta.signal(Signal::SIGSTOP);
     connections(&beta.host, 100);
     beta.signal(Signal::SIGCONT);
-    let (_, cause) = wait_for("loss that is told", || {
-        let (said, cause, _) = judge.said("reached", "beta")?;
-        (said == "unknown" && cause.contains("missing")).then_some((said, cause))
-    });
-    assert!(cause.contains("beta"), "{cause}");
+    judge.wait_for_cause("beta", "missing");
     judge.wait_for("beta", "holds");
 
     // One that is gone.
     beta.agent.take().expect("it runs").kill();
-    let (_, cause) = judge.wait_for("beta", "unknown");
-    assert!(cause.contains("beta"), "{cause}");
+    judge.wait_for_cause("beta", "beta");
 
     // Nothing ever failed on beta, whatever became of its evidence, and nothing was unknown of alpha for that.
     for verdict in ["violated", "pending"] {
@@ -333,6 +332,21 @@ fn no_trouble_of_agents_or_collector_makes_a_verdict_false() {
     }
     let which = "position(key, 'alpha') > 0 AND verdict = 'unknown' AND position(cause, 'beta') > 0";
     assert_eq!(judge.count(which), 0);
+    // Of all that happened to it, nothing else was made a reason.
+    let causes =
+        "SELECT DISTINCT cause FROM verdict_records WHERE verdict = 'unknown' AND position(key, 'beta') > 0";
+    for row in judge.asked().sql(causes) {
+        let cause = row["cause"].as_str().unwrap_or_default();
+        let known = [
+            "beta has not delivered everything",
+            "beta is silent",
+            "no data in the window",
+            "the clock of beta is behind the collector's",
+            "beta was not watched all the time: its agent started",
+            "rows of beta are missing",
+        ];
+        assert!(known.iter().any(|known| cause.contains(known)), "{cause}");
+    }
     // What the collector shows is what it stored.
     let output = Command::new(binary("holdfast"))
         .args(["verdicts", "--json", "--collector", &judge.asked().url])
@@ -343,4 +357,9 @@ fn no_trouble_of_agents_or_collector_makes_a_verdict_false() {
         text.contains("\"unknown\"") && text.contains("\"holds\""),
         "{text}"
     );
+}
+
+/// `for` is by the time of the windows, whoever judged them: had it begun anew, it would have taken two seconds more.
+fn check_wait(waited_ms: u64) {
+    assert!((FOR_MS..FOR_MS + 1_000).contains(&waited_ms), "{waited_ms} ms");
 }
