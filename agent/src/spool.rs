@@ -294,6 +294,7 @@ impl Spool {
                     }
                 }
             }
+            queue.order_gaps();
         }
         let spool = Self {
             queue: Mutex::new(queue),
@@ -1059,6 +1060,31 @@ impl Queue {
         self.recovered_position = self.last_position;
     }
 
+    /// Batches of gaps that left a segment which had to go lie behind later ones ([`Self::unhouse`]). What was read back is sent in its
+    /// own order: a collector takes what comes after a later one for one that was answered.
+    fn order_gaps(&mut self) {
+        let is_of_gaps = |(_, entry): &(&u64, &Box<Entry>)| entry.id.stream == Stream::Gaps;
+        let positions: Vec<u64> = self
+            .entries
+            .iter()
+            .filter(is_of_gaps)
+            .map(|(&position, _)| position)
+            .collect();
+        let mut entries = Vec::with_capacity(positions.len());
+        for position in &positions {
+            if let Some(entry) = self.entries.remove(position) {
+                self.beginnings.remove(&(entry.first_ns, *position));
+                entries.push(entry);
+            }
+        }
+        entries.sort_by_key(|entry| (entry.id.epoch, entry.id.sequence));
+        for (position, entry) in positions.into_iter().zip(entries) {
+            self.beginnings.insert((entry.first_ns, position));
+            self.places.insert(entry.id, position);
+            self.entries.insert(position, entry);
+        }
+    }
+
     /// The segment that takes the next batches.
     fn segment_to_append(&mut self, segment_bytes: u64) -> u64 {
         if let Some(current) = self.current
@@ -1761,6 +1787,53 @@ mod tests {
             });
         }
         assert_eq!(spool.levels().batches, 2);
+    }
+
+    #[test]
+    fn gaps_that_left_their_segment_are_sent_in_their_order_after_a_crash() {
+        let limits = Limits {
+            disk_bytes: 6_000,
+            ..Limits::default()
+        };
+        let of_gaps = |sequence| Sealed {
+            id: BatchId {
+                stream: Stream::Gaps,
+                ..sealed(1, sequence).id
+            },
+            ..sealed(1, sequence)
+        };
+        let is_of_gaps = |id: &BatchId| id.stream == Stream::Gaps;
+        let mut were_behind = 0;
+        for length in 10..100 {
+            let folder = tempfile::tempdir().expect("a folder");
+            let (spool, _) = on_disk(folder.path(), limits);
+            for sequence in 1..=length {
+                if sequence == 1 || sequence == 20 {
+                    spool.append_new(of_gaps(1 + sequence / 20));
+                }
+                append(&spool, sealed(1, sequence));
+                spool.persist().expect("written");
+            }
+            drop(spool);
+            let disk = Folder::open(folder.path()).expect("a folder");
+            let segments = disk.list().expect("a folder");
+            let written: Vec<_> = segments
+                .into_iter()
+                .flat_map(|number| segment::scan(&disk.read(number).expect("a segment")).0)
+                .map(|(_, sealed)| sealed.id)
+                .filter(is_of_gaps)
+                .map(|id| id.sequence)
+                .collect();
+            drop(disk);
+            were_behind += usize::from(written.last() == Some(&1) && written.contains(&2));
+            let (spool, _) = on_disk(folder.path(), limits);
+            let sent: Vec<_> = spool.unanswered().into_iter().filter(is_of_gaps).collect();
+            assert!(
+                sent.is_sorted_by_key(|id| id.sequence),
+                "{length}: {sent:?}, written {written:?}"
+            );
+        }
+        assert!(were_behind > 0, "on disk none came to lie behind a later one");
     }
 
     #[test]

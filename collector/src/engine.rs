@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use crate::assertion::cause::{Cause, EXPECTED_FOR};
 use crate::assertion::condition::{Condition, value_text};
-use crate::assertion::coverage::{Coverage, Window};
+use crate::assertion::coverage::{Coverage, Report, Window};
 use crate::assertion::evaluate::{
     self, Addresses, Judgement, Key, LabelledRows, Moment, Observers, Roster, key_text,
 };
@@ -79,6 +79,12 @@ const MOST_WAITING: usize = 200_000;
 /// Entries of histograms, of 16 bytes each, that are kept of what windows share, of all classes together.
 const MOST_ENTRIES: usize = 12_000_000;
 
+/// Parts that are asked for ahead where all of them are over.
+const PARTS_AHEAD: i64 = 240;
+
+/// What was made so long ago is stored, or will not be soon.
+const SETTLED_NS: i64 = 60_000_000_000;
+
 /// The engine. It owns what it knows; all of it can be found again in the store.
 pub struct Engine {
     store: Arc<dyn Store>,
@@ -91,6 +97,8 @@ pub struct Engine {
     addresses: Addresses,
     /// What agents say here; `None`: it is read from the store alone.
     direct: Option<Heard>,
+    /// What is judged is over; `None`: it is of now.
+    past: Option<Past>,
     /// When the last report came that was found in the store.
     heard_ns: i64,
     /// When the store was asked for reports, and when it last had some that had not come here.
@@ -116,6 +124,8 @@ pub struct Engine {
     /// How long a verdict that stays as it is is told no more.
     heartbeat_ns: i64,
     looks: Looks,
+    /// It is looked what speaks against verdicts.
+    is_accusing: bool,
     /// Windows that were given up, and questions that were asked, since the start.
     pub given_up: u64,
     pub asked: u64,
@@ -178,6 +188,15 @@ impl Looks {
     }
 }
 
+/// A past that is judged as it went on. All of it is stored, so what is needed soon is asked for ahead.
+struct Past {
+    until_ns: i64,
+    /// What agents reported after the moment that is judged, in the order in which it came, and up to when it was read.
+    /// `None`: nothing was.
+    reports: VecDeque<Report>,
+    read_ns: Option<i64>,
+}
+
 /// What a step was about.
 #[derive(Debug, Default)]
 pub struct Step {
@@ -199,6 +218,7 @@ impl Engine {
             roster: Roster::default(),
             addresses: Addresses::default(),
             direct: None,
+            past: None,
             heard_ns: 0,
             asked_ns: i64::MIN,
             elsewhere_ns: i64::MIN,
@@ -216,6 +236,7 @@ impl Engine {
                 left: MOST_ACCUSED,
                 counted_ns: now_ns,
             },
+            is_accusing: true,
             given_up: 0,
             asked: 0,
         };
@@ -240,6 +261,20 @@ impl Engine {
         }
         heard.begin();
         self.direct = Some(heard);
+    }
+
+    /// Everything that is judged until then is stored already.
+    pub fn is_past_until(&mut self, until_ns: i64) {
+        self.past = Some(Past {
+            until_ns,
+            reports: VecDeque::new(),
+            read_ns: None,
+        });
+    }
+
+    /// Nobody reads what speaks against verdicts, so it is not looked for.
+    pub fn without_worst(&mut self) {
+        self.is_accusing = false;
     }
 
     /// Keeps changes that are stored until they are taken.
@@ -423,7 +458,7 @@ impl Engine {
         self.open(now_ns);
         let mut step = Step::default();
         let mut outcome = self.judge_all(now_ns, &mut step).await;
-        if outcome.is_ok() {
+        if outcome.is_ok() && self.is_accusing {
             outcome = self.accuse(&mut step.records, now_ns).await;
         }
         for record in &mut step.records {
@@ -530,7 +565,29 @@ impl Engine {
         }
     }
 
+    /// Hears what was reported until a moment of the past, which was read before.
+    async fn hear_the_past(&mut self, now_ns: i64) -> Result<(), StoreError> {
+        let Some(past) = &mut self.past else { return Ok(()) };
+        let mut read_ns = past.read_ns.unwrap_or(self.heard_ns);
+        while read_ns < now_ns {
+            let until_ns = read_ns.saturating_add(REPORTS_AT_ONCE_NS).min(past.until_ns);
+            past.reports
+                .extend(evidence::reports(&*self.store, read_ns, until_ns).await?);
+            read_ns = until_ns;
+            past.read_ns = Some(until_ns);
+        }
+        while let Some(report) = past.reports.pop_front_if(|report| report.received_ns <= now_ns) {
+            self.heard_ns = self.heard_ns.max(report.received_ns);
+            self.coverage.hear(&report);
+        }
+        self.asked_ns = now_ns;
+        Ok(())
+    }
+
     async fn hear_stored(&mut self, now_ns: i64) -> Result<(), StoreError> {
+        if self.past.as_ref().is_some_and(|past| now_ns <= past.until_ns) {
+            return self.hear_the_past(now_ns).await;
+        }
         let is_start = self.asked_ns == i64::MIN;
         // At a start that is the past of the longest window: a bit of it at a time.
         let mut since_ns = self.heard_ns.saturating_sub(REPORTS_AGAIN_NS);
@@ -768,13 +825,22 @@ impl Engine {
             && is_certain
             && parts.can_make(class, window, part_ns)
         {
+            let whole_ns = self
+                .past
+                .as_ref()
+                .map_or(i64::MIN, |past| past.until_ns - SETTLED_NS);
+            let mut missing = parts.missing(window, part_ns, need, &self.coverage);
+            if let Some(stretch) = &mut missing {
+                let ahead = (whole_ns.saturating_sub(stretch.to_ns) / part_ns).clamp(0, PARTS_AHEAD);
+                stretch.to_ns += ahead * part_ns;
+            }
             // What is too much for one answer is asked for by halves.
-            let mut stretches = Vec::from_iter(parts.missing(window, part_ns, need, &self.coverage));
+            let mut stretches = Vec::from_iter(missing);
             let mut is_there = true;
             while let Some(stretch) = stretches.pop() {
                 self.asked += 1;
                 match evidence::ask_in_parts(&*self.store, class, stretch, part_ns).await? {
-                    Ok(rows) => parts.put(stretch, part_ns, need, &self.coverage, rows),
+                    Ok(rows) => parts.put(stretch, part_ns, need, &self.coverage, whole_ns, rows),
                     Err(Cause::TooMany { .. }) if stretch.to_ns - stretch.from_ns > part_ns => {
                         let half = (stretch.to_ns - stretch.from_ns) / part_ns / 2 * part_ns;
                         let between_ns = stretch.from_ns + half;

@@ -41,6 +41,8 @@ struct Part {
     entries: usize,
     /// The nodes whose rows were all there.
     settled: BTreeSet<String>,
+    /// Those of all nodes were.
+    is_whole: bool,
 }
 
 /// What tells rows apart.
@@ -62,6 +64,7 @@ impl Parts {
     pub fn missing(&self, window: Window, part_ns: i64, need: Need, coverage: &Coverage) -> Option<Window> {
         let is_missing = |to_ns: &i64| match self.kept.get(to_ns) {
             None => true,
+            Some(part) if part.is_whole => false,
             Some(part) => {
                 let settled = &part.settled;
                 let mut now_settled = coverage.settled(need, *to_ns);
@@ -78,12 +81,14 @@ impl Parts {
     }
 
     /// Takes what was asked for: the rows of each part, counted from zero. `coverage`: as it was before the store was asked.
+    /// `whole_ns`: all that ever comes of the time before was there.
     pub fn put(
         &mut self,
         asked: Window,
         part_ns: i64,
         need: Need,
         coverage: &Coverage,
+        whole_ns: i64,
         rows: Vec<(u32, LabelledRows)>,
     ) {
         let count = (asked.to_ns - asked.from_ns) / part_ns;
@@ -94,6 +99,7 @@ impl Parts {
                 rows: Vec::new(),
                 entries: NODE_ENTRIES * settled.len(),
                 settled,
+                is_whole: to_ns <= whole_ns,
             };
             self.kept.insert(to_ns, part);
         }
@@ -303,13 +309,13 @@ mod tests {
                 prop_assert!(parts.can_make(&class, window, PART_NS));
                 if let Some(missing) = parts.missing(window, PART_NS, NEED, &coverage) {
                     read += 1;
-                    parts.put(missing, PART_NS, NEED, &coverage, answer(&made, now_ns, missing));
+                    parts.put(missing, PART_NS, NEED, &coverage, i64::MIN, answer(&made, now_ns, missing));
                 }
                 // The same again asks for nothing.
                 prop_assert_eq!(parts.missing(window, PART_NS, NEED, &coverage), None);
                 let found = by_node(parts.whole(window, PART_NS));
                 let mut whole = Parts::default();
-                whole.put(window, PART_NS, NEED, &coverage, answer(&made, now_ns, window));
+                whole.put(window, PART_NS, NEED, &coverage, i64::MIN, answer(&made, now_ns, window));
                 let expected = by_node(whole.whole(window, PART_NS));
                 for node in coverage.settled(NEED, to_ns) {
                     prop_assert_eq!(found.get(node), expected.get(node));
@@ -337,7 +343,7 @@ mod tests {
             let expected = expected.map(|(from_ns, to_ns)| Window { from_ns, to_ns });
             assert_eq!(missing, expected, "{to_ns}");
             if let Some(missing) = missing {
-                parts.put(missing, PART_NS, NEED, &coverage, Vec::new());
+                parts.put(missing, PART_NS, NEED, &coverage, i64::MIN, Vec::new());
             }
             parts.whole(window(to_ns), PART_NS);
         };
@@ -349,6 +355,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_over_is_not_asked_for_again_whoever_is_heard_of_later() {
+        let mut parts = Parts::default();
+        let window = Window {
+            from_ns: 60,
+            to_ns: 60 + OVER_NS,
+        };
+        let nobody = Coverage::default();
+        parts.put(window, PART_NS, NEED, &nobody, 80, Vec::new());
+        let missing = parts.missing(window, PART_NS, NEED, &coverage(&[], 200));
+        let not_over = Window {
+            from_ns: 80,
+            to_ns: 100,
+        };
+        assert_eq!(missing, Some(not_over));
+    }
+
+    #[test]
     fn what_is_kept_is_counted_and_forgotten() {
         let mut parts = Parts::default();
         let window = |to_ns| Window {
@@ -357,7 +380,7 @@ mod tests {
         };
         let made = (0..2).map(|part| (part, one(0, 60))).collect();
         let coverage = Coverage::default();
-        parts.put(window(OVER_NS), PART_NS, NEED, &coverage, made);
+        parts.put(window(OVER_NS), PART_NS, NEED, &coverage, i64::MIN, made);
         assert_eq!(parts.whole(window(OVER_NS), PART_NS)[0].histogram, [(60, 0, 2)]);
         assert_eq!(parts.entries(), 2 * (ROW_ENTRIES + 1));
         let later = window(OLDER_NS + OVER_NS + PART_NS + 1);

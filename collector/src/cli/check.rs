@@ -1,7 +1,8 @@
 //! `holdfast check`.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use holdfast_proto::v1::{AssertionFile, CheckRequest};
@@ -161,11 +162,14 @@ pub(super) async fn judge(
         was_violated: false,
         last: Vec::new(),
     };
+    let mut waiting = Waiting::default();
     loop {
         let next = tokio::select! {
             next = lines.next() => next,
+            () = waiting.show() => continue,
             _ = tokio::signal::ctrl_c() => return Err(Failure::Undone(anyhow!("cancelled"))),
         };
+        waiting.hide();
         let Some(text) = next.map_err(|status| reach.failure(&status))? else {
             break;
         };
@@ -186,6 +190,39 @@ pub(super) async fn judge(
         )));
     }
     Ok(judged)
+}
+
+/// Says on a terminal that it is waited, and how long already: judging an hour of the past takes some seconds.
+struct Waiting {
+    began: Instant,
+    is_shown: bool,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self {
+            began: Instant::now(),
+            is_shown: false,
+        }
+    }
+}
+
+impl Waiting {
+    /// Returns every second, after it has shown the time. Where nobody would see it, never.
+    async fn show(&mut self) {
+        if !io::stderr().is_terminal() {
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let _ = write!(io::stderr(), "\r  judging, {} s ", self.began.elapsed().as_secs());
+        self.is_shown = true;
+    }
+
+    fn hide(&mut self) {
+        if std::mem::take(&mut self.is_shown) {
+            let _ = write!(io::stderr(), "\r\x1b[2K");
+        }
+    }
 }
 
 /// As build servers read it: a failure for what does not hold, an error for what cannot be told.

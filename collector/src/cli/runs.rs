@@ -398,11 +398,15 @@ fn body(summary: &Summary) -> String {
     } else {
         text += "kernel:       no records of these connections came in time\n";
     }
+    // Of a run that was cut off, what came in time has no distribution of it.
+    let of_all = match summary.lateness.count {
+        0 => String::new(),
+        due => format!(" of {due}"),
+    };
     text += &format!(
-        "generator:    {} CPU, {} of {} late by 1 ms or more, {} SYNs sent again, {} sent, {} received\n",
+        "generator:    {} CPU, {}{of_all} late by 1 ms or more, {} SYNs sent again, {} sent, {} received\n",
         human(summary.cpu_ns),
         count("late"),
-        summary.lateness.count,
         count("syn_retransmits"),
         bytes(count("bytes_sent")),
         bytes(count("bytes_received"))

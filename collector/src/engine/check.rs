@@ -66,6 +66,10 @@ pub async fn check(
     }
     let mut engine = Engine::new(store, set, begin_ns, false);
     engine.stop_at(end_ns);
+    engine.without_worst();
+    if matches!(extent, Extent::Since(_)) {
+        engine.is_past_until(now_ns);
+    }
     let mut latest: BTreeMap<(String, String), Record> = BTreeMap::new();
     let mut virtual_ns = begin_ns;
     loop {

@@ -92,6 +92,7 @@ pub async fn run(
     let mut engine = Engine::new(store, alone, begin_ns + 1, false);
     engine.stop_at(end_ns);
     engine.without_rollup();
+    engine.without_worst();
     let mut timeline = Vec::new();
     let mut now_ns = begin_ns;
     let last_ns = end_ns + ns(assertion.deadline) + 5 * SECOND_NS;
