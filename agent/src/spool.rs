@@ -1063,13 +1063,11 @@ impl Queue {
     /// Batches of gaps that left a segment which had to go lie behind later ones ([`Self::unhouse`]). What was read back is sent in its
     /// own order: a collector takes what comes after a later one for one that was answered.
     fn order_gaps(&mut self) {
-        let is_of_gaps = |(_, entry): &(&u64, &Box<Entry>)| entry.id.stream == Stream::Gaps;
-        let positions: Vec<u64> = self
+        let of_gaps = self
             .entries
             .iter()
-            .filter(is_of_gaps)
-            .map(|(&position, _)| position)
-            .collect();
+            .filter(|(_, entry)| entry.id.stream == Stream::Gaps);
+        let positions: Vec<u64> = of_gaps.map(|(&position, _)| position).collect();
         let mut entries = Vec::with_capacity(positions.len());
         for position in &positions {
             if let Some(entry) = self.entries.remove(position) {
