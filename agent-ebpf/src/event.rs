@@ -223,7 +223,9 @@ pub struct SocketReport {
     pub drops: u32,
     /// See [`state`].
     pub state: u8,
-    pub reserved: [u8; 3],
+    /// 1: an open connection without a place in the table, which is full. Its record has its names and nothing else.
+    pub is_untracked: u8,
+    pub reserved: [u8; 2],
 }
 
 const _: () = assert!(size_of::<SocketReport>() == 232);

@@ -224,6 +224,13 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
     let keeper = Keeper::start(&ledger).context("cannot start the thread that keeps the ledger")?;
     let found = seeds.find(&mut probes, &mut listeners, only_netns)?;
     ledger.surveyed(found.surveyed.iter().copied())?;
+    if found.untracked > 0 {
+        tracing::warn!(
+            untracked = found.untracked,
+            "the table of connections has no room for all that was open before the agent started: how the rest ends stays \
+             unseen; a larger --connections has room"
+        );
+    }
     for (netns, reason) in &found.unseen {
         tracing::warn!(
             netns,

@@ -176,6 +176,7 @@ impl Eyes {
                     state::LISTEN if look.listeners.len() < ROWS => look.listeners.push(*report),
                     // Those that wait are in the look already, if they have waited long enough.
                     state::LISTEN | state::SYN_SENT | state::SYN_RECV => {}
+                    _ if report.is_untracked != 0 => {}
                     _ if self.shows(&report.record) => open.add(&report.record),
                     _ => {}
                 })

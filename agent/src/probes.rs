@@ -224,18 +224,6 @@ impl KernelCounts {
             .map_or(0, |counts| counts.get(counter))
     }
 
-    /// Connections that have a record, over all namespaces.
-    pub fn open(&self) -> u64 {
-        let begun = self.total(Counter::Opened) + self.total(Counter::Seeded);
-        let without = [
-            Counter::Untracked,
-            Counter::Closed,
-            Counter::Superseded,
-            Counter::SampledOut,
-        ];
-        begun.saturating_sub(without.map(|counter| self.total(counter)).iter().sum())
-    }
-
     /// Connections of a namespace that began with a SYN on the wire: what the kernel's own counters know, too.
     pub fn sent(&self, netns: u32) -> u64 {
         self.of(netns, Counter::Opened)
@@ -286,16 +274,13 @@ impl KernelCounters {
         })
     }
 
-    /// All that is open in these namespaces has been found: from here on, every end is of a connection whose beginning was seen,
-    /// or missed. Where so much is open that the table may have refused some of it, that is not known of any end.
+    /// All that is open in these namespaces has been found and is followed: from here on, every end is of a connection whose
+    /// beginning was seen, or missed.
     ///
     /// # Errors
     /// If a map cannot be read.
     pub fn surveyed(&self, namespaces: impl IntoIterator<Item = u32>) -> Result<(), ProbeError> {
         let counts = self.read()?;
-        if counts.open() >= u64::from(limits::CONNECTIONS) {
-            return Ok(());
-        }
         let unseen = namespaces.into_iter().map(|netns| {
             let surveyed = Surveyed {
                 unseen: counts.of(netns, Counter::Unseen),

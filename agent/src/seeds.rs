@@ -31,7 +31,9 @@ pub struct Found {
     pub listeners: usize,
     /// Of both, those that no process has open, as far as the agent may look.
     pub unowned: usize,
-    /// Network namespaces whose old sockets were found.
+    /// Old connections for which the table of connections had no room: nobody will see how they end.
+    pub untracked: usize,
+    /// Network namespaces whose old sockets were found, and are all followed.
     pub surveyed: BTreeSet<u32>,
     /// Those whose old sockets stay unseen, and why.
     pub unseen: BTreeMap<u32, String>,
@@ -57,7 +59,12 @@ impl Seeds {
             if !wanted.is_empty() && !wanted.contains(&netns) {
                 continue;
             }
+            let mut untracked = 0;
             let surveyed = probes.survey(Some(&path), &mut |report| {
+                if report.is_untracked != 0 {
+                    untracked += 1;
+                    return;
+                }
                 let is_listener = report.state == state::LISTEN;
                 let is_new = report.record.flags & flag::SEEDED != 0 || is_listener;
                 if is_new && report.record.attribution == attribution::UNKNOWN {
@@ -66,7 +73,9 @@ impl Seeds {
                 found.listeners += usize::from(is_listener);
                 found.connections += usize::from(report.record.flags & flag::SEEDED != 0);
             });
+            found.untracked += untracked;
             match surveyed {
+                Ok(()) if untracked > 0 => {}
                 Ok(()) => {
                     found.surveyed.insert(netns);
                 }

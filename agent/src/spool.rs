@@ -267,7 +267,8 @@ struct Segment {
     bytes: u64,
     unanswered: usize,
     is_synced: bool,
-    /// Batches in it that are in gaps: the next start must not find them. Those of connections have their account.
+    /// Batches in it that are in a counter for good: the next start must not find them. Those of connections of this start need
+    /// not be here: the next start speaks for it, and knows from its account.
     left_behind: Vec<BatchId>,
 }
 
@@ -863,14 +864,6 @@ impl Entry {
     }
 }
 
-impl Segment {
-    fn leave_behind(&mut self, id: BatchId) {
-        if id.stream != Stream::Connections {
-            self.left_behind.push(id);
-        }
-    }
-}
-
 impl Queue {
     fn memory_bytes(&self) -> u64 {
         self.encoded_bytes + self.known_bytes
@@ -988,8 +981,8 @@ impl Queue {
 
     /// Remembers, for as long as the segment is there, that a batch in it is in a gap.
     fn leave_behind(&mut self, entry: &Entry) {
-        if let Some(segment) = entry.left_in.and_then(|segment| self.segments.get_mut(&segment)) {
-            segment.leave_behind(entry.id);
+        if entry.id.stream != Stream::Connections {
+            self.leave_behind_for_good(entry);
         }
     }
 
@@ -1026,8 +1019,9 @@ impl Queue {
                 continue;
             }
             let Legacy::Rows(counted) = counters.adopt(&sealed) else {
+                // Of connections, too: the start after this one may find it still, and the account of its own start gone.
                 let segment = self.segments.entry(number).or_default();
-                segment.leave_behind(sealed.id);
+                segment.left_behind.push(sealed.id);
                 continue;
             };
             self.segments.entry(number).or_default().unanswered += 1;
@@ -1569,12 +1563,27 @@ mod tests {
 
         let mut left_behind = spool.books(1).left_behind;
         drop(spool);
-        for _ in 0..2 {
-            let (next, _) = on_disk(folder.path(), limits);
+        // One start knows of the refusal by the account of the first, those after it do not.
+        let account = Predecessor {
+            epoch: 1,
+            boot_id: BOOT.into(),
+            observed_ns: 0,
+            ended_ns: 0,
+            is_clean: true,
+            namespaces: BTreeMap::new(),
+            open: BTreeMap::from([(Stream::Connections, Sequences::of([4]))]),
+            is_measured: true,
+            is_settled: false,
+        };
+        for known in [vec![account], Vec::new(), Vec::new()] {
+            let counters = Arc::new(Counters::speaking_for(known));
+            let disk = Folder::open(folder.path()).expect("a folder");
+            let next = Spool::open(limits, BOOT, Some(Box::new(disk)), counters).expect("a spool");
             next.journal(Vec::new(), Vec::new(), &left_behind);
             let unanswered = next.unanswered();
             let refused = unanswered.iter().filter(|id| [2, 3].contains(&id.sequence));
             assert_eq!(refused.count(), 0, "it would be refused again, and a gap again");
+            assert!(unanswered.contains(&id(4)), "{unanswered:?}");
             left_behind = next.books(2).left_behind;
         }
     }

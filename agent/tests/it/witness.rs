@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use holdfast_agent::witness::{Witness, places::Places};
+use holdfast_agent::{
+    probes::Options,
+    witness::{Witness, places::Places},
+};
 use holdfast_agent_ebpf::counter::Counter;
 
 use crate::{host::Host, watch::Watch};
@@ -85,6 +88,31 @@ fn an_end_without_a_beginning_tells_that_the_beginning_was_missed() {
     drop((connect(), missed));
     watch.wait_until(|counts| counts.of(host.netns, Counter::Unseen) == 4);
     assert_eq!(watch.counts().overlooked.get(&host.netns), Some(&2));
+}
+
+#[test]
+fn ends_of_old_connections_without_room_in_the_table_are_not_beginnings_that_were_missed() {
+    let host = Host::new();
+    let (listener, to) = host.listen("127.0.0.1");
+    let old: Vec<_> = (0..20)
+        .map(|_| {
+            let client = host.dial(to).expect("a connection");
+            (client, listener.accept().expect("a connection"))
+        })
+        .collect();
+    let mut watch = Watch::with(Options {
+        only_netns: Some(host.netns),
+        connections: 8,
+        ..Options::default()
+    });
+    let (_, found) = watch.seed(&host);
+    assert_eq!(found.connections + found.untracked, 40, "{found:?}");
+    assert!(found.untracked >= 24, "16 places: {found:?}");
+    // Or the ends of the others would be taken for what was missed.
+    assert!(found.surveyed.is_empty(), "{found:?}");
+    drop(old);
+    watch.wait_until(|counts| counts.of(host.netns, Counter::Closed) == found.connections as u64);
+    watch.wait_until(|counts| counts.of(host.netns, Counter::Unseen) == found.untracked as u64);
 }
 
 #[test]

@@ -68,6 +68,7 @@ pub(crate) fn show(shown: &Shown) {
     // SAFETY: this CPU's entry, and one survey runs at a time.
     let report = unsafe { &mut *report };
     report.state = sock.state();
+    report.is_untracked = 0;
     report.inode = sock.inode();
     match report.state {
         state::LISTEN => {
@@ -84,15 +85,21 @@ pub(crate) fn show(shown: &Shown) {
             listeners::inherit(sock, record);
         }
         state::CLOSE => return,
-        _ => {
-            let Some(record) = stand(tcp, report.state) else {
-                return;
-            };
-            // SAFETY: the entry is live, and this holds the lock of its socket.
-            report.record = unsafe { *record };
-            // Not in the table: where the volumes go at the end, the hook keeps what it needs until then.
-            measure(tcp, &mut report.record);
-        }
+        _ => match stand(tcp, report.state) {
+            Stand::Followed(record) => {
+                // SAFETY: the entry is live, and this holds the lock of its socket.
+                report.record = unsafe { *record };
+                // Not in the table: where the volumes go at the end, the hook keeps what it needs until then.
+                measure(tcp, &mut report.record);
+            }
+            Stand::NoRoom => {
+                report.is_untracked = 1;
+                report.record = ConnectionRecord::ZERO;
+                name(sock, &mut report.record);
+                name_local(sock, &mut report.record);
+            }
+            Stand::NotShown => return,
+        },
     }
     // SAFETY: the kernel made both pointers.
     unsafe {
@@ -105,16 +112,28 @@ pub(crate) fn show(shown: &Shown) {
     }
 }
 
-/// The record of a connection as it stands now; one that nobody knew gets a place.
+/// How a connection stands.
+enum Stand {
+    /// It has a record.
+    Followed(*const ConnectionRecord),
+    /// It has none, and the table has no room for one.
+    NoRoom,
+    /// It is left out: one in so many is followed, or shown.
+    NotShown,
+}
+
+/// How a connection stands now; one that nobody knew gets a place.
 #[inline(always)]
-fn stand(tcp: TcpSock, state: u8) -> Option<*const ConnectionRecord> {
+fn stand(tcp: TcpSock, state: u8) -> Stand {
     let sock = tcp.sock();
     let record = match table::find(sock.key()) {
         Some((_, record)) => record,
         // It may be one that is not followed because only one in so many is.
-        None if !control::follows_all() => return None,
+        None if !control::follows_all() => return Stand::NotShown,
         None => {
-            let claim = table::claim(sock.key())?;
+            let Some(claim) = table::claim(sock.key()) else {
+                return Stand::NoRoom;
+            };
             // SAFETY: the place was claimed for this socket, whose lock makes this program the record's only writer.
             let record = unsafe { &mut *claim.record };
             seed(sock, record, state);
@@ -126,14 +145,15 @@ fn stand(tcp: TcpSock, state: u8) -> Option<*const ConnectionRecord> {
         }
     };
     // SAFETY: the entry is live, and this holds the lock of its socket.
-    let record = unsafe { &*record };
-    if !SURVEY_HALVINGS
+    let cookie = unsafe { (*record).cookie };
+    if SURVEY_HALVINGS
         .get(0)
-        .is_some_and(|&halvings| is_in_sample(record.cookie, halvings))
+        .is_some_and(|&halvings| is_in_sample(cookie, halvings))
     {
-        return None;
+        Stand::Followed(record)
+    } else {
+        Stand::NotShown
     }
-    Some(record)
 }
 
 /// What can be known of a connection whose beginning nobody saw.
