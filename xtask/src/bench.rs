@@ -59,7 +59,7 @@ pub(crate) struct Arguments {
     minutes: Option<u32>,
 
     /// Of `assertions`: how long rows come in alone, and then how long they are judged
-    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(10..=3600))]
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(10..=3600))]
     seconds: u64,
 
     /// Of `query`: rows in the store

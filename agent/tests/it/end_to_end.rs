@@ -38,10 +38,21 @@ impl Program {
 
     /// With variables of the environment.
     fn start_in(name: &'static str, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::start_to(name, arguments, variables, Stdio::inherit())
+    }
+
+    /// With what it says going elsewhere.
+    fn start_to(
+        name: &'static str,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        stderr: impl Into<Stdio>,
+    ) -> Self {
         let child = Command::new(binary(name))
             .args(arguments)
             .envs(variables.iter().copied())
             .stdout(Stdio::null())
+            .stderr(stderr)
             .spawn()
             .unwrap_or_else(|error| panic!("{name}: {error}"));
         Self { child, name }
@@ -713,6 +724,82 @@ fn an_agent_that_is_there_before_its_collector_delivers_everything_once_it_comes
     agent.stop();
     let all = collector.number("SELECT count() AS n FROM connections WHERE role = 'active'");
     assert!((50..=before + 50).contains(&all), "{all} rows");
+    collector.program.stop();
+}
+
+/// A file system of its own, gone with the test.
+struct Mounted(tempfile::TempDir);
+
+impl Mounted {
+    fn read_only() -> Self {
+        let mounted = Self(tempfile::tempdir().expect("a folder"));
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "ro", "holdfast-test"]);
+        let status = mount.arg(mounted.path()).status().expect("mount");
+        assert!(status.success(), "{mount:?}: {status}");
+        mounted
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Whoever has a file open there is ended before or after.
+        let _ = Command::new("umount").arg("--lazy").arg(self.path()).status();
+    }
+}
+
+#[test]
+fn a_disk_that_takes_nothing_is_said_and_nothing_is_lost_while_the_agent_lives() {
+    let host = Host::new();
+    let state = Mounted::read_only();
+    let log = tempfile::NamedTempFile::new().expect("a file");
+    let said = || std::fs::read_to_string(log.path()).expect("the log");
+    let (data, port, web) = (tempfile::tempdir().expect("a folder"), free_port(), free_port());
+    let (url, netns) = (format!("http://127.0.0.1:{port}"), host.netns_path());
+    let folder = state.path().display().to_string();
+    let arguments = [
+        "run",
+        "--collector",
+        &url,
+        "--name",
+        "hard",
+        "--netns",
+        &netns,
+        "--state",
+        &folder,
+        "--max-cpu",
+        "off",
+    ];
+    let agent = Program::start_to("holdfast-agent", &arguments, &[], log.reopen().expect("a file"));
+    wait_for("the agent's programs", || {
+        said().contains("watching TCP connections").then_some(())
+    });
+    connections(&host, 50);
+    let log = said();
+    assert!(
+        log.contains("Read-only file system") && log.contains("is kept in memory"),
+        "{log}"
+    );
+
+    let collector = Collector::start_on(data.path(), port, web);
+    let all = "SELECT countIf(role = 'active') AS active FROM connections";
+    wait_for("every connection", || (collector.number(all) == 50).then_some(()));
+    agent.stop();
+    assert_eq!(collector.number(all), 50, "{}", said());
+    let ledger = Command::new(binary("holdfast"))
+        .args(["ledger", "--collector", &collector.url])
+        .output()
+        .expect("holdfast ledger");
+    assert!(
+        ledger.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&ledger.stdout),
+        said()
+    );
     collector.program.stop();
 }
 

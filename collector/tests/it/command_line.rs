@@ -53,7 +53,12 @@ async fn a_collector_that_is_not_there_is_named() {
     let expected = format!(
         "cannot reach the collector at {NOBODY}: connection refused; is \"holdfast serve\" running there?"
     );
-    for command in [&["nodes"][..], &["connections"], &["sql", "SELECT 1"]] {
+    for command in [
+        &["nodes"][..],
+        &["ledger"],
+        &["connections"],
+        &["sql", "SELECT 1"],
+    ] {
         check(&[command, &["--collector", NOBODY]].concat(), 4, &expected).await;
     }
 }

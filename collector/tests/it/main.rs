@@ -14,6 +14,7 @@ mod faults;
 mod fuzz_corpus;
 mod harness;
 mod late;
+mod ledger;
 mod notify;
 mod rollup;
 mod runs;

@@ -47,7 +47,7 @@ pub(super) fn run(seconds: u64, as_json: bool) -> anyhow::Result<()> {
         } else {
             println!(
                 "{rate:>7} rows/s: {:.3} cores for judging {} assertions, {} keys (at most {most_cores}); {} of {} windows judged, {} \
-                 given up, longest step {:.0} ms; quantiles: {} of {} otherwise than the sorted values",
+                 given up, longest step {:.0} ms ({:.0} ms while it began); quantiles: {} of {} otherwise than the sorted values",
                 figure("cores_judging")?,
                 found["assertions"],
                 found["keys"],
@@ -55,6 +55,7 @@ pub(super) fn run(seconds: u64, as_json: bool) -> anyhow::Result<()> {
                 found["windows_expected"],
                 found["windows_given_up"],
                 figure("longest_step_ms")?,
+                figure("longest_first_step_ms")?,
                 found["quantile_cells_wrong"],
                 found["quantile_cells"],
             );
