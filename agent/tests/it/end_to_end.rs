@@ -38,9 +38,25 @@ impl Program {
 
     /// With variables of the environment.
     fn start_in(name: &'static str, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
-        let child = Command::new(binary(name))
-            .args(arguments)
-            .envs(variables.iter().copied())
+        let mut command = Command::new(binary(name));
+        command.args(arguments).envs(variables.iter().copied());
+        Self::spawn(name, &mut command)
+    }
+
+    /// With these capabilities alone, as setpriv(1) writes them.
+    pub(crate) fn start_with_capabilities(
+        name: &'static str,
+        arguments: &[&str],
+        capabilities: &str,
+    ) -> Self {
+        let mut command = Command::new("setpriv");
+        let bounds = format!("--bounding-set=-all,{capabilities}");
+        command.arg(bounds).arg(binary(name)).args(arguments);
+        Self::spawn(name, &mut command)
+    }
+
+    fn spawn(name: &'static str, command: &mut Command) -> Self {
+        let child = command
             .stdout(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("{name}: {error}"));
