@@ -278,6 +278,7 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         queues: Arc::clone(&queues),
         only_netns,
         shown,
+        counters: Arc::clone(&counters),
         workloads,
     };
     let sealer = Sealer::new(identity.epoch, &identity.boot_id);

@@ -1045,6 +1045,14 @@ fn what_a_node_allows_is_changed_while_its_agent_runs_and_outlives_agent_and_col
         let sql = "SELECT max(filtered) AS n FROM ledger WHERE stream = 'connections'";
         (collector.number(sql) == 10).then_some(())
     });
+    let (hidden, to_hidden) = host.listen("127.0.0.1");
+    let held = host.dial(to_hidden).expect("a connection");
+    let held = (held, hidden.accept().expect("a connection"));
+    wait_for("what a look at what is open does not show in the ledger", || {
+        let sql = "SELECT max(filtered) AS n FROM ledger WHERE stream = 'open_connections'";
+        (collector.number(sql) >= 2).then_some(())
+    });
+    drop(held);
 
     // What the node does not allow is refused, and the reason says how it could be.
     let (text, is_applied) = probe(
