@@ -1,7 +1,7 @@
 //! `holdfast-agent check`: what this kernel offers and these capabilities allow, and what the agent will therefore
 //! see or miss. It finds out by trying: the programs are loaded, not guessed at.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use holdfast_agent_ebpf::offset::{ABSENT, PATHS};
 use serde_json::json;
@@ -12,6 +12,7 @@ use crate::{
     overhead::meter::Programs,
     probes::{self, OPTIONAL_HOOKS, Options, ProbeError, Probes},
     syscalls::kernel::{Sizes, is_ours},
+    witness::visitor::Visitor,
     workloads::cri::{Asked, PATIENCE_AT_START, Runtimes, Unanswered},
 };
 
@@ -95,9 +96,13 @@ impl Finding {
 /// Looks at everything, at these container runtimes too. Nothing is attached, and nothing stays loaded.
 pub fn findings(runtimes: &Runtimes) -> Vec<Finding> {
     let (programs, probes) = programs();
-    let of_probes = [failed_connects(probes.as_ref()), signals(probes.as_ref())];
+    let of_probes = [
+        failed_connects(probes.as_ref()),
+        signals(probes.as_ref()),
+        survey(probes.as_ref()),
+    ];
     drop(probes);
-    let [failed_connects, signals] = of_probes;
+    let [failed_connects, signals, survey] = of_probes;
     vec![
         version(),
         built_in(),
@@ -107,6 +112,8 @@ pub fn findings(runtimes: &Runtimes) -> Vec<Finding> {
         programs,
         failed_connects,
         signals,
+        survey,
+        namespaces(None),
         syscalls(),
         cpus(),
         statistics(),
@@ -119,14 +126,16 @@ pub fn findings(runtimes: &Runtimes) -> Vec<Finding> {
 
 /// What this kernel or the capabilities do not allow, or only in part, by the names of the findings: as the collector is
 /// told, but for the container runtime ([`container_runtime`] takes its time). Loads nothing: the programs that the agent runs
-/// are asked.
-pub fn missing_features(probes: &Probes, are_syscalls_refused: bool) -> Vec<String> {
+/// are asked. `only_netns`: the only network namespace that is observed.
+pub fn missing_features(probes: &Probes, are_syscalls_refused: bool, only_netns: Option<u32>) -> Vec<String> {
     let of_programs = [
         version(),
         capabilities(),
         members(),
         failed_connects(Some(probes)),
         signals(Some(probes)),
+        survey(Some(probes)),
+        namespaces(only_netns),
     ];
     let of_machine = [cpus(), statistics(), cgroups(), pid_namespace(), machine_id()];
     let name = |finding: &Finding| finding.lacks();
@@ -171,12 +180,7 @@ fn capabilities() -> Finding {
     // include/uapi/linux/capability.h
     const NEEDED: [(&str, u32); 2] = [("CAP_PERFMON", 38), ("CAP_BPF", 39)];
     const CAP_SYS_ADMIN: u32 = 21;
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    let Some(effective) = effective else {
+    let Some(effective) = effective_capabilities() else {
         return Finding::less(
             NAME,
             "unknown",
@@ -198,6 +202,13 @@ fn capabilities() -> Finding {
             "run as root, or give these capabilities (systemd: AmbientCapabilities=CAP_BPF CAP_PERFMON)",
         )
     }
+}
+
+/// A bit for each; `None` where /proc does not say.
+fn effective_capabilities() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(mask.trim(), 16).ok()
 }
 
 fn types() -> Finding {
@@ -276,8 +287,8 @@ fn failed_connects(probes: Option<&Probes>) -> Finding {
         Some(_) => Finding::less(
             NAME,
             "the kernel lets no program read what connect() was called with",
-            "an attempt that ends before a SYN left (no route, no permission) stays unseen, and one without a free port \
-             has no errno",
+            "an attempt that ends before a SYN left (no route, no permission) stays unseen, one without a free port has no \
+             errno, and how long a connection waited for accept() is not told",
         ),
         None => Finding::less(NAME, "unknown", "see programs_load"),
     }
@@ -300,6 +311,45 @@ fn signals(probes: Option<&Probes>) -> Finding {
         format!("the kernel refuses {}", refused.join(", ")),
         missing.join("; "),
     )
+}
+
+/// Whether the kernel shows its sockets.
+fn survey(probes: Option<&Probes>) -> Finding {
+    const NAME: &str = "survey";
+    match probes {
+        Some(probes) if probes.sees_sockets() => Finding::ok(NAME, "bpf_iter_tcp"),
+        Some(_) => Finding::less(
+            NAME,
+            "the kernel does not show its TCP sockets to programs",
+            "connections and listeners that are older than the agent, what is open and the queues of listeners stay unseen",
+        ),
+        None => Finding::less(NAME, "unknown", "see programs_load"),
+    }
+}
+
+/// Whether network namespaces beside the agent's own can be found and entered, unless that is the only one that is
+/// observed. The hooks see all of them anyway.
+fn namespaces(only_netns: Option<u32>) -> Finding {
+    const NAME: &str = "namespaces";
+    const CONSEQUENCE: &str = "of the other network namespaces, connections are seen from their opening on, but not what is \
+                               older than the agent, what is open, the listeners, nor what the kernel counts itself (the \
+                               witness): run as root, or with CAP_SYS_ADMIN, CAP_SYS_PTRACE and without RestrictNamespaces=";
+    let home = |metadata: fs::Metadata| u32::try_from(metadata.ino()).ok();
+    let own = fs::metadata("/proc/self/ns/net").ok().and_then(home);
+    if only_netns.is_some() && only_netns == own {
+        return Finding::ok(NAME, "only the agent's own is observed");
+    }
+    // include/uapi/linux/capability.h: what a task of somebody else's is in is shown to nobody without it.
+    const CAP_SYS_PTRACE: u32 = 19;
+    let can_find = effective_capabilities().is_some_and(|effective| effective >> CAP_SYS_PTRACE & 1 == 1);
+    let found = can_find
+        .then_some(())
+        .ok_or("cannot be found without CAP_SYS_PTRACE".to_owned());
+    let entered = || Visitor::can_enter().map_err(|error| format!("cannot be entered: {error}"));
+    match found.and_then(|()| entered()) {
+        Ok(()) => Finding::ok(NAME, "all can be entered"),
+        Err(reason) => Finding::less(NAME, reason, CONSEQUENCE),
+    }
 }
 
 const SYSCALLS: &str = "syscalls";

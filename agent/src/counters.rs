@@ -93,6 +93,8 @@ pub struct Stages {
     pub received: u64,
     /// First records of connections that stay open, taken from the table.
     pub announced: u64,
+    /// Rows that a look would have made, hidden by the filter; what comes through a ring the kernel side counts.
+    pub filtered: u64,
     /// In no sealed batch yet; a level, not a sum.
     pub batching: u64,
     /// In sealed batches without an answer; a level, not a sum.
@@ -112,6 +114,7 @@ impl Stages {
             netns,
             received: self.received,
             announced: self.announced,
+            filtered: self.filtered,
             batching: self.batching,
             unacknowledged: self.unacknowledged,
             acknowledged: self.acknowledged,
@@ -242,6 +245,13 @@ impl Counters {
         stages.batching += calls;
     }
 
+    /// A look would have made so many rows more, but for the filter.
+    pub fn hidden(&self, stream: Stream, rows: u64) {
+        if rows > 0 {
+            self.lock().entry((stream, 0)).or_default().filtered += rows;
+        }
+    }
+
     /// Their batch was sealed and is in the spool.
     pub fn sealed(&self, id: BatchId, rows: &RowsByNetns) {
         self.change(id.stream, rows, |stages, rows| {
@@ -283,6 +293,7 @@ impl Counters {
             .fold(Stages::default(), |sum, (_, stages)| Stages {
                 received: sum.received + stages.received,
                 announced: sum.announced + stages.announced,
+                filtered: sum.filtered + stages.filtered,
                 batching: sum.batching + stages.batching,
                 unacknowledged: sum.unacknowledged + stages.unacknowledged,
                 acknowledged: sum.acknowledged + stages.acknowledged,
@@ -402,8 +413,8 @@ pub fn status(
         .filter(|((stream, _), _)| !matches!(stream, Stream::Connections | Stream::Transitions))
         .map(|(&(stream, netns), stages)| StreamCounters {
             // They begin in the agent, or where it reads them.
-            opened: stages.received,
-            closed: stages.received,
+            opened: stages.received + stages.filtered,
+            closed: stages.received + stages.filtered,
             ..stages.counters(stream, netns)
         });
     Status {

@@ -131,7 +131,7 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
     )?;
     let are_syscalls_wanted = args.syscalls != Mode::Off || args.control.syscalls();
     let are_syscalls_refused = are_syscalls_wanted && !can_count_syscalls;
-    identity.missing_features = check::missing_features(&probes, are_syscalls_refused);
+    identity.missing_features = check::missing_features(&probes, are_syscalls_refused, only_netns);
     let kernel_counters = probes.take_counters()?;
     let log = probes.take_log()?;
     let state = State::open(args.state.as_deref(), &identity.node)?;
@@ -285,6 +285,7 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         queues: Arc::clone(&queues),
         only_netns,
         shown,
+        counters: Arc::clone(&counters),
         workloads,
     };
     let sealer = Sealer::new(identity.epoch, &identity.boot_id);

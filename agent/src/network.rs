@@ -19,7 +19,7 @@ use anyhow::Context;
 use holdfast_agent_ebpf::peer::{PeerKey, TROUBLES};
 use holdfast_proto::v1::{Namespace, NamespaceRows, Peer, PeerRows, Stream, batch};
 
-use self::readings::{Reading, Visitor};
+use self::readings::{Reader, Reading};
 use crate::{
     clock::Moment,
     open::LOOK,
@@ -27,7 +27,7 @@ use crate::{
     seal::Sealer,
     spool::Spool,
     wire,
-    witness::places::Places,
+    witness::{places::Places, visitor::Visitor},
 };
 
 /// How often is looked.
@@ -81,10 +81,11 @@ impl Network {
             .name("network".into())
             .spawn(move || {
                 let started = Instant::now();
-                let visitor = Visitor::new()
+                let reader = Visitor::new()
                     .inspect_err(|error| tracing::warn!("network namespaces are not looked at: {error}"))
+                    .map(Reader::new)
                     .ok();
-                let mut namespaces = Namespaces::new(only_netns, visitor);
+                let mut namespaces = Namespaces::new(only_netns, reader);
                 let mut is_stopped = false;
                 while !is_stopped {
                     is_stopped =
@@ -145,7 +146,7 @@ impl Network {
 struct Namespaces {
     places: Places,
     /// `None`: where this thread is cannot be told, so nothing is read.
-    visitor: Option<Visitor>,
+    reader: Option<Reader>,
     only_netns: Option<u32>,
     last: BTreeMap<u32, Reading>,
     next_reading: Duration,
@@ -163,11 +164,11 @@ struct Look {
 }
 
 impl Namespaces {
-    /// The visitor is of the thread that looks.
-    fn new(only_netns: Option<u32>, visitor: Option<Visitor>) -> Self {
+    /// The reader is of the thread that looks.
+    fn new(only_netns: Option<u32>, reader: Option<Reader>) -> Self {
         Self {
             places: Places::new(Path::new("/proc")),
-            visitor,
+            reader,
             only_netns,
             last: BTreeMap::new(),
             next_reading: Duration::ZERO,
@@ -189,9 +190,9 @@ impl Namespaces {
         let mut wanted = self.places.paths();
         wanted.retain(|netns, _| self.only_netns.is_none_or(|only| only == *netns));
         let present = self
-            .visitor
+            .reader
             .as_mut()
-            .map_or_else(BTreeMap::new, |visitor| visitor.read_all(&wanted));
+            .map_or_else(BTreeMap::new, |reader| reader.read_all(&wanted));
         self.next_reading = now + (began.elapsed() * READING_PART).clamp(TICK, LOOK) - TICK / 2;
         let mut look = Look {
             is_new: true,

@@ -19,6 +19,7 @@ use holdfast_proto::v1::{ListenerRows, OpenConnections, Stream, batch};
 use crate::{
     clock::{self, Moment},
     controls::Shown,
+    counters::Counters,
     network::QueuesByNetns,
     probes::Probes,
     seal::Sealer,
@@ -64,6 +65,8 @@ pub struct Eyes {
     pub only_netns: Option<u32>,
     /// What of it is reported.
     pub shown: Arc<Shown>,
+    /// What is not.
+    pub counters: Arc<Counters>,
     pub workloads: Arc<Workloads>,
 }
 
@@ -90,6 +93,7 @@ impl Looks {
                         next_look = now + LOOK;
                         next_alarm = now + ALARMED;
                         let look = eyes.look(&mut places, &mut halvings, started.elapsed());
+                        eyes.counters.hidden(Stream::OpenConnections, look.hidden);
                         let listeners = if eyes.shown.listeners() {
                             listeners(&mut sealer, &look, &eyes.queues, &eyes.workloads)
                         } else {
@@ -97,7 +101,9 @@ impl Looks {
                         };
                         vec![connections(&mut sealer, &look, &eyes.workloads), listeners]
                     } else {
-                        vec![connections(&mut sealer, &eyes.pending(), &eyes.workloads)]
+                        let look = eyes.pending();
+                        eyes.counters.hidden(Stream::OpenConnections, look.hidden);
+                        vec![connections(&mut sealer, &look, &eyes.workloads)]
                     };
                     for sealed in sealed.into_iter().flatten() {
                         spool.append_new(sealed);
@@ -125,12 +131,17 @@ pub struct Look {
     /// Attempts that wait, all of them, and one in [`Look::one_in`] of the connections.
     connections: Vec<ConnectionRecord>,
     one_in: u32,
+    /// Attempts and connections of the sample that the filter hides.
+    hidden: u64,
     listeners: Vec<SocketReport>,
 }
 
 impl Eyes {
-    fn shows(&self, record: &ConnectionRecord) -> bool {
-        self.shown.open_connections() && self.shown.passes(record)
+    /// Whether a look reports it; where that is for the filter alone, it is one more that is hidden.
+    fn shows(&self, record: &ConnectionRecord, hidden: &mut u64) -> bool {
+        let (is_reported, passes) = (self.shown.open_connections(), self.shown.passes(record));
+        *hidden += u64::from(is_reported && !passes);
+        is_reported && passes
     }
 
     fn probes(&self) -> MutexGuard<'_, Probes> {
@@ -145,7 +156,7 @@ impl Eyes {
         };
         let until_ns = clock::boot_now_ns().saturating_sub(PENDING.as_nanos() as u64);
         self.table.pending(until_ns, |record| {
-            if look.connections.len() < ROWS && self.shows(record) {
+            if look.connections.len() < ROWS && self.shows(record, &mut look.hidden) {
                 look.connections.push(*record);
             }
         });
@@ -177,7 +188,7 @@ impl Eyes {
                     // Those that wait are in the look already, if they have waited long enough.
                     state::LISTEN | state::SYN_SENT | state::SYN_RECV => {}
                     _ if report.is_untracked != 0 => {}
-                    _ if self.shows(&report.record) => open.add(&report.record),
+                    _ if self.shows(&report.record, &mut look.hidden) => open.add(&report.record),
                     _ => {}
                 })
             });

@@ -550,6 +550,11 @@ impl Probes {
         Ok(Surveyor::new(link))
     }
 
+    /// Whether the kernel shows its sockets: what is older than the programs, what is open, and who listens.
+    pub fn sees_sockets(&self) -> bool {
+        self.can_survey
+    }
+
     /// Those of [`OPTIONAL_HOOKS`] whose programs the kernel did not take.
     pub fn refused(&self) -> &[&'static str] {
         &self.refused

@@ -10,6 +10,7 @@
 //! connect() whose data did not come yet. More opens than the hook counted are opens that it missed.
 
 pub mod places;
+pub mod visitor;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},

@@ -43,6 +43,11 @@ const REMEMBERED: Duration = Duration::from_secs(2);
 /// Ids that are made of a path have this bit: no id of the kernel does.
 const MADE: u64 = 1 << 63;
 
+/// Whether an id was made of the path of a cgroup of version 1: then the kernel side knows nothing by it.
+pub(crate) fn is_made(id: u64) -> bool {
+    id & MADE != 0
+}
+
 /// What is known of a cgroup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workload {

@@ -16,7 +16,12 @@ use holdfast_agent_ebpf::{
     limits::COMM_BYTES,
 };
 
-use crate::{config::Netns, setting::Setting, syscalls::Mode, workloads::root_of_v2};
+use crate::{
+    config::Netns,
+    setting::Setting,
+    syscalls::Mode,
+    workloads::{is_made, root_of_v2},
+};
 
 /// Takes a filter away, or switches a stream on.
 const ANY: &str = "any";
@@ -497,6 +502,12 @@ impl FromStr for Cgroup {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse() {
             Ok(0) => return Err("0 is no cgroup".to_owned()),
+            // Rows have it, the sockets that the programs look at do not.
+            Ok(id) if is_made(id) => {
+                return Err(format!(
+                    "{id} is a cgroup of version 1, by which nothing can be filtered: sockets do not know it"
+                ));
+            }
             Ok(id) => return Ok(Self { id, path: None }),
             Err(_) => {}
         }
@@ -871,6 +882,7 @@ mod tests {
             ("addresses", "10.0.0.0/33", "up to 32"),
             ("cgroups", "/no/such/group", "no cgroup"),
             ("cgroups", "0", "0 is no cgroup"),
+            ("cgroups", "18433695719759423843", "a cgroup of version 1"),
             ("cgroups", "", "no path of a cgroup"),
             ("cgroups", "../../../etc/passwd", "no path of a cgroup"),
             ("cgroups", "/a/../../../etc", "no path of a cgroup"),

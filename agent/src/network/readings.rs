@@ -2,18 +2,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
-    io::{self, Read},
     net::IpAddr,
-    os::{fd::AsFd, unix::fs::MetadataExt},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use holdfast_proto::v1::Namespace;
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::Queues;
+use crate::witness::visitor::{Visitor, text_of};
 
 /// Addresses of one namespace that are told; a router may have many more.
 const ADDRESSES: usize = 256;
@@ -96,91 +93,41 @@ impl Reading {
     }
 }
 
-/// Goes from namespace to namespace, and back: the thread that made it, which belongs to nothing else meanwhile. It does not
-/// stay in one, since that would keep the namespace alive.
-pub(super) struct Visitor {
-    home: File,
-    home_netns: u64,
-    /// The thread is not at home: it could not go back the last time.
-    is_away: bool,
+/// Reads what the kernel keeps for each namespace, into memory that is used again.
+pub(super) struct Reader {
+    visitor: Visitor,
     snmp: Vec<u8>,
     netstat: Vec<u8>,
 }
 
-impl Visitor {
-    /// Of this thread.
-    ///
-    /// # Errors
-    /// If /proc does not say where it is.
-    pub(super) fn new() -> io::Result<Self> {
-        let home = File::open("/proc/thread-self/ns/net")?;
-        Ok(Self {
-            home_netns: home.metadata()?.ino(),
-            home,
-            is_away: false,
+impl Reader {
+    /// Of the thread that the visitor is of.
+    pub(super) fn new(visitor: Visitor) -> Self {
+        Self {
+            visitor,
             snmp: Vec::new(),
             netstat: Vec::new(),
-        })
+        }
     }
 
     /// Reads namespaces, each by a path that stands for it. One that cannot be read is not in the answer.
     pub(super) fn read_all(&mut self, paths: &BTreeMap<u32, PathBuf>) -> BTreeMap<u32, Reading> {
-        let read = paths
-            .iter()
-            .filter_map(|(&netns, path)| Some((netns, self.read_inside(netns, path)?)))
-            .collect();
-        self.go_home();
-        read
-    }
-
-    fn read_inside(&mut self, netns: u32, path: &Path) -> Option<Reading> {
-        // The agent's own needs no capability.
-        if u64::from(netns) == self.home_netns {
-            self.go_home();
-            (!self.is_away).then_some(())?;
-        } else {
-            let namespace = File::open(path).ok()?;
-            // A task may have left meanwhile.
-            (namespace.metadata().ok()?.ino() == u64::from(netns)).then_some(())?;
-            enter(&namespace).ok()?;
-            self.is_away = true;
-        }
-        let mut reading = Reading {
-            addresses: addresses(),
-            ..Reading::default()
-        };
-        let snmp = text_of("/proc/thread-self/net/snmp", &mut self.snmp).ok()?;
-        let netstat = text_of("/proc/thread-self/net/netstat", &mut self.netstat).ok()?;
-        reading.take_in(snmp, netstat);
-        Some(reading)
-    }
-
-    /// Tried again with the next reading, where the system has no memory for it.
-    fn go_home(&mut self) {
-        if self.is_away {
-            self.is_away = enter(&self.home).is_err();
-        }
-    }
-}
-
-fn enter(namespace: &File) -> rustix::io::Result<()> {
-    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-}
-
-/// A file of /proc, into memory that is used again: the kernel makes such a file's text for each reader anew, and hands it out
-/// in one piece where there is room for it.
-fn text_of<'a>(path: &str, buffer: &'a mut Vec<u8>) -> io::Result<&'a str> {
-    const ROOM: usize = 16 << 10;
-    let mut file = File::open(path)?;
-    let mut filled = 0;
-    loop {
-        if buffer.len() < filled + ROOM {
-            buffer.resize(filled + ROOM, 0);
-        }
-        match file.read(&mut buffer[filled..])? {
-            0 => return str::from_utf8(&buffer[..filled]).map_err(io::Error::other),
-            bytes => filled += bytes,
-        }
+        let Self {
+            visitor,
+            snmp,
+            netstat,
+        } = self;
+        let namespaces = paths.iter().map(|(&netns, path)| (netns, path.as_path()));
+        visitor.visit_all(namespaces, || {
+            let mut reading = Reading {
+                addresses: addresses(),
+                ..Reading::default()
+            };
+            let snmp = text_of("/proc/thread-self/net/snmp", snmp).ok()?;
+            let netstat = text_of("/proc/thread-self/net/netstat", netstat).ok()?;
+            reading.take_in(snmp, netstat);
+            Some(reading)
+        })
     }
 }
 
@@ -218,8 +165,6 @@ fn counters<'a>(text: &'a str, group: &str) -> impl Iterator<Item = (&'a str, u6
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     const SNMP: &str = "\
@@ -239,17 +184,6 @@ IpExt: 0
         let mut reading = Reading::default();
         reading.take_in(snmp, netstat);
         reading
-    }
-
-    #[test]
-    fn a_text_is_read_whole_and_memory_is_used_again() {
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        let path = file.path().to_str().expect("a name");
-        let mut buffer = Vec::new();
-        for text in ["line\n".repeat(10_000), "short\n".into(), String::new()] {
-            fs::write(path, &text).expect("written");
-            assert_eq!(text_of(path, &mut buffer).expect("read"), text);
-        }
     }
 
     #[test]

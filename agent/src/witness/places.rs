@@ -3,17 +3,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
-    io,
-    os::{fd::AsFd, unix::fs::MetadataExt},
+    fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-
-use super::opens;
+use super::{
+    opens,
+    visitor::{Visitor, text_of},
+};
 
 /// A search may take this part of the time at most: on a machine of ten thousand processes it takes 50 ms.
 const SEARCH_PART: u32 = 50;
@@ -150,26 +150,23 @@ fn read_at(task: &Path, netns: u32) -> Option<u64> {
     opens(&text).ok()
 }
 
-/// Reads inside namespaces, from a thread of its own: it ends where it went.
+/// Reads inside namespaces, from a thread of its own: where it cannot come back, it ends there.
 fn read_inside(mounts: Vec<(u32, PathBuf)>) -> BTreeMap<u32, u64> {
     if mounts.is_empty() {
         return BTreeMap::new();
     }
     let visit = move || {
-        let opens_in = |mount: &Path| -> Option<u64> {
-            let namespace = File::open(mount).ok()?;
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).ok()?;
-            opens(&fs::read_to_string("/proc/thread-self/net/snmp").ok()?).ok()
-        };
-        mounts
-            .into_iter()
-            .filter_map(|(netns, mount)| Some((netns, opens_in(&mount)?)))
-            .collect()
+        let mut snmp = Vec::new();
+        let mounts = mounts.iter().map(|(netns, mount)| (*netns, mount.as_path()));
+        let mut visitor = Visitor::new().ok()?;
+        Some(visitor.visit_all(mounts, || {
+            opens(text_of("/proc/thread-self/net/snmp", &mut snmp).ok()?).ok()
+        }))
     };
     let thread = thread::Builder::new().name("witness".into()).spawn(visit);
     thread
         .ok()
-        .and_then(|thread| thread.join().ok())
+        .and_then(|thread| thread.join().ok().flatten())
         .unwrap_or_default()
 }
 

@@ -492,16 +492,45 @@ def begin(to, family=socket.AF_INET):
     return sock
 
 
+def give_up(to):
+    """connect() with the process' own limit of 1.3 s."""
+    sock = tcp()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 1, 300_000))
+    call(f"connect = {name(sock.connect_ex(to))}")
+    attempt(sock, "closed")
+    sock.close()
+
+
 @situation("nobody answers, and the process gives up after 1.3 s")
 def given_up():
-    def client(_):
-        sock = tcp()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 1, 300_000))
-        call(f"connect = {name(sock.connect_ex(HOLE))}")
-        attempt(sock, "closed")
-        sock.close()
+    join(fork("client", lambda _: give_up(HOLE)))
 
-    join(fork("client", client))
+
+def firewall(verdict, client):
+    """Runs the client while a firewall says this of what is for the port where nobody listens."""
+    rules = f"""table inet situation {{
+        chain input {{ type filter hook input priority 0; tcp dport {CLOSED[1]} {verdict}; }}
+    }}"""
+    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+    try:
+        join(fork("client", client))
+    finally:
+        subprocess.run(["nft", "delete", "table", "inet", "situation"], check=True)
+
+
+@situation("a firewall drops the SYN, and the process gives up after 1.3 s")
+def dropped_by_firewall():
+    firewall("drop", lambda _: give_up(CLOSED))
+
+
+@situation("a firewall rejects the SYN by an ICMP message")
+def rejected_by_firewall():
+    firewall("reject with icmp type port-unreachable", lambda _: dial(CLOSED).close())
+
+
+@situation("a firewall prohibits the SYN by an ICMP message")
+def prohibited_by_firewall():
+    firewall("reject with icmp type admin-prohibited", lambda _: dial(CLOSED).close())
 
 
 @situation("the process closes before there can be an answer")
@@ -974,11 +1003,7 @@ def never_accepted():
 def queue_full():
     def client(talk):
         first, second = dial(to), dial(to)
-        sock = tcp()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 1, 300_000))
-        call(f"connect = {name(sock.connect_ex(to))}")
-        attempt(sock, "closed")
-        sock.close()
+        give_up(to)
         first.close()
         second.close()
 

@@ -38,21 +38,32 @@ impl Program {
 
     /// With variables of the environment.
     fn start_in(name: &'static str, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
-        Self::start_to(name, arguments, variables, Stdio::inherit())
+        let mut command = Command::new(binary(name));
+        command.args(arguments).envs(variables.iter().copied());
+        Self::spawn(name, &mut command)
     }
 
     /// With what it says going elsewhere.
-    fn start_to(
+    fn start_to(name: &'static str, arguments: &[&str], stderr: impl Into<Stdio>) -> Self {
+        let mut command = Command::new(binary(name));
+        Self::spawn(name, command.args(arguments).stderr(stderr))
+    }
+
+    /// With these capabilities alone, as setpriv(1) writes them.
+    pub(crate) fn start_with_capabilities(
         name: &'static str,
         arguments: &[&str],
-        variables: &[(&str, &str)],
-        stderr: impl Into<Stdio>,
+        capabilities: &str,
     ) -> Self {
-        let child = Command::new(binary(name))
-            .args(arguments)
-            .envs(variables.iter().copied())
+        let mut command = Command::new("setpriv");
+        let bounds = format!("--bounding-set=-all,{capabilities}");
+        command.arg(bounds).arg(binary(name)).args(arguments);
+        Self::spawn(name, &mut command)
+    }
+
+    fn spawn(name: &'static str, command: &mut Command) -> Self {
+        let child = command
             .stdout(Stdio::null())
-            .stderr(stderr)
             .spawn()
             .unwrap_or_else(|error| panic!("{name}: {error}"));
         Self { child, name }
@@ -774,7 +785,7 @@ fn a_disk_that_takes_nothing_is_said_and_nothing_is_lost_while_the_agent_lives()
         "--max-cpu",
         "off",
     ];
-    let agent = Program::start_to("holdfast-agent", &arguments, &[], log.reopen().expect("a file"));
+    let agent = Program::start_to("holdfast-agent", &arguments, log.reopen().expect("a file"));
     wait_for("the agent's programs", || {
         said().contains("watching TCP connections").then_some(())
     });
@@ -1116,6 +1127,14 @@ fn what_a_node_allows_is_changed_while_its_agent_runs_and_outlives_agent_and_col
         let sql = "SELECT max(filtered) AS n FROM ledger WHERE stream = 'connections'";
         (collector.number(sql) == 10).then_some(())
     });
+    let (hidden, to_hidden) = host.listen("127.0.0.1");
+    let held = host.dial(to_hidden).expect("a connection");
+    let held = (held, hidden.accept().expect("a connection"));
+    wait_for("what a look at what is open does not show in the ledger", || {
+        let sql = "SELECT max(filtered) AS n FROM ledger WHERE stream = 'open_connections'";
+        (collector.number(sql) >= 2).then_some(())
+    });
+    drop(held);
 
     // What the node does not allow is refused, and the reason says how it could be.
     let (text, is_applied) = probe(

@@ -8,6 +8,7 @@
 mod accepts;
 mod announce;
 mod attribution;
+mod capabilities;
 mod causes;
 mod control;
 mod denied;

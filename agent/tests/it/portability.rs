@@ -52,7 +52,14 @@ fn a_kernel_is_refused_for_what_it_lacks_by_name_or_not_at_all() {
     let verdict = |name: &str| findings[name].0.as_str();
     if lacking(version).is_none() {
         assert_eq!(checked.status.code(), Some(0), "{findings:#?}");
-        for name in ["btf", "kernel_members", "programs_load", "syscalls"] {
+        for name in [
+            "btf",
+            "kernel_members",
+            "programs_load",
+            "survey",
+            "namespaces",
+            "syscalls",
+        ] {
             assert_eq!(verdict(name), "ok", "{findings:#?}");
         }
         let kernel = if version < (6, 1) { "less" } else { "ok" };
@@ -98,7 +105,7 @@ fn what_is_missing_is_told_to_the_collector_by_the_names_that_check_prints() {
     };
     let probes = load(None).expect("loaded");
     let are_syscalls_refused = load(Some(Sizes::none())).is_err();
-    let mut told = check::missing_features(&probes, are_syscalls_refused);
+    let mut told = check::missing_features(&probes, are_syscalls_refused, None);
     let runtime = check::container_runtime(&Runtimes::Auto);
     told.extend(runtime.lacks().map(str::to_owned));
     told.sort();

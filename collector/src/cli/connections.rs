@@ -16,7 +16,8 @@ use crate::config::Span;
 /// List finished connections, follow them as they are stored, or list what is open.
 ///
 /// A row is one end of one connection: of a connection between two observed processes there are two. `->` is the end
-/// that called connect(), `<-` the one that came out of a listener.
+/// that called connect(), `<-` the one that came out of a listener. RTT is the smoothed round trip time at the end, or now;
+/// RESENT are segments that were sent again, SYNs included.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A filter compares columns with =, !=, <, <=, >, >=, in (..) and like, and combines comparisons with
@@ -102,6 +103,13 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             reach.collector
         )));
     }
+    if !reach.json {
+        for (node, one_in) in &view.samples {
+            super::tell(&format!(
+                "{node} has many open: it tells of one in {one_in}, always the same ones (weight with --json)"
+            ));
+        }
+    }
     if args.limit > 0 && view.shown == args.limit && !args.follow {
         super::tell(&format!(
             "these are the {} {}; --limit 0 lists all",
@@ -136,9 +144,15 @@ struct Connection {
     duration_us: u64,
     bytes_sent: u64,
     bytes_received: u64,
+    retransmits: u32,
+    /// Zero where none was measured.
+    srtt_us: u64,
+    /// Of one that is open: it stands for so many.
+    #[serde(default)]
+    weight: u32,
 }
 
-const COLUMNS: [(&str, Align); 11] = [
+const COLUMNS: [(&str, Align); 13] = [
     ("TIME (UTC)", Align::Left),
     ("NODE", Align::Left),
     ("PROCESS", Align::Left),
@@ -150,11 +164,16 @@ const COLUMNS: [(&str, Align); 11] = [
     ("DURATION", Align::Right),
     ("SENT", Align::Right),
     ("RECEIVED", Align::Right),
+    ("RTT", Align::Right),
+    ("RESENT", Align::Right),
 ];
 
 impl Connection {
     fn cells(&self) -> [Cell; COLUMNS.len()] {
         let is_established = self.outcome == "established";
+        // While an attempt waits, that is not known yet, nor is what was sent again.
+        let is_pending = self.outcome == "pending";
+        let unknown = || Cell::styled("-", FAINT);
         let (outcome, style) = match self.close_reason.as_str() {
             "" | "none" | "finished" => (self.outcome.clone(), if is_established { GOOD } else { BAD }),
             // `established` goes without saying when the end is what is notable.
@@ -171,10 +190,23 @@ impl Connection {
             endpoint(self.local_ip, self.local_port).into(),
             endpoint(self.remote_ip, self.remote_port).into(),
             Cell::styled(outcome, style),
-            human_us(self.connect_us).into(),
+            if is_pending {
+                unknown()
+            } else {
+                human_us(self.connect_us).into()
+            },
             human_us(self.duration_us).into(),
             human_bytes(self.bytes_sent).into(),
             human_bytes(self.bytes_received).into(),
+            match self.srtt_us {
+                0 => unknown(),
+                us => human_us(us).into(),
+            },
+            match self.retransmits {
+                _ if is_pending => unknown(),
+                0 => Cell::styled("0", FAINT),
+                count => Cell::styled(count.to_string(), BAD),
+            },
         ]
     }
 }
@@ -204,7 +236,12 @@ pub(super) fn process(comm: &str, pid: u32) -> String {
     }
 }
 
+/// An attempt that waits, or that never left, has no port that is known: `127.0.0.1:?`.
 pub(super) fn endpoint(ip: Ipv6Addr, port: u16) -> String {
+    let port = match port {
+        0 => "?".to_owned(),
+        port => port.to_string(),
+    };
     match ip.to_ipv4_mapped() {
         Some(ip) => format!("{ip}:{port}"),
         None => format!("[{ip}]:{port}"),
@@ -221,6 +258,8 @@ struct View {
     final_totals: bool,
     outcomes: BTreeMap<String, u64>,
     shown: u64,
+    /// The nodes that show a part of what is open, and one in how many.
+    samples: BTreeMap<String, u32>,
 }
 
 impl View {
@@ -233,6 +272,7 @@ impl View {
             final_totals: follow && (!is_terminal || json),
             outcomes: BTreeMap::new(),
             shown: 0,
+            samples: BTreeMap::new(),
         }
     }
 
@@ -254,7 +294,7 @@ impl View {
             let connection: Connection = serde_json::from_str(line)
                 .with_context(|| format!("the collector answers with a row of another version: {line}"))
                 .map_err(Failure::Undone)?;
-            *self.outcomes.entry(connection.outcome.clone()).or_default() += 1;
+            self.count(&connection);
             connections.push(connection);
         }
         let mut stdout = io::stdout().lock();
@@ -280,6 +320,13 @@ impl View {
         stdout.flush()?;
         self.shown += connections.len() as u64;
         Ok(())
+    }
+
+    fn count(&mut self, connection: &Connection) {
+        *self.outcomes.entry(connection.outcome.clone()).or_default() += 1;
+        if connection.weight > 1 {
+            self.samples.insert(connection.node.clone(), connection.weight);
+        }
     }
 
     fn end(&self) -> io::Result<()> {
@@ -331,6 +378,9 @@ fn typical_row() -> [Cell; COLUMNS.len()] {
         duration_us: 12_300,
         bytes_sent: 4_100,
         bytes_received: 4_100,
+        retransmits: 10,
+        srtt_us: 12_300,
+        weight: 0,
     };
     connection.cells()
 }
@@ -344,7 +394,7 @@ mod tests {
             r#"{{"closed_at":"2026-03-01 12:00:00.123456789","node":"web-1","pid":7,"comm":"curl","role":"active",
                 "local_ip":"::ffff:10.0.0.1","local_port":40000,"remote_ip":"fd00::2","remote_port":443,
                 "outcome":"{outcome}","close_reason":"{close_reason}","connect_us":870,"duration_us":12300,
-                "bytes_sent":512,"bytes_received":4100,"a_later_column":[1]}}"#
+                "bytes_sent":512,"bytes_received":4100,"srtt_us":0,"retransmits":0,"a_later_column":[1]}}"#
         );
         serde_json::from_str(&row).unwrap()
     }
@@ -356,8 +406,46 @@ mod tests {
             .map(|cell| cell.text);
         assert_eq!(
             texts.join("|"),
-            "2026-03-01 12:00:00.123|web-1|curl[7]|->|10.0.0.1:40000|[fd00::2]:443|established|870 us|12.3 ms|512 B|4.10 kB"
+            "2026-03-01 12:00:00.123|web-1|curl[7]|->|10.0.0.1:40000|[fd00::2]:443|established|870 us|12.3 ms|512 B|4.10 kB|-|0"
         );
+    }
+
+    #[test]
+    fn what_is_open_is_shown_as_it_stands_and_a_sample_is_named_as_one() {
+        let open = |node: &str, weight: u32| -> Connection {
+            let row = format!(
+                r#"{{"node":"{node}","service":"","role":"passive","outcome":"established",
+                "observed_at":"2026-03-01 12:00:00.123456789","open_us":172800000000,"pid":7,"comm":"postgres",
+                "local_ip":"::ffff:10.0.0.1","local_port":5432,"remote_ip":"::ffff:10.0.0.2","remote_port":40000,
+                "connect_us":870,"bytes_sent":512,"bytes_received":4100,"retransmits":3,"srtt_us":12300,
+                "weight":{weight}}}"#
+            );
+            serde_json::from_str(&row).unwrap()
+        };
+        assert_eq!(
+            open("db-1", 1).cells().map(|cell| cell.text).join("|"),
+            "2026-03-01 12:00:00.123|db-1|postgres[7]|<-|10.0.0.1:5432|10.0.0.2:40000|established|870 us|2d 0h|512 B|\
+             4.10 kB|12.3 ms|3"
+        );
+        let waiting = Connection {
+            outcome: "pending".to_owned(),
+            role: "active".to_owned(),
+            local_port: 0,
+            connect_us: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+            retransmits: 0,
+            srtt_us: 0,
+            ..open("db-1", 1)
+        };
+        assert_eq!(
+            waiting.cells().map(|cell| cell.text).join("|"),
+            "2026-03-01 12:00:00.123|db-1|postgres[7]|->|10.0.0.1:?|10.0.0.2:40000|pending|-|2d 0h|0 B|0 B|-|-"
+        );
+        let mut view = View::new(true, false);
+        view.count(&open("db-1", 1));
+        view.count(&open("db-2", 32));
+        assert_eq!(view.samples, [("db-2".to_owned(), 32)].into());
     }
 
     #[test]

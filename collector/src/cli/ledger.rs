@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[command(after_help = "\
 One row for the connections of each network namespace of each agent's latest start, and one for each of its other streams,
 all namespaces together. System calls are counted in calls: STORED is the calls in the rows. All others are counted in
-rows, from when the agent made them (OPENED, CLOSED, RECEIVED). It closes when
+rows, from when the agent made them (OPENED, CLOSED, RECEIVED), or would have but for a filter (FILTERED). It closes when
   OPENED   = CLOSED + OPEN + UNTRACKED + SAMPLED OUT + superseded + ENDED   in the kernel
   CLOSED   = RECEIVED + LOST + FILTERED + what is in the ring   between kernel and agent
   RECEIVED = batching + WAITING + ACKED + DROPPED + REFUSED   in the agent
