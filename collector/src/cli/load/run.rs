@@ -383,10 +383,7 @@ async fn one(desk: &mut Desk<'_>, request: LoadRequest) -> Result<Made, Failure>
     let message = |body| LoadMessage { body: Some(body) };
     let lasts_ns = lasts_ns(&request);
     let targets = request.targets.clone();
-    let is_of_requests = request
-        .plan
-        .as_ref()
-        .is_some_and(|plan| plan.http.is_some() || plan.udp.is_some());
+    let counted = Counted::of(request.plan.as_ref());
     // Room for it is certain: the channel is new.
     let _ = say.try_send(message(load_message::Body::Begin(request)));
     let updates = tokio::select! {
@@ -446,7 +443,7 @@ async fn one(desk: &mut Desk<'_>, request: LoadRequest) -> Result<Made, Failure>
                 }
             }
             Some(run_update::Body::Progress(progress)) if !asked.reach.json => {
-                stdout.write_all(line(&progress, is_of_requests, asked.debug).as_bytes())?;
+                stdout.write_all(line(&progress, counted, asked.debug).as_bytes())?;
                 stdout.flush()?;
             }
             Some(run_update::Body::Progress(_)) => {}
@@ -612,8 +609,26 @@ fn conclude(
     }
 }
 
+/// What a run is told by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Counted {
+    Connections,
+    Requests,
+    Datagrams,
+}
+
+impl Counted {
+    fn of(plan: Option<&LoadPlan>) -> Self {
+        match plan {
+            Some(plan) if plan.udp.is_some() => Self::Datagrams,
+            Some(plan) if plan.http.is_some() => Self::Requests,
+            _ => Self::Connections,
+        }
+    }
+}
+
 /// Where a run stands.
-fn line(progress: &RunProgress, is_of_requests: bool, debug: bool) -> String {
+fn line(progress: &RunProgress, counted: Counted, debug: bool) -> String {
     let all: LoadCounts = progress.counts.unwrap_or_default();
     let total = if progress.planned > 0 {
         progress.planned
@@ -623,28 +638,42 @@ fn line(progress: &RunProgress, is_of_requests: bool, debug: bool) -> String {
     let debug = |line: String| match decode(&progress.connect) {
         Ok(Some(times)) if debug => format!(
             "{line}; {} p50 {}, p99 {}\n",
-            if is_of_requests { "request" } else { "connect" },
+            if counted == Counted::Connections {
+                "connect"
+            } else {
+                "request"
+            },
             human(times.value_at_quantile(0.5)),
             human(times.value_at_quantile(0.99))
         ),
         _ => line + "\n",
     };
-    if is_of_requests {
-        let errors = counts::request_errors(&all);
+    let seconds = progress.elapsed_ns as f64 / 1e9;
+    let errors = counts::request_errors(&all);
+    let under_way = all
+        .requests
+        .saturating_sub(all.answered + errors + all.request_abandoned);
+    if counted == Counted::Datagrams {
         return debug(format!(
-            "{:>7.1}s  Requests: {}, Under way: {}, Answered: {}, Error: {errors}, Connections: {}, Failed connections: {}",
-            progress.elapsed_ns as f64 / 1e9,
+            "{seconds:>7.1}s  Datagrams: {}, Under way: {under_way}, Arrived: {}, Lost: {}, Refused: {}, Other errors: {}",
             all.requests,
-            all.requests
-                .saturating_sub(all.answered + errors + all.request_abandoned),
+            all.answered,
+            all.request_timed_out,
+            all.refused,
+            errors.saturating_sub(all.request_timed_out + all.refused),
+        ));
+    }
+    if counted == Counted::Requests {
+        return debug(format!(
+            "{seconds:>7.1}s  Requests: {}, Under way: {under_way}, Answered: {}, Error: {errors}, Connections: {}, Failed connections: {}",
+            all.requests,
             all.answered,
             progress.open,
             counts::errors(&all) + all.insecure,
         ));
     }
     debug(format!(
-        "{:>7.1}s  Total: {total}, Dialing: {}, Established: {}, Closed: {}, Error: {}, Not initiated: {}",
-        progress.elapsed_ns as f64 / 1e9,
+        "{seconds:>7.1}s  Total: {total}, Dialing: {}, Established: {}, Closed: {}, Error: {}, Not initiated: {}",
         all.started.saturating_sub(counts::decided(&all)),
         progress.open,
         all.closed + counts::lost(&all),
@@ -674,8 +703,23 @@ mod tests {
             connect: Default::default(),
         };
         assert_eq!(
-            line(&progress, false, true),
+            line(&progress, Counted::Connections, true),
             "    1.5s  Total: 100, Dialing: 6, Established: 47, Closed: 3, Error: 4, Not initiated: 40\n"
+        );
+        let progress = RunProgress {
+            counts: Some(LoadCounts {
+                requests: 60,
+                answered: 40,
+                refused: 5,
+                request_timed_out: 4,
+                unsent: 1,
+                ..LoadCounts::default()
+            }),
+            ..progress
+        };
+        assert_eq!(
+            line(&progress, Counted::Datagrams, false),
+            "    1.5s  Datagrams: 60, Under way: 10, Arrived: 40, Lost: 4, Refused: 5, Other errors: 1\n"
         );
     }
 }
