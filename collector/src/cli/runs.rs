@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::Failure;
 use super::client::{Lines, Reach};
+use super::load::at_least_one;
 use super::table::{Align, BAD, Cell, FAINT, GOOD, Table};
 use crate::runs::result::{Ends, Kernel, Pair, PartOf, Summary, Times, human};
 use crate::runs::seconds::Seconds;
@@ -29,7 +30,7 @@ pub(super) struct Args {
     reach: Reach,
 
     /// Most runs
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = at_least_one(), default_value_t = 20)]
     limit: u64,
 }
 
