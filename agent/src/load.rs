@@ -17,6 +17,7 @@ pub mod held;
 pub mod http;
 pub mod http1;
 pub mod http2;
+pub mod memory;
 pub mod order;
 pub mod outcome;
 pub mod plan;

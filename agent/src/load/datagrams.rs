@@ -1,5 +1,6 @@
 //! One thread of the generator for datagrams: each is sent when it is due and carries its number, so that what comes back, or what
-//! its receiver counts, tells which were lost, came twice, or out of their order.
+//! its receiver counts, tells which were lost, came twice, or out of their order. What ICMP says of one quotes it, so that a port on which
+//! nothing listens is told from a loss.
 //!
 //! As in [`super::worker`], by epoll alone; see there for how the clock is watched.
 
@@ -13,10 +14,10 @@ use rustix::{
 };
 
 use super::{
-    outcome::Answer,
+    outcome::{Answer, Outcome},
     plan::Udp,
     schedule::Schedule,
-    socket,
+    socket::{self, Complaint},
     tally::{LATE_NS, Tally},
     wait::wait,
     worker::{EVENTS, LONGEST_SLEEP_NS, Part, READ_BYTES, SPIN_NS, monotonic_ns, wait_for_the_start},
@@ -32,12 +33,20 @@ const BUFFER_BYTES: usize = 4 << 20;
 const QUESTIONS: u32 = 10;
 const QUESTION_NS: u64 = 200_000_000;
 
-/// A datagram that is not decided.
+/// How often one is sent whose sending only told what became of those before it: more than come between two calls.
+const TRIES: usize = 4;
+
+/// What ICMP says of a port that no socket has. Hosts say it only so often, a second and to each other host (RFC 1812, 4.3.2.8; Linux:
+/// net.ipv4.icmp_ratelimit).
+const REFUSED: &str = "refused: nothing listens on that UDP port (by ICMP, which hosts send only so many of: those that nothing was said of count as lost)";
+
+/// A datagram that was sent.
 #[derive(Clone, Copy)]
 struct Flight {
     due_ns: u64,
     sent_ns: u64,
-    is_back: bool,
+    /// It is back, or was refused.
+    is_decided: bool,
 }
 
 /// One socket, to one target.
@@ -53,6 +62,17 @@ struct Lane {
     last_trip_ns: Option<u64>,
     /// What its receiver says that it has got.
     heard: Option<Heard>,
+    /// Of those that were sent one way, the ones that ICMP said did not arrive.
+    undelivered: u64,
+    /// The question what its receiver has got was refused: nobody answers it.
+    is_deaf: bool,
+}
+
+impl Lane {
+    /// What its receiver has got is not known, and it may say so still.
+    fn is_asked(&self) -> bool {
+        self.heard.is_none() && self.first > 0 && !self.is_deaf
+    }
 }
 
 struct Datagrams {
@@ -115,6 +135,8 @@ impl Datagrams {
                 greatest: None,
                 last_trip_ns: None,
                 heard: None,
+                undelivered: 0,
+                is_deaf: false,
             });
         }
         Ok(Self {
@@ -157,7 +179,12 @@ impl Datagrams {
         let mut events = Vec::with_capacity(EVENTS);
         wait(&self.epoll, &mut events, sleep_ns)?;
         for event in events {
-            self.listen(event.data.u64() as usize);
+            let (index, flags) = (event.data.u64() as usize, event.flags);
+            // Until they are taken, epoll tells of them.
+            if flags.contains(epoll::EventFlags::ERR) {
+                self.hear_complaints(index);
+            }
+            self.listen(index);
         }
         Ok(())
     }
@@ -190,9 +217,9 @@ impl Datagrams {
             self.tally.requests += 1;
             self.tally.lateness.saturating_record(now_ns - due_ns);
             self.tally.late += u64::from(now_ns - due_ns >= LATE_NS);
-            let lane = self.turn % self.lanes.len();
+            let index = self.turn % self.lanes.len();
             self.turn = self.turn.wrapping_add(1);
-            let lane = &mut self.lanes[lane];
+            let lane = &mut self.lanes[index];
             let number = lane.first + lane.flights.len() as u64;
             let kind = if self.udp.is_one_way {
                 Kind::OneWay
@@ -208,8 +235,9 @@ impl Datagrams {
                     sent_ns: now_ns,
                 },
             );
-            match send(&lane.socket, &self.bytes, SendFlags::NOSIGNAL) {
+            match self.hand_over(index) {
                 Ok(bytes) => {
+                    let lane = &mut self.lanes[index];
                     self.tally.bytes_sent += bytes as u64;
                     if self.udp.is_one_way {
                         // It is decided at the end, when its receiver says what it has got.
@@ -219,18 +247,76 @@ impl Datagrams {
                         lane.flights.push_back(Flight {
                             due_ns,
                             sent_ns: now_ns,
-                            is_back: false,
+                            is_decided: false,
                         });
                     }
                 }
-                // An ICMP message says so of one before, and this one was not sent (udp_sendmsg reports it once).
                 Err(errno) => {
-                    self.tally.answer(if errno == Errno::CONNREFUSED {
-                        Answer::Lost
-                    } else {
-                        Answer::Unsent
-                    });
+                    self.tally.answer(Answer::Unsent);
                     self.tally.remark(format!("a datagram cannot be sent: {errno}"));
+                }
+            }
+        }
+    }
+
+    /// Gives the kernel what is in `bytes`. An error that it has for the socket is of one before, and is told once, instead of sending.
+    fn hand_over(&mut self, index: usize) -> Result<usize, Errno> {
+        let mut sent = Err(Errno::AGAIN);
+        for _ in 0..TRIES {
+            sent = send(&self.lanes[index].socket, &self.bytes, SendFlags::NOSIGNAL);
+            if sent.is_ok() || !self.hear_complaints(index) {
+                break;
+            }
+        }
+        sent
+    }
+
+    /// Takes what was said of those that a lane sent; false: nothing was.
+    fn hear_complaints(&mut self, index: usize) -> bool {
+        let mut is_any = false;
+        while let Some(complaint) = socket::complaint(&self.lanes[index].socket, &mut self.scratch) {
+            is_any = true;
+            self.hear(index, complaint);
+        }
+        is_any
+    }
+
+    /// Decides the datagram that is quoted. Of one that was decided before, or is not told, nothing changes: it is lost in its time.
+    fn hear(&mut self, index: usize, complaint: Complaint) {
+        let answer = match Outcome::of(complaint.errno) {
+            Outcome::Refused => Answer::Refused,
+            Outcome::Unreachable => Answer::Unreachable,
+            _ => {
+                let errno = complaint.errno;
+                return self.tally.remark(format!("of a datagram that was sent: {errno}"));
+            }
+        };
+        self.tally.remark(match answer {
+            Answer::Refused => REFUSED.to_owned(),
+            _ => format!("unreachable: {} (by ICMP)", complaint.errno),
+        });
+        let lane = &mut self.lanes[index];
+        let quoted = datagram::read(&self.scratch[..complaint.quoted]);
+        let Some(quoted) = quoted.filter(|quoted| quoted.tag == lane.tag) else {
+            return;
+        };
+        match quoted.kind {
+            Kind::Question => lane.is_deaf |= answer == Answer::Refused,
+            Kind::OneWay if quoted.number < lane.first && lane.undelivered < lane.first => {
+                lane.undelivered += 1;
+                self.tally.answer(answer);
+            }
+            Kind::OneWay => {}
+            Kind::Echo => {
+                let place = quoted.number.checked_sub(lane.first);
+                let flight = place.and_then(|place| lane.flights.get_mut(usize::try_from(place).ok()?));
+                if let Some(flight) = flight.filter(|flight| !flight.is_decided) {
+                    flight.is_decided = true;
+                    let due_ns = flight.due_ns;
+                    self.under_way -= 1;
+                    self.tally.answer(answer);
+                    let now_ns = self.part.now();
+                    self.tally.error.saturating_record(now_ns.saturating_sub(due_ns));
                 }
             }
         }
@@ -241,7 +327,7 @@ impl Datagrams {
         let timeout_ns = self.timeout_ns();
         for lane in &mut self.lanes {
             while let Some(flight) = lane.flights.front() {
-                if !flight.is_back {
+                if !flight.is_decided {
                     if flight.sent_ns + timeout_ns > now_ns {
                         break;
                     }
@@ -267,10 +353,9 @@ impl Datagrams {
                     self.heard(index, bytes, now_ns);
                 }
                 Err(Errno::INTR) => {}
-                // Of one that was sent; it is not back, and is lost in its time.
-                Err(Errno::CONNREFUSED) => self
-                    .tally
-                    .remark("the target refuses: nobody listens on its port".into()),
+                Err(Errno::AGAIN) => return,
+                // Of one that was sent.
+                Err(_) if self.hear_complaints(index) => {}
                 Err(_) => return,
             }
         }
@@ -292,12 +377,12 @@ impl Datagrams {
         };
         let place = back.number.checked_sub(lane.first);
         let flight = place.and_then(|place| lane.flights.get_mut(usize::try_from(place).ok()?));
-        let Some(flight) = flight.filter(|flight| !flight.is_back) else {
+        let Some(flight) = flight.filter(|flight| !flight.is_decided) else {
             // It was back before, or given up: either way it is decided.
             self.tally.duplicated += 1;
             return;
         };
-        flight.is_back = true;
+        flight.is_decided = true;
         self.under_way -= 1;
         let trip_ns = now_ns.saturating_sub(flight.sent_ns);
         self.tally.answer(Answer::Expected);
@@ -321,16 +406,18 @@ impl Datagrams {
         }
         for lane in &self.lanes {
             for flight in &lane.flights {
-                if !flight.is_back {
+                if !flight.is_decided {
                     self.tally.answer(Answer::Abandoned);
                 }
             }
             if !self.udp.is_one_way {
                 continue;
             }
+            // Of the others nothing was said.
+            let delivered = lane.first - lane.undelivered;
             let Some(heard) = lane.heard else {
-                self.tally.answers[Answer::Abandoned as usize] += lane.first;
-                if lane.first > 0 {
+                self.tally.answers[Answer::Abandoned as usize] += delivered;
+                if delivered > 0 {
                     self.tally.remark(
                         "the target does not say what it has got (holdfast load serve --udp does): what was lost is not known"
                             .into(),
@@ -338,9 +425,9 @@ impl Datagrams {
                 }
                 continue;
             };
-            let received = heard.received.min(lane.first);
+            let received = heard.received.min(delivered);
             self.tally.answers[Answer::Expected as usize] += received;
-            self.tally.answers[Answer::TimedOut as usize] += lane.first - received;
+            self.tally.answers[Answer::TimedOut as usize] += delivered - received;
             self.tally.duplicated += heard.duplicated;
             self.tally.reordered += heard.reordered;
             if heard.jitter_ns > 0 {
@@ -356,7 +443,7 @@ impl Datagrams {
         for _ in 0..QUESTIONS {
             let mut is_complete = true;
             for lane in &mut self.lanes {
-                if lane.heard.is_none() && lane.first > 0 {
+                if lane.is_asked() {
                     is_complete = false;
                     datagram::write(
                         &mut self.bytes,
@@ -374,12 +461,7 @@ impl Datagrams {
                 return Ok(());
             }
             let until_ns = self.part.now() + QUESTION_NS;
-            while self.part.now() < until_ns
-                && self
-                    .lanes
-                    .iter()
-                    .any(|lane| lane.heard.is_none() && lane.first > 0)
-            {
+            while self.part.now() < until_ns && self.lanes.iter().any(Lane::is_asked) {
                 self.wait(LONGEST_SLEEP_NS)?;
             }
         }

@@ -182,10 +182,10 @@ fn counts(tally: &Tally) -> LoadCounts {
     LoadCounts {
         started: tally.started,
         established: tally.count(Outcome::Established),
-        refused: tally.count(Outcome::Refused),
+        refused: tally.count(Outcome::Refused) + answers(Answer::Refused),
         timed_out: tally.count(Outcome::TimedOut),
         reset: tally.count(Outcome::Reset),
-        unreachable: tally.count(Outcome::Unreachable),
+        unreachable: tally.count(Outcome::Unreachable) + answers(Answer::Unreachable),
         local_files: tally.count(Outcome::LocalFiles),
         local_ports: tally.count(Outcome::LocalPorts),
         local_filter: tally.count(Outcome::LocalFilter),

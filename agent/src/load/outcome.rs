@@ -108,10 +108,14 @@ pub enum Answer {
     Unsent,
     /// The run ended before.
     Abandoned,
+    /// Of a datagram: its target said that nothing listens on the port.
+    Refused,
+    /// Of a datagram: somebody on the way said that its target cannot be reached.
+    Unreachable,
 }
 
 impl Answer {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Expected,
         Self::UnexpectedStatus,
         Self::UnexpectedBody,
@@ -120,6 +124,8 @@ impl Answer {
         Self::Malformed,
         Self::Unsent,
         Self::Abandoned,
+        Self::Refused,
+        Self::Unreachable,
     ];
 }
 

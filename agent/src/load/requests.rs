@@ -489,7 +489,7 @@ impl Requests {
                 link.secure = Some(Box::new(secure));
                 self.secure(index);
             }
-            Err(trouble) => self.insecure(index, words(&trouble)),
+            Err(trouble) => self.insecure(index, trouble.in_words()),
         }
     }
 
@@ -501,7 +501,7 @@ impl Requests {
         match secure.handshake(socket) {
             Ok(true) => self.speak(index),
             Ok(false) => {}
-            Err(trouble) => self.insecure(index, words(&trouble)),
+            Err(trouble) => self.insecure(index, trouble.in_words()),
         }
     }
 
@@ -606,7 +606,7 @@ impl Requests {
             // Perhaps the answer came before: what there is to read says how it ended.
             Err(Trouble::Socket(_)) => {}
             Err(trouble) => {
-                self.remark(words(&trouble));
+                self.remark(trouble.in_words());
                 self.drop_link(index, Answer::Malformed);
             }
         }
@@ -637,7 +637,7 @@ impl Requests {
                 Err(Trouble::Socket(Errno::INTR)) => {}
                 Err(Trouble::Socket(_)) => self.drop_link(index, Answer::Lost),
                 Err(trouble) => {
-                    self.remark(words(&trouble));
+                    self.remark(trouble.in_words());
                     self.drop_link(index, Answer::Malformed);
                 }
             }
@@ -872,15 +872,5 @@ impl Requests {
         }
         let tally = mem::take(&mut self.tally);
         self.part.hand_over(tally, self.first_ns, true);
-    }
-}
-
-fn words(trouble: &Trouble) -> String {
-    match trouble {
-        Trouble::Socket(errno) => format!("TLS ended with the connection: {errno}"),
-        Trouble::Tls(error) => format!("TLS: {error}"),
-        Trouble::OtherProtocol => {
-            "the server does not speak the version of HTTP that is wanted (ALPN)".into()
-        }
     }
 }

@@ -16,6 +16,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::{
     datagrams, held,
+    memory::Memory,
     plan::{Nonsense, Plan, share},
     ports, requests,
     tally::Tally,
@@ -57,6 +58,8 @@ pub struct Prepared {
     pub at_once: u64,
     /// So its sockets are no files, but of io_uring's own.
     pub lacks_files: bool,
+    /// Where it is seen how much there is.
+    pub memory: Memory,
 }
 
 /// What happened since the report before.
@@ -139,6 +142,7 @@ pub fn prepare(plan: Plan) -> Result<Prepared, Nonsense> {
         threads: cpus.min(MOST_THREADS).min(at_once).max(1),
         at_once: if lacks_files { at_once } else { at_once.min(files) },
         lacks_files,
+        memory: Memory::default(),
         plan: Arc::new(plan),
         sources,
         terms,
@@ -203,7 +207,8 @@ pub fn generate(
             }
         }
     }
-    collect(workers, caps, start_ns, interval, shared, &mut report);
+    let limits = (caps, &prepared.memory);
+    collect(workers, limits, start_ns, interval, shared, &mut report);
     Ok(())
 }
 
@@ -263,7 +268,7 @@ impl Collected {
 
 fn collect(
     mut workers: Vec<Collected>,
-    caps: Caps,
+    (caps, memory): (Caps, &Memory),
     start_ns: u64,
     interval: Duration,
     shared: &Shared,
@@ -317,7 +322,7 @@ fn collect(
                     caps.cpus
                 ))
             } else {
-                None
+                memory.shortage()
             };
             if passed >= 1.0 {
                 (cpu_before, looked_at) = (cpu, elapsed);

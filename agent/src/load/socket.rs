@@ -3,12 +3,17 @@
 #![allow(unsafe_code)]
 
 use std::{
+    io::IoSliceMut,
     mem,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     time::Duration,
 };
 
+use nix::{
+    cmsg_space,
+    sys::socket::{ControlMessageOwned, MsgFlags, recvmsg},
+};
 use rustix::{
     event::epoll,
     io::{self, Errno},
@@ -69,7 +74,8 @@ pub fn open_watched(
     Ok(socket)
 }
 
-/// A socket for datagrams to one target and from it alone, from `source` if one is given, with room for so many bytes that came.
+/// A socket for datagrams to one target and from it alone, from `source` if one is given, with room for so many bytes that came. What
+/// the network says of them is kept for [`complaint`].
 ///
 /// # Errors
 /// What the kernel says.
@@ -86,8 +92,42 @@ pub fn open_datagrams(target: SocketAddr, source: Option<IpAddr>, room: usize) -
     if let Some(source) = source {
         bind(&socket, &SocketAddr::new(source, 0))?;
     }
+    let (level, name) = if target.is_ipv4() {
+        (libc::IPPROTO_IP, libc::IP_RECVERR)
+    } else {
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
+    };
+    set_flag(&socket, level, name)?;
     connect(&socket, &target)?;
     Ok(socket)
+}
+
+/// What the network, or this machine, said of a datagram that was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    pub errno: Errno,
+    /// How much of what the datagram carried is quoted: eight bytes of an ICMP message are the head of UDP, what follows is optional
+    /// (RFC 792; RFC 1812, 4.3.2.3).
+    pub quoted: usize,
+}
+
+/// The next of them, if there is one; what it quotes is at the beginning of `buffer`. Taking it takes the socket's error as well, which
+/// else the next call on it would return (skb_dequeue_err, net/core/skbuff.c).
+pub fn complaint(socket: &OwnedFd, buffer: &mut [u8]) -> Option<Complaint> {
+    let mut control = cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+    let taken = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags).ok()?;
+    let errno = taken.cmsgs().ok()?.find_map(|message| match message {
+        ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) => {
+            i32::try_from(error.ee_errno).ok()
+        }
+        _ => None,
+    })?;
+    Some(Complaint {
+        errno: Errno::from_raw_os_error(errno),
+        quoted: taken.bytes,
+    })
 }
 
 fn set_flag(socket: &OwnedFd, level: i32, name: i32) -> io::Result<()> {

@@ -11,7 +11,8 @@ use rustix::{
     net::{RecvFlags, SendFlags, recv, send},
 };
 use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, Error,
+    RootCertStore, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::CryptoProvider,
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
@@ -35,9 +36,95 @@ pub struct Terms {
 pub enum Trouble {
     /// [`Errno::AGAIN`]: not now.
     Socket(Errno),
-    Tls(rustls::Error),
+    Tls(Error),
     /// The peer does not speak the version of HTTP that is wanted.
     OtherProtocol,
+}
+
+impl Trouble {
+    /// What is wrong, and what to do about it, in the words of the options of `holdfast load http`.
+    pub fn in_words(&self) -> String {
+        match self {
+            Self::Socket(errno) => format!("TLS ended with the connection: {errno}"),
+            Self::OtherProtocol => OTHER_PROTOCOL.to_owned(),
+            Self::Tls(Error::InvalidCertificate(error)) => {
+                format!("TLS: the server's certificate {}", of_certificate(error))
+            }
+            Self::Tls(Error::InvalidMessage(_)) => {
+                "TLS: what the server sends is none: it may speak http:// on this port".to_owned()
+            }
+            // How a server refuses what is named first in ALPN (RFC 7301, 3.2).
+            Self::Tls(Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
+                OTHER_PROTOCOL.to_owned()
+            }
+            Self::Tls(Error::AlertReceived(alert)) => {
+                format!("TLS: the server ended the handshake ({alert:?}): its log may say why")
+            }
+            Self::Tls(error) => format!("TLS: {error}"),
+        }
+    }
+}
+
+const OTHER_PROTOCOL: &str = "TLS: the server does not speak the version of HTTP that is wanted (ALPN): leave --http2 away if it was given, or give \
+                              it";
+
+/// What is wrong with a certificate, and the next step.
+fn of_certificate(error: &CertificateError) -> String {
+    const DAY_S: u64 = 24 * 3_600;
+    let ago = |from: &UnixTime, to: &UnixTime| {
+        let seconds = to.as_secs().saturating_sub(from.as_secs());
+        match seconds / DAY_S {
+            0 => format!("{seconds} s"),
+            days => format!("{days} days"),
+        }
+    };
+    match error {
+        CertificateError::UnknownIssuer => "is of an authority that is not trusted: give that authority's with --ca FILE (without it those of \
+                                            the agents' machines are trusted), or --insecure to trust any"
+            .to_owned(),
+        CertificateError::BadSignature => "is not signed with the key of the authority of that name that is trusted, which may have been made anew: \
+                                           give the authority's certificate of today with --ca FILE, or --insecure to trust any"
+            .to_owned(),
+        CertificateError::NotValidForNameContext { expected, presented } => {
+            let names: Vec<_> = presented.iter().map(|name| bare(name)).collect();
+            let names = match names.as_slice() {
+                [] => "no name at all".to_owned(),
+                names => names.join(", "),
+            };
+            format!(
+                "is for {names}, and not for {}: write a URL with a name that it is for, or --insecure to trust any",
+                expected.to_str()
+            )
+        }
+        CertificateError::NotValidForName => {
+            "is not for the name of the URL: write one that it is for, or --insecure to trust any".to_owned()
+        }
+        CertificateError::ExpiredContext { time, not_after } => format!(
+            "expired {} ago: renew it (or set the clock of the agent's machine, if that is wrong), or --insecure to trust any",
+            ago(not_after, time)
+        ),
+        CertificateError::NotValidYetContext { time, not_before } => format!(
+            "is valid only in {}: set the clock of the agent's machine, if that is wrong, or --insecure to trust any",
+            ago(time, not_before)
+        ),
+        // An error of webpki, which rustls hands on without a name of its own.
+        CertificateError::Other(other) if other.0.to_string() == "CaUsedAsEndEntity" => {
+            "is an authority's own (CA:TRUE, as openssl req -x509 makes it), which none may be that a server shows, also with --ca: make one \
+             for the server (-addext basicConstraints=critical,CA:FALSE), or --insecure to trust any"
+                .to_owned()
+        }
+        CertificateError::Other(other) => format!("is no good: {}; --insecure trusts any", other.0),
+        error => format!("is no good: {error}; --insecure trusts any"),
+    }
+}
+
+/// A name out of what webpki makes of it: `DnsName("web")`, `IpAddress(127.0.0.1)`.
+fn bare(presented: &str) -> &str {
+    presented
+        .split_once('(')
+        .and_then(|(_, rest)| rest.strip_suffix(')'))
+        .unwrap_or(presented)
+        .trim_matches('"')
 }
 
 impl From<io::Error> for Trouble {

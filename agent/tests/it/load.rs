@@ -1,16 +1,18 @@
 //! The load generator against real listeners on loopback. Needs no privileges.
 
 use std::{
+    fs,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::fd::OwnedFd,
     sync::{Arc, atomic::Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use holdfast_agent::load::{
     held,
+    memory::Memory,
     outcome::{Loss, Outcome},
     plan::{Arrivals, Close, Payload, Plan, Stage},
     run::{Caps, End, Prepared, Report, generate, prepare},
@@ -125,6 +127,40 @@ fn a_count_is_established_held_at_once_and_closed() {
     assert_eq!((tally.errors(), tally.closed, last.most_open), (0, 150, 150));
     assert_eq!((tally.connect.len(), tally.network.len()), (150, 150));
     assert!(tally.network.value_at_quantile(0.5) <= tally.connect.max());
+}
+
+#[test]
+fn a_machine_that_is_short_of_memory_ends_the_run_within_a_second() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let meminfo = |available: u64| {
+        let text = format!("MemTotal: 1000000 kB\nMemAvailable: {available} kB\n");
+        fs::write(folder.path().join("meminfo"), text).expect("written");
+    };
+    meminfo(900_000);
+    let prepared = Prepared {
+        memory: Memory::at(folder.path(), folder.path()),
+        ..prepared(Plan {
+            hold: Duration::from_secs(60),
+            ..count(keeper(), 50)
+        })
+    };
+    let mut short_since: Option<Instant> = None;
+    let (tally, last) = run_prepared(&prepared, UNBOUNDED, |report, _| {
+        if report.open == 50 && short_since.is_none() {
+            meminfo(40_000);
+            short_since = Some(Instant::now());
+        }
+    });
+    let ended_after = short_since.expect("all were open").elapsed();
+    assert!(ended_after < Duration::from_secs(1), "{ended_after:?}");
+    let Some(End::Capped(reason)) = last.end else {
+        panic!("{:?}", last.end);
+    };
+    assert!(
+        reason.contains("39 of the 976 MiB of memory of this node are left"),
+        "{reason}"
+    );
+    assert_eq!((tally.closed, tally.errors()), (50, 0), "all were closed by us");
 }
 
 #[test]

@@ -103,7 +103,19 @@ async fn one(stream: TcpStream, version: Version, tls: Option<TlsAcceptor>) {
 
 /// A server's side of TLS for localhost, and its authority in PEM.
 fn identity(version: Version) -> (TlsAcceptor, Vec<u8>) {
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    identity_with(version, |_| {})
+}
+
+/// The same with a certificate that is changed before it is signed.
+fn identity_with(
+    version: Version,
+    change: impl FnOnce(&mut rcgen::CertificateParams),
+) -> (TlsAcceptor, Vec<u8>) {
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+    change(&mut params);
+    let signing_key = rcgen::KeyPair::generate().expect("a key");
+    let cert = params.self_signed(&signing_key).expect("a certificate");
+    let made = rcgen::CertifiedKey { cert, signing_key };
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
@@ -343,6 +355,110 @@ fn tls_is_spoken_with_whom_the_authority_knows_and_with_nobody_else() {
 }
 
 #[test]
+fn what_is_wrong_with_a_certificate_is_said_and_what_to_do() {
+    type Change = fn(&mut rcgen::CertificateParams);
+    let unchanged: Change = |_| {};
+    // The server's own certificate is trusted, or another one.
+    let check = |change: Change, is_trusted: bool, name: &str, parts: &[&str]| {
+        let (acceptor, own) = identity_with(Version::Http1, change);
+        let target = hyper_server(Version::Http1, Some(acceptor));
+        let http = Http {
+            tls: Some(Tls {
+                name: name.to_owned(),
+                authorities: if is_trusted {
+                    own
+                } else {
+                    identity(Version::Http1).1
+                },
+                is_blind: false,
+            }),
+            ..get("/")
+        };
+        let (tally, _) = run(requests(target, 3, http), UNBOUNDED, |_, _| {});
+        assert!(
+            tally.insecure > 0 && tally.remarks.len() == 1,
+            "{:?}",
+            tally.remarks
+        );
+        for part in [&["TLS: the server's certificate ", "--insecure"], parts].concat() {
+            assert!(tally.remarks[0].contains(part), "{part}: {:?}", tally.remarks);
+        }
+    };
+    check(
+        |params| {
+            params
+                .distinguished_name
+                .push(rcgen::DnType::CommonName, "another")
+        },
+        false,
+        "localhost",
+        &["authority that is not trusted", "--ca FILE"],
+    );
+    // Its authority has the name of the one that is trusted.
+    check(
+        unchanged,
+        false,
+        "localhost",
+        &["is not signed with the key of the authority", "--ca FILE"],
+    );
+    check(
+        unchanged,
+        true,
+        "elsewhere",
+        &["is for localhost, and not for elsewhere"],
+    );
+    check(
+        unchanged,
+        true,
+        "127.0.0.1",
+        &["is for localhost, and not for 127.0.0.1"],
+    );
+    check(
+        |params| params.not_after = rcgen::date_time_ymd(2020, 1, 1),
+        true,
+        "localhost",
+        &["expired ", " days ago", "renew it"],
+    );
+    check(
+        |params| params.not_before = rcgen::date_time_ymd(2999, 1, 1),
+        true,
+        "localhost",
+        &["valid only in ", " days", "clock"],
+    );
+    // What openssl req -x509 makes, trusted or not.
+    for is_trusted in [true, false] {
+        check(
+            |params| params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained),
+            is_trusted,
+            "localhost",
+            &["CA:TRUE", "basicConstraints=critical,CA:FALSE"],
+        );
+    }
+}
+
+#[test]
+fn a_server_without_tls_is_told() {
+    let http = Http {
+        tls: Some(Tls {
+            name: "localhost".to_owned(),
+            authorities: vec![],
+            is_blind: true,
+        }),
+        ..get("/")
+    };
+    let target = server(|mut stream| {
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        let _ = stream.read(&mut [0; 64]);
+    });
+    let (tally, _) = run(requests(target, 1, http), UNBOUNDED, |_, _| {});
+    assert!(
+        tally.remarks[0].contains("it may speak http://"),
+        "{:?}",
+        tally.remarks
+    );
+}
+
+#[test]
 fn a_server_that_speaks_another_version_is_told() {
     let (acceptor, authority) = identity(Version::Http1);
     let http = Http {
@@ -359,6 +475,11 @@ fn a_server_that_speaks_another_version_is_told() {
     assert_eq!(
         (answers(&tally, Answer::Unsent), tally.insecure),
         (3, 3),
+        "{:?}",
+        tally.remarks
+    );
+    assert!(
+        tally.remarks[0].contains("leave --http2 away"),
         "{:?}",
         tally.remarks
     );

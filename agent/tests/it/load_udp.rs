@@ -94,15 +94,55 @@ fn what_is_lost_doubled_or_out_of_order_is_told_apart() {
 }
 
 #[test]
-fn a_port_that_nobody_has_is_told() {
-    let target = UdpSocket::bind("127.0.0.1:0")
-        .and_then(|socket| socket.local_addr())
-        .expect("a port that nobody has");
-    let mut plan = datagrams(target, 20, false);
+fn on_a_port_that_nobody_has_each_is_refused_and_none_lost() {
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        for is_one_way in [false, true] {
+            let target = UdpSocket::bind(address)
+                .and_then(|socket| socket.local_addr())
+                .expect("a port that nobody has");
+            // More than there is an answer between two calls.
+            let mut plan = datagrams(target, 200, is_one_way);
+            plan.timeout = Duration::from_millis(300);
+            let (tally, _) = run(plan, UNBOUNDED, |_, _| {});
+            assert_eq!(
+                (answers(&tally, Answer::Refused), tally.requests),
+                (200, 200),
+                "{target} {is_one_way} {tally:?}"
+            );
+            assert!(
+                tally.remarks.len() == 1 && tally.remarks[0].contains("nothing listens on that UDP port"),
+                "{:?}",
+                tally.remarks
+            );
+        }
+    }
+}
+
+#[test]
+fn a_target_that_goes_away_refuses_only_what_comes_after() {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    let target = socket.local_addr().expect("its address");
+    let server = thread::spawn(move || {
+        let mut buffer = [0; 2_048];
+        for _ in 0..30 {
+            let (length, from) = socket.recv_from(&mut buffer).expect("one of ours");
+            socket.send_to(&buffer[..length], from).expect("sent");
+        }
+    });
+    let mut plan = datagrams(target, 100, false);
     plan.timeout = Duration::from_millis(300);
     let (tally, _) = run(plan, UNBOUNDED, |_, _| {});
-    assert_eq!(answers(&tally, Answer::Expected), 0);
-    assert!(!tally.remarks.is_empty());
+    server.join().expect("it served");
+    let refused = answers(&tally, Answer::Refused);
+    // What was in its socket when it went away was never answered: lost, not refused.
+    let lost = answers(&tally, Answer::TimedOut);
+    assert_eq!(
+        (answers(&tally, Answer::Expected), refused + lost),
+        (30, 70),
+        "{tally:?}"
+    );
+    assert!(refused > 0, "{tally:?}");
+    assert_eq!(tally.error.len(), 70);
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod udp;
 mod view;
 
 use super::Failure;
+pub(super) use run::at_least_one;
 
 /// Make load from agents, and see what it does to its target.
 #[derive(Debug, clap::Args)]

@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::Failure;
 use super::client::{Lines, Reach};
+use super::load::at_least_one;
 use super::table::{Align, BAD, Cell, FAINT, GOOD, Table};
 use crate::runs::result::{Ends, Kernel, Pair, PartOf, Summary, Times, human};
 use crate::runs::seconds::Seconds;
@@ -29,7 +30,7 @@ pub(super) struct Args {
     reach: Reach,
 
     /// Most runs
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = at_least_one(), default_value_t = 20)]
     limit: u64,
 }
 
@@ -277,6 +278,7 @@ fn body(summary: &Summary) -> String {
         }
     };
     let is_of_requests = count("requests") > 0;
+    let is_of_datagrams = summary.is_of_datagrams();
     let mut text = String::new();
     if let Some(plan) = &summary.plan {
         let facts: Vec<_> = plan
@@ -288,14 +290,28 @@ fn body(summary: &Summary) -> String {
     }
     if is_of_requests {
         text += &format!(
-            "requests:     {} in {}: {} answered as expected\n",
+            "{:13} {} in {}: {} answered as expected\n",
+            if is_of_datagrams {
+                "datagrams:"
+            } else {
+                "requests:"
+            },
             count("requests"),
             human(summary.elapsed_ns),
             count("answered")
         );
-        text += &format!(
-            "  errors:     {}\n",
-            nonzero(&[
+        // Those of datagrams, which have no connections, are counted as those of attempts.
+        let errors: &[&str] = if is_of_datagrams {
+            &[
+                "refused",
+                "unreachable",
+                "request_timed_out",
+                "request_lost",
+                "unsent",
+                "request_abandoned",
+            ]
+        } else {
+            &[
                 "unexpected_status",
                 "unexpected_body",
                 "request_timed_out",
@@ -303,8 +319,9 @@ fn body(summary: &Summary) -> String {
                 "malformed",
                 "unsent",
                 "request_abandoned",
-            ])
-        );
+            ]
+        };
+        text += &format!("  errors:     {}\n", nonzero(errors));
         let statuses: Vec<_> = summary
             .statuses
             .iter()
@@ -324,40 +341,9 @@ fn body(summary: &Summary) -> String {
             text += &format!("              {remark}\n");
         }
     }
-    text += &format!(
-        "attempts:     {} in {}: {} established\n",
-        count("started"),
-        human(summary.elapsed_ns),
-        count("established")
-    );
-    text += &format!(
-        "errors:       {}\n",
-        nonzero(&[
-            "refused",
-            "timed_out",
-            "reset",
-            "unreachable",
-            "failed",
-            "local_files",
-            "local_ports",
-            "local_filter",
-            "abandoned",
-            "insecure",
-        ])
-    );
-    text += &format!(
-        "connections:  {} concurrent at most, {} established at the end, {} closed by us; lost: {}\n",
-        summary.most_open,
-        summary.open_at_end,
-        count("closed"),
-        nonzero(&[
-            "closed_by_peer",
-            "reset_by_peer",
-            "lost_timed_out",
-            "lost_unreachable",
-            "lost_failed"
-        ])
-    );
+    if !is_of_datagrams {
+        text += &lines_of_connections(summary, &nonzero);
+    }
     for lost in summary.lost.iter().take(10) {
         text += &format!(
             "              {} after {} ({})\n",
@@ -391,6 +377,9 @@ fn body(summary: &Summary) -> String {
     if is_of_requests {
         text += "              request: from when it was due until its answer was complete; response: since it was sent\n";
     }
+    if is_of_datagrams {
+        return text + &lines_of_generator(summary);
+    }
     text += "              connect: from when it was due; dial: from connect(); network: the handshake's round trip by TCP_INFO\n";
     text += &matrix(&summary.pairs);
     if let Some(kernel) = &summary.kernel {
@@ -398,16 +387,27 @@ fn body(summary: &Summary) -> String {
     } else {
         text += "kernel:       no records of these connections came in time\n";
     }
+    text + &lines_of_generator(summary)
+}
+
+/// How the agents did, and what was expected of the run.
+fn lines_of_generator(summary: &Summary) -> String {
+    let count = |name: &str| summary.counts.get(name).copied().unwrap_or(0);
+    let mut text = String::new();
     // Of a run that was cut off, what came in time has no distribution of it.
     let of_all = match summary.lateness.count {
         0 => String::new(),
         due => format!(" of {due}"),
     };
     text += &format!(
-        "generator:    {} CPU, {}{of_all} late by 1 ms or more, {} SYNs sent again, {} sent, {} received\n",
+        "generator:    {} CPU, {}{of_all} late by 1 ms or more, {}{} sent, {} received\n",
         human(summary.cpu_ns),
         count("late"),
-        count("syn_retransmits"),
+        if summary.is_of_datagrams() {
+            String::new()
+        } else {
+            format!("{} SYNs sent again, ", count("syn_retransmits"))
+        },
         bytes(count("bytes_sent")),
         bytes(count("bytes_received"))
     );
@@ -429,6 +429,46 @@ fn body(summary: &Summary) -> String {
             judged.expected, judged.seen, judged.verdict
         );
     }
+    text
+}
+
+/// What came of the attempts to connect.
+fn lines_of_connections(summary: &Summary, nonzero: &dyn Fn(&[&str]) -> String) -> String {
+    let count = |name: &str| summary.counts.get(name).copied().unwrap_or(0);
+    let mut text = format!(
+        "attempts:     {} in {}: {} established\n",
+        count("started"),
+        human(summary.elapsed_ns),
+        count("established")
+    );
+    text += &format!(
+        "errors:       {}\n",
+        nonzero(&[
+            "refused",
+            "timed_out",
+            "reset",
+            "unreachable",
+            "failed",
+            "local_files",
+            "local_ports",
+            "local_filter",
+            "abandoned",
+            "insecure",
+        ])
+    );
+    text += &format!(
+        "connections:  {} concurrent at most, {} established at the end, {} closed by us; lost: {}\n",
+        summary.most_open,
+        summary.open_at_end,
+        count("closed"),
+        nonzero(&[
+            "closed_by_peer",
+            "reset_by_peer",
+            "lost_timed_out",
+            "lost_unreachable",
+            "lost_failed"
+        ])
+    );
     text
 }
 

@@ -10,7 +10,7 @@
 
 use serde::Serialize;
 
-use super::counts::{ERRORS, REQUEST_ERRORS};
+use super::counts::{ERRORS, REFUSALS, REQUEST_ERRORS};
 use super::result::{Summary, Times};
 use super::seconds::{Seconds, Slot};
 use crate::store::buckets::middle;
@@ -126,7 +126,14 @@ fn compare_by(
     let is_of_requests = [a, b]
         .iter()
         .any(|summary| summary.counts.get("requests").is_some_and(|count| *count > 0));
-    let runs = [a_seconds, b_seconds].map(|seconds| Drawn::of(seconds, is_of_requests));
+    let runs = [(a, a_seconds), (b, b_seconds)].map(|(summary, seconds)| {
+        let errors: &[&[&str]] = match (is_of_requests, summary.is_of_datagrams()) {
+            (true, true) => &[&REQUEST_ERRORS, &REFUSALS],
+            (true, false) => &[&REQUEST_ERRORS],
+            (false, _) => &[&ERRORS],
+        };
+        Drawn::of(seconds, is_of_requests, &errors.concat())
+    });
     let fewest = runs[0].slots.len().min(runs[1].slots.len());
     let block = (fewest as f64).cbrt().ceil() as usize;
     let mut doubts = Vec::new();
@@ -249,12 +256,8 @@ struct Whole {
 }
 
 impl Drawn {
-    fn of(seconds: &Seconds, is_of_requests: bool) -> Self {
-        let (good, errors): (_, &[&str]) = if is_of_requests {
-            ("answered", &REQUEST_ERRORS)
-        } else {
-            ("established", &ERRORS)
-        };
+    fn of(seconds: &Seconds, is_of_requests: bool, errors: &[&str]) -> Self {
+        let good = if is_of_requests { "answered" } else { "established" };
         let second = |slot: &Slot| {
             let (ids, numbers) = if is_of_requests {
                 &slot.request

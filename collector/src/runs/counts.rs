@@ -141,8 +141,17 @@ pub const ERRORS: [&str; 8] = [
     "failed",
 ];
 
+/// Whether these are all counts of a run of datagrams. What refuses those, or cannot be reached, is counted where it is counted of attempts to
+/// connect: they have none of these.
+pub fn are_of_datagrams(counts: &LoadCounts) -> bool {
+    counts.requests > 0 && counts.started == 0
+}
+
 /// Attempts that were decided and not established, but for those that the end of the run cut off.
 pub fn errors(counts: &LoadCounts) -> u64 {
+    if are_of_datagrams(counts) {
+        return 0;
+    }
     sum(counts, &ERRORS)
 }
 
@@ -182,7 +191,39 @@ pub const REQUEST_ERRORS: [&str; 6] = [
     "unsent",
 ];
 
-/// Requests that were decided and not answered as expected.
+/// What ICMP says of datagrams, which is an error of theirs as well.
+pub const REFUSALS: [&str; 2] = ["refused", "unreachable"];
+
+/// Requests, or datagrams, that were decided and not answered as expected.
 pub fn request_errors(counts: &LoadCounts) -> u64 {
-    sum(counts, &REQUEST_ERRORS)
+    let refusals = if are_of_datagrams(counts) {
+        sum(counts, &REFUSALS)
+    } else {
+        0
+    };
+    sum(counts, &REQUEST_ERRORS) + refusals
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused_is_an_error_of_an_attempt_or_of_a_datagram_and_never_of_both() {
+        let check = |requests, started, expected| {
+            let counts = LoadCounts {
+                requests,
+                started,
+                refused: 3,
+                unreachable: 1,
+                request_timed_out: 2,
+                ..LoadCounts::default()
+            };
+            assert_eq!((errors(&counts), request_errors(&counts)), expected);
+        };
+        // Datagrams, requests over connections, and connections alone.
+        check(10, 0, (0, 6));
+        check(10, 5, (4, 2));
+        check(0, 5, (4, 2));
+    }
 }

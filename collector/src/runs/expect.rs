@@ -302,7 +302,10 @@ impl Signal {
                 quotient(of(count), outcome.counts.established)
             }
             Self::Ratio(count)
-                if count.is_of_requests() || (count == Count::Error && outcome.counts.requests > 0) =>
+                if count.is_of_requests()
+                    || (count == Count::Error && outcome.counts.requests > 0)
+                    || (matches!(count, Count::Refused | Count::Unreachable)
+                        && counts::are_of_datagrams(&outcome.counts)) =>
             {
                 quotient(
                     of(count),
@@ -395,6 +398,28 @@ mod tests {
         check("exchange.p99 < 1s", Verdict::Unknown);
         let (_, nothing) = Expectation::parse("lost = 0").unwrap().judge(&Outcome::default());
         assert_eq!(nothing, Verdict::Unknown);
+    }
+
+    #[test]
+    fn what_refuses_datagrams_is_a_part_of_them() {
+        let mut outcome = Outcome::default();
+        outcome.counts.requests = 10;
+        outcome.counts.answered = 6;
+        outcome.counts.refused = 3;
+        outcome.counts.request_timed_out = 1;
+        let check = |text: &str, seen: &str| {
+            assert_eq!(
+                Expectation::parse(text).unwrap().judge(&outcome).0,
+                seen,
+                "{text}"
+            );
+        };
+        check("refused = 3", "3");
+        check("refused_ratio < 50%", "30.000%");
+        check("unreachable_ratio < 50%", "0.000%");
+        check("errors = 4", "4");
+        check("error_ratio < 50%", "40.000%");
+        check("request_timed_out_ratio < 50%", "10.000%");
     }
 
     #[test]

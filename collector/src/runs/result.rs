@@ -545,11 +545,25 @@ impl Summary {
             let of = |counts: &BTreeMap<String, u64>| counts.get(*name).copied().unwrap_or(0);
             of(&self.counts).saturating_sub(of(&self.own_doing))
         };
+        // Of a connection the kernel's records say why, of a datagram nothing else does.
+        let cause = |name: &str| match name {
+            "refused" if self.is_of_datagrams() => ", nothing listens on that UDP port",
+            _ => "",
+        };
         names
             .iter()
             .filter(|name| count(name) > 0)
-            .map(|name| format!("{name}: {}", count(name)))
+            .map(|name| format!("{name}: {}{}", count(name), cause(name)))
             .collect()
+    }
+
+    /// By its plan; where that was not stored yet, as [`counts::are_of_datagrams`].
+    pub fn is_of_datagrams(&self) -> bool {
+        let count = |name: &str| self.counts.get(name).copied().unwrap_or(0);
+        match &self.plan {
+            Some(plan) => plan.protocol == "UDP",
+            None => count("requests") > 0 && count("started") == 0,
+        }
     }
 }
 
@@ -618,6 +632,22 @@ mod tests {
             (Verdict::Violated, "refused: 2", 2)
         );
         assert_eq!(Summary::of(&outcome, &expected).verdict().0, Verdict::Unknown);
+    }
+
+    #[test]
+    fn a_closed_udp_port_is_no_loss_however_late_the_datagrams_were() {
+        let mut outcome = Outcome::default();
+        outcome.counts.requests = 10;
+        outcome.counts.refused = 8;
+        outcome.counts.late = 10;
+        outcome.lateness.record_n(2_000_000, 10).unwrap();
+        outcome.counts.request_timed_out = 2;
+        let (verdict, reasons) = Summary::of(&outcome, &[]).verdict();
+        assert_eq!(verdict, Verdict::Violated);
+        assert_eq!(reasons[0], "refused: 8, nothing listens on that UDP port");
+        assert!(reasons[1].contains("10 of 10 attempts"), "{reasons:?}");
+        outcome.counts.refused = 0;
+        assert_eq!(Summary::of(&outcome, &[]).verdict().0, Verdict::Unknown);
     }
 
     #[test]

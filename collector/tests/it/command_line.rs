@@ -123,6 +123,187 @@ async fn unknown_flags_and_stores_and_keys_are_usage_errors() {
     }
 }
 
+/// Options of `load` with values that make no sense: the option as the error names it, the value, and what the error says is allowed. Nobody has to
+/// be there for that.
+#[tokio::test]
+async fn a_number_of_load_that_makes_no_sense_is_told_with_its_option_and_what_is_allowed() {
+    const WHOLE: &str = "whole number from 1 on";
+    const TIME: &str = "write it like 500ms, 5m or 30d";
+    const RATE: &str = "is no rate, which is more than 0/s; write it like 500/s";
+    let tcp = &["tcp", "127.0.0.1:9", "-y"][..];
+    let http = &["http", "http://127.0.0.1:9/", "-y"][..];
+    let udp = &["udp", "127.0.0.1:9", "-y"][..];
+    let mesh = &["mesh", "--groups", "a", "-y"][..];
+    let serve = &["serve"][..];
+    type Case<'a> = (&'a [&'a [&'a str]], &'a str, &'a [&'a str], &'a str);
+    let cases: &[Case<'_>] = &[
+        (
+            &[tcp, http, mesh],
+            "--connections",
+            &["0", "-1", "1.5", "x", "99999999999999999999"],
+            WHOLE,
+        ),
+        (&[http], "--requests", &["0", "-1", ""], WHOLE),
+        (&[udp], "--number", &["0", "-1", "1e3"], WHOLE),
+        (&[tcp, http, udp, mesh], "--sleep", &["-1ms", "5", "x"], TIME),
+        (&[tcp, mesh], "--hold", &["-1s", "5"], TIME),
+        (&[tcp, mesh], "--hold", &["600years"], "at most 584 years"),
+        (
+            &[tcp, mesh],
+            "--dial-timeout",
+            &["0s", "0ms"],
+            "more than 0, like 500ms",
+        ),
+        (&[tcp, mesh], "--dial-timeout", &["-5s", "5"], TIME),
+        (&[http, udp], "--timeout", &["0s"], "more than 0, like 500ms"),
+        (&[http, udp], "--timeout", &["-5s", "5"], TIME),
+        (
+            &[tcp, mesh],
+            "--payload",
+            &["0", "-1", "65537", "x"],
+            "whole number from 1 to 65536",
+        ),
+        (&[tcp, mesh], "--rounds", &["0", "-1"], WHOLE),
+        (
+            &[tcp, http, udp, mesh],
+            "--rate",
+            &["0/s", "-5/s", "5", "NaN/s"],
+            RATE,
+        ),
+        (
+            &[tcp, http, udp, mesh],
+            "--rate",
+            &["20000000/s"],
+            "the highest rate",
+        ),
+        (
+            &[tcp, http, udp, mesh],
+            "--stages",
+            &["-1/s for 1m", "0 -> 5/s in 0s", "hold 5m"],
+            "write them like",
+        ),
+        (&[tcp, http, mesh], "--concurrency", &["0", "-1"], WHOLE),
+        (&[tcp, http, udp, mesh], "--for", &["-1s", "5"], TIME),
+        (
+            &[tcp, http, udp, mesh],
+            "--interval",
+            &["0s", "99ms"],
+            "at least 100ms",
+        ),
+        (&[tcp, http, udp, mesh], "--interval", &["-1s"], TIME),
+        (
+            &[tcp, http, udp],
+            "--agents",
+            &["0", "-1", "4294967296"],
+            "whole number from 1 to 4294967295",
+        ),
+        (
+            &[tcp, http, udp, mesh],
+            "--expect",
+            &["established >= -1", "connect.p99 < -5ms"],
+            "write connect.p99 < 20ms",
+        ),
+        (
+            &[tcp, http, udp, mesh],
+            "--find-max",
+            &["error_ratio < 101%"],
+            "write connect.p99 < 20ms",
+        ),
+        (
+            &[http],
+            "--status",
+            &["0", "-1", "1000", "299-200"],
+            "from 100 to 999; write 200 or 200-299",
+        ),
+        (
+            &[udp],
+            "--bytes",
+            &["0", "-1", "39", "65508"],
+            "whole number from 40 to 65507",
+        ),
+        (
+            &[mesh],
+            "--port",
+            &["0", "-1", "65536", "x"],
+            "whole number from 1 to 65535",
+        ),
+        (&[serve], "--accept", &["0", "-1", "x"], WHOLE),
+        (&[serve], "--lifetime", &["-1s", "5"], TIME),
+        (&[serve], "--interval", &["0s"], "more than 0, like 1s"),
+        (&[serve], "--interval", &["-1s"], TIME),
+        (
+            &[serve],
+            "--listen",
+            &["127.0.0.1:65536", "-1", "web:80"],
+            "write IP:PORT",
+        ),
+    ];
+    let fails = async |arguments: Vec<&str>, parts: &[&str]| {
+        let output = output(holdfast(&arguments)).await;
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        for part in parts {
+            assert!(said.contains(part), "{arguments:?}: no {part:?} in {said}");
+        }
+    };
+    for (kinds, option, values, allowed) in cases {
+        for (kind, value) in kinds
+            .iter()
+            .flat_map(|kind| values.iter().map(move |value| (kind, value)))
+        {
+            let arguments = [&["load"], *kind, &[*option, *value]].concat();
+            fails(arguments, &[option, value, allowed]).await;
+        }
+    }
+    // What is written after --rate, or beside it.
+    for (kind, options, parts) in [
+        (
+            tcp,
+            &["--rate", "5/s", "--for", "0s"][..],
+            &["--for 0s", "more than 0"][..],
+        ),
+        (
+            http,
+            &["--concurrency", "5", "--for", "0s"],
+            &["--for 0s", "more than 0"],
+        ),
+        (
+            http,
+            &["--http2", "--streams", "0"],
+            &["--streams", "`0`", "from 1 to"],
+        ),
+        (
+            udp,
+            &["--find-max", "error_ratio < 1%", "--for", "0s"],
+            &["--for 0s", "more than 0"],
+        ),
+    ] {
+        fails([&["load"], kind, options].concat(), parts).await;
+    }
+    for (target, parts) in [
+        (
+            &["tcp", "web:0", "-y"][..],
+            &["`web:0`", "the port 0", "from 1 to 65535"][..],
+        ),
+        (&["tcp", "web:-1", "-y"], &["the port -1", "from 1 to 65535"]),
+        (
+            &["tcp", "web", "65536", "-y"],
+            &["the port 65536", "from 1 to 65535"],
+        ),
+        (
+            &["udp", "web:65536", "-y"],
+            &["the port 65536", "from 1 to 65535"],
+        ),
+        (
+            &["http", "http://web:0/", "-y"],
+            &["`http://web:0/`", "from 1 to 65535"],
+        ),
+    ] {
+        fails([&["load"], target].concat(), parts).await;
+    }
+    fails(vec!["runs", "--limit", "-1"], &["--limit", "`-1`", WHOLE]).await;
+}
+
 #[tokio::test]
 async fn a_taken_port_is_named_with_its_owner() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

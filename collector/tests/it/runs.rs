@@ -281,7 +281,17 @@ async fn what_cannot_begin_says_why_and_what_would_help() {
     agents(&collector, 1).await;
     check(&["127.0.0.1:9"], 2, &["no terminal", "--yes"]).await;
     check(&["127.0.0.1", "-y"], 2, &["has no port"]).await;
-    check(&["no.such.host.invalid:80", "-y"], 2, &["cannot resolve"]).await;
+    check(
+        &["no.such.host.invalid:80", "-y"],
+        2,
+        &[
+            "cannot resolve `no.such.host.invalid:80`",
+            "not by the agents",
+            "getent hosts",
+            "192.0.2.7:80",
+        ],
+    )
+    .await;
     check(
         &["10.0.0.1:80", "-y"],
         4,
@@ -289,7 +299,12 @@ async fn what_cannot_begin_says_why_and_what_would_help() {
     )
     .await;
     check(&["127.0.0.1:9", "-y", "-c", "51"], 4, &["--load-connections"]).await;
-    check(&["127.0.0.1:9", "-y", "-c", "0"], 2, &["0 is not in 1.."]).await;
+    check(
+        &["127.0.0.1:9", "-y", "-c", "0"],
+        2,
+        &["--connections", "`0` is no whole number from 1 on"],
+    )
+    .await;
     check(
         &["127.0.0.1:9", "-y", "--expect", "connect.p99 < 20"],
         2,
@@ -324,7 +339,7 @@ async fn what_cannot_begin_says_why_and_what_would_help() {
         let said = stderr(&output);
         assert!(output.status.code() == Some(2) && said.contains(part), "{said}");
     };
-    check_udp(&["--bytes", "1"], "1 is not in 40..=65507").await;
+    check_udp(&["--bytes", "1"], "`1` is no whole number from 40 to 65507").await;
     check_udp(&["--concurrency", "5", "--for", "1s"], "a number or a rate").await;
     check(
         &["127.0.0.1:9", "-y", "--for", "5s"],
@@ -659,12 +674,77 @@ async fn requests_and_datagrams_are_judged_by_what_came_back() {
             stderr(&output)
         );
         assert!(
-            report.contains("requests:     30 in") && report.contains("30 answered as expected"),
+            report.contains("datagrams:    30 in") && report.contains("30 answered as expected"),
             "{report}"
         );
     }
     receiver.kill().unwrap();
     receiver.wait().unwrap();
+
+    // Nobody has the port any more. What a kernel says of that is an answer, however late it was asked.
+    for way in [&["--bytes", "100"][..], &["--one-way"]] {
+        let udp = [&["load", "udp", &target, "-y", "-n", "30", "-s", "1ms"], way].concat();
+        let output = holdfast(&collector, &udp).await;
+        let report = stdout(&output);
+        assert_eq!(output.status.code(), Some(1), "{report}{}", stderr(&output));
+        for part in [
+            "datagrams:    30 in",
+            "errors:     30 refused\n",
+            "Refused: 30,",
+            "refused: nothing listens on that UDP port (by ICMP",
+            "verdict: violated\n  refused: 30, nothing listens on that UDP port\n",
+        ] {
+            assert!(report.contains(part), "{part}: {report}");
+        }
+        assert!(!report.contains("timed out"), "{report}");
+    }
+    let expected = [
+        "load",
+        "udp",
+        &target,
+        "-y",
+        "-n",
+        "10",
+        "-s",
+        "1ms",
+        "--json",
+        "--expect",
+        "refused = 10",
+        "--expect",
+        "refused_ratio > 99%",
+        "--expect",
+        "error_ratio > 99%",
+    ];
+    let output = holdfast(&collector, &expected).await;
+    assert!(matches!(code(&output), Some(0 | 3)), "{}", stdout(&output));
+    let row: Value = serde_json::from_str(stdout(&output).lines().last().unwrap()).unwrap();
+    let result: Value = serde_json::from_str(row["result"].as_str().unwrap()).unwrap();
+    let count = |name: &str| result["counts"][name].as_u64().unwrap();
+    assert_eq!(
+        (
+            count("requests"),
+            count("refused"),
+            count("request_timed_out"),
+            count("started")
+        ),
+        (10, 10, 0, 0)
+    );
+    let id = row["run_id"].as_str().unwrap();
+    assert_eq!(
+        number(
+            &store,
+            &format!("SELECT refused FROM run_results WHERE run_id = '{id}'")
+        )
+        .await,
+        10
+    );
+    let page = holdfast(&collector, &["run", "show", id, "--html", "-"]).await;
+    let page = stdout(&page);
+    assert!(
+        page.contains("refused: nothing listens on that UDP port (10)")
+            && !page.contains("no answer in time"),
+        "{page}"
+    );
     generator.stop().await;
     collector.stop().await.unwrap();
 }

@@ -395,7 +395,8 @@ pub struct LoadReport {
 pub struct LoadCounts {
     #[prost(uint64, tag = "1")]
     pub started: u64,
-    /// How attempts ended; `local_...`: this machine was the limit; `abandoned`: the run ended before.
+    /// How attempts ended; `local_...`: this machine was the limit; `abandoned`: the run ended before. Datagrams have no attempts (`started` is
+    /// zero): `refused` and `unreachable` are then what ICMP said of datagrams, which are among the `requests`.
     #[prost(uint64, tag = "2")]
     pub established: u64,
     #[prost(uint64, tag = "3")]

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context, anyhow};
 use holdfast_proto::v1::{LoadCount, LoadHttp, LoadHttpField, LoadPlan, LoadStatuses, LoadTls};
 
-use super::run::{Asked, Load, at_least_one, make, nanoseconds, resolve};
+use super::run::{Asked, Load, at_least_one, make, nanoseconds, resolve, whole, within};
 use crate::cli::Failure;
 use crate::config::Span;
 
@@ -70,7 +70,7 @@ pub(super) struct Args {
     body: String,
 
     /// Statuses that are no error, such as 200 or 200-299; may be given several times
-    #[arg(long, value_name = "RANGE", default_value = "200-399", value_parser = statuses)]
+    #[arg(long, value_name = "RANGE", allow_hyphen_values = true, default_value = "200-399", value_parser = statuses)]
     status: Vec<(u32, u32)>,
 
     /// What each answer's body must contain
@@ -86,7 +86,7 @@ pub(super) struct Args {
     http2: bool,
 
     /// Requests at once on a connection
-    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u32).range(1..), default_value_t = 1, requires = "http2")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = whole::<u32>(1..=u32::MAX.into()), default_value_t = 1, requires = "http2")]
     streams: u32,
 
     /// Trust the certificate authorities of this file (PEM) instead of those of the agents' machines
@@ -140,7 +140,7 @@ impl FromStr for Url {
                     .filter(|port| *port > 0);
                 (
                     &authority[..bracket + at],
-                    port.ok_or_else(|| fault("has no port that is one"))?,
+                    port.ok_or_else(|| fault("has no port that is one, from 1 to 65535"))?,
                 )
             }
             None => (authority, if is_secure { 443 } else { 80 }),
@@ -178,7 +178,9 @@ fn statuses(text: &str) -> Result<(u32, u32), String> {
         (Ok(first), Ok(last)) if (100..=999).contains(&first) && first <= last && last <= 999 => {
             Ok((first, last))
         }
-        _ => Err(format!("`{text}` is no status; write 200 or 200-299")),
+        _ => Err(format!(
+            "`{text}` is no status, nor two from the lower to the higher: they are from 100 to 999; write 200 or 200-299"
+        )),
     }
 }
 
@@ -244,7 +246,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let load = Load {
         plan: LoadPlan {
             targets: vec![address.clone()],
-            timeout_ns: nanoseconds(args.timeout)?,
+            timeout_ns: within("--timeout", args.timeout)?,
             http: Some(http),
             ..LoadPlan::default()
         },
@@ -252,7 +254,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         named: vec![format!("{} ({address})", url.text)],
         count: LoadCount {
             connections: args.requests,
-            pause_ns: nanoseconds(args.sleep)?,
+            pause_ns: nanoseconds("--sleep", args.sleep)?,
         },
         of_what: "requests",
         mesh: None,

@@ -3,7 +3,7 @@
 use anyhow::anyhow;
 use holdfast_proto::v1::{LoadCount, LoadMesh};
 
-use super::run::{Asked, Each, Load, at_least_one, make, nanoseconds};
+use super::run::{Asked, Each, Load, at_least_one, make, nanoseconds, whole};
 use crate::cli::Failure;
 use crate::config::Span;
 
@@ -33,7 +33,7 @@ pub(super) struct Args {
     by: String,
 
     /// Where each agent takes connections [default: where there is a free port]
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "PORT", allow_hyphen_values = true, value_parser = whole::<u16>(1..=65_535))]
     port: Option<u16>,
 
     /// Connections of each pair, one after another
@@ -64,7 +64,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         named: vec![what],
         count: LoadCount {
             connections: args.connections,
-            pause_ns: nanoseconds(args.sleep)?,
+            pause_ns: nanoseconds("--sleep", args.sleep)?,
         },
         of_what: "connections of each pair",
         mesh: Some(LoadMesh {

@@ -2,10 +2,10 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use clap::builder::RangedI64ValueParser;
 use holdfast_proto::v1::query_client::QueryClient;
 use holdfast_proto::v1::{
     LoadCount, LoadCounts, LoadLoop, LoadMesh, LoadMessage, LoadPlan, LoadRequest, LoadStage, LoadStages,
@@ -25,6 +25,7 @@ use crate::cli::client::Reach;
 use crate::cli::runs::{Row, report};
 use crate::config::Span;
 use crate::runs::counts;
+use crate::runs::expect::Expectation;
 use crate::runs::result::{decode, human};
 
 /// What every kind of load takes.
@@ -36,11 +37,11 @@ pub(super) struct Asked {
 
     /// Find the highest rate at which this holds and fewer than 0.1% fail (unless --expect says of errors otherwise): run after
     /// run, each --for so long [default: 5s], beginning with --rate [default: 100/s]
-    #[arg(long, value_name = "CONDITION", conflicts_with_all = ["stages", "concurrency"])]
+    #[arg(long, value_name = "CONDITION", value_parser = condition, conflicts_with_all = ["stages", "concurrency"])]
     find_max: Option<String>,
 
     /// Rates that change, such as '0 -> 5000/s in 2m, hold 5m'
-    #[arg(long, value_name = "STAGES", conflicts_with_all = ["concurrency", "duration"])]
+    #[arg(long, value_name = "STAGES", allow_hyphen_values = true, conflicts_with_all = ["concurrency", "duration"])]
     stages: Option<Stages>,
 
     /// So many at once instead, the next as soon as one is done
@@ -79,7 +80,7 @@ pub(super) struct Asked {
     from: Vec<(String, String)>,
 
     /// So many agents of those [default: one; with --node or --from: all of them]
-    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = whole::<u32>(1..=u32::MAX.into()))]
     agents: Option<u32>,
 
     /// Go on with the others if an agent is lost or reaches one of its caps, which else ends the run; unknown it is all the same
@@ -87,7 +88,7 @@ pub(super) struct Asked {
     keep_going: bool,
 
     /// What the run must show; may be given several times
-    #[arg(long, value_name = "CONDITION")]
+    #[arg(long, value_name = "CONDITION", value_parser = condition)]
     expect: Vec<String>,
 
     /// Do not ask before load is made
@@ -120,8 +121,8 @@ pub(super) struct Each {
     dial_timeout: Span,
 
     /// Send so many bytes on each connection, and expect them back
-    #[arg(long, value_name = "BYTES", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=65_536))]
-    payload: u32,
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true, value_parser = whole::<u32>(1..=65_536))]
+    payload: Option<u32>,
 
     /// How often the payload goes there and back
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = at_least_one(), default_value_t = 1, requires = "payload")]
@@ -132,9 +133,9 @@ impl Each {
     /// The part of a plan that it says.
     pub(super) fn plan(&self) -> Result<LoadPlan, Failure> {
         Ok(LoadPlan {
-            hold_ns: self.hold.map_or(Ok(0), nanoseconds)?,
-            timeout_ns: nanoseconds(self.dial_timeout)?,
-            payload_bytes: self.payload,
+            hold_ns: self.hold.map_or(Ok(0), |hold| nanoseconds("--hold", hold))?,
+            timeout_ns: within("--dial-timeout", self.dial_timeout)?,
+            payload_bytes: self.payload.unwrap_or(0),
             rounds: self.rounds,
             ..LoadPlan::default()
         })
@@ -163,30 +164,59 @@ fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// The address of HOST:PORT.
-pub(super) async fn resolve(target: &str) -> Result<SocketAddr, Failure> {
-    let has_port = target
-        .rsplit_once(':')
-        .is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
-    if !has_port {
-        return Err(Failure::Usage(anyhow!(
-            "the target `{target}` has no port; write HOST:PORT"
-        )));
-    }
-    let found = tokio::net::lookup_host(target).await;
-    let mut found = found.map_err(|error| Failure::Usage(anyhow!("cannot resolve `{target}`: {error}")))?;
-    found
-        .next()
-        .ok_or_else(|| Failure::Usage(anyhow!("`{target}` has no address")))
+/// What a run can show, as it is written; the collector reads it again.
+fn condition(text: &str) -> Result<String, String> {
+    Expectation::parse(text).map(|_| text.to_owned())
 }
 
-pub(super) fn nanoseconds(span: Span) -> Result<u64, Failure> {
-    u64::try_from(span.0.as_nanos()).map_err(|_| Failure::Usage(anyhow!("{:?} is too long", span.0)))
+/// The address of HOST:PORT.
+pub(super) async fn resolve(target: &str) -> Result<SocketAddr, Failure> {
+    let port = target.rsplit_once(':').map(|(_, port)| port);
+    if !port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)) {
+        return Err(Failure::Usage(match port {
+            Some(port) if port.parse::<i64>().is_ok() => anyhow!(
+                "the target `{target}` has the port {port}, and ports are from 1 to 65535; write HOST:PORT"
+            ),
+            _ => anyhow!("the target `{target}` has no port; write HOST:PORT"),
+        }));
+    }
+    let found = tokio::net::lookup_host(target).await;
+    let mut found = found.map_err(|error| {
+        Failure::Usage(anyhow!(
+            "cannot resolve `{target}`: {error}; names are resolved on this machine, not by the agents: look at the name and at what \
+             getent hosts says of it here, or give an address as the agents reach it, like 192.0.2.7:80"
+        ))
+    })?;
+    found
+        .next()
+        .ok_or_else(|| Failure::Usage(anyhow!("`{target}` has no address; give one, like 192.0.2.7:80")))
+}
+
+/// The value of an option, as it travels.
+pub(super) fn nanoseconds(option: &str, Span(span): Span) -> Result<u64, Failure> {
+    u64::try_from(span.as_nanos()).map_err(|_| {
+        Failure::Usage(anyhow!(
+            "{option} {} is too long: at most 584 years",
+            humantime::format_duration(span)
+        ))
+    })
+}
+
+/// The same of one in which something has to be done.
+pub(super) fn within(option: &str, Span(span): Span) -> Result<u64, Failure> {
+    if span.is_zero() {
+        return Err(Failure::Usage(anyhow!(
+            "{option} 0s is no time to do anything in: write more than 0, like 500ms"
+        )));
+    }
+    nanoseconds(option, Span(span))
 }
 
 impl Asked {
     fn arrivals(&self, count: LoadCount) -> Result<load_plan::Arrivals, Failure> {
-        let duration_ns = self.duration.map_or(Ok(0), nanoseconds)?;
+        let duration_ns = self
+            .duration
+            .map_or(Ok(0), |duration| within("--for", duration))?;
         Ok(if let Some(Stages(stages)) = &self.stages {
             load_plan::Arrivals::Stages(LoadStages {
                 stages: stages.clone(),
@@ -246,8 +276,8 @@ impl Asked {
         }
         if self.interval.0 < Duration::from_millis(100) {
             return Err(Failure::Usage(anyhow!(
-                "an interval of {:?} is shorter than 100ms",
-                self.interval.0
+                "--interval {} is too short: at least 100ms",
+                humantime::format_duration(self.interval.0)
             )));
         }
         if load.mesh.is_some() && self.agents.is_some() {
@@ -265,7 +295,7 @@ impl Asked {
             nodes: self.node.clone(),
             labels: self.from.iter().cloned().collect(),
             agents: self.agents.unwrap_or(u32::from(!is_choice)),
-            interval_ns: nanoseconds(self.interval)?,
+            interval_ns: nanoseconds("--interval", self.interval)?,
             expect: self.expect.clone(),
             targets: load.targets.clone(),
             mesh: load.mesh.clone(),
@@ -314,16 +344,6 @@ fn confirm(question: &str) -> Result<(), Failure> {
 
 /// Makes the load that is asked for, once somebody has agreed.
 pub(super) async fn make(asked: &Asked, load: &Load) -> Result<(), Failure> {
-    if load.plan.timeout_ns == 0 {
-        return Err(Failure::Usage(anyhow!(
-            "nothing can be done within a timeout of 0: write it like 500ms"
-        )));
-    }
-    if asked.duration.is_some_and(|Span(duration)| duration.is_zero()) {
-        return Err(Failure::Usage(anyhow!(
-            "--for 0 is no time to make load in: write it like 30s"
-        )));
-    }
     let request = asked.request(load)?;
     let what = format!("load on {}: {}", load.named.join(", "), asked.describe(load));
     if asked.yes {
@@ -383,10 +403,7 @@ async fn one(desk: &mut Desk<'_>, request: LoadRequest) -> Result<Made, Failure>
     let message = |body| LoadMessage { body: Some(body) };
     let lasts_ns = lasts_ns(&request);
     let targets = request.targets.clone();
-    let is_of_requests = request
-        .plan
-        .as_ref()
-        .is_some_and(|plan| plan.http.is_some() || plan.udp.is_some());
+    let counted = Counted::of(request.plan.as_ref());
     // Room for it is certain: the channel is new.
     let _ = say.try_send(message(load_message::Body::Begin(request)));
     let updates = tokio::select! {
@@ -446,7 +463,7 @@ async fn one(desk: &mut Desk<'_>, request: LoadRequest) -> Result<Made, Failure>
                 }
             }
             Some(run_update::Body::Progress(progress)) if !asked.reach.json => {
-                stdout.write_all(line(&progress, is_of_requests, asked.debug).as_bytes())?;
+                stdout.write_all(line(&progress, counted, asked.debug).as_bytes())?;
                 stdout.flush()?;
             }
             Some(run_update::Body::Progress(_)) => {}
@@ -470,9 +487,23 @@ async fn one(desk: &mut Desk<'_>, request: LoadRequest) -> Result<Made, Failure>
     }
 }
 
-/// A count of something that there has to be: "-1 is not in 1.." is told, where a parser of unsigned numbers finds an invalid digit.
-pub(super) fn at_least_one() -> RangedI64ValueParser<u64> {
-    RangedI64ValueParser::new().range(1..)
+/// A count of something that there has to be.
+pub(in crate::cli) fn at_least_one() -> impl Fn(&str) -> Result<u64, String> + Clone {
+    whole(1..=u64::MAX)
+}
+
+/// A whole number of a range, which is told to whoever writes another, or none.
+pub(super) fn whole<T: TryFrom<u64>>(
+    range: RangeInclusive<u64>,
+) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        let number = number.and_then(|number| T::try_from(number).ok());
+        number.ok_or_else(|| match (range.start(), range.end()) {
+            (first, &u64::MAX) => format!("`{text}` is no whole number from {first} on"),
+            (first, last) => format!("`{text}` is no whole number from {first} to {last}"),
+        })
+    }
 }
 
 /// How long attempts are made, where their number is not known.
@@ -512,7 +543,7 @@ async fn find_max(desk: &mut Desk<'_>, request: LoadRequest, condition: &str) ->
     {
         expect.push("error_ratio < 0.1%".into());
     }
-    let duration_ns = nanoseconds(asked.duration.unwrap_or(Span(STEP)))?;
+    let duration_ns = nanoseconds("--for", asked.duration.unwrap_or(Span(STEP)))?;
     // A run has at least one attempt.
     let lowest = (1e9 / duration_ns.max(1) as f64).ceil().max(1.0);
     let mut search = Search::new(lowest, HIGHEST_RATE);
@@ -612,8 +643,26 @@ fn conclude(
     }
 }
 
+/// What a run is told by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Counted {
+    Connections,
+    Requests,
+    Datagrams,
+}
+
+impl Counted {
+    fn of(plan: Option<&LoadPlan>) -> Self {
+        match plan {
+            Some(plan) if plan.udp.is_some() => Self::Datagrams,
+            Some(plan) if plan.http.is_some() => Self::Requests,
+            _ => Self::Connections,
+        }
+    }
+}
+
 /// Where a run stands.
-fn line(progress: &RunProgress, is_of_requests: bool, debug: bool) -> String {
+fn line(progress: &RunProgress, counted: Counted, debug: bool) -> String {
     let all: LoadCounts = progress.counts.unwrap_or_default();
     let total = if progress.planned > 0 {
         progress.planned
@@ -623,28 +672,42 @@ fn line(progress: &RunProgress, is_of_requests: bool, debug: bool) -> String {
     let debug = |line: String| match decode(&progress.connect) {
         Ok(Some(times)) if debug => format!(
             "{line}; {} p50 {}, p99 {}\n",
-            if is_of_requests { "request" } else { "connect" },
+            if counted == Counted::Connections {
+                "connect"
+            } else {
+                "request"
+            },
             human(times.value_at_quantile(0.5)),
             human(times.value_at_quantile(0.99))
         ),
         _ => line + "\n",
     };
-    if is_of_requests {
-        let errors = counts::request_errors(&all);
+    let seconds = progress.elapsed_ns as f64 / 1e9;
+    let errors = counts::request_errors(&all);
+    let under_way = all
+        .requests
+        .saturating_sub(all.answered + errors + all.request_abandoned);
+    if counted == Counted::Datagrams {
         return debug(format!(
-            "{:>7.1}s  Requests: {}, Under way: {}, Answered: {}, Error: {errors}, Connections: {}, Failed connections: {}",
-            progress.elapsed_ns as f64 / 1e9,
+            "{seconds:>7.1}s  Datagrams: {}, Under way: {under_way}, Arrived: {}, Lost: {}, Refused: {}, Other errors: {}",
             all.requests,
-            all.requests
-                .saturating_sub(all.answered + errors + all.request_abandoned),
+            all.answered,
+            all.request_timed_out,
+            all.refused,
+            errors.saturating_sub(all.request_timed_out + all.refused),
+        ));
+    }
+    if counted == Counted::Requests {
+        return debug(format!(
+            "{seconds:>7.1}s  Requests: {}, Under way: {under_way}, Answered: {}, Error: {errors}, Connections: {}, Failed connections: {}",
+            all.requests,
             all.answered,
             progress.open,
             counts::errors(&all) + all.insecure,
         ));
     }
     debug(format!(
-        "{:>7.1}s  Total: {total}, Dialing: {}, Established: {}, Closed: {}, Error: {}, Not initiated: {}",
-        progress.elapsed_ns as f64 / 1e9,
+        "{seconds:>7.1}s  Total: {total}, Dialing: {}, Established: {}, Closed: {}, Error: {}, Not initiated: {}",
         all.started.saturating_sub(counts::decided(&all)),
         progress.open,
         all.closed + counts::lost(&all),
@@ -674,8 +737,23 @@ mod tests {
             connect: Default::default(),
         };
         assert_eq!(
-            line(&progress, false, true),
+            line(&progress, Counted::Connections, true),
             "    1.5s  Total: 100, Dialing: 6, Established: 47, Closed: 3, Error: 4, Not initiated: 40\n"
+        );
+        let progress = RunProgress {
+            counts: Some(LoadCounts {
+                requests: 60,
+                answered: 40,
+                refused: 5,
+                request_timed_out: 4,
+                unsent: 1,
+                ..LoadCounts::default()
+            }),
+            ..progress
+        };
+        assert_eq!(
+            line(&progress, Counted::Datagrams, false),
+            "    1.5s  Datagrams: 60, Under way: 10, Arrived: 40, Lost: 4, Refused: 5, Other errors: 1\n"
         );
     }
 }

@@ -14,6 +14,7 @@ use tokio::signal::ctrl_c;
 use tokio::time::{Instant, interval, timeout_at};
 
 use super::received::Listener;
+use super::run::at_least_one;
 use crate::cli::Failure;
 use crate::config::Span;
 
@@ -26,11 +27,11 @@ Examples:
   holdfast load serve --accept 50 --lifetime 2s        the first 50 connections only, each for 2 seconds")]
 pub(super) struct Args {
     /// Where to listen
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8888")]
+    #[arg(long, value_name = "ADDRESS", allow_hyphen_values = true, default_value = "127.0.0.1:8888", value_parser = address)]
     listen: SocketAddr,
 
     /// Accept so many connections, and no more: the others wait in the kernel's queue [default: all]
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = at_least_one())]
     accept: Option<u64>,
 
     /// Close each connection after this time [default: when the peer does]
@@ -52,6 +53,12 @@ pub(super) struct Args {
     interval: Span,
 }
 
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        format!("`{text}` is no address to listen on; write IP:PORT with a port from 0 (any) to 65535")
+    })
+}
+
 /// What was served.
 #[derive(Default)]
 struct Served {
@@ -64,7 +71,9 @@ const EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     if args.interval.0.is_zero() {
-        return Err(Failure::Usage(anyhow!("an interval of 0 s is none")));
+        return Err(Failure::Usage(anyhow!(
+            "--interval 0s is no time between two lines: write more than 0, like 1s"
+        )));
     }
     if args.udp {
         return datagrams(&args).await;

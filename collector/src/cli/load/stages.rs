@@ -23,7 +23,7 @@ impl FromStr for Rate {
             .strip_suffix("/s")
             .and_then(|number| number.trim().parse::<f64>().ok())
             .filter(|rate| rate.is_finite() && *rate > 0.0)
-            .ok_or_else(|| format!("`{text}` is no rate; write it like 500/s"))?;
+            .ok_or_else(|| format!("`{text}` is no rate, which is more than 0/s; write it like 500/s"))?;
         if rate > MOST_PER_SECOND {
             return Err(format!(
                 "`{text}` is more than {MOST_PER_SECOND:.0}/s, the highest rate"

@@ -54,7 +54,8 @@ pub(super) struct Args {
 /// The targets as one text each, HOST:PORT: `HOST PORT` is one target in two words.
 fn joined(words: &[String]) -> Vec<String> {
     match words {
-        [host, port] if port.parse::<u16>().is_ok() => {
+        // Also one that is no port: it is told as one.
+        [host, port] if port.parse::<i64>().is_ok() => {
             let is_bare_ipv6 = host.contains(':') && !host.starts_with('[');
             vec![if is_bare_ipv6 {
                 format!("[{host}]:{port}")
@@ -88,7 +89,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         named,
         count: LoadCount {
             connections: args.connections,
-            pause_ns: nanoseconds(args.sleep)?,
+            pause_ns: nanoseconds("--sleep", args.sleep)?,
         },
         of_what: "connections",
         mesh: None,
@@ -108,6 +109,7 @@ mod tests {
     fn a_host_and_a_port_are_one_target() {
         assert_eq!(words(&["web", "80"]), ["web:80"]);
         assert_eq!(words(&["::1", "80"]), ["[::1]:80"]);
+        assert_eq!(words(&["web", "65536"]), ["web:65536"]);
         assert_eq!(words(&["web:80", "db:5432"]), ["web:80", "db:5432"]);
     }
 }

@@ -4,7 +4,7 @@ use anyhow::anyhow;
 use holdfast_proto::datagram::LEAST_BYTES;
 use holdfast_proto::v1::{LoadCount, LoadPlan, LoadUdp};
 
-use super::run::{Asked, Load, at_least_one, make, nanoseconds, resolve};
+use super::run::{Asked, Load, at_least_one, make, nanoseconds, resolve, whole, within};
 use crate::cli::Failure;
 use crate::config::Span;
 
@@ -21,9 +21,10 @@ Examples:
   holdfast load udp voice:5000 --one-way --rate 1000/s --for 10s
 
 What can be expected: request (from when one was due until it was back), response (since it was sent), jitter with .p50 .p99 .p99.9 .mean
-.min .max; error_ratio, request_timed_out (lost), reordered, duplicated; requests, answered, errors; rate.
+.min .max; error_ratio, request_timed_out (lost), refused (nothing listens on the port, by ICMP), unreachable, reordered, duplicated; requests,
+answered, errors; rate.
 
-Exit codes: 0 it holds (nothing expected: no losses), 1 it does not, 2 a wrong call, 3 unknown: the agents were the limit, not the
+Exit codes: 0 it holds (nothing expected: no errors and no losses), 1 it does not, 2 a wrong call, 3 unknown: the agents were the limit, not the
 target, or there is no data, 4 it could not be done.")]
 pub(super) struct Args {
     /// HOST:PORT; several are taken in turn
@@ -39,7 +40,7 @@ pub(super) struct Args {
     sleep: Span,
 
     /// Length of each, without the heads of UDP and IP
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true, default_value_t = 64, value_parser = clap::value_parser!(u32).range(LEAST_BYTES as i64..=MOST_BYTES))]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true, default_value_t = 64, value_parser = whole::<u32>(LEAST_BYTES as u64..=MOST_BYTES))]
     bytes: u32,
 
     /// One that is not back after this time is lost
@@ -63,7 +64,7 @@ pub(super) struct Args {
 const _: () = assert!(LEAST_BYTES <= 64, "the default is no shorter than a head");
 
 /// The longest datagram over IPv4, without its heads.
-const MOST_BYTES: i64 = 65_507;
+const MOST_BYTES: u64 = 65_507;
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     if args.asked.is_closed_loop() {
@@ -84,7 +85,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let load = Load {
         plan: LoadPlan {
             targets: addresses,
-            timeout_ns: nanoseconds(args.timeout)?,
+            timeout_ns: within("--timeout", args.timeout)?,
             udp: Some(LoadUdp {
                 bytes: args.bytes,
                 one_way: args.one_way,
@@ -95,7 +96,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         named,
         count: LoadCount {
             connections: args.number,
-            pause_ns: nanoseconds(args.sleep)?,
+            pause_ns: nanoseconds("--sleep", args.sleep)?,
         },
         of_what: "datagrams",
         mesh: None,

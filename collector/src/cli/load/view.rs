@@ -406,6 +406,21 @@ mod tests {
     }
 
     #[test]
+    fn a_datagram_that_was_refused_is_not_under_way() {
+        let counts = LoadCounts {
+            requests: 30,
+            answered: 20,
+            refused: 7,
+            request_timed_out: 1,
+            ..LoadCounts::default()
+        };
+        assert_eq!(
+            outcomes(&counts, 0),
+            "20 answered, 2 under way, 7 refused, 1 request timed out"
+        );
+    }
+
+    #[test]
     fn lines_are_drawn_over_the_old_ones_however_wide_the_terminal_is_now() {
         let lines = ["one".to_owned(), "two".to_owned()];
         assert_eq!(

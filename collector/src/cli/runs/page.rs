@@ -42,6 +42,14 @@ const REQUESTS: &Kinds = &[
     (&["malformed"], "no answer of the protocol", "c7"),
     (&["request_abandoned"], "cut off by the end", "c8"),
 ];
+const DATAGRAMS: &Kinds = &[
+    (&["answered"], "arrived", "good"),
+    (&["refused"], "refused: nothing listens on that UDP port", "c2"),
+    (&["request_timed_out", "request_lost"], "lost", "c3"),
+    (&["unreachable"], "unreachable", "c5"),
+    (&["unsent"], "not sent", "c6"),
+    (&["request_abandoned"], "cut off by the end, or not known", "c8"),
+];
 
 /// Times of a run by name, what they are of, and how they are drawn.
 const TIMES: [(&str, &str, &str); 8] = [
@@ -334,10 +342,7 @@ impl Run<'_> {
     }
 
     fn is_udp(&self) -> bool {
-        self.summary
-            .plan
-            .as_ref()
-            .is_some_and(|plan| plan.protocol == "UDP")
+        self.summary.is_of_datagrams()
     }
 
     fn expectations(&self) -> String {
@@ -545,7 +550,11 @@ impl Run<'_> {
     }
 
     fn kinds(&self) -> &'static Kinds {
-        if self.is_of_requests() { REQUESTS } else { ATTEMPTS }
+        match (self.is_udp(), self.is_of_requests()) {
+            (true, _) => DATAGRAMS,
+            (_, true) => REQUESTS,
+            _ => ATTEMPTS,
+        }
     }
 
     /// What a slot's reports are of, in seconds since the start.
