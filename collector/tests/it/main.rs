@@ -4,6 +4,7 @@ mod any_order;
 mod asking;
 mod assertions;
 mod at_exit;
+mod backtest;
 mod clickhouse_http;
 mod command_line;
 mod delivery;
