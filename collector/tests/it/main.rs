@@ -5,6 +5,7 @@ mod asking;
 mod assertions;
 mod at_exit;
 mod backtest;
+mod bounds;
 mod clickhouse_http;
 mod command_line;
 mod delivery;
