@@ -67,6 +67,11 @@ fn at(ns: &str) -> String {
     format!("fromUnixTimestamp64Nano(toInt64({ns}), 'UTC')")
 }
 
+/// An address of 10.16.0.0/12 by its number, in SQL.
+fn address(number: &str) -> String {
+    format!("toIPv6(concat('::ffff:', IPv4NumToString(toUInt32(0x0a100000 + {number}))))")
+}
+
 /// Every change that was stored, by its key: when its window ended, in seconds, and what was said.
 async fn changes(store: &Embedded, begin_ns: i64) -> BTreeMap<String, Vec<(i64, String)>> {
     let sql = format!(
@@ -162,4 +167,95 @@ async fn more_keys_than_are_judged_are_told_and_push_none_out_that_has_a_state()
     let never =
         "SELECT count() FROM verdict_records WHERE key LIKE '%comm=b-0399' OR key LIKE '%comm=b-1199'";
     assert_eq!(number(&store, never).await, 0);
+}
+
+/// What a window of five minutes came to that ended `until` seconds in, and how many questions that took.
+async fn judged_at(engine: &mut Engine, begin_ns: i64, until: i64) -> (Record, u64) {
+    let asked = engine.asked;
+    let mut records = engine
+        .step(begin_ns + (until + 1) * SECOND_NS)
+        .await
+        .unwrap()
+        .records;
+    assert_eq!(records.len(), 1, "{records:?}");
+    let record = records.remove(0);
+    assert_eq!(record.window_to_ns, begin_ns + until * SECOND_NS);
+    (record, engine.asked - asked)
+}
+
+/// Sixty parts of two thousand ends each are more than an answer may have, and each half of them is not.
+#[tokio::test]
+async fn what_is_too_much_for_one_answer_is_asked_for_by_halves_and_is_exact() {
+    const ENDS: u64 = 2_000;
+    const PARTS: u64 = 60;
+    let count = ENDS * PARTS;
+    // One in a hundred may take as long.
+    for (slow, verdict) in [
+        (count / 100, Verdict::Holds),
+        (count / 100 + 1, Verdict::Violated),
+    ] {
+        let (store, set, begin_ns) = watched(
+            "{ name: a, from: all, to: '10.16.0.0/12:5432', expect: connect.p99 < 20ms, over: 5m, every: 5s }",
+        )
+        .await;
+        // The slow ones are spread over all parts.
+        let columns = [
+            (
+                "recorded_at",
+                at(&format!(
+                    "{begin_ns} + (1 + 5 * (number % {PARTS})) * {SECOND_NS}"
+                )),
+            ),
+            ("remote_ip", address(&format!("intDiv(number, {PARTS})"))),
+            (
+                "connect_us",
+                format!("if(number % 97 = 0 AND intDiv(number, 97) < {slow}, 20000, 5000)"),
+            ),
+        ];
+        attempts(&store, count, &columns).await;
+        let slow_rows = "SELECT countIf(connect_us = 20000) FROM connection_records";
+        assert_eq!(number(&store, slow_rows).await, slow);
+
+        let mut engine = Engine::new(store, set, begin_ns + 299 * SECOND_NS, false);
+        engine.without_worst();
+        engine.tell_every_window();
+        let (record, asked) = judged_at(&mut engine, begin_ns, 300).await;
+        assert_eq!((record.machine.verdict, record.cause.as_str()), (verdict, ""));
+        assert_eq!(record.samples, count);
+        // Of everything, and of each half.
+        assert_eq!(asked, 3);
+        // The next window is asked about for what is new.
+        let (record, asked) = judged_at(&mut engine, begin_ns, 305).await;
+        assert_eq!((record.samples, asked), (count - ENDS, 1));
+    }
+}
+
+/// A part that cannot be cut further, or parts that are too much once they are put together: it is said, and nothing else is.
+#[tokio::test]
+async fn what_is_too_much_for_any_answer_is_unknown_until_it_is_over() {
+    const CAUSE: &str = "more than 100000 combinations of labels in one window: narrow it with `where`";
+    let ends = 100_001;
+    let at_once = at(&format!("{{begin}} + 3 * {SECOND_NS}"));
+    let spread = at(&format!("{{begin}} + (1 + 5 * (number % 60)) * {SECOND_NS}"));
+    for recorded_at in [at_once, spread] {
+        let (store, set, begin_ns) = watched(
+            "{ name: a, from: all, to: '10.16.0.0/12:5432', expect: connect.refused = 0, over: 5m, every: 5s }",
+        )
+        .await;
+        let recorded_at = recorded_at.replace("{begin}", &begin_ns.to_string());
+        let columns = [
+            ("recorded_at", recorded_at.clone()),
+            ("remote_ip", address("number")),
+        ];
+        attempts(&store, ends, &columns).await;
+        let mut engine = Engine::new(store, set, begin_ns + 299 * SECOND_NS, false);
+        engine.without_worst();
+        engine.tell_every_window();
+        // The second window has at least one part of the ends less.
+        for (until, verdict, cause) in [(300, Verdict::Unknown, CAUSE), (305, Verdict::Holds, "")] {
+            let (record, _) = judged_at(&mut engine, begin_ns, until).await;
+            let said = (record.machine.verdict, record.cause.as_str());
+            assert_eq!(said, (verdict, cause), "{until} of {recorded_at}");
+        }
+    }
 }
