@@ -24,7 +24,7 @@ use crate::config::{Config, Limits, Retention, StoreLocation};
 use crate::control::Control;
 use crate::door::{self, Caller, Counted};
 use crate::engine::heard::Heard;
-use crate::engine::run::{Declared, Judge, SharedSet};
+use crate::engine::run::{Declared, Judge, SharedSet, hang_up};
 use crate::gather;
 use crate::health::{Health, PROBE_INTERVAL};
 use crate::ingest::{Ingest, reports::Reports};
@@ -281,6 +281,7 @@ async fn serve(
         seat: seat.clone(),
         metrics: metrics.clone(),
         clock: WallClock::system(),
+        hang_up: hang_up(),
         stopping: stopping.clone(),
     });
     let mut rolling = None;

@@ -212,7 +212,7 @@ impl fmt::Display for Cause {
             Self::TooManyKeys { keys, most } => {
                 write!(
                     f,
-                    "{keys} keys, of which the first {most} are judged: narrow it, or leave something out of `by`"
+                    "{keys} keys, of which {most} are judged: narrow it, or leave something out of `by`"
                 )
             }
             Self::NotJudged => f.write_str("nobody judged the windows before"),

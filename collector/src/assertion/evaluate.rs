@@ -17,7 +17,8 @@ use super::state::Outcome;
 use super::{Assertion, Dimension, NoData, Subject, Target, TargetPlace};
 use crate::filter::Operator;
 
-/// Keys of one assertion.
+/// Keys of one assertion that are judged. Of more, those go on that were judged before; the others have to wait until one of
+/// these is forgotten.
 pub const MOST_KEYS: usize = 1_000;
 
 /// Stands for the keys beyond.
@@ -410,7 +411,9 @@ pub fn judge(
     let found = keys.len();
     let mut judgements = Vec::with_capacity(found.min(MOST_KEYS));
     if found > MOST_KEYS {
-        keys = keys.into_iter().take(MOST_KEYS).collect();
+        // What has a state goes on, whatever comes to it: a violation is not forgotten because others came.
+        let (older, newer): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| known.contains(key));
+        keys = older.into_iter().chain(newer).take(MOST_KEYS).collect();
         let cause = Cause::TooManyKeys {
             keys: found,
             most: MOST_KEYS,
@@ -458,7 +461,10 @@ pub fn judge(
     match assertion.quorum {
         None => judgements,
         Some(_) if is_waiting => Vec::new(),
-        Some(quorum) => vec![judge_quorum(quorum.share, &judgements)],
+        Some(quorum) => {
+            let beyond = found.saturating_sub(MOST_KEYS);
+            vec![judge_quorum(quorum.share, &judgements, beyond)]
+        }
     }
 }
 
@@ -848,24 +854,26 @@ fn read_agents(condition: &Condition, nodes: &[&str], moment: &Moment<'_>) -> Re
     }
 }
 
-/// One judgement of all: it is known as soon as what is not known cannot change it.
-fn judge_quorum(share: f64, each: &[Judgement]) -> Judgement {
+/// One judgement of all: it is known as soon as what is not known cannot change it. `beyond`: keys that were not judged, for
+/// which one judgement stands.
+fn judge_quorum(share: f64, each: &[Judgement], beyond: usize) -> Judgement {
     let count = |outcome| {
         each.iter()
             .filter(|judgement| judgement.outcome == outcome)
             .count()
     };
-    let (passed, unknown) = (count(Outcome::Passed), count(Outcome::Unknown));
-    let needed = (share * each.len() as f64 - 1e-9).ceil() as usize;
+    let more = beyond.saturating_sub(1);
+    let (passed, unknown) = (count(Outcome::Passed), count(Outcome::Unknown) + more);
+    let keys = each.len() + more;
+    let needed = (share * keys as f64 - 1e-9).ceil() as usize;
     let (outcome, cause) = if passed >= needed {
         (Outcome::Passed, None)
     } else if passed + unknown < needed {
         (Outcome::Failed, None)
     } else {
-        let keys = each.len();
         let only = each.iter().filter_map(|judgement| judgement.cause.as_ref()).min();
         let cause = match only {
-            Some(cause) if unknown == 1 => cause.clone(),
+            Some(cause) if unknown == 1 || unknown == beyond => cause.clone(),
             _ => Cause::Quorum { unknown, keys },
         };
         (Outcome::Unknown, Some(cause))

@@ -22,7 +22,10 @@ use crate::engine::files;
 #[command(after_help = "\
 Examples:
   holdfast backtest --since 1h assertions/
-  holdfast backtest --since 7d --json new.yaml")]
+  holdfast backtest --since 7d --json new.yaml
+
+Exit codes: 0 the past was judged, whatever came of it, 2 a wrong call or a wrong file, or there is no assertion in it,
+4 it could not be done.")]
 pub(super) struct Args {
     /// Files, or folders with files that end in .yaml
     #[arg(value_name = "FILES", required = true)]
@@ -49,12 +52,14 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         for_ns: 0,
         since_ns: u64::try_from(args.since.0.as_nanos()).unwrap_or(u64::MAX),
     };
-    let mut changes = Vec::new();
+    let mut changes: Vec<verdicts::Row> = Vec::new();
     let judged = check::judge(&args.reach, request, |row| {
         changes.push(verdicts::Row::parse(&row.line)?);
         Ok(())
     })
     .await?;
+    // Those of long windows come later than those of short ones.
+    changes.sort_by(|one, other| one.window_to.cmp(&other.window_to));
     let mut stdout = io::stdout().lock();
     if args.reach.json {
         for row in changes.iter().chain(&judged.last) {
@@ -75,7 +80,10 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     for (name, counts) in by_name {
         let each: Vec<_> = counts
             .iter()
-            .map(|(verdict, count)| format!("{count} times {verdict}"))
+            .map(|(verdict, count)| match count {
+                1 => format!("once {verdict}"),
+                _ => format!("{count} times {verdict}"),
+            })
             .collect();
         writeln!(stdout, "{name}: {}", each.join(", "))?;
     }

@@ -47,8 +47,10 @@ const AGO: Duration = Duration::from_secs(24 * 3600);
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let (_, set) = files::load(&args.files).map_err(|error| Failure::Usage(error.into()))?;
     if set.tests.is_empty() {
+        let places: Vec<_> = args.files.iter().map(|path| path.display().to_string()).collect();
         return Err(Failure::Usage(anyhow!(
-            "there are no tests in these files: write `tests:`"
+            "there are no tests in {}: write `tests:`",
+            places.join(", ")
         )));
     }
     let runtime = tokio::runtime::Runtime::new()

@@ -128,7 +128,7 @@ pub(super) struct Row {
     #[serde(default)]
     since: String,
     #[serde(default)]
-    window_to: String,
+    pub(super) window_to: String,
     #[serde(default)]
     condition: String,
     #[serde(default)]

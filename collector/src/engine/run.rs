@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
@@ -38,12 +38,18 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct Declared {
     pub folder: PathBuf,
     pub set: Set,
+    /// The files as they were before they were read: what changes from then on is a change, also while the store is waited for.
+    seen: Footprint,
 }
+
+/// What changes when a file does: names, sizes and times.
+type Footprint = Vec<(PathBuf, u64, Option<SystemTime>)>;
 
 impl Declared {
     pub fn read(folder: PathBuf) -> Result<Self, FilesError> {
+        let seen = footprint(&folder);
         let (_, set) = files::load(std::slice::from_ref(&folder))?;
-        Ok(Self { folder, set })
+        Ok(Self { folder, set, seen })
     }
 }
 
@@ -81,19 +87,30 @@ pub struct Judge {
     pub seat: Arc<Seat>,
     pub metrics: Arc<Metrics>,
     pub clock: WallClock,
+    /// Made with the collector: until somebody asks for it, this signal ends a process.
+    pub hang_up: Option<Signal>,
     /// True once the collector stops.
     pub stopping: watch::Receiver<bool>,
 }
 
+/// The signal that has the files read again. `None`: it cannot be heard.
+pub fn hang_up() -> Option<Signal> {
+    signal(SignalKind::hangup()).ok()
+}
+
 impl Judge {
     pub async fn run(mut self) {
-        let Declared { folder, set } = self.declared.clone();
+        let Declared {
+            folder,
+            set,
+            mut seen,
+        } = self.declared.clone();
         let mut engine = self.engine(set, self.clock.now_ns());
         info!(assertions = engine.set().assertions.len(), folder = %folder.display(), "judging");
-        let mut hang_up = signal(SignalKind::hangup()).ok();
+        let mut hang_up = self.hang_up.take();
         let mut ticks = tokio::time::interval(STEP);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut seen, mut looked) = (footprint(&folder), Instant::now());
+        let mut looked = Instant::now();
         let (mut is_resumed, mut is_failing) = (false, false);
         let mut stepped = Instant::now();
         loop {
@@ -232,7 +249,7 @@ async fn whole(heard: &Heard, stepped: Instant) {
     tokio::time::sleep_until(stepped + BREATH).await;
 }
 
-async fn hung_up(signal: &mut Option<tokio::signal::unix::Signal>) {
+async fn hung_up(signal: &mut Option<Signal>) {
     match signal {
         Some(signal) => {
             signal.recv().await;
@@ -241,19 +258,18 @@ async fn hung_up(signal: &mut Option<tokio::signal::unix::Signal>) {
     }
 }
 
-/// What changes when a file does: names, sizes and times.
-fn footprint(folder: &std::path::Path) -> Vec<(PathBuf, u64, Option<SystemTime>)> {
-    let Ok(entries) = std::fs::read_dir(folder) else {
-        return Vec::new();
+fn footprint(folder: &std::path::Path) -> Footprint {
+    let paths = match std::fs::read_dir(folder) {
+        Ok(entries) => entries.filter_map(Result::ok).map(|entry| entry.path()).collect(),
+        // A file alone, or nothing any more.
+        Err(_) => vec![folder.to_owned()],
     };
-    let mut files: Vec<_> = entries
-        .filter_map(Result::ok)
-        .map(|entry| {
-            let meta = std::fs::metadata(entry.path());
-            let size = meta.as_ref().map_or(0, std::fs::Metadata::len);
-            (entry.path(), size, meta.and_then(|meta| meta.modified()).ok())
-        })
-        .collect();
+    let of = |path: PathBuf| {
+        let meta = std::fs::metadata(&path);
+        let size = meta.as_ref().map_or(0, std::fs::Metadata::len);
+        (path, size, meta.and_then(|meta| meta.modified()).ok())
+    };
+    let mut files: Footprint = paths.into_iter().map(of).collect();
     files.sort();
     files
 }

@@ -254,7 +254,14 @@ struct End {
     remote: (Ipv4Addr, u16),
     connect_us: u64,
     duration_us: u64,
+    retransmits: u64,
 }
+
+/// Segments that an established connection sends, handshake and end included.
+const SEGMENTS: u64 = 4;
+
+/// What an attempt sends again before it gives up after three seconds: Linux doubles a wait that begins with one second.
+const RESENT_SYNS: u64 = 2;
 
 fn add_ends(ends: &mut Vec<End>, link: &Link, nodes: &BTreeMap<&str, Ipv4Addr>, port: u16, begin_ns: i64) {
     /// Of the enum `outcome`.
@@ -275,6 +282,8 @@ fn add_ends(ends: &mut Vec<End>, link: &Link, nodes: &BTreeMap<&str, Ipv4Addr>, 
             Event::Unreachable => (Some(5), 100),
             Event::Nothing | Event::Silent | Event::Lost => (None, 0),
         };
+        let is_given_up = matches!(event, Event::TimedOut | Event::QueueFull);
+        let retransmits = if is_given_up { RESENT_SYNS } else { 0 };
         let mut at_ns = span_ns + BETWEEN_NS;
         while at_ns <= end_ns && outcome.is_some() {
             ephemeral = ephemeral.checked_add(1).unwrap_or(32_768);
@@ -290,6 +299,7 @@ fn add_ends(ends: &mut Vec<End>, link: &Link, nodes: &BTreeMap<&str, Ipv4Addr>, 
                 remote: (server, port),
                 connect_us,
                 duration_us: connect_us + lasts_us.unsigned_abs(),
+                retransmits,
             });
             if outcome == ESTABLISHED {
                 ends.push(End {
@@ -301,11 +311,22 @@ fn add_ends(ends: &mut Vec<End>, link: &Link, nodes: &BTreeMap<&str, Ipv4Addr>, 
                     remote: (client, ephemeral),
                     connect_us: 50,
                     duration_us: 50 + lasts_us.unsigned_abs(),
+                    retransmits: 0,
                 });
             }
             at_ns += BETWEEN_NS;
         }
         span_ns = end_ns;
+    }
+}
+
+impl End {
+    /// That it sent, those that were sent again included.
+    fn segments(&self) -> u64 {
+        match self.retransmits {
+            0 => SEGMENTS,
+            again => 1 + again,
+        }
     }
 }
 
@@ -441,7 +462,9 @@ fn connection_records(ends: &[End]) -> Result<crate::store::Block, BlockError> {
         ("remote_port", each(|end| end.remote.1.into())),
         ("connect_us", each(|end| end.connect_us)),
         ("duration_us", each(|end| end.duration_us)),
-        ("segments_sent", each(|_| 4)),
+        ("segments_sent", each(End::segments)),
+        ("retransmits", each(|end| end.retransmits)),
+        ("syn_retransmits", each(|end| end.retransmits)),
         ("srtt_us", each(|end| end.connect_us.min(1_000_000))),
         ("is_first", Values::Bools(vec![true; ends.len()])),
         ("is_final", Values::Bools(vec![true; ends.len()])),

@@ -818,6 +818,7 @@ tests:
     assert_eq!(answers[0], answers[1]);
 }
 
+/// Each of them says what it is for, and is seen to hold and to be violated.
 #[tokio::test]
 async fn the_examples_pass_their_own_tests() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
@@ -831,6 +832,22 @@ async fn the_examples_pass_their_own_tests() {
         .filter(|name| untested(name))
         .collect();
     assert!(untested.is_empty(), "without a test: {untested:?}");
+    for known in &set.assertions {
+        assert!(
+            !known.description.is_empty(),
+            "{} says not what it is for",
+            known.name
+        );
+        let tests = set.tests.iter().filter(|test| test.assertion == known.name);
+        let expected: BTreeSet<_> = tests
+            .flat_map(|test| &test.expect)
+            .map(|(_, said)| *said)
+            .collect();
+        // One that never fails may be one that cannot.
+        for verdict in [Verdict::Holds, Verdict::Violated] {
+            assert!(expected.contains(&verdict), "{} is never {verdict:?}", known.name);
+        }
+    }
     for (number, test) in set.tests.iter().enumerate() {
         let store: Arc<dyn Store> = database().await;
         let begin_ns = now_ns() - 4 * 3_600 * SECOND_NS;

@@ -304,6 +304,66 @@ async fn a_number_of_load_that_makes_no_sense_is_told_with_its_option_and_what_i
     fails(vec!["runs", "--limit", "-1"], &["--limit", "`-1`", WHOLE]).await;
 }
 
+/// Whoever asserts nothing would be told that all holds.
+#[tokio::test]
+async fn where_nothing_is_asserted_that_is_a_usage_error_and_the_place_is_named() {
+    let empty = folder("no-assertions");
+    // What does not end in .yaml, an editor's own file, and files that declare nothing.
+    let other = folder("other-files");
+    let right = "assertions: [{ name: a, expect: connect.refused = 0, over: 5s }]\n";
+    std::fs::write(other.join("a.yaml.txt"), right).unwrap();
+    std::fs::write(other.join(".a.yaml"), right).unwrap();
+    std::fs::create_dir(other.join("deeper")).unwrap();
+    std::fs::write(other.join("deeper/a.yaml"), right).unwrap();
+    let groups = folder("groups-alone");
+    std::fs::write(groups.join("a.yaml"), "groups: { web: role = web }\n").unwrap();
+    std::fs::write(groups.join("b.yaml"), "").unwrap();
+    std::fs::write(groups.join("c.yaml"), "assertions: []\n").unwrap();
+    let nowhere = empty.join("nowhere");
+
+    let nothing = |place: &std::path::Path| {
+        format!(
+            "there are no assertions in {}: write a file that ends in .yaml with `assertions:`",
+            place.display()
+        )
+    };
+    let unreadable = format!(
+        "cannot read {}: No such file or directory (os error 2)",
+        nowhere.display()
+    );
+    for (place, expected) in [
+        (&empty, nothing(&empty)),
+        (&other, nothing(&other)),
+        (&groups, nothing(&groups)),
+        (&nowhere, unreadable),
+    ] {
+        let place = place.to_str().unwrap();
+        // None of them gets as far as to a port, a store or a collector.
+        let serve = ["serve", "--listen", "127.0.0.1:1", "--store", "embedded:/nowhere"];
+        check(&[&serve[..], &["--assertions", place]].concat(), 2, &expected).await;
+        check(&["check", place], 2, &expected).await;
+        check(&["check", "--once", "--collector", NOBODY, place], 2, &expected).await;
+        check(
+            &["check", "--for", "1s", "--collector", NOBODY, place],
+            2,
+            &expected,
+        )
+        .await;
+        check(&["test", place], 2, &expected).await;
+        check(&["backtest", "--collector", NOBODY, place], 2, &expected).await;
+    }
+    let mut command = holdfast(&["serve", "--listen", "127.0.0.1:1", "--store", "embedded:/nowhere"]);
+    command.env("HOLDFAST_ASSERTIONS", &empty);
+    let output = output(command).await;
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains(&nothing(&empty)), "{}", stderr(&output));
+
+    let untested = folder("no-tests");
+    std::fs::write(untested.join("a.yaml"), right).unwrap();
+    let expected = format!("there are no tests in {}: write `tests:`", untested.display());
+    check(&["test", untested.to_str().unwrap()], 2, &expected).await;
+}
+
 #[tokio::test]
 async fn a_taken_port_is_named_with_its_owner() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

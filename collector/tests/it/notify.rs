@@ -2,17 +2,14 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use holdfast_proto::v1::{Status, collector_message};
 use ring::hmac;
 use serde_json::Value;
 
 use crate::harness::folder;
-use crate::synthetic::{Agent, now_ns};
+use crate::serving::Serving;
 
 /// Far longer than anything takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -123,133 +120,9 @@ fn check_signature(head: &str, body: &[u8]) {
     hmac::verify(&key, &signed, &tag).expect("the signature is right");
 }
 
-/// `holdfast serve` as a process.
-struct Serving {
-    process: Child,
-    url: String,
-    /// A node that is watched: where there is none, nothing is known.
-    node: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// Says again and again that everything is delivered, as long as the collector is there.
-async fn report(collector: SocketAddr) {
-    let mut agent = Agent::connect(collector, "a1").await;
-    let mut ticks = tokio::time::interval(Duration::from_millis(200));
-    loop {
-        ticks.tick().await;
-        let now_ns = now_ns() as u64;
-        let status = Status {
-            observed_at_ns: now_ns,
-            epoch: 7,
-            watermark_ns: now_ns,
-            attempts_watermark_ns: now_ns,
-            ..Status::default()
-        };
-        agent.report(status).await;
-        loop {
-            match agent.hear().await {
-                Ok(Some(collector_message::Body::Receipt(_))) => break,
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => return,
-            }
-        }
-    }
-}
-
-impl Serving {
-    fn start(store: &Path, assertions: &Path) -> Self {
-        let store = format!("embedded:{}", store.display());
-        let mut process = Command::new(env!("CARGO_BIN_EXE_holdfast"))
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--web",
-                "127.0.0.1:0",
-                "--store",
-                &store,
-            ])
-            .args(["--assertions".as_ref(), assertions.as_os_str()])
-            .env_remove("RUST_LOG")
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(process.stderr.take().unwrap())
-            .lines()
-            .map(Result::unwrap);
-        let ready = log
-            .find(|line| line.contains("ready"))
-            .expect("it says that it is ready");
-        let (_, rest) = ready.split_once("collector=").unwrap();
-        let url = rest.split_whitespace().next().unwrap().to_owned();
-        // What it says further on is not waited for, nor does it block it.
-        std::thread::spawn(move || log.for_each(drop));
-        let address = url.strip_prefix("http://").unwrap().parse().unwrap();
-        let node = tokio::spawn(report(address));
-        Self { process, url, node }
-    }
-
-    fn output(&self, arguments: &[&str]) -> std::process::Output {
-        Command::new(env!("CARGO_BIN_EXE_holdfast"))
-            .args(arguments)
-            .args(["--collector", &self.url])
-            .env("USER", "ann")
-            .env_remove("SUDO_USER")
-            .output()
-            .unwrap()
-    }
-
-    /// What a command prints.
-    fn run(&self, arguments: &[&str]) -> String {
-        let output = self.output(arguments);
-        assert!(output.status.success(), "{arguments:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn rows(&self, arguments: &[&str]) -> Vec<Value> {
-        let text = self.run(&[arguments, &["--json"]].concat());
-        text.lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
-    }
-
-    /// Waits until some assertion has this verdict.
-    fn comes_to(&self, verdict: &str) {
-        self.wait(verdict, |row| row["verdict"] == verdict);
-    }
-
-    /// Waits until a verdict is like this.
-    fn wait(&self, what: &str, is_so: impl Fn(&Value) -> bool) {
-        let started = Instant::now();
-        loop {
-            let rows = self.rows(&["verdicts"]);
-            if rows.iter().any(&is_so) {
-                return;
-            }
-            assert!(started.elapsed() < PATIENCE, "never {what}: {rows:?}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    /// Makes what holds fail, and what fails hold.
-    fn turn(&self) {
-        self.run(&["probe", "set", "--all", "syscalls=default", "--wait", "1ms"]);
-    }
-
-    /// As a crash ends it: SIGKILL.
-    fn kill(mut self) {
-        self.node.abort();
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
+/// Makes what holds fail, and what fails hold.
+fn turn(serving: &Serving) {
+    serving.run(&["probe", "set", "--all", "syscalls=default", "--wait", "1ms"]);
 }
 
 /// The ids and verdicts of what was taken, in order, each as often as it came.
@@ -308,7 +181,7 @@ receivers:
 
     let serving = Serving::start(&store, &assertions);
     serving.comes_to("holds");
-    serving.turn();
+    turn(&serving);
     let refused = receiver.wait("the violation", |seen| !seen.is_empty());
     let waiting = serving.rows(&["notifications"]);
     assert_eq!(waiting.len(), 1, "{waiting:?}");
@@ -322,7 +195,7 @@ receivers:
     let key = |request: &Seen| header(&request.head, "idempotency-key").unwrap().to_owned();
     let first: Vec<_> = seen.iter().map(key).collect();
     assert!(first.iter().all(|id| *id == key(&refused[0])), "{first:?}");
-    serving.turn();
+    turn(&serving);
     receiver.wait("what holds again", |seen| {
         taken(seen).iter().any(|(_, verdict)| verdict == "holds")
     });
@@ -331,7 +204,7 @@ receivers:
     // The third one has nothing to tell, unless the row that says that it was taken was not written before the kill.
     let serving = Serving::start(&store, &assertions);
     serving.comes_to("holds");
-    serving.turn();
+    turn(&serving);
     let seen = receiver.wait("the second violation", |seen| {
         taken(seen)
             .iter()
@@ -465,7 +338,7 @@ receivers:
     );
     assert_eq!(silences[0]["because"], "it is repaired");
 
-    serving.turn();
+    turn(&serving);
     let is_silenced =
         |row: &Value| row["assertion"] == "quiet" && row["verdict"] == "violated" && row["silenced"] == true;
     serving.wait("silenced, and violated", is_silenced);
@@ -476,9 +349,9 @@ receivers:
     asks.try_iter().for_each(drop);
 
     let serving = Serving::start(&store, &assertions);
-    serving.turn();
+    turn(&serving);
     receiver.wait("that the other holds", |seen| told_of(seen, "loud").len() == 2);
-    serving.turn();
+    turn(&serving);
     let seen = receiver.wait("the other's next violation", |seen| {
         told_of(seen, "loud").len() == 3
     });

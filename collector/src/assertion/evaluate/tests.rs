@@ -315,6 +315,58 @@ fn a_quorum_is_known_when_what_is_unknown_cannot_change_it() {
     );
 }
 
+/// Nodes beyond those that can be judged are not known, and not left out: each of them counts.
+#[test]
+fn of_too_many_nodes_a_quorum_knows_no_more_than_was_judged() {
+    let count = MOST_KEYS + 200;
+    let said = |share: &str, refused: usize| {
+        let assertion =
+            format!("on: all, expect: connect.refused = 0, by: on.node, quorum: '>= {share}% of nodes'");
+        let mut world = World::new(&assertion, &[]);
+        let names: Vec<_> = (0..count).map(|at| format!("node-{at:04}")).collect();
+        let node = |name: &String| Node {
+            labelled: Labelled {
+                node: name.clone(),
+                labels: BTreeMap::new(),
+            },
+            addresses: Vec::new(),
+        };
+        world.roster.nodes = names.iter().map(node).collect();
+        for name in &names {
+            let until_ns = WINDOW.to_ns + 2 * SECOND;
+            world.coverage.hear(&Report {
+                node: name.clone(),
+                agent_epoch: 1,
+                observed_ns: T - 10 * SECOND,
+                received_ns: T - 10 * SECOND,
+                ..Report::default()
+            });
+            world.coverage.hear(&Report {
+                node: name.clone(),
+                agent_epoch: 1,
+                observed_ns: until_ns,
+                received_ns: until_ns,
+                records_ns: until_ns,
+                attempts_ns: until_ns,
+                watches: on(),
+                ..Report::default()
+            });
+        }
+        let rows: Vec<_> = names[..refused]
+            .iter()
+            .map(|name| attempts(name, &[], 1))
+            .collect();
+        world.said(&rows)
+    };
+    // 1,000 of 1,200 are 83.3 %.
+    assert_eq!(said("80", 0), ["Passed"]);
+    let too_many = "Unknown: 1200 keys, of which 1000 are judged: narrow it, or leave something out of `by`";
+    assert_eq!(said("95", 0), [too_many]);
+    // 61 that fail are more than 5 %, whatever the others do.
+    assert_eq!(said("95", 60), [too_many]);
+    assert_eq!(said("95", 61), ["Failed"]);
+}
+
 #[test]
 fn what_the_agents_say_of_themselves_is_judged_without_rows() {
     let up = |silent: &[&str]| World::new("on: all, expect: node.up = true, by: on.node", silent).said(&[]);
