@@ -57,6 +57,12 @@ const KERNEL_PATIENCE: Duration = Duration::from_secs(3);
 const KERNEL_COMPLETE: Duration = Duration::from_secs(10);
 const KERNEL_PAUSE: Duration = Duration::from_millis(300);
 
+/// By how much a clock may part from another in a second while something sets it right: what Linux slews at most (adjtimex(2)), in millionths.
+const CLOCK_DRIFT_PPM: u64 = 500;
+
+/// What an agent makes of the kernel's time may be so far from its own clock, in nanoseconds. Two runs are further apart: see [`LEAD`].
+const CLOCK_GRAIN_NS: i64 = 10_000_000;
+
 /// Events of each agent that wait for the task of a run: more than a second of reports.
 const EVENTS_PER_AGENT: usize = 16;
 
@@ -1152,7 +1158,25 @@ impl Run<'_> {
                 .collect(),
             began_at_ns: self.began_at_ns,
             ended_at_ns,
+            margin_ns: self.margin_ns(ended_at_ns),
         }
+    }
+
+    /// How far off the clocks of its nodes may be from ours, as they said before it began, until it ends.
+    fn margin_ns(&self, ended_at_ns: i64) -> i64 {
+        let ready = self.parts.values().filter_map(|part| part.ready);
+        let off_ns = ready.map(|ready| {
+            ready
+                .clock_offset_ns
+                .unsigned_abs()
+                .saturating_add(ready.clock_error_ns)
+        });
+        let lasts_ns = ended_at_ns.abs_diff(self.began_at_ns);
+        let drift_ns = lasts_ns / 1_000_000 * CLOCK_DRIFT_PPM;
+        let margin_ns = off_ns.max().unwrap_or(0).saturating_add(drift_ns);
+        i64::try_from(margin_ns)
+            .unwrap_or(i64::MAX)
+            .saturating_add(CLOCK_GRAIN_NS)
     }
 
     /// What the kernels recorded of the run's connections, as soon as it is all there, or what there is by then.
