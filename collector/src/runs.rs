@@ -162,10 +162,16 @@ impl Runs {
         }
     }
 
-    /// Stops a run. False if none is under way that is called so.
+    /// Stops the run whose id begins so. False if none is under way that does, or several are.
     pub fn stop(&self, run_id: &str) -> bool {
-        let active = lock(&self.active).get(run_id).cloned();
-        active.is_some_and(|active| active.stop.send(true).is_ok())
+        let active = lock(&self.active);
+        let mut found = active
+            .iter()
+            .filter(|(id, _)| !run_id.is_empty() && id.starts_with(run_id));
+        match (found.next(), found.next()) {
+            (Some((_, active)), None) => active.stop.send(true).is_ok(),
+            _ => false,
+        }
     }
 
     /// An agent speaks another version: whoever misses it is told which side to upgrade. Its node's name was not looked at yet.
