@@ -397,7 +397,7 @@ impl QueryService for Questions {
             return Ok(Response::new(StopRunResponse {}));
         }
         Err(Status::not_found(format!(
-            "this collector drives no run {run_id}; holdfast runs shows which there were"
+            "this collector drives no run whose id begins with {run_id:?}, or several; holdfast runs lists them"
         )))
     }
 

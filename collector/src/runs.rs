@@ -57,6 +57,12 @@ const KERNEL_PATIENCE: Duration = Duration::from_secs(3);
 const KERNEL_COMPLETE: Duration = Duration::from_secs(10);
 const KERNEL_PAUSE: Duration = Duration::from_millis(300);
 
+/// By how much a clock may part from another in a second while something sets it right: what Linux slews at most (adjtimex(2)), in millionths.
+const CLOCK_DRIFT_PPM: u64 = 500;
+
+/// What an agent makes of the kernel's time may be so far from its own clock, in nanoseconds. Two runs are further apart: see [`LEAD`].
+const CLOCK_GRAIN_NS: i64 = 10_000_000;
+
 /// Events of each agent that wait for the task of a run: more than a second of reports.
 const EVENTS_PER_AGENT: usize = 16;
 
@@ -156,10 +162,16 @@ impl Runs {
         }
     }
 
-    /// Stops a run. False if none is under way that is called so.
+    /// Stops the run whose id begins so. False if none is under way that does, or several are.
     pub fn stop(&self, run_id: &str) -> bool {
-        let active = lock(&self.active).get(run_id).cloned();
-        active.is_some_and(|active| active.stop.send(true).is_ok())
+        let active = lock(&self.active);
+        let mut found = active
+            .iter()
+            .filter(|(id, _)| !run_id.is_empty() && id.starts_with(run_id));
+        match (found.next(), found.next()) {
+            (Some((_, active)), None) => active.stop.send(true).is_ok(),
+            _ => false,
+        }
     }
 
     /// An agent speaks another version: whoever misses it is told which side to upgrade. Its node's name was not looked at yet.
@@ -1152,7 +1164,25 @@ impl Run<'_> {
                 .collect(),
             began_at_ns: self.began_at_ns,
             ended_at_ns,
+            margin_ns: self.margin_ns(ended_at_ns),
         }
+    }
+
+    /// How far off the clocks of its nodes may be from ours, as they said before it began, until it ends.
+    fn margin_ns(&self, ended_at_ns: i64) -> i64 {
+        let ready = self.parts.values().filter_map(|part| part.ready);
+        let off_ns = ready.map(|ready| {
+            ready
+                .clock_offset_ns
+                .unsigned_abs()
+                .saturating_add(ready.clock_error_ns)
+        });
+        let lasts_ns = ended_at_ns.abs_diff(self.began_at_ns);
+        let drift_ns = lasts_ns / 1_000_000 * CLOCK_DRIFT_PPM;
+        let margin_ns = off_ns.max().unwrap_or(0).saturating_add(drift_ns);
+        i64::try_from(margin_ns)
+            .unwrap_or(i64::MAX)
+            .saturating_add(CLOCK_GRAIN_NS)
     }
 
     /// What the kernels recorded of the run's connections, as soon as it is all there, or what there is by then.

@@ -191,6 +191,7 @@ fn each_way_in_which_a_target_fails_is_named_and_both_kernels_say_so() {
     client.run(move || {
         let inside = Inside::new(&netns, server, &folder);
         healthy(&inside);
+        one_after_another(&inside);
         refused(&inside);
         never_accepted(&inside);
         dropped(&inside);
@@ -236,6 +237,18 @@ fn healthy(inside: &Inside) {
         theirs <= ours + 1_000,
         "{theirs} ns by the kernel, {ours} ns by us"
     );
+}
+
+/// Runs of one agent on one target, whose connections only the time tells apart.
+fn one_after_another(inside: &Inside) {
+    let _server = inside.serve(8003);
+    let runs = [12, 7].map(|connections| (connections, inside.run(8003, &["-c", &connections.to_string()])));
+    for (connections, run) in &runs {
+        let result = inside.known(run, |kernel| {
+            kernel["attempts"] == *connections && kernel["ends"][0]["connections"] == *connections
+        });
+        assert_eq!(result["counts"]["established"], *connections);
+    }
 }
 
 fn refused(inside: &Inside) {

@@ -70,7 +70,7 @@ struct Show {
 /// Stop a run that is under way.
 #[derive(Debug, clap::Args)]
 struct Stop {
-    /// The run
+    /// The run, or how its id begins
     #[arg(value_name = "ID")]
     run_id: String,
 

@@ -375,6 +375,10 @@ pub struct Connections {
     pub began_at_ns: i64,
     /// While it runs, when it ends at the latest.
     pub ended_at_ns: i64,
+    /// How far off the generators' clocks may be from the collector's, which these moments are of; zero: it is not known. A process may make
+    /// runs on the same targets one right after the other, and only the time tells their connections apart.
+    #[serde(default)]
+    pub margin_ns: i64,
 }
 
 /// The kernels' records of the run's connections, joined at both ends by address, port and time.

@@ -268,7 +268,7 @@ pub async fn seconds(store: &dyn Store, run_id: &str) -> Result<Seconds, StoreEr
     Ok(Seconds { step_us, slots })
 }
 
-/// Clocks of the nodes may be so far from the collector's, and a record is decided so long after its attempt was made.
+/// The clocks of nodes of which nobody knows better may be so far from the collector's.
 const MARGIN_NS: i64 = 2_000_000_000;
 
 /// Ways to end, and causes, that are told apart; the most frequent ones.
@@ -280,9 +280,21 @@ impl Connections {
         let pids: Vec<_> = self.generators.iter().map(|(_, pid)| u64::from(*pid)).collect();
         let addresses: Vec<_> = self.targets.iter().map(|(address, _)| address.clone()).collect();
         let ports: Vec<_> = self.targets.iter().map(|(_, port)| u64::from(*port)).collect();
+        let margin_ns = match self.margin_ns {
+            0 => MARGIN_NS,
+            margin_ns => margin_ns.min(MARGIN_NS),
+        };
         vec![
-            ("began".into(), (self.began_at_ns - MARGIN_NS).to_string()),
-            ("ended".into(), (self.ended_at_ns + MARGIN_NS).to_string()),
+            ("began".into(), (self.began_at_ns - margin_ns).to_string()),
+            (
+                "ended".into(),
+                self.ended_at_ns.saturating_add(margin_ns).to_string(),
+            ),
+            ("began_there".into(), (self.began_at_ns - MARGIN_NS).to_string()),
+            (
+                "ended_there".into(),
+                self.ended_at_ns.saturating_add(MARGIN_NS).to_string(),
+            ),
             ("nodes".into(), texts_value(&nodes)),
             ("pids".into(), numbers_value(&pids)),
             ("addresses".into(), texts_value(&addresses)),
@@ -291,9 +303,13 @@ impl Connections {
     }
 }
 
-/// A moment of the run, by the clocks of its nodes.
+/// A moment of the run, by the clocks of the nodes that make it.
 const MEANWHILE: &str =
     "BETWEEN fromUnixTimestamp64Nano({began:Int64}, 'UTC') AND fromUnixTimestamp64Nano({ended:Int64}, 'UTC')";
+
+/// The same by the clock of a target. What is found there is of a connection that was found here.
+const MEANWHILE_THERE: &str = "BETWEEN fromUnixTimestamp64Nano({began_there:Int64}, 'UTC') \
+    AND fromUnixTimestamp64Nano({ended_there:Int64}, 'UTC')";
 
 /// In a minute of the run.
 const MEANWHILE_OR_BESIDE: &str = "BETWEEN fromUnixTimestamp64Nano({began:Int64}, 'UTC') - INTERVAL 1 MINUTE \
@@ -341,7 +357,7 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
                   countIf(is_final AND (accept_wait_us IS NOT NULL OR attribution = 'exact' OR bytes_sent > 0))) AS taken_there, \
               countIf(is_final AND bytes_sent > 0) AS served_there \
           FROM connection_records WHERE role = 'passive' AND outcome = 'established' \
-              AND has({{ports:Array(UInt16)}}, local_port) AND decided_at {MEANWHILE} GROUP BY {names}) AS theirs \
+              AND has({{ports:Array(UInt16)}}, local_port) AND decided_at {MEANWHILE_THERE} GROUP BY {names}) AS theirs \
          ON mine.local_ip = theirs.remote_ip AND mine.local_port = theirs.remote_port \
              AND mine.remote_ip = theirs.local_ip AND mine.remote_port = theirs.local_port"
     );
@@ -363,7 +379,7 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
     kernel.ends = lines(store, here, run.params()).await?;
     let there = format!(
         "SELECT {ends} FROM connections WHERE role = 'passive' AND outcome = 'established' \
-         AND has({{ports:Array(UInt16)}}, local_port) AND decided_at {MEANWHILE} \
+         AND has({{ports:Array(UInt16)}}, local_port) AND decided_at {MEANWHILE_THERE} \
          AND (remote_ip, remote_port, local_ip, local_port) GLOBAL IN \
              (SELECT {names} FROM attempts WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE}) {by}"
     );
