@@ -114,6 +114,7 @@ pub fn findings(runtimes: &Runtimes) -> Vec<Finding> {
         signals,
         survey,
         namespaces(None),
+        owners(),
         syscalls(),
         cpus(),
         statistics(),
@@ -136,6 +137,7 @@ pub fn missing_features(probes: &Probes, are_syscalls_refused: bool, only_netns:
         signals(Some(probes)),
         survey(Some(probes)),
         namespaces(only_netns),
+        owners(),
     ];
     let of_machine = [cpus(), statistics(), cgroups(), pid_namespace(), machine_id()];
     let name = |finding: &Finding| finding.lacks();
@@ -202,6 +204,15 @@ fn capabilities() -> Finding {
             "run as root, or give these capabilities (systemd: AmbientCapabilities=CAP_BPF CAP_PERFMON)",
         )
     }
+}
+
+// include/uapi/linux/capability.h
+const CAP_DAC_OVERRIDE: u32 = 1;
+const CAP_DAC_READ_SEARCH: u32 = 2;
+const CAP_SYS_PTRACE: u32 = 19;
+
+fn has_capability(capability: u32) -> bool {
+    effective_capabilities().is_some_and(|effective| effective >> capability & 1 == 1)
 }
 
 /// A bit for each; `None` where /proc does not say.
@@ -339,10 +350,8 @@ fn namespaces(only_netns: Option<u32>) -> Finding {
     if only_netns.is_some() && only_netns == own {
         return Finding::ok(NAME, "only the agent's own is observed");
     }
-    // include/uapi/linux/capability.h: what a task of somebody else's is in is shown to nobody without it.
-    const CAP_SYS_PTRACE: u32 = 19;
-    let can_find = effective_capabilities().is_some_and(|effective| effective >> CAP_SYS_PTRACE & 1 == 1);
-    let found = can_find
+    // What a task of somebody else's is in is shown to nobody without it.
+    let found = has_capability(CAP_SYS_PTRACE)
         .then_some(())
         .ok_or("cannot be found without CAP_SYS_PTRACE".to_owned());
     let entered = || Visitor::can_enter().map_err(|error| format!("cannot be entered: {error}"));
@@ -350,6 +359,22 @@ fn namespaces(only_netns: Option<u32>) -> Finding {
         Ok(()) => Finding::ok(NAME, "all can be entered"),
         Err(reason) => Finding::less(NAME, reason, CONSEQUENCE),
     }
+}
+
+/// Whether /proc tells whose a socket is that is older than the agent.
+fn owners() -> Finding {
+    const NAME: &str = "owners";
+    if has_capability(CAP_SYS_PTRACE)
+        && (has_capability(CAP_DAC_READ_SEARCH) || has_capability(CAP_DAC_OVERRIDE))
+    {
+        return Finding::ok(NAME, "/proc/PID/fd");
+    }
+    Finding::less(
+        NAME,
+        "what other users' processes have open cannot be read",
+        "whose connections and listeners those are that are older than the agent stays unknown: run as root, or with \
+         CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
+    )
 }
 
 const SYSCALLS: &str = "syscalls";

@@ -48,8 +48,12 @@ fn an_agent_that_may_enter_no_namespace_sees_its_own_all_the_same_and_says_what_
             (collector.number(&sql) == 2).then_some(())
         });
     }
-    let lacks = "SELECT groupArray(node) AS nodes FROM nodes WHERE has(missing_features, 'namespaces')";
-    assert_eq!(collector.sql(lacks)[0]["nodes"], json!(["all"]));
+    for (feature, nodes) in [("namespaces", json!(["all"])), ("owners", json!(["all", "self"]))] {
+        let lacks = format!(
+            "SELECT arraySort(groupArray(node)) AS nodes FROM nodes WHERE has(missing_features, '{feature}')"
+        );
+        assert_eq!(collector.sql(&lacks)[0]["nodes"], nodes, "{feature}");
+    }
     drop((client, server));
     agents.into_iter().for_each(Program::stop);
 }

@@ -58,6 +58,7 @@ fn a_kernel_is_refused_for_what_it_lacks_by_name_or_not_at_all() {
             "programs_load",
             "survey",
             "namespaces",
+            "owners",
             "syscalls",
         ] {
             assert_eq!(verdict(name), "ok", "{findings:#?}");
