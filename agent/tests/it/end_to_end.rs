@@ -966,11 +966,7 @@ fn a_budget_that_is_too_small_gives_up_named_steps_and_says_so_everywhere() {
         .output()
         .expect("holdfast overhead");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    for part in [
-        "poor",
-        "inet_sock_set_state",
-        "syscalls_off -> transitions_off",
-    ] {
+    for part in ["poor", "inet_sock_set_state", "syscalls_off -> transitions_off"] {
         assert!(text.contains(part), "{text}");
     }
 }
