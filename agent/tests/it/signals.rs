@@ -6,7 +6,12 @@ use std::{
     time::Duration,
 };
 
-use holdfast_agent_ebpf::peer::{PeerKey, Trouble};
+use holdfast_agent::{cause::local_cause, outcome::outcome};
+use holdfast_agent_ebpf::{
+    event::role,
+    peer::{PeerKey, Trouble},
+};
+use holdfast_proto::v1::{LocalCause, Outcome};
 
 use crate::{
     host::Host,
@@ -98,6 +103,34 @@ fn syns_and_syn_acks_that_nobody_answers_are_counted() {
 }
 
 #[test]
+fn a_syn_ack_that_is_sent_again_is_told_of_its_passive_end() {
+    let (client, server) = (Host::new(), Host::new());
+    client.connect(&server);
+    let mut watch = Watch::on(&server);
+    let (listener, _) = server.listen("10.0.0.2");
+    let to = listener.local_addr().expect("an address");
+    filter(&server, "output tcp flags & (syn|ack) == syn|ack");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(300));
+            nft(&server, "delete table inet output_of_test");
+        });
+        drop(client.dial(to).expect("a connection, late"));
+    });
+    drop(listener.accept().expect("a connection"));
+    let [record] = watch.wait_for(1)[..] else {
+        panic!("one end is here");
+    };
+    assert_eq!(
+        (record.role, outcome(&record)),
+        (role::PASSIVE, Outcome::Established)
+    );
+    assert!(record.syn_retransmits >= 1, "{record:?}");
+    assert_eq!(record.retransmits, u32::from(record.syn_retransmits));
+    assert_eq!(local_cause(&record), LocalCause::SynRetransmitted);
+}
+
+#[test]
 fn what_netfilter_drops_is_counted_on_the_way_in_and_out_with_the_port_that_was_asked_for() {
     let (client, server) = (Host::new(), Host::new());
     client.connect(&server);
@@ -124,14 +157,19 @@ pub(crate) fn filter(host: &Host, rule: &str) {
         "add table inet {table}; add chain inet {table} c {{ type filter hook {hook} priority 0; }}; \
          add rule inet {table} c {packets} counter drop"
     );
+    nft(host, &rules);
+}
+
+fn nft(host: &Host, command: &str) {
+    let command = command.to_owned();
     host.run(move || {
         let output = Command::new("nft")
-            .arg(&rules)
+            .arg(&command)
             .output()
             .expect("the command nft (package nftables)");
         assert!(
             output.status.success(),
-            "{rules}: {}",
+            "{command}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
     });

@@ -164,9 +164,13 @@ impl Row {
     }
 }
 
-/// `0.12%`.
+/// `0.12%`; what is less than can be told so, such as a small budget, with more digits: `0.001%`.
 pub(super) fn share(ppm: u32) -> String {
-    format!("{:.2}%", f64::from(ppm) / 10_000.0)
+    let percent = f64::from(ppm) / 10_000.0;
+    match ppm {
+        1..100 => format!("{percent}%"),
+        _ => format!("{percent:.2}%"),
+    }
 }
 
 /// What a budget left, red if that is not everything.
@@ -181,6 +185,19 @@ pub(super) fn step(name: &str) -> Cell {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_share_that_is_not_nothing_is_never_shown_as_nothing() {
+        for (ppm, expected) in [
+            (0, "0.00%"),
+            (1, "0.0001%"),
+            (10, "0.001%"),
+            (100, "0.01%"),
+            (1_234, "0.12%"),
+        ] {
+            assert_eq!(share(ppm), expected);
+        }
+    }
 
     #[test]
     fn an_agent_is_shown_with_its_programs_and_its_changes() {
