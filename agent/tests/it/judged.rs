@@ -442,7 +442,13 @@ fn no_trouble_of_agents_or_collector_makes_a_verdict_false() {
     // Another start, with a ring that is too small for a moment.
     beta.agent.take().expect("it runs").stop();
     beta.start_agent(&judge, "4KiB");
-    judge.wait_for_cause("beta", "its agent started");
+    // Or silent, where a busy machine takes longer for that than rows are waited for.
+    let cause = judge.wait_for_cause("beta", "beta");
+    let known = [
+        "beta was not watched all the time: its agent started",
+        "beta is silent",
+    ];
+    assert!(known.contains(&cause.as_str()), "{cause}");
     judge.wait_for("beta", "holds");
     beta.signal(Signal::SIGSTOP);
     connections(&beta.host, 100);
