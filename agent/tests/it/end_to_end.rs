@@ -98,7 +98,7 @@ pub(crate) fn binary(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_holdfast-agent")).with_file_name(name);
     assert!(
         path.exists(),
-        "{} is missing: build the whole workspace first",
+        "{} is missing: build the whole workspace first, with its examples",
         path.display()
     );
     path
@@ -136,9 +136,13 @@ impl Collector {
 
     /// With further arguments.
     pub(crate) fn start_that(folder: &Path, port: u16, web: u16, arguments: &[&str]) -> Self {
-        let store = format!("embedded:{}", folder.display());
+        Self::start_at(&format!("embedded:{}", folder.display()), port, web, arguments)
+    }
+
+    /// On a store as `--store` takes it.
+    pub(crate) fn start_at(store: &str, port: u16, web: u16, arguments: &[&str]) -> Self {
         let (listen, web) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{web}"));
-        let mut all = vec!["serve", "--listen", &listen, "--web", &web, "--store", &store];
+        let mut all = vec!["serve", "--listen", &listen, "--web", &web, "--store", store];
         all.extend(arguments);
         let program = Program::start("holdfast", &all);
         let healthy = || {

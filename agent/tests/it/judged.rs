@@ -7,11 +7,11 @@ use std::{
     path::PathBuf,
     process::Command,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use nix::{
@@ -46,8 +46,28 @@ const MORE: &str = "
   - { name: quick, from: all, expect: connect.p50 < 10s, over: 2s, by: from.node, deadline: 6s, min_samples: 1 }
 ";
 
+/// Two that are judged by each attempt alone: one that is violated once it failed for long enough, and one that is at once.
+const OF_EACH: &str = "
+assertions:
+  - { name: reached, from: all, expect: connect.refused = 0, over: 2s, by: from.node, for: 4s, deadline: 6s, min_samples: 1 }
+  - { name: at once, from: all, expect: connect.refused = 0, over: 2s, by: from.node, deadline: 6s, min_samples: 1 }
+";
+
+/// `over` of them.
+const OVER_MS: u64 = 2_000;
+
+/// How long the store is away; half of it, attempts fail.
+const AWAY: Duration = Duration::from_secs(12);
+
+fn now_ms() -> u64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock");
+    time.as_millis() as u64
+}
+
 /// Connections within a host, one every 20 ms, until it is dropped.
 struct Traffic {
+    /// Of each attempt that failed, before and after connect(), milliseconds.
+    failures: Arc<Mutex<Vec<(u64, u64)>>>,
     stop: Arc<AtomicBool>,
     /// Also to a port that nobody listens on.
     fails: Arc<AtomicBool>,
@@ -63,6 +83,8 @@ impl Traffic {
         let closed =
             host.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|bound| bound.local_addr()));
         let closed = closed.expect("a port that was free");
+        let failures = Arc::<Mutex<Vec<(u64, u64)>>>::default();
+        let failed = failures.clone();
         let (host, flags) = (host.clone(), (stop.clone(), fails.clone(), is_idle.clone()));
         let thread = thread::spawn(move || {
             let (stop, fails, is_idle) = flags;
@@ -71,18 +93,34 @@ impl Traffic {
                     let client = host.dial(open).expect("a connection");
                     drop((listener.accept().expect("a connection"), client));
                     if fails.load(Ordering::Relaxed) {
+                        let before = now_ms();
                         host.dial(closed).expect_err("nobody listens there");
+                        failed.lock().expect("nobody panicked").push((before, now_ms()));
                     }
                 }
                 thread::sleep(Duration::from_millis(20));
             }
         });
         Self {
+            failures,
             stop,
             fails,
             is_idle,
             thread: Some(thread),
         }
+    }
+
+    /// Whether an attempt failed in the window of [`OVER_MS`] that ended then: `None` if it did just at its begin or end.
+    fn failed_until(&self, to_ms: u64) -> Option<bool> {
+        let from_ms = to_ms - OVER_MS;
+        let failures = self.failures.lock().expect("nobody panicked");
+        // The clock of these times is read to the millisecond.
+        let is_within = |(before, after): &(u64, u64)| *before > from_ms && after + 1 < to_ms;
+        let may_be_within = |(before, after): &(u64, u64)| *after + 1 > from_ms && *before <= to_ms;
+        if failures.iter().any(is_within) {
+            return Some(true);
+        }
+        (!failures.iter().any(may_be_within)).then_some(false)
     }
 
     fn fail(&self, fails: bool) {
@@ -103,9 +141,52 @@ impl Drop for Traffic {
     }
 }
 
+/// ClickHouse as a process of its own, which can be killed, paused, and started again.
+struct Engine {
+    program: Option<Program>,
+    folder: tempfile::TempDir,
+    address: String,
+}
+
+impl Engine {
+    fn start() -> Self {
+        let mut engine = Self {
+            program: None,
+            folder: tempfile::tempdir().expect("a folder"),
+            address: format!("127.0.0.1:{}", free_port()),
+        };
+        engine.start_again();
+        engine
+    }
+
+    fn start_again(&mut self) {
+        let folder = self.folder.path().display().to_string();
+        self.program = Some(Program::start(
+            "examples/clickhouse_http",
+            &[&folder, &self.address],
+        ));
+    }
+
+    fn kill(&mut self) {
+        self.program.take().expect("it runs").kill();
+    }
+
+    fn signal(&self, signal: Signal) {
+        let program = self.program.as_ref().expect("it runs");
+        kill(Pid::from_raw(program.id() as i32), signal).expect("our own child");
+    }
+
+    /// The store, as `holdfast serve` takes it; whom the engine lets in is in its source.
+    fn store(&self) -> String {
+        format!("http://tester:s3cret%2F%40@{}/holdfast", self.address)
+    }
+}
+
 /// A collector that judges, which can be killed and started again.
 struct Judge {
     collector: Option<Collector>,
+    /// `None`: the collector has it inside.
+    engine: Option<Engine>,
     data: tempfile::TempDir,
     declared: tempfile::TempDir,
     ports: (u16, u16),
@@ -113,14 +194,19 @@ struct Judge {
 
 impl Judge {
     fn start() -> Self {
+        Self::start_with(DECLARED, None)
+    }
+
+    fn start_with(declared: &str, engine: Option<Engine>) -> Self {
         let folder = || tempfile::tempdir().expect("a folder");
         let mut judge = Self {
             collector: None,
+            engine,
             data: folder(),
             declared: folder(),
             ports: (free_port(), free_port()),
         };
-        judge.declare(DECLARED);
+        judge.declare(declared);
         judge.start_again();
         judge
     }
@@ -138,7 +224,11 @@ impl Judge {
     fn start_again(&mut self) {
         let declared = self.declared.path().display().to_string();
         let (port, web) = self.ports;
-        let collector = Collector::start_that(self.data.path(), port, web, &["--assertions", &declared]);
+        let store = match &self.engine {
+            Some(engine) => engine.store(),
+            None => format!("embedded:{}", self.data.path().display()),
+        };
+        let collector = Collector::start_at(&store, port, web, &["--assertions", &declared]);
         self.collector = Some(collector);
     }
 
@@ -177,6 +267,33 @@ impl Judge {
         })
     }
 
+    /// All that was said of windows that ended since then and was written down, also what was said otherwise later.
+    fn all_said(&self, since_ms: u64) -> Vec<Said> {
+        self.said_of(since_ms, "")
+    }
+
+    /// The same, of each window what was said in the end.
+    fn last_said(&self, since_ms: u64) -> Vec<Said> {
+        self.said_of(since_ms, "LIMIT 1 BY assertion, key, window_to")
+    }
+
+    fn said_of(&self, since_ms: u64, limit: &str) -> Vec<Said> {
+        let sql = format!(
+            "SELECT assertion, key, verdict, cause, toUnixTimestamp64Milli(window_to) AS at, flaps FROM verdict_records \
+             WHERE toUnixTimestamp64Milli(window_to) > {since_ms} ORDER BY window_to, revision DESC {limit}"
+        );
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let said = |row: serde_json::Value| Said {
+            assertion: text(&row["assertion"]),
+            node: text(&row["key"]).replace("from.node=", ""),
+            verdict: text(&row["verdict"]),
+            cause: text(&row["cause"]),
+            at_ms: number(&row["at"]),
+            flaps: number(&row["flaps"]),
+        };
+        self.asked().sql(&sql).into_iter().map(said).collect()
+    }
+
     fn count(&self, which: &str) -> u64 {
         let sql = format!("SELECT count() AS n FROM verdict_records WHERE {which}");
         self.asked().number(&sql)
@@ -190,6 +307,17 @@ impl Judge {
         );
         self.asked().number(&sql)
     }
+}
+
+/// What was said of a window.
+#[derive(Clone, Debug)]
+struct Said {
+    assertion: String,
+    node: String,
+    verdict: String,
+    cause: String,
+    at_ms: u64,
+    flaps: u64,
 }
 
 struct Node {
@@ -288,6 +416,7 @@ fn no_trouble_of_agents_or_collector_makes_a_verdict_false() {
     // again.
     beta.signal(Signal::SIGSTOP);
     let cause = judge.wait_for_cause("beta", "beta");
+    assert_eq!(cause, "beta is silent");
     wait_for("the same of the other assertion", || {
         let (said, other, _) = judge.said("quick", "beta")?;
         (said == "unknown" && other == cause).then_some(())
@@ -313,7 +442,13 @@ fn no_trouble_of_agents_or_collector_makes_a_verdict_false() {
     // Another start, with a ring that is too small for a moment.
     beta.agent.take().expect("it runs").stop();
     beta.start_agent(&judge, "4KiB");
-    judge.wait_for_cause("beta", "its agent started");
+    // Or silent, where a busy machine takes longer for that than rows are waited for.
+    let cause = judge.wait_for_cause("beta", "beta");
+    let known = [
+        "beta was not watched all the time: its agent started",
+        "beta is silent",
+    ];
+    assert!(known.contains(&cause.as_str()), "{cause}");
     judge.wait_for("beta", "holds");
     beta.signal(Signal::SIGSTOP);
     connections(&beta.host, 100);
@@ -321,9 +456,21 @@ fn no_trouble_of_agents_or_collector_makes_a_verdict_false() {
     judge.wait_for_cause("beta", "missing");
     judge.wait_for("beta", "holds");
 
-    // One that is gone.
+    // One that is gone for good: there is one word for it, and nothing else is made the reason meanwhile.
     beta.agent.take().expect("it runs").kill();
-    judge.wait_for_cause("beta", "beta");
+    let killed_ms = now_ms();
+    let cause = judge.wait_for_cause("beta", "beta");
+    assert_eq!(cause, "beta is silent");
+    wait_for("the same of the other assertion", || {
+        let (said, other, _) = judge.said("quick", "beta")?;
+        (said == "unknown" && other == cause).then_some(())
+    });
+    let since = judge.all_said(killed_ms);
+    let of_beta = since.iter().filter(|said| said.node == "beta");
+    for said in of_beta {
+        let expected = ("unknown", "beta is silent");
+        assert_eq!((said.verdict.as_str(), said.cause.as_str()), expected, "{said:?}");
+    }
 
     // Nothing ever failed on beta, whatever became of its evidence, and nothing was unknown of alpha for that.
     for verdict in ["violated", "pending"] {
@@ -362,4 +509,100 @@ fn no_trouble_of_agents_or_collector_makes_a_verdict_false() {
 /// `for` is by the time of the windows, whoever judged them: had it begun anew, it would have taken two seconds more.
 fn check_wait(waited_ms: u64) {
     assert!((FOR_MS..FOR_MS + 1_000).contains(&waited_ms), "{waited_ms} ms");
+}
+
+/// Values that flap, and a store that is away while they do: killed, and paused. What is said in the end of every window is what
+/// the kernel was asked for in it.
+#[test]
+fn a_store_that_is_away_and_values_that_flap_make_no_verdict_false() {
+    let mut judge = Judge::start_with(OF_EACH, Some(Engine::start()));
+    let nodes = [Node::start(&judge, "alpha"), Node::start(&judge, "beta")];
+    let alpha = &nodes[0].traffic;
+    for node in &nodes {
+        judge.wait_for(node.name, "holds");
+    }
+    let began_ms = now_ms();
+    let holds_since = |judge: &Judge, since_ms: u64| {
+        for assertion in ["reached", "at once"] {
+            wait_for("that it holds again", || {
+                let (said, _, at) = judge.said(assertion, "alpha")?;
+                (said == "holds" && at > since_ms).then_some(())
+            });
+        }
+    };
+
+    // Never for as long as it has to.
+    const FLAPS: u64 = 4;
+    for _ in 0..FLAPS {
+        alpha.fail(true);
+        thread::sleep(Duration::from_millis(500));
+        alpha.fail(false);
+        thread::sleep(Duration::from_millis(3_500));
+    }
+    holds_since(&judge, now_ms() - 3_500);
+
+    // For longer than that, and all of it while the store is away.
+    for is_killed in [true, false] {
+        let engine = judge.engine.as_mut().expect("it is apart");
+        if is_killed {
+            engine.kill();
+        } else {
+            engine.signal(Signal::SIGSTOP);
+        }
+        thread::sleep(AWAY / 6);
+        alpha.fail(true);
+        thread::sleep(AWAY / 2);
+        alpha.fail(false);
+        let failed_ms = now_ms();
+        thread::sleep(AWAY / 3);
+        if is_killed {
+            engine.start_again();
+        } else {
+            engine.signal(Signal::SIGCONT);
+        }
+        holds_since(&judge, failed_ms);
+    }
+
+    // Everything is delivered in the end, so nothing is unknown in the end. Where nothing is waited for, each burst is a violation;
+    // else those that lasted are.
+    let expected = [
+        ("at once", "alpha", FLAPS + 2),
+        ("reached", "alpha", 2),
+        ("at once", "beta", 0),
+        ("reached", "beta", 0),
+    ];
+    wait_for("every violation, once", || {
+        let said = judge.last_said(began_ms);
+        let is_known = said.iter().all(|said| said.verdict != "unknown");
+        let is_so = expected
+            .iter()
+            .all(|(assertion, node, times)| violations(&said, assertion, node) == (*times, *times));
+        (is_known && is_so).then_some(())
+    });
+    // Whenever it was said, it was so; and meanwhile there was one reason why nothing was known.
+    for one in judge.all_said(began_ms) {
+        if one.verdict == "unknown" {
+            assert_eq!(one.cause, format!("{} has not delivered everything", one.node));
+            continue;
+        }
+        let node = nodes.iter().find(|node| node.name == one.node).expect("a node");
+        let is_failure = ["pending", "violated"].contains(&one.verdict.as_str());
+        if let Some(failed) = node.traffic.failed_until(one.at_ms) {
+            assert_eq!(is_failure, failed, "{one:?}");
+        }
+    }
+}
+
+/// How often a node came to violate an assertion, by the changes that were written, and by what the state counts.
+fn violations(said: &[Said], assertion: &str, node: &str) -> (u64, u64) {
+    let of_it = said
+        .iter()
+        .filter(|said| said.assertion == assertion && said.node == node);
+    let mut verdicts: Vec<_> = of_it.clone().map(|said| said.verdict.as_str()).collect();
+    verdicts.dedup();
+    let violated = verdicts.iter().filter(|verdict| **verdict == "violated");
+    (
+        violated.count() as u64,
+        of_it.map(|said| said.flaps).max().unwrap_or(0),
+    )
 }

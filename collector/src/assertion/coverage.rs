@@ -73,6 +73,8 @@ const AHEAD: Duration = Duration::from_secs(1);
 const BEHIND: Duration = Duration::from_secs(5);
 /// An agent reports once a second.
 pub const HEARD_WITHIN: Duration = Duration::from_secs(10);
+/// Whose rows are missed too is called silent, and not behind, once nothing was heard of it for so long: three reports.
+const SILENT_AFTER: Duration = Duration::from_secs(3);
 /// What is read every 10 s is sent within this.
 const SAMPLES_MARGIN_NS: i64 = 1_000_000_000;
 /// Losses and restarts of a node that are remembered; older ones are put together.
@@ -296,10 +298,11 @@ impl Coverage {
         if is_gone_for_long {
             return Standing::Incomplete(Cause::Silent { node: name() });
         }
-        if is_heard {
-            late(Cause::Behind { node: name() })
-        } else {
+        let is_silent = now_ns.saturating_sub(last.received_ns) > ns(SILENT_AFTER);
+        if is_silent {
             late(Cause::Silent { node: name() })
+        } else {
+            late(Cause::Behind { node: name() })
         }
     }
 
@@ -516,6 +519,27 @@ mod tests {
         });
         let behind = Standing::Incomplete(Cause::Behind { node: "web".into() });
         assert_eq!(standing(&heard(stuck), 20, 30), behind);
+    }
+
+    #[test]
+    fn an_agent_that_was_killed_is_silent_from_the_first_window_that_lacks_its_rows() {
+        let coverage = heard((0..=20).map(report));
+        let silent = Standing::Incomplete(Cause::Silent { node: "web".into() });
+        // The last report came after the end of that window, and before all of its rows.
+        assert_eq!(standing(&coverage, 20, 30), silent);
+        assert_eq!(standing(&coverage, 21, 31), silent);
+        let told = |deadline: u64, now: i64| {
+            let window = Window {
+                from_ns: T + 15 * SECOND,
+                to_ns: T + 20 * SECOND,
+            };
+            let (now_ns, deadline) = (T + now * SECOND, Duration::from_secs(deadline));
+            coverage.standing("web", window, Need::Attempts, now_ns, deadline)
+        };
+        // With a shorter deadline too, but nobody is silent who is late by one report.
+        assert_eq!(told(5, 25), silent);
+        let behind = Standing::Incomplete(Cause::Behind { node: "web".into() });
+        assert_eq!(told(2, 22), behind);
     }
 
     #[test]

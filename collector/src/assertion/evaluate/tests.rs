@@ -223,21 +223,28 @@ fn a_silent_node_makes_unknown_what_depends_on_it_and_nothing_else() {
 fn a_node_that_may_still_deliver_is_waited_for() {
     let mut world = World::new("from: web, expect: connect.refused = 0, by: from.node", &[]);
     world.coverage = Coverage::default();
+    // What is delivered is a second and a half behind.
+    let report = |node: &str, at: i64, delivered: i64| Report {
+        node: node.to_owned(),
+        agent_epoch: 1,
+        observed_ns: T + at * SECOND,
+        received_ns: T + at * SECOND,
+        records_ns: T + delivered * SECOND - 3 * SECOND / 2,
+        attempts_ns: T + delivered * SECOND - 3 * SECOND / 2,
+        ..Report::default()
+    };
     for (node, until) in [("web-1", 61), ("web-2", 62)] {
         for at in -10..=until {
-            world.coverage.hear(&Report {
-                node: node.to_owned(),
-                agent_epoch: 1,
-                observed_ns: T + at * SECOND,
-                received_ns: T + at * SECOND,
-                records_ns: T + at * SECOND - 3 * SECOND / 2,
-                attempts_ns: T + at * SECOND - 3 * SECOND / 2,
-                ..Report::default()
-            });
+            world.coverage.hear(&report(node, at, at));
         }
     }
     assert_eq!(world.said(&[]), ["web-2 Passed"]);
     world.now_ns = T + 71 * SECOND;
+    assert_eq!(
+        world.said(&[]),
+        ["web-1 Unknown: web-1 is silent", "web-2 Passed"]
+    );
+    world.coverage.hear(&report("web-1", 70, 61));
     assert_eq!(
         world.said(&[]),
         [
