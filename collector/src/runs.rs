@@ -246,6 +246,18 @@ impl Runs {
     }
 }
 
+/// A node, and the version of its agent where that is not the collector's: what one of them asks for the other may not know.
+fn in_words(agent: &Agent) -> String {
+    let own = env!("CARGO_PKG_VERSION");
+    if agent.version == own {
+        return agent.node.clone();
+    }
+    format!(
+        "{} (its agent is {:?} and this collector {own:?}: upgrade the older one)",
+        agent.node, agent.version
+    )
+}
+
 /// Most agents of a mesh: each makes load to every other, and the pairs are their square.
 const MOST_OF_MESH: usize = 64;
 
@@ -660,9 +672,14 @@ impl Run<'_> {
         {
             let Ok(Some((agent_id, event))) = timeout_at(deadline, arriving.recv()).await else {
                 let is_silent = |part: &&Part| !has_answered(part) && !part.is_over;
-                let silent: Vec<_> = self.parts.values().filter(is_silent).map(Part::node).collect();
+                let silent: Vec<_> = self
+                    .parts
+                    .values()
+                    .filter(is_silent)
+                    .map(|part| in_words(&part.member.agent))
+                    .collect();
                 return Err(Status::unavailable(format!(
-                    "no answer from {} within {} s: the agent may be older than runs, or its link is slow",
+                    "no answer from {} within {} s: the agent may not know such runs, or its link is slow",
                     silent.join(", "),
                     REGISTRATION.as_secs()
                 )));
@@ -1227,7 +1244,7 @@ fn mapped(target: SocketAddr) -> (String, u16) {
 }
 
 /// Attempts of a whole plan; zero where only the target knows.
-fn planned(plan: &LoadPlan) -> u64 {
+pub fn planned(plan: &LoadPlan) -> u64 {
     match &plan.arrivals {
         Some(load_plan::Arrivals::Count(count)) => count.connections,
         Some(load_plan::Arrivals::Stages(stages)) => {

@@ -178,7 +178,7 @@ impl Plan {
         }
         match self.longest() {
             longest if longest > LONGEST => fault(format!(
-                "the run would last {} s, and none lasts longer than {} s",
+                "the run would last {} s, and none lasts longer than {} s: give less of --for, --hold, --sleep or --stages, or fewer attempts",
                 longest.as_secs(),
                 LONGEST.as_secs()
             )),

@@ -388,7 +388,7 @@ fn what_is_wrong_with_a_certificate_is_said_and_what_to_do() {
         |params| {
             params
                 .distinguished_name
-                .push(rcgen::DnType::CommonName, "another")
+                .push(rcgen::DnType::CommonName, "another");
         },
         false,
         "localhost",

@@ -120,29 +120,35 @@ fn on_a_port_that_nobody_has_each_is_refused_and_none_lost() {
 
 #[test]
 fn a_target_that_goes_away_refuses_only_what_comes_after() {
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-    let target = socket.local_addr().expect("its address");
-    let server = thread::spawn(move || {
-        let mut buffer = [0; 2_048];
-        for _ in 0..30 {
-            let (length, from) = socket.recv_from(&mut buffer).expect("one of ours");
-            socket.send_to(&buffer[..length], from).expect("sent");
-        }
+    // A machine that stood still for a moment has sent all of them before: then once more.
+    let is_refused = (0..20).any(|_| {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let target = socket.local_addr().expect("its address");
+        let server = thread::spawn(move || {
+            let mut buffer = [0; 2_048];
+            for _ in 0..30 {
+                let (length, from) = socket.recv_from(&mut buffer).expect("one of ours");
+                socket.send_to(&buffer[..length], from).expect("sent");
+            }
+        });
+        let mut plan = datagrams(target, 100, false);
+        plan.timeout = Duration::from_millis(300);
+        let (tally, _) = run(plan, UNBOUNDED, |_, _| {});
+        server.join().expect("it served");
+        // What was in its socket when it went away was never answered: lost, not refused.
+        let (refused, lost) = (
+            answers(&tally, Answer::Refused),
+            answers(&tally, Answer::TimedOut),
+        );
+        assert_eq!(
+            (answers(&tally, Answer::Expected), refused + lost),
+            (30, 70),
+            "{tally:?}"
+        );
+        assert_eq!(tally.error.len(), 70);
+        refused > 0
     });
-    let mut plan = datagrams(target, 100, false);
-    plan.timeout = Duration::from_millis(300);
-    let (tally, _) = run(plan, UNBOUNDED, |_, _| {});
-    server.join().expect("it served");
-    let refused = answers(&tally, Answer::Refused);
-    // What was in its socket when it went away was never answered: lost, not refused.
-    let lost = answers(&tally, Answer::TimedOut);
-    assert_eq!(
-        (answers(&tally, Answer::Expected), refused + lost),
-        (30, 70),
-        "{tally:?}"
-    );
-    assert!(refused > 0, "{tally:?}");
-    assert_eq!(tally.error.len(), 70);
+    assert!(is_refused, "all that came after were lost");
 }
 
 #[test]

@@ -76,8 +76,10 @@ impl Reach {
         match status.code() {
             Code::InvalidArgument => Failure::Usage(anyhow!("{message}")),
             Code::Unimplemented => Failure::Undone(anyhow!(
-                "what answers at {} does not know this call: it is another version of the collector, or no collector",
-                self.collector
+                "what answers at {} does not know this call of holdfast {}: it is a collector of another version, and the older of both is to \
+                 be upgraded, or it is no collector",
+                self.collector,
+                env!("CARGO_PKG_VERSION")
             )),
             _ if status.source().is_some() => Failure::Undone(anyhow!(
                 "lost the collector at {}: {}",

@@ -255,12 +255,22 @@ async fn a_number_of_load_that_makes_no_sense_is_told_with_its_option_and_what_i
             fails(arguments, &[option, value, allowed]).await;
         }
     }
+    fails(
+        [&["load"], tcp, &["--stages", "0 -> 0 in 1s"]].concat(),
+        &["--stages comes to no attempt"],
+    )
+    .await;
     // What is written after --rate, or beside it.
     for (kind, options, parts) in [
         (
             tcp,
             &["--rate", "5/s", "--for", "0s"][..],
             &["--for 0s", "more than 0"][..],
+        ),
+        (
+            udp,
+            &["--rate", "0.001/s", "--for", "1s"],
+            &["--rate comes to no attempt", "a higher rate, or for longer"],
         ),
         (
             http,

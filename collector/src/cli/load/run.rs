@@ -26,6 +26,7 @@ use crate::cli::runs::{Row, report};
 use crate::config::Span;
 use crate::runs::counts;
 use crate::runs::expect::Expectation;
+use crate::runs::planned;
 use crate::runs::result::{decode, human};
 
 /// What every kind of load takes.
@@ -285,13 +286,26 @@ impl Asked {
                 "a mesh is of all agents of its groups; --from and --node take some of them"
             )));
         }
+        let arrivals = self.arrivals(load.count)?;
+        let plan = LoadPlan {
+            arrivals: Some(arrivals),
+            sources: self.sources(&load.plan.targets)?,
+            ..load.plan.clone()
+        };
+        let is_of_stages = matches!(plan.arrivals, Some(load_plan::Arrivals::Stages(_)));
+        if is_of_stages && self.find_max.is_none() && planned(&plan) == 0 {
+            let option = if self.stages.is_some() {
+                "--stages"
+            } else {
+                "--rate"
+            };
+            return Err(Failure::Usage(anyhow!(
+                "{option} comes to no attempt at all in its time: ask for a higher rate, or for longer"
+            )));
+        }
         let is_choice = !self.node.is_empty() || !self.from.is_empty() || load.mesh.is_some();
         Ok(LoadRequest {
-            plan: Some(LoadPlan {
-                arrivals: Some(self.arrivals(load.count)?),
-                sources: self.sources(&load.plan.targets)?,
-                ..load.plan.clone()
-            }),
+            plan: Some(plan),
             nodes: self.node.clone(),
             labels: self.from.iter().cloned().collect(),
             agents: self.agents.unwrap_or(u32::from(!is_choice)),
@@ -462,7 +476,8 @@ async fn one(desk: &mut Desk<'_>, request: LoadRequest) -> Result<Made, Failure>
                     view.show(progress)?;
                 }
             }
-            Some(run_update::Body::Progress(progress)) if !asked.reach.json => {
+            // Before anybody has reported there is nothing to tell.
+            Some(run_update::Body::Progress(progress)) if !asked.reach.json && progress.elapsed_ns > 0 => {
                 stdout.write_all(line(&progress, counted, asked.debug).as_bytes())?;
                 stdout.flush()?;
             }
