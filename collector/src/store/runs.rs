@@ -418,3 +418,39 @@ fn one<T>(rows: Vec<T>) -> Result<T, StoreError> {
         .next()
         .ok_or_else(|| StoreError::rejected("the store gives no row where there is always one"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_has_what_came_meanwhile_as_far_as_its_clocks_can_be_trusted() {
+        let check = |margin_ns, expected_ns: i64| {
+            let run = Connections {
+                began_at_ns: 10_000_000_000,
+                ended_at_ns: 20_000_000_000,
+                margin_ns,
+                ..Connections::default()
+            };
+            let params = run.params();
+            let value = |name: &str| -> i64 {
+                let found = params.iter().find(|(called, _)| called == name);
+                found.expect("a parameter").1.parse().expect("a number")
+            };
+            assert_eq!(
+                (value("began"), value("ended")),
+                (10_000_000_000 - expected_ns, 20_000_000_000 + expected_ns),
+                "{margin_ns}"
+            );
+            // Of a target's clock nothing is known.
+            assert_eq!(
+                (value("began_there"), value("ended_there")),
+                (8_000_000_000, 22_000_000_000)
+            );
+        };
+        check(13_000_000, 13_000_000);
+        // A result of before it was known, and a clock that is far off.
+        check(0, MARGIN_NS);
+        check(i64::MAX, MARGIN_NS);
+    }
+}
