@@ -459,7 +459,7 @@ impl Session {
     }
 
     fn turn_away(&self, unwelcome: &Unwelcome) -> Status {
-        warn!(%unwelcome, "an agent was turned away");
+        warn!(remote = self.remote, %unwelcome, "an agent was turned away");
         match unwelcome {
             Unwelcome::Protocol { .. } => {
                 self.metrics.refused(refusal::PROTOCOL);

@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use holdfast_proto::v1::LedgerRequest;
+use anyhow::{Context, anyhow};
 use holdfast_proto::v1::query_client::QueryClient;
+use holdfast_proto::v1::{LedgerRequest, NodesRequest};
 use serde::Deserialize;
 use tonic::transport::Channel;
 
@@ -52,13 +52,16 @@ CLOSES says expired where rows were acknowledged and are not stored, and are no 
 retention (serve --retention) begins: it closes as far as can be told, and whether they were stored cannot be told any more.
 CLOSES says silent where nothing was heard of a start for 15 seconds, and it had no last word: what it counted since then nobody
 knows. What had left the kernel's tables half a minute ago and is neither RECEIVED nor in a counter does not close.
-Exit code 0: every row closes or is expired, 1: one does not, 3: it cannot be told: a start is silent, or no agent has reported.
+What an agent counts whose id another one has already is nowhere: it is turned away, and named below the table.
+Exit code 0: every row closes or is expired, 1: one does not, 3: it cannot be told: a start is silent, an agent was turned away,
+or no agent has reported. A node that is gone for good is silent until its reports expire: leave it out with --without.
 With --json each row says in `closes` whether it does: true, false, or null, and in `balance` why. SQL says the same:
   holdfast sql 'SELECT node, stream, netns, balance, difference FROM ledger WHERE closes IS DISTINCT FROM true'
 
 Examples:
   holdfast ledger
   holdfast ledger --watch
+  holdfast ledger --without old-1 --without old-2
   holdfast ledger --all --json | jq 'select(.lost > 0)'")]
 pub(super) struct Args {
     /// Show it again every second, until Ctrl-C
@@ -69,8 +72,36 @@ pub(super) struct Args {
     #[arg(long)]
     all: bool,
 
+    /// Of this node alone; may be given more than once
+    #[arg(long, value_name = "NAME")]
+    node: Vec<String>,
+
+    /// Of all nodes but this one, which is gone for good, say; may be given more than once
+    #[arg(long, value_name = "NAME", conflicts_with = "node")]
+    without: Vec<String>,
+
     #[command(flatten)]
     reach: Reach,
+}
+
+impl Args {
+    fn is_about(&self, node: &str) -> bool {
+        let has = |names: &[String]| names.iter().any(|name| name == node);
+        (self.node.is_empty() || has(&self.node)) && !has(&self.without)
+    }
+
+    /// Names that no row has are most likely misspelt.
+    fn check_names(&self, rows: &[Row]) -> Result<(), Failure> {
+        let known: BTreeSet<&str> = rows.iter().map(|row| row.node.as_str()).collect();
+        let mut given = self.node.iter().chain(&self.without);
+        match given.find(|name| !known.contains(name.as_str())) {
+            Some(name) if !known.is_empty() => Err(Failure::Usage(anyhow!(
+                "no node {name} has reported; those that have: {}",
+                Vec::from_iter(known).join(", ")
+            ))),
+            _ => Ok(()),
+        }
+    }
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
@@ -91,12 +122,15 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 /// Prints the ledger once. It fails if that does not close.
 async fn show(args: &Args, client: &mut QueryClient<Channel>) -> Result<(), Failure> {
     let mut rows = ask(args, client).await?;
+    args.check_names(&rows)?;
+    rows.retain(|row| args.is_about(&row.node));
     let began = Instant::now();
     let mut is_said = false;
     // Whoever watches sees the next report by itself.
     while !args.watch && began.elapsed() < PATIENCE && rows.iter().any(|row| row.balance == Balance::Waits) {
         tokio::time::sleep(LATER_INTERVAL).await;
-        let later = ask(args, client).await?;
+        let mut later = ask(args, client).await?;
+        later.retain(|row| args.is_about(&row.node));
         count_later(&mut rows, &later);
         if !later.iter().any(|row| row.balance == Balance::Waits) {
             rows = later;
@@ -126,6 +160,10 @@ async fn show(args: &Args, client: &mut QueryClient<Channel>) -> Result<(), Fail
         }
     }
     stdout.flush()?;
+    if rows.is_empty() && !args.without.is_empty() {
+        super::tell("all nodes that have reported are left out");
+        return Err(Failure::Unknown);
+    }
     if rows.is_empty() {
         super::tell(&format!(
             "no agent has reported yet; run holdfast-agent run --collector {} on a node",
@@ -153,7 +191,58 @@ async fn show(args: &Args, client: &mut QueryClient<Channel>) -> Result<(), Fail
             ));
         }
     }
-    outcome(&rows)
+    let rivals = rivals(args, client).await?;
+    if !args.watch {
+        for rival in &rivals {
+            super::tell(&rival.in_words());
+        }
+    }
+    match outcome(&rows) {
+        Ok(()) if !rivals.is_empty() => Err(Failure::Unknown),
+        outcome => outcome,
+    }
+}
+
+/// An agent that delivers nothing, since another one has its id.
+#[derive(Debug, Deserialize)]
+struct Rival {
+    node: String,
+    /// Where the other one connected from.
+    remote: String,
+    /// Where this one did; empty: there is none.
+    rival: String,
+}
+
+impl Rival {
+    fn in_words(&self) -> String {
+        let Self { node, remote, rival } = self;
+        format!(
+            "two agents say that they are {node}: the one at {remote} delivers, the one at {rival} is turned away, and what it \
+             counts is not here: give one of them another --name"
+        )
+    }
+}
+
+/// Agents that are turned away now.
+async fn rivals(args: &Args, client: &mut QueryClient<Channel>) -> Result<Vec<Rival>, Failure> {
+    let reach = &args.reach;
+    let chunks = client
+        .nodes(NodesRequest {})
+        .await
+        .map_err(|status| reach.failure(&status))?;
+    let mut lines = Lines::new(chunks.into_inner());
+    let mut rivals = Vec::new();
+    while let Some(chunk) = lines.next().await.map_err(|status| reach.failure(&status))? {
+        for line in chunk.lines() {
+            let node: Rival = serde_json::from_str(line)
+                .with_context(|| format!("the collector answers with a row of another version: {line}"))
+                .map_err(Failure::Undone)?;
+            if !node.rival.is_empty() && args.is_about(&node.node) {
+                rivals.push(node);
+            }
+        }
+    }
+    Ok(rivals)
 }
 
 /// What all rows come to. A difference is certain, whatever cannot be told of others.

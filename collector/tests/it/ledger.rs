@@ -5,13 +5,13 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use holdfast_collector::store::embedded::Embedded;
-use holdfast_proto::v1::{Status, Stream, StreamCounters};
+use holdfast_proto::v1::{Hello, Status, Stream, StreamCounters, agent_message};
 use serde_json::Value as Json;
 
 use crate::command_line::{holdfast, output, stderr, stdout};
 use crate::harness::{Collector, database, number};
 use crate::store_rows::{Row, Value, insert_agent_samples, insert_samples};
-use crate::synthetic::{Agent, batch, now_ns};
+use crate::synthetic::{Agent, batch, hello, now_ns};
 
 const SECOND_NS: i64 = 1_000_000_000;
 
@@ -19,7 +19,7 @@ const SECOND_NS: i64 = 1_000_000_000;
 const RED: &str = "\u{1b}[31m";
 
 /// What an agent has counted that opened so many connections and delivered `acknowledged` of them.
-fn status(opened: u64, acknowledged: u64) -> Status {
+fn status_of(opened: u64, acknowledged: u64) -> Status {
     Status {
         observed_at_ns: now_ns().cast_unsigned(),
         epoch: 7,
@@ -49,7 +49,7 @@ async fn reporting(collector: &Collector, store: &Embedded, opened: u64) -> Agen
     let mut agent = Agent::connect(collector.address, "a1").await;
     agent.deliver(batch(1, 10)).await;
     agent.settled(1).await;
-    report(&agent, status(opened, 10), store, 1).await;
+    report(&agent, status_of(opened, 10), store, 1).await;
     agent
 }
 
@@ -148,6 +148,69 @@ async fn what_cannot_be_told_ends_with_3_and_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_turned_away_is_named_and_what_it_counts_cannot_be_told() {
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let agent = reporting(&collector, &store, 10).await;
+    let mut second = Agent::dial(collector.address).await;
+    let earlier_start = Hello {
+        epoch: 6,
+        boot_id: "another machine".to_owned(),
+        ..hello("a1")
+    };
+    second.send(agent_message::Body::Hello(earlier_start)).await;
+    let status = second.hear().await.expect_err("the id is taken");
+    assert_eq!(status.code(), tonic::Code::AlreadyExists, "{status:?}");
+    report(&agent, status_of(10, 10), &store, 2).await;
+
+    let shown = output(ledger(&collector, &[])).await;
+    assert_eq!(shown.status.code(), Some(3), "{}", stdout(&shown));
+    let said = stderr(&shown);
+    assert!(
+        said.starts_with("two agents say that they are node-a1: the one at 127.0.0.1:")
+            && said.ends_with("give one of them another --name\n"),
+        "{said}"
+    );
+    let url = collector.url();
+    let nodes = output(holdfast(&["nodes", "--collector", &url])).await;
+    assert!(
+        stdout(&nodes).contains("the same id at 127.0.0.1:"),
+        "{}",
+        stdout(&nodes)
+    );
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_are_left_out_by_name_and_a_name_that_nobody_has_is_a_usage_error() {
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let _agent = reporting(&collector, &store, 12).await;
+    let code = async |arguments: &[&str]| {
+        let shown = output(ledger(&collector, arguments)).await;
+        (
+            shown.status.code(),
+            stdout(&shown).lines().count(),
+            stderr(&shown),
+        )
+    };
+    let (code_of_one, lines, _) = code(&["--node", "node-a1"]).await;
+    assert_eq!((code_of_one, lines), (Some(1), 2));
+    let (code_of_none, lines, said) = code(&["--without", "node-a1"]).await;
+    assert_eq!((code_of_none, lines), (Some(3), 1));
+    assert_eq!(said, "all nodes that have reported are left out\n");
+    let (wrong, _, said) = code(&["--without", "node-a2"]).await;
+    assert_eq!(
+        (wrong, said.as_str()),
+        (
+            Some(2),
+            "holdfast: no node node-a2 has reported; those that have: node-a1\n"
+        )
+    );
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whoever_watches_sees_each_second_what_became_of_it() {
     let store = database().await;
     let collector = Collector::start(store.clone()).await;
@@ -183,7 +246,7 @@ async fn whoever_watches_sees_each_second_what_became_of_it() {
     // Two more are delivered: it closes while it is watched.
     agent.deliver(batch(2, 2)).await;
     agent.settled(1).await;
-    report(&agent, status(12, 12), &store, 2).await;
+    report(&agent, status_of(12, 12), &store, 2).await;
     wait_for(" yes").await;
     drop(agent);
     collector.stop().await.unwrap();

@@ -193,6 +193,26 @@ async fn what_people_ask_reads_a_small_part() {
     }
 }
 
+/// Of a view of joins the engine (26.7) may look for a length that is stored nowhere.
+#[tokio::test]
+async fn people_may_ask_of_every_text_whether_it_is_empty() {
+    let store = database();
+    migrations::apply(&store, NOW_NS).await.unwrap();
+    let texts = "SELECT table, name FROM system.columns WHERE database = currentDatabase() AND type LIKE '%String%' \
+                 AND type NOT LIKE 'Array%' AND type NOT LIKE 'Map%' AND type NOT LIKE 'Tuple%' FORMAT TSVRaw";
+    let texts = ask(&store, texts).await;
+    assert!(texts.contains("run_results\trun_id\n"), "{texts}");
+    for text in texts.lines() {
+        let (table, name) = text.split_once('\t').unwrap();
+        let question = format!("SELECT count() FROM `{table}` WHERE `{name}` = '' AND NOT empty(`{name}`)");
+        let found = answer(&store, query(&question, Access::ReadOnly)).await;
+        assert!(
+            found.as_ref().is_ok_and(|count| count == "0\n"),
+            "{question}: {found:?}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn what_was_reported_last_is_known_without_reading_all_reports() {
     let store = database();
