@@ -284,7 +284,13 @@ fn limit(typed: &str, signal: Chosen) -> Result<Limit, String> {
             "false" => Ok(Limit::Truth(false)),
             _ => Err(wrong("true or false")),
         },
-        Unit::Number => decimal(typed).map(Limit::Number).ok_or_else(|| wrong("a number")),
+        Unit::Number => {
+            let (positive, sign) = typed
+                .strip_prefix('-')
+                .map_or((typed, 1.0), |positive| (positive, -1.0));
+            let number = decimal(positive).map(|number| Limit::Number(sign * number));
+            number.ok_or_else(|| wrong("a number"))
+        }
     }
 }
 
@@ -403,7 +409,7 @@ pub fn value_text(unit: Unit, value: f64) -> String {
 
 /// Three digits, without zeros at the end.
 fn short(value: f64) -> String {
-    let decimals = match value {
+    let decimals = match value.abs() {
         value if value >= 100.0 => 0,
         value if value >= 10.0 => 1,
         value if value >= 1.0 => 2,
@@ -471,6 +477,7 @@ mod tests {
             "syscall(fsync).p99 < 50ms",
             "node.up = true",
             "value < 0.5",
+            "value >= -1.5",
             "listener.drops = 0",
         ] {
             assert_eq!(Condition::parse(text).expect(text).to_string(), text);

@@ -47,10 +47,25 @@ impl fmt::Display for Problem {
         let Place { line, column } = self.place;
         write!(f, "{}:{line}:{column}: {}", self.file, self.message)?;
         if !self.text.trim().is_empty() {
-            write!(f, "\n  {}\n  {:>column$}", self.text, '^')?;
+            let (shown, column) = around(&self.text, column);
+            write!(f, "\n  {shown}\n  {:>column$}", '^')?;
         }
         Ok(())
     }
+}
+
+/// Characters of a line that are shown.
+const SHOWN: usize = 160;
+
+/// Of a long line what is near a column, and where the column is in that.
+fn around(line: &str, column: usize) -> (String, usize) {
+    if line.chars().count() <= SHOWN {
+        return (line.to_owned(), column);
+    }
+    let skipped = column.saturating_sub(SHOWN / 2);
+    let near: String = line.chars().skip(skipped).take(SHOWN).collect();
+    let (before, after) = (if skipped > 0 { "..." } else { "" }, "...");
+    (format!("{before}{near}{after}"), column - skipped + before.len())
 }
 
 impl std::error::Error for Problem {}
@@ -71,6 +86,35 @@ fn nearest<'a>(typed: &str, names: &[&'a str]) -> Option<&'a str> {
         .iter()
         .map(|name| (strsim::damerau_levenshtein(&typed, &name.to_lowercase()), *name))
         .filter(|(distance, name)| *distance <= name.len().div_ceil(3))
-        .min()
+        // Of two that are as near, one of the same length: letters change places more often than they are missing.
+        .min_by_key(|(distance, name)| (*distance, name.len().abs_diff(typed.len()), *name))
         .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_names_that_are_as_near_the_one_of_the_same_length_is_meant() {
+        let hint = |typed| instead(typed, ["for", "from", "to", "over"].into_iter());
+        assert_eq!(hint("form"), "did you mean from?");
+        assert_eq!(hint("fr"), "did you mean for?");
+        assert_eq!(hint("severity"), "there are: for, from, to, over");
+    }
+
+    #[test]
+    fn of_a_long_line_what_is_near_the_fault_is_shown() {
+        let line = format!("{}fault{}", "[".repeat(1_000), "]".repeat(1_000));
+        let place = Place {
+            line: 1,
+            column: 1_001,
+        };
+        let shown = Problem::new("a.yaml", &line, place, "wrong").to_string();
+        let lines: Vec<&str> = shown.lines().collect();
+        assert_eq!(lines[0], "a.yaml:1:1001: wrong");
+        assert!(lines[1].len() <= SHOWN + 8, "{shown}");
+        let caret = lines[2].find('^').expect("a caret");
+        assert_eq!(&lines[1][caret..caret + 5], "fault", "{shown}");
+    }
 }
