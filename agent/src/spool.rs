@@ -147,7 +147,7 @@ pub struct Levels {
     pub memory_bytes: u64,
     /// Bytes of all segments.
     pub disk_bytes: u64,
-    /// The disk refused the last write; what is unanswered is in memory only.
+    /// There is no disk, or it refused the last write; what is unanswered is in memory only.
     pub disk_failed: bool,
 }
 
@@ -302,8 +302,8 @@ impl Spool {
             appended: Notify::new(),
             work: Condvar::new(),
             limits,
+            disk_failed: AtomicBool::new(disk.is_none()),
             disk,
-            disk_failed: AtomicBool::new(false),
             counters,
         };
         spool.bound_memory(&mut spool.lock());
@@ -1326,6 +1326,10 @@ impl Upkeep {
     /// Writes what is unwritten at the monotonic time `now`, and syncs if that is due or this is the `last` time.
     /// False if the disk failed: then it is left alone for [`DISK_RETRY`].
     pub fn step(&mut self, spool: &Spool, now: Duration, last: bool) -> bool {
+        // Without a disk nothing fails, and nothing comes to work again either.
+        if spool.disk.is_none() {
+            return true;
+        }
         let result = self.write_and_sync(spool, now, last);
         let had_failed = spool.disk_failed.swap(result.is_err(), Ordering::Relaxed);
         match &result {
@@ -1650,7 +1654,25 @@ mod tests {
         check(&counters, [10, 10, 0, 10]);
         assert_eq!(sent(&spool), [(1, 2)]);
         spool.acknowledge(id(2));
-        assert_eq!(spool.levels(), Levels::default());
+        let nothing = Levels {
+            disk_failed: true,
+            ..Levels::default()
+        };
+        assert_eq!(spool.levels(), nothing);
+    }
+
+    #[test]
+    fn where_there_is_no_disk_it_counts_as_failed_and_stays_so() {
+        let (spool, _) = in_memory(1 << 20);
+        append(&spool, sealed(1, 1));
+        let mut upkeep = Upkeep::default();
+        for second in 0..3 {
+            assert!(spool.levels().disk_failed, "what waits is in memory only");
+            assert!(upkeep.step(&spool, Duration::from_secs(second), false));
+        }
+        assert!(spool.levels().disk_failed);
+        let folder = tempfile::tempdir().expect("a folder");
+        assert!(!on_disk(folder.path(), Limits::default()).0.levels().disk_failed);
     }
 
     #[test]

@@ -803,6 +803,10 @@ fn a_disk_that_takes_nothing_is_said_and_nothing_is_lost_while_the_agent_lives()
     let collector = Collector::start_on(data.path(), port, web);
     let all = "SELECT countIf(role = 'active') AS active FROM connections";
     wait_for("every connection", || (collector.number(all) == 50).then_some(()));
+    let failed = "SELECT countIf(spool_disk_failed) AS n FROM nodes";
+    wait_for("the status to say so", || {
+        (collector.number(failed) == 1).then_some(())
+    });
     agent.stop();
     assert_eq!(collector.number(all), 50, "{}", said());
     let ledger = Command::new(binary("holdfast"))
