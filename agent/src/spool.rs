@@ -27,7 +27,10 @@ use holdfast_proto::v1::{BatchRange, Status, Stream, Welcome};
 use tokio::sync::Notify;
 
 pub use self::segment::{BatchId, Sealed};
-use self::{disk::Disk, segment::record_bytes};
+use self::{
+    disk::Disk,
+    segment::{Scan, Tail, record_bytes},
+};
 use crate::{
     counters::{Counters, End, Legacy, Origin, Rows, RowsByNetns, Stages},
     predecessor::{Held, Predecessor},
@@ -1002,11 +1005,26 @@ impl Queue {
         counters: &Counters,
         expires_at: impl Fn(&Sealed) -> Option<Duration>,
     ) {
-        let (records, end) = segment::scan(bytes);
-        if end < bytes.len() {
+        let Scan {
+            records,
+            harmed,
+            tail,
+        } = segment::scan(bytes);
+        let harmed_tail = if let Tail::Harmed(bytes) = tail { bytes } else { 0 };
+        let harmed_bytes = harmed.iter().map(ExactSizeIterator::len).sum::<usize>() + harmed_tail;
+        if harmed_bytes > 0 {
+            tracing::error!(
+                segment = number,
+                bytes = harmed_bytes,
+                batches = records.len(),
+                "the disk has spoiled a part of the spool: what was in it is counted with the end of its start, the batches \
+                 before and behind it are whole"
+            );
+        }
+        if let Tail::Torn(bytes) = tail {
             tracing::warn!(
                 segment = number,
-                bytes = bytes.len() - end,
+                bytes,
                 "the spool ends in a batch that was not written whole: it is counted with the end of that start"
             );
         }
@@ -1848,7 +1866,7 @@ mod tests {
             let segments = disk.list().expect("a folder");
             let written: Vec<_> = segments
                 .into_iter()
-                .flat_map(|number| segment::scan(&disk.read(number).expect("a segment")).0)
+                .flat_map(|number| segment::scan(&disk.read(number).expect("a segment")).records)
                 .map(|(_, sealed)| sealed.id)
                 .filter(is_of_gaps)
                 .map(|id| id.sequence)
