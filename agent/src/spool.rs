@@ -139,6 +139,11 @@ pub struct Books {
     pub held: usize,
     /// Batches that are in gaps and whose bytes are on the disk still, or may be again.
     pub left_behind: Vec<BatchId>,
+    /// What of this start is on no disk was made from here on: rows that are in no batch yet, and batches that are in memory only or
+    /// not safe from a loss of power. Nanoseconds since the Unix epoch; `None`: not known.
+    pub unsaved_ns: Option<u64>,
+    /// What of it has no answer was made from here on, wherever it is; `None` likewise.
+    pub unanswered_ns: Option<u64>,
 }
 
 /// Where the spool stands.
@@ -208,7 +213,7 @@ struct Queue {
     /// A segment with an unknown part of a write that failed behind its end.
     torn: Option<u64>,
     /// Entries that are dropped and in doubt.
-    doubts: usize,
+    doubts: BTreeSet<u64>,
     gaps: Vec<Gap>,
     /// Whether the next start is told of gaps before the collector is: or it would tell of them again.
     is_journalled: bool,
@@ -220,6 +225,8 @@ struct Queue {
     /// nanoseconds since the Unix epoch. Zero: nobody said so.
     taken_until_ns: u64,
     announced_until_ns: u64,
+    /// The earliest row that is in an open batch, of whatever stream; `None` if there is none.
+    batching_ns: Option<u64>,
 }
 
 /// Up to when everything has its answer, in nanoseconds since the Unix epoch. Zero: not known.
@@ -270,6 +277,8 @@ struct Segment {
     bytes: u64,
     unanswered: usize,
     is_synced: bool,
+    /// What in it is not safe from a loss of power was made from here on, by the wall clock. `None`: all of it is safe.
+    unsynced_ns: Option<u64>,
     /// Batches in it that are in a counter for good: the next start must not find them. Those of connections of this start need
     /// not be here: the next start speaks for it, and knows from its account.
     left_behind: Vec<BatchId>,
@@ -288,17 +297,27 @@ impl Spool {
     ) -> io::Result<Self> {
         let mut queue = Queue::default();
         if let Some(disk) = &disk {
+            let mut is_whole = true;
             for number in disk.list()? {
                 match disk.read(number) {
-                    Ok(bytes) => queue.recover(number, &bytes, &counters, |sealed| {
-                        Some(wire::sealed_at(sealed, boot_id)?.saturating_add(limits.age))
-                    }),
+                    Ok(bytes) => {
+                        is_whole &= queue.recover(number, &bytes, &counters, |sealed| {
+                            Some(wire::sealed_at(sealed, boot_id)?.saturating_add(limits.age))
+                        });
+                    }
                     Err(error) => {
+                        is_whole = false;
                         tracing::error!(segment = number, "a segment of the spool cannot be read: {error}");
                     }
                 }
             }
             queue.order_gaps();
+            if !is_whole {
+                counters
+                    .predecessors()
+                    .values_mut()
+                    .for_each(Predecessor::spoiled);
+            }
         }
         let spool = Self {
             queue: Mutex::new(queue),
@@ -507,13 +526,26 @@ impl Spool {
     /// What the next start must know, all of one moment; `epoch` is this start.
     pub fn books(&self, epoch: u64) -> Books {
         let queue = self.lock();
+        let unsaved = queue.unsaved(epoch);
+        let mut predecessors: Vec<_> = self.counters.predecessors().values().cloned().collect();
+        for start in &mut predecessors {
+            let unsaved_ns = unsaved.get(&start.epoch).copied();
+            start.unsaved_ns = start.unsaved_ns.map(|ns| ns.min(unsaved_ns.unwrap_or(ns)));
+        }
+        let in_no_batch_ns = queue.in_no_batch_ns();
+        let oldest_ns = queue.beginnings.first().map(|(first_ns, _)| *first_ns);
         let waiting = queue.of_gaps().filter(|entry| entry.place.is_none());
         let gap_batches = waiting
             .filter_map(Entry::sealed)
             .chain(queue.held.iter().map(|(sealed, _)| sealed.clone()));
         Books {
             stages: self.counters.stages(),
-            predecessors: self.counters.predecessors().values().cloned().collect(),
+            predecessors,
+            unsaved_ns: in_no_batch_ns
+                .into_iter()
+                .chain(unsaved.get(&epoch).copied())
+                .min(),
+            unanswered_ns: in_no_batch_ns.into_iter().chain(oldest_ns).min(),
             unanswered: queue.held_of(epoch),
             last_sequences: queue.last_sequences.clone(),
             gaps: queue.gaps.clone(),
@@ -578,9 +610,11 @@ impl Spool {
     }
 
     /// Everything that the kernel made before `ns` was appended, and every attempt that was decided before `attempts_ns`.
-    pub fn taken_until(&self, ns: u64, attempts_ns: u64) {
+    /// `batching_ns`: the earliest row that is in an open batch, of whatever stream.
+    pub fn taken_until(&self, ns: u64, attempts_ns: u64, batching_ns: Option<u64>) {
         let mut queue = self.lock();
         (queue.taken_until_ns, queue.announced_until_ns) = (ns, attempts_ns);
+        queue.batching_ns = batching_ns;
     }
 
     /// Up to when nothing waits: neither a batch for its answer, nor a gap for its batch.
@@ -726,6 +760,7 @@ impl Spool {
                 && Some(segment.bytes) == bytes
             {
                 segment.is_synced = true;
+                segment.unsynced_ns = None;
             }
         }
         Ok(())
@@ -912,7 +947,7 @@ impl Queue {
         }
         self.forget_expiry(&entry, position);
         if entry.dropped.is_some() {
-            self.doubts -= 1;
+            self.doubts.remove(&position);
         } else {
             self.known_bytes -= entry.known_bytes();
         }
@@ -931,7 +966,7 @@ impl Queue {
     /// Whether the entry must wait for what the collector knows before it may be called missing.
     fn is_doubtful(&self, position: u64) -> bool {
         let is_in_doubt = |entry: &Entry| entry.is_in_doubt && entry.dropped.is_none();
-        self.doubts < MOST_DOUBTS
+        self.doubts.len() < MOST_DOUBTS
             && self
                 .entries
                 .get(&position)
@@ -948,7 +983,7 @@ impl Queue {
         self.forget_expiry(&entry, position);
         self.known_bytes -= entry.known_bytes();
         entry.dropped = Some(reason);
-        self.doubts += 1;
+        self.doubts.insert(position);
         self.entries.insert(position, entry);
     }
 
@@ -998,13 +1033,15 @@ impl Queue {
 
     /// Takes in what an earlier start left in a segment. `expires_at`: when a batch is too old, by the boot clock, if that is
     /// known.
+    /// False: batches that were written whole are lost. What was not written whole at the end is none: it was still in memory, or
+    /// not safe from a loss of power.
     fn recover(
         &mut self,
         number: u64,
         bytes: &Bytes,
         counters: &Counters,
         expires_at: impl Fn(&Sealed) -> Option<Duration>,
-    ) {
+    ) -> bool {
         let Scan {
             records,
             harmed,
@@ -1070,6 +1107,7 @@ impl Queue {
         self.written_position = self.last_position;
         self.evicted_position = self.last_position;
         self.recovered_position = self.last_position;
+        harmed_bytes == 0
     }
 
     /// Batches of gaps that left a segment which had to go lie behind later ones ([`Self::unhouse`]). What was read back is sent in its
@@ -1134,6 +1172,39 @@ impl Queue {
         !self.unhoused.is_empty() || unwritten.any(|(_, entry)| entry.encoded.is_some())
     }
 
+    /// When what is in no batch was made at the earliest: in the kernel's ring, or in an open batch. `None`: not known.
+    fn in_no_batch_ns(&self) -> Option<u64> {
+        let is_known = self.taken_until_ns > 0;
+        let batching_ns = self.batching_ns.unwrap_or(u64::MAX);
+        is_known.then_some(self.taken_until_ns.min(batching_ns))
+    }
+
+    /// When the earliest row was made of those batches, by start, that are not safe on a disk; `own` is this start, the only one
+    /// whose batches are written. What tells of gaps is in the books.
+    fn unsaved(&self, own: u64) -> BTreeMap<u64, u64> {
+        // What had to go and is in doubt has no bytes any more.
+        let doubtful = self
+            .doubts
+            .iter()
+            .filter_map(|position| self.entries.get(position));
+        let unwritten = self
+            .entries
+            .range(self.written_position + 1..)
+            .map(|(_, entry)| entry);
+        let entries = doubtful.chain(unwritten);
+        let in_memory = entries
+            .filter(|entry| entry.place.is_none() && entry.id.stream != Stream::Gaps)
+            .map(|entry| (entry.id.epoch, entry.first_ns));
+        let segments = self.segments.values();
+        let unsynced = segments.filter_map(|segment| Some((own, segment.unsynced_ns?)));
+        let mut unsaved = BTreeMap::new();
+        for (epoch, first_ns) in in_memory.chain(unsynced) {
+            let earliest_ns = unsaved.entry(epoch).or_insert(first_ns);
+            *earliest_ns = first_ns.min(*earliest_ns);
+        }
+        unsaved
+    }
+
     fn written(&mut self, number: u64, bytes: u64, places: &[(u64, Place)]) {
         let segment = self.segments.entry(number).or_default();
         segment.bytes += bytes;
@@ -1143,6 +1214,13 @@ impl Queue {
         }
         for (position, place) in places {
             self.unhoused.remove(position);
+            // Batches of gaps are in the books until they are on disk, and would be as old as what they tell of.
+            if let Some(entry) = self.entries.get(position)
+                && entry.id.stream != Stream::Gaps
+            {
+                let unsynced_ns = segment.unsynced_ns.unwrap_or(u64::MAX);
+                segment.unsynced_ns = Some(unsynced_ns.min(entry.first_ns));
+            }
             // It may have been answered or dropped meanwhile.
             if let Some(entry) = self
                 .entries
@@ -1504,7 +1582,7 @@ mod tests {
             attempts_ns,
         };
         assert_eq!(spool.watermarks(), at(0, 0));
-        spool.taken_until(1_000, 900);
+        spool.taken_until(1_000, 900, None);
         assert_eq!(spool.watermarks(), at(1_000, 900));
         append(&spool, sealed(1, 3));
         append(&spool, sealed(1, 4));
@@ -1591,6 +1669,8 @@ mod tests {
             boot_id: BOOT.into(),
             observed_ns: 0,
             ended_ns: 0,
+            unsaved_ns: None,
+            unanswered_ns: None,
             is_clean: true,
             namespaces: BTreeMap::new(),
             open: BTreeMap::from([(Stream::Connections, Sequences::of([4]))]),
@@ -2035,6 +2115,8 @@ mod tests {
             boot_id: "boot".into(),
             observed_ns: 0,
             ended_ns: 0,
+            unsaved_ns: None,
+            unanswered_ns: None,
             is_clean: false,
             namespaces: BTreeMap::from([(
                 origin,
@@ -2083,6 +2165,8 @@ mod tests {
             boot_id: "boot".into(),
             observed_ns: 0,
             ended_ns: 0,
+            unsaved_ns: None,
+            unanswered_ns: None,
             is_clean: true,
             namespaces: BTreeMap::new(),
             open: BTreeMap::from([(Stream::Listeners, Sequences::of([1]))]),
@@ -2199,6 +2283,148 @@ mod tests {
         fn remove(&self, segment: u64) -> io::Result<()> {
             self.0.remove(segment)
         }
+    }
+
+    fn unsaved(spool: &Spool) -> (Option<u64>, Option<u64>) {
+        let books = spool.books(1);
+        (books.unsaved_ns, books.unanswered_ns)
+    }
+
+    #[test]
+    fn the_books_say_since_when_what_was_made_may_be_lost() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (spool, _) = on_disk(folder.path(), Limits::default());
+        assert_eq!(unsaved(&spool), (None, None));
+        spool.taken_until(10_000, 10_000, None);
+        assert_eq!(unsaved(&spool), (Some(10_000), Some(10_000)));
+        append(&spool, sealed(1, 3));
+        append(&spool, sealed(1, 4));
+        assert_eq!(unsaved(&spool), (Some(300), Some(300)), "in memory");
+        spool.persist().expect("written");
+        assert_eq!(
+            unsaved(&spool),
+            (Some(300), Some(300)),
+            "a loss of power takes it"
+        );
+        spool.sync().expect("synced");
+        assert_eq!(unsaved(&spool), (Some(10_000), Some(300)));
+        append(&spool, sealed(1, 2));
+        assert_eq!(unsaved(&spool), (Some(200), Some(200)));
+        spool.acknowledge(id(2));
+        spool.taken_until(10_000, 10_000, Some(9_000));
+        assert_eq!(unsaved(&spool), (Some(9_000), Some(300)), "an open batch");
+        // What tells of gaps is in the books, however old these are.
+        let mut of_gaps = sealed(1, 1);
+        of_gaps.id.stream = Stream::Gaps;
+        spool.append_new(of_gaps);
+        assert_eq!(unsaved(&spool).0, Some(9_000));
+        spool.persist().expect("written");
+        assert_eq!(unsaved(&spool).0, Some(9_000));
+    }
+
+    #[test]
+    fn what_a_full_disk_does_not_take_is_unsaved_for_as_long_as_it_waits() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let disk = FullDisk(Folder::open(folder.path()).expect("a folder"));
+        let (spool, _) = open(Limits::default(), Some(Box::new(disk)));
+        for sequence in 2..=9 {
+            append(&spool, sealed(1, sequence));
+            spool.persist().expect_err("a full disk");
+        }
+        spool.taken_until(90_000, 90_000, None);
+        assert_eq!(unsaved(&spool).0, Some(200));
+        spool.acknowledge(id(2));
+        assert_eq!(unsaved(&spool).0, Some(300));
+    }
+
+    #[test]
+    fn what_had_to_go_and_is_in_doubt_is_unsaved_of_whatever_start() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let account = |unsaved_ns| Predecessor {
+            epoch: 1,
+            boot_id: BOOT.into(),
+            observed_ns: 5_000,
+            ended_ns: 5_000,
+            unsaved_ns,
+            unanswered_ns: Some(100),
+            is_clean: false,
+            namespaces: BTreeMap::new(),
+            open: BTreeMap::from([(Stream::Connections, Sequences::of([1, 2]))]),
+            is_measured: true,
+            is_settled: false,
+        };
+        {
+            let (first, _) = on_disk(folder.path(), Limits::default());
+            append(&first, sealed(1, 1));
+            append(&first, sealed(1, 2));
+            first.persist().expect("written");
+        }
+        let counters = Arc::new(Counters::speaking_for(vec![account(Some(4_000))]));
+        let disk = Folder::open(folder.path()).expect("a folder");
+        let spool = Spool::open(Limits::default(), BOOT, Some(Box::new(disk)), counters).expect("a spool");
+        let of_first = |spool: &Spool| spool.books(2).predecessors[0].unsaved_ns;
+        assert_eq!(of_first(&spool), Some(4_000));
+        let age = spool.limits.age;
+        spool.expire(Duration::ZERO);
+        spool.expire(age);
+        assert_eq!(spool.unanswered().len(), 2, "the store may have them");
+        assert_eq!(
+            of_first(&spool),
+            Some(100),
+            "and if not, they may end with this start"
+        );
+    }
+
+    #[test]
+    fn what_a_bad_disk_has_spoiled_costs_what_it_spoiled_and_its_start_says_how_old_that_may_be() {
+        let open_harmed = |harm: &dyn Fn(&mut Vec<u8>)| {
+            let folder = tempfile::tempdir().expect("a folder");
+            {
+                let (first, _) = on_disk(folder.path(), Limits::default());
+                (1..=4).for_each(|sequence| append(&first, sealed(1, sequence)));
+                first.persist().expect("written");
+            }
+            let file = folder.path().join(format!("{:020}.segment", 1));
+            let mut bytes = std::fs::read(&file).expect("a segment");
+            harm(&mut bytes);
+            std::fs::write(&file, bytes).expect("written");
+            let account = Predecessor {
+                epoch: 1,
+                boot_id: BOOT.into(),
+                observed_ns: 5_000,
+                ended_ns: 5_000,
+                unsaved_ns: Some(4_000),
+                unanswered_ns: Some(100),
+                is_clean: false,
+                namespaces: BTreeMap::new(),
+                open: BTreeMap::from([(Stream::Connections, Sequences::of([1, 2, 3, 4]))]),
+                is_measured: true,
+                is_settled: false,
+            };
+            let counters = Arc::new(Counters::speaking_for(vec![account]));
+            let disk = Folder::open(folder.path()).expect("a folder");
+            let limits = Limits::default();
+            let next =
+                Spool::open(limits, BOOT, Some(Box::new(disk)), Arc::clone(&counters)).expect("a spool");
+            let unsaved_ns = counters.predecessors()[&1].unsaved_ns;
+            let sequences: Vec<_> = sent(&next).into_iter().map(|(_, sequence)| sequence).collect();
+            let asked: Vec<_> = next
+                .unsettled()
+                .iter()
+                .map(|range| range.first_sequence)
+                .collect();
+            (sequences, asked, unsaved_ns)
+        };
+        let record = record_bytes(&sealed(1, 1));
+        let whole = open_harmed(&|_| {});
+        assert_eq!(whole, (vec![1, 2, 3, 4], vec![], Some(4_000)));
+        let body = open_harmed(&|bytes| bytes[record + 500] ^= 4);
+        assert_eq!(body, (vec![1, 3, 4], vec![2], Some(100)));
+        let length = open_harmed(&|bytes| bytes[record + 5] ^= 4);
+        assert_eq!(length, body);
+        // What was not written whole was not on the disk by the books either.
+        let torn = open_harmed(&|bytes| bytes.truncate(3 * record + 60));
+        assert_eq!(torn, (vec![1, 2, 3], vec![4], Some(4_000)));
     }
 
     #[test]
