@@ -61,6 +61,10 @@ pub const ENTRY_BYTES: u64 = 448;
 /// The same for each namespace that a batch has rows of, beyond the first.
 const NAMESPACE_BYTES: u64 = 48;
 
+/// So many namespaces are told apart in a run of batches that are missing; the rows of all others are in a gap of none: the
+/// books have all gaps, and are written once a second.
+const NAMESPACES_OF_A_RUN: usize = 256;
+
 /// Bytes that are written at one go.
 const WRITE_BYTES: usize = 4 << 20;
 
@@ -109,7 +113,7 @@ pub struct Gap {
 }
 
 /// Why rows are missing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum GapReason {
     /// The spool reached one of its bounds while the collector was away.
     SpoolFull,
@@ -215,6 +219,8 @@ struct Queue {
     /// Entries that are dropped and in doubt.
     doubts: BTreeSet<u64>,
     gaps: Vec<Gap>,
+    /// Of each start, stream and reason the batches that came into gaps last, one right after the other.
+    runs: HashMap<(u64, Stream, GapReason), Run>,
     /// Whether the next start is told of gaps before the collector is: or it would tell of them again.
     is_journalled: bool,
     /// Batches of gaps that wait for it, and what the counters follow of them.
@@ -236,6 +242,13 @@ pub struct Watermarks {
     pub records_ns: u64,
     /// Of attempts that were decided.
     pub attempts_ns: u64,
+}
+
+/// Batches of one start and stream without one between them that is not missing too, and the gaps that have their rows.
+struct Run {
+    last_sequence: u64,
+    /// Where in [`Queue::gaps`] the one of a namespace is.
+    places: HashMap<u32, usize>,
 }
 
 struct Entry {
@@ -606,7 +619,9 @@ impl Spool {
 
     /// The gaps since the last call.
     pub fn take_gaps(&self) -> Vec<Gap> {
-        std::mem::take(&mut self.lock().gaps)
+        let mut queue = self.lock();
+        queue.runs.clear();
+        std::mem::take(&mut queue.gaps)
     }
 
     /// Everything that the kernel made before `ns` was appended, and every attempt that was decided before `attempts_ns`.
@@ -883,6 +898,20 @@ fn first_to_drop<'a>(mut entries: impl Iterator<Item = (&'a u64, &'a Box<Entry>)
 impl Entry {
     fn rows_by_netns(&self) -> RowsByNetns {
         self.counted.iter().copied().collect()
+    }
+
+    /// Its rows by namespace; 0 where they are not told apart: it is not known, or calls are counted and not rows.
+    fn rows_told_apart(&self) -> Vec<(u32, u64)> {
+        let told: Vec<_> = self
+            .counted
+            .iter()
+            .map(|&(netns, rows)| (netns, rows.all()))
+            .collect();
+        if told.iter().map(|(_, rows)| rows).sum::<u64>() == u64::from(self.rows) {
+            told
+        } else {
+            vec![(0, self.rows.into())]
+        }
     }
 
     /// What it takes in memory, the batch's own bytes aside.
@@ -1306,33 +1335,45 @@ impl Queue {
         held
     }
 
-    /// Adds to the stream's last gap where the two touch: an hour without a collector is a gap of each stream, not ten
-    /// thousand.
+    /// A batch is missing: its rows are added to the gaps of their namespaces where the batch right before it is missing too, for
+    /// an hour without a collector is a gap of each stream and namespace, not ten thousand.
     fn add_gap(&mut self, entry: &Entry, reason: GapReason) {
         let id = entry.id;
-        let mut latest = self.gaps.iter_mut().rev();
-        let last = latest.find(|gap| (gap.epoch, gap.stream, gap.reason) == (id.epoch, id.stream, reason));
-        if let Some(gap) = last
-            && gap.last_sequence + 1 == id.sequence
-        {
-            gap.last_sequence = id.sequence;
-            gap.first_ns = gap.first_ns.min(entry.first_ns);
-            gap.last_ns = gap.last_ns.max(entry.last_ns);
-            gap.rows += u64::from(entry.rows);
-            return;
+        let run = self
+            .runs
+            .entry((id.epoch, id.stream, reason))
+            .or_insert_with(|| Run {
+                last_sequence: id.sequence,
+                places: HashMap::new(),
+            });
+        if run.last_sequence + 1 != id.sequence {
+            run.places.clear();
         }
-        self.gaps.push(Gap {
-            epoch: id.epoch,
-            stream: id.stream,
-            netns: 0,
-            first_sequence: id.sequence,
-            last_sequence: id.sequence,
-            first_ns: entry.first_ns,
-            last_ns: entry.last_ns,
-            rows: entry.rows.into(),
-            at_least: false,
-            reason,
-        });
+        run.last_sequence = id.sequence;
+        for (netns, rows) in entry.rows_told_apart() {
+            let is_told_apart = run.places.contains_key(&netns) || run.places.len() < NAMESPACES_OF_A_RUN;
+            let netns = if is_told_apart { netns } else { 0 };
+            if let Some(gap) = run.places.get(&netns).map(|&place| &mut self.gaps[place]) {
+                gap.last_sequence = id.sequence;
+                gap.first_ns = gap.first_ns.min(entry.first_ns);
+                gap.last_ns = gap.last_ns.max(entry.last_ns);
+                gap.rows += rows;
+                continue;
+            }
+            run.places.insert(netns, self.gaps.len());
+            self.gaps.push(Gap {
+                epoch: id.epoch,
+                stream: id.stream,
+                netns,
+                first_sequence: id.sequence,
+                last_sequence: id.sequence,
+                first_ns: entry.first_ns,
+                last_ns: entry.last_ns,
+                rows,
+                at_least: false,
+                reason,
+            });
+        }
     }
 }
 
@@ -1608,7 +1649,7 @@ mod tests {
         let gap = Gap {
             epoch: 1,
             stream: Stream::Connections,
-            netns: 0,
+            netns: 1,
             first_sequence: 1,
             last_sequence: 2,
             first_ns: 100,
@@ -1648,7 +1689,7 @@ mod tests {
         let gap = Gap {
             epoch: 1,
             stream: Stream::Connections,
-            netns: 0,
+            netns: 1,
             first_sequence: 2,
             last_sequence: 3,
             first_ns: 200,
@@ -2487,6 +2528,89 @@ mod tests {
             gaps.iter()
                 .all(|gap| (gap.first_sequence, gap.last_sequence, gap.rows) == (1, 20, 200))
         );
+    }
+
+    /// Appends a batch with so many rows of each namespace.
+    fn append_of(spool: &Spool, sequence: u64, rows: &[(u32, u64)]) {
+        let ends = |&(netns, ends): &(u32, u64)| (netns, Rows { ends, announced: 0 });
+        let by_netns: RowsByNetns = rows.iter().map(ends).collect();
+        spool.counters.received(&by_netns);
+        let batch = Sealed {
+            rows: rows.iter().map(|(_, rows)| *rows as u32).sum(),
+            ..sealed(1, sequence)
+        };
+        spool.append(batch, by_netns);
+    }
+
+    /// Namespace, first and last sequence, and rows of each gap.
+    fn told(spool: &Spool) -> Vec<(u32, u64, u64, u64)> {
+        let gaps = spool.take_gaps();
+        gaps.iter()
+            .map(|gap| (gap.netns, gap.first_sequence, gap.last_sequence, gap.rows))
+            .collect()
+    }
+
+    #[test]
+    fn what_is_missing_is_told_by_namespace() {
+        let (spool, _) = in_memory(0);
+        append_of(&spool, 1, &[(7, 2), (8, 3)]);
+        append_of(&spool, 2, &[(7, 1)]);
+        append_of(&spool, 3, &[(8, 5), (9, 1)]);
+        assert_eq!(told(&spool), [(7, 1, 2, 3), (8, 1, 3, 8), (9, 3, 3, 1)]);
+        // The gaps of before are told: those that follow are others.
+        append_of(&spool, 4, &[(7, 1)]);
+        assert_eq!(told(&spool), [(7, 4, 4, 1)]);
+    }
+
+    #[test]
+    fn a_batch_that_is_not_missing_is_between_two_gaps_of_each_namespace() {
+        let (spool, _) = in_memory(1 << 20);
+        for sequence in 1..=5 {
+            append_of(&spool, sequence, &[(7, 1), (8, 1 + sequence % 2)]);
+        }
+        spool.acknowledge(id(3));
+        let age = spool.limits.age;
+        spool.expire(Duration::ZERO);
+        spool.expire(age);
+        let expected = [(7, 1, 2, 2), (8, 1, 2, 3), (7, 4, 5, 2), (8, 4, 5, 3)];
+        assert_eq!(told(&spool), expected);
+    }
+
+    #[test]
+    fn of_more_namespaces_than_can_be_told_the_rest_is_told_together() {
+        let (spool, counters) = in_memory(0);
+        let most = NAMESPACES_OF_A_RUN as u32;
+        let rows: Vec<_> = (1..=most + 50).map(|netns| (netns, 2)).collect();
+        append_of(&spool, 1, &rows);
+        append_of(&spool, 2, &rows);
+        let told = told(&spool);
+        assert_eq!(told.len(), NAMESPACES_OF_A_RUN + 1);
+        assert_eq!(told.last(), Some(&(0, 1, 2, 200)));
+        let rows: u64 = told.iter().map(|(.., rows)| rows).sum();
+        assert_eq!(rows, counters.total().dropped);
+    }
+
+    #[test]
+    fn what_nobody_speaks_for_and_calls_are_told_of_no_namespace() {
+        let (spool, _) = in_memory(0);
+        spool.append(sealed(1, 1), RowsByNetns::new());
+        let of_calls = Sealed {
+            id: BatchId {
+                stream: Stream::Syscalls,
+                ..id(1)
+            },
+            ..sealed(1, 1)
+        };
+        let calls = RowsByNetns::from([(
+            0,
+            Rows {
+                ends: 5_000,
+                announced: 0,
+            },
+        )]);
+        spool.counters.received_calls(5_000);
+        spool.append(of_calls, calls);
+        assert_eq!(told(&spool), [(0, 1, 1, 10), (0, 1, 1, 10)]);
     }
 
     proptest! {
