@@ -6,7 +6,7 @@
 //! code as it is, over connections of its own.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -26,7 +26,7 @@ use crate::{
     gaps::GapBatcher,
     identity::Identity,
     runs::Runs,
-    spool::{BatchId, ENTRY_BYTES, Next, Sealed, Spool, ranges},
+    spool::{BatchId, ENTRY_BYTES, Gap, Next, Sealed, Spool, ranges},
 };
 
 /// How often the counters are sent.
@@ -345,11 +345,14 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
     pub(crate) fn seal_gaps(&mut self) {
         self.spool.expire((self.boot_now)());
         let gaps = self.spool.take_gaps();
-        for gap in &gaps {
+        for (missing, namespaces) in by_stream(&gaps) {
             tracing::warn!(
-                rows = gap.rows,
-                sequences = %format_args!("{}..={}", gap.first_sequence, gap.last_sequence),
-                reason = ?gap.reason,
+                stream = ?missing.stream,
+                rows = missing.rows,
+                namespaces,
+                epoch = missing.epoch,
+                sequences = %format_args!("{}..={}", missing.first_sequence, missing.last_sequence),
+                reason = ?missing.reason,
                 "rows are missing, and counted"
             );
         }
@@ -427,6 +430,31 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
             Some(collector_message::Body::Welcome(_)) | None => {}
         }
     }
+}
+
+/// Gaps as they are logged: those of all namespaces of a start, a stream and a reason as one, with how many namespaces
+/// those are. Zero: they are not told apart.
+fn by_stream(gaps: &[Gap]) -> Vec<(Gap, usize)> {
+    let mut together = BTreeMap::<_, (Gap, BTreeSet<u32>)>::new();
+    for gap in gaps {
+        let (sum, namespaces) = together
+            .entry((gap.epoch, gap.stream, gap.reason))
+            .or_insert_with(|| {
+                (
+                    Gap {
+                        rows: 0,
+                        ..gap.clone()
+                    },
+                    BTreeSet::new(),
+                )
+            });
+        sum.first_sequence = sum.first_sequence.min(gap.first_sequence);
+        sum.last_sequence = sum.last_sequence.max(gap.last_sequence);
+        sum.rows += gap.rows;
+        namespaces.extend((gap.netns != 0).then_some(gap.netns));
+    }
+    let counted = |(sum, namespaces): (Gap, BTreeSet<u32>)| (sum, namespaces.len());
+    together.into_values().map(counted).collect()
 }
 
 /// Returns once the agent is told to stop, or nobody can tell it any more.
@@ -532,12 +560,13 @@ fn message(body: agent_message::Body) -> AgentMessage {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use holdfast_proto::v1::Acknowledgement;
 
     use super::*;
-    use crate::{load::consent::Consent, spool};
+    use crate::{
+        load::consent::Consent,
+        spool::{self, GapReason},
+    };
 
     fn connections(epoch: u64, sequence: u64) -> BatchId {
         BatchId {
@@ -659,6 +688,40 @@ mod tests {
         let early: Vec<_> = statuses.iter().filter(|(_, is_early)| *is_early).collect();
         let regular = statuses.len() - early.len();
         assert_eq!((early.len(), regular), (2, 2), "{statuses:?}");
+    }
+
+    #[test]
+    fn the_gaps_of_all_namespaces_are_a_line_of_the_log_for_each_stream_and_reason() {
+        let gap = |stream, reason, netns, first_sequence| Gap {
+            epoch: 1,
+            stream,
+            netns,
+            first_sequence,
+            last_sequence: first_sequence + 1,
+            first_ns: 0,
+            last_ns: 0,
+            rows: 10,
+            at_least: false,
+            reason,
+        };
+        let gaps = [
+            gap(Stream::Connections, GapReason::SpoolFull, 7, 3),
+            gap(Stream::Peers, GapReason::SpoolFull, 0, 1),
+            gap(Stream::Connections, GapReason::SpoolFull, 8, 1),
+            gap(Stream::Connections, GapReason::Refused, 8, 5),
+        ];
+        let lines = by_stream(&gaps).into_iter().map(|(sum, namespaces)| {
+            let sequences = (sum.first_sequence, sum.last_sequence);
+            (sum.stream, sum.reason, sequences, sum.rows, namespaces)
+        });
+        assert_eq!(
+            lines.collect::<Vec<_>>(),
+            [
+                (Stream::Connections, GapReason::SpoolFull, (1, 4), 20, 2),
+                (Stream::Connections, GapReason::Refused, (5, 6), 10, 1),
+                (Stream::Peers, GapReason::SpoolFull, (1, 2), 10, 0),
+            ]
+        );
     }
 
     #[test]

@@ -307,6 +307,8 @@ impl Ledger {
             boot_id: self.boot_id.clone(),
             observed_ns: account.read_ns,
             ended_ns: account.read_ns,
+            unsaved_ns: books.unsaved_ns,
+            unanswered_ns: books.unanswered_ns,
             is_clean,
             namespaces,
             open,

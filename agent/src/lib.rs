@@ -147,7 +147,6 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
         sync: args.spool_sync,
     };
     let disk = state.into_disk();
-    let has_disk = disk.is_some();
     let spool = Spool::open(limits, &identity.boot_id, disk, Arc::clone(&counters))
         .context("cannot read the spool that an earlier start left")?;
     let spool = Arc::new(spool);
@@ -395,10 +394,10 @@ pub async fn run(args: &RunArgs, mut shutdown: watch::Receiver<bool>) -> anyhow:
     );
     if stages.unacknowledged > 0 {
         let late = if in_time { "" } else { " in time" };
-        let next = if has_disk && !spool.levels().disk_failed {
-            "the next start delivers what is in the spool"
-        } else {
+        let next = if spool.levels().disk_failed {
             "what was in memory only is lost with this start, for the spool cannot write to its disk"
+        } else {
+            "the next start delivers what is in the spool"
         };
         tracing::warn!(
             rows = stages.unacknowledged,

@@ -27,6 +27,11 @@ pub struct Predecessor {
     pub observed_ns: u64,
     /// When the start after it began to count: what was opened until then is its own.
     pub ended_ns: u64,
+    /// What of it was on no disk when it counted last was made from here on: rows that wait in memory while the disk is full may be
+    /// much older than that. `None`: not known, an earlier version wrote it.
+    pub unsaved_ns: Option<u64>,
+    /// What of it had no answer then was made from here on, wherever it was; `None` likewise.
+    pub unanswered_ns: Option<u64>,
     /// It said that it would end: nothing was open in it that counts, nothing was on its way.
     pub is_clean: bool,
     pub namespaces: BTreeMap<Origin, Namespace>,
@@ -78,6 +83,11 @@ impl Predecessor {
                 _ => namespace.at_least |= namespace.counters.opened > 0,
             }
         }
+    }
+
+    /// The disk has lost batches that it had: what is missing may be anything that had no answer.
+    pub fn spoiled(&mut self) {
+        self.unsaved_ns = self.unsaved_ns.into_iter().chain(self.unanswered_ns).min();
     }
 
     /// Whether a batch is in no counter for good.
@@ -160,7 +170,8 @@ impl Predecessor {
         if !self.is_settled {
             return Vec::new();
         }
-        let (epoch, first_ns, last_ns) = (self.epoch, self.observed_ns, self.ended_ns);
+        let first_ns = self.observed_ns.min(self.unsaved_ns.unwrap_or(u64::MAX));
+        let (epoch, last_ns) = (self.epoch, self.ended_ns);
         // What was read or made after the last state was written is known of connections only.
         let is_cut = !self.is_clean;
         let gap = |(&(stream, netns), namespace): (&Origin, &mut Namespace)| {
@@ -254,6 +265,8 @@ mod tests {
             boot_id: "boot".into(),
             observed_ns: 1_000,
             ended_ns: 1_000,
+            unsaved_ns: None,
+            unanswered_ns: None,
             is_clean: false,
             namespaces: BTreeMap::from([((Stream::Connections, NETNS), namespace)]),
             open: BTreeMap::from([(Stream::Connections, sequences)]),
@@ -468,6 +481,32 @@ mod tests {
             status.streams.iter().map(places).collect::<Vec<_>>(),
             [(570, 570, 0), (20, 20, 0), (30, 23, 7)]
         );
+    }
+
+    #[test]
+    fn a_gap_begins_with_the_oldest_row_that_it_may_have() {
+        let first_ns = |unsaved_ns, is_spoiled: bool| {
+            let counters = StreamCounters {
+                opened: 10,
+                ..StreamCounters::default()
+            };
+            let mut start = Predecessor {
+                unsaved_ns,
+                unanswered_ns: unsaved_ns.map(|_| 200),
+                ..predecessor(counters, Some(1_000))
+            };
+            if is_spoiled {
+                start.spoiled();
+            }
+            start.measure("boot", &BTreeMap::from([(NETNS, 1_000)]), 3_000);
+            let gaps = settle(&mut start, 0, &[]);
+            assert_eq!((gaps.len(), gaps[0].last_ns), (1, 3_000));
+            gaps[0].first_ns
+        };
+        assert_eq!(first_ns(Some(400), false), 400, "a batch in memory");
+        assert_eq!(first_ns(Some(1_100), false), 1_000, "all was on disk");
+        assert_eq!(first_ns(Some(400), true), 200, "a batch on disk, which lost it");
+        assert_eq!(first_ns(None, true), 1_000, "an earlier version wrote it");
     }
 
     #[test]

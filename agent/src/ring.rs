@@ -395,9 +395,12 @@ impl Intake {
     /// The ring was empty: everything that the kernel made before `ns` was taken, and every attempt that was decided
     /// before `attempts_ns` (nanoseconds since the Unix epoch). What waits in the open batch is not in the spool yet.
     pub fn taken_until(&mut self, ns: u64, attempts_ns: u64) {
-        let waiting_ns = self.batcher.earliest_ns().unwrap_or(u64::MAX);
+        let connections_ns = self.batcher.earliest_ns();
+        let waiting_ns = connections_ns.unwrap_or(u64::MAX);
+        let transitions_ns = self.transitions.as_ref().and_then(Batcher::earliest_ns);
+        let batching_ns = connections_ns.into_iter().chain(transitions_ns).min();
         self.spool
-            .taken_until(ns.min(waiting_ns), attempts_ns.min(waiting_ns));
+            .taken_until(ns.min(waiting_ns), attempts_ns.min(waiting_ns), batching_ns);
     }
 
     /// Takes the first record of a connection that stays open, and hands the batch on that it filled.

@@ -27,7 +27,10 @@ use holdfast_proto::v1::{BatchRange, Status, Stream, Welcome};
 use tokio::sync::Notify;
 
 pub use self::segment::{BatchId, Sealed};
-use self::{disk::Disk, segment::record_bytes};
+use self::{
+    disk::Disk,
+    segment::{Scan, Tail, record_bytes},
+};
 use crate::{
     counters::{Counters, End, Legacy, Origin, Rows, RowsByNetns, Stages},
     predecessor::{Held, Predecessor},
@@ -57,6 +60,10 @@ pub const ENTRY_BYTES: u64 = 448;
 
 /// The same for each namespace that a batch has rows of, beyond the first.
 const NAMESPACE_BYTES: u64 = 48;
+
+/// So many namespaces are told apart in a run of batches that are missing; the rows of all others are in a gap of none: the
+/// books have all gaps, and are written once a second.
+const NAMESPACES_OF_A_RUN: usize = 256;
 
 /// Bytes that are written at one go.
 const WRITE_BYTES: usize = 4 << 20;
@@ -106,7 +113,7 @@ pub struct Gap {
 }
 
 /// Why rows are missing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum GapReason {
     /// The spool reached one of its bounds while the collector was away.
     SpoolFull,
@@ -136,6 +143,11 @@ pub struct Books {
     pub held: usize,
     /// Batches that are in gaps and whose bytes are on the disk still, or may be again.
     pub left_behind: Vec<BatchId>,
+    /// What of this start is on no disk was made from here on: rows that are in no batch yet, and batches that are in memory only or
+    /// not safe from a loss of power. Nanoseconds since the Unix epoch; `None`: not known.
+    pub unsaved_ns: Option<u64>,
+    /// What of it has no answer was made from here on, wherever it is; `None` likewise.
+    pub unanswered_ns: Option<u64>,
 }
 
 /// Where the spool stands.
@@ -147,7 +159,7 @@ pub struct Levels {
     pub memory_bytes: u64,
     /// Bytes of all segments.
     pub disk_bytes: u64,
-    /// The disk refused the last write; what is unanswered is in memory only.
+    /// There is no disk, or it refused the last write; what is unanswered is in memory only.
     pub disk_failed: bool,
 }
 
@@ -205,8 +217,10 @@ struct Queue {
     /// A segment with an unknown part of a write that failed behind its end.
     torn: Option<u64>,
     /// Entries that are dropped and in doubt.
-    doubts: usize,
+    doubts: BTreeSet<u64>,
     gaps: Vec<Gap>,
+    /// Of each start, stream and reason the batches that came into gaps last, one right after the other.
+    runs: HashMap<(u64, Stream, GapReason), Run>,
     /// Whether the next start is told of gaps before the collector is: or it would tell of them again.
     is_journalled: bool,
     /// Batches of gaps that wait for it, and what the counters follow of them.
@@ -217,6 +231,8 @@ struct Queue {
     /// nanoseconds since the Unix epoch. Zero: nobody said so.
     taken_until_ns: u64,
     announced_until_ns: u64,
+    /// The earliest row that is in an open batch, of whatever stream; `None` if there is none.
+    batching_ns: Option<u64>,
 }
 
 /// Up to when everything has its answer, in nanoseconds since the Unix epoch. Zero: not known.
@@ -226,6 +242,13 @@ pub struct Watermarks {
     pub records_ns: u64,
     /// Of attempts that were decided.
     pub attempts_ns: u64,
+}
+
+/// Batches of one start and stream without one between them that is not missing too, and the gaps that have their rows.
+struct Run {
+    last_sequence: u64,
+    /// Where in [`Queue::gaps`] the one of a namespace is.
+    places: HashMap<u32, usize>,
 }
 
 struct Entry {
@@ -267,6 +290,8 @@ struct Segment {
     bytes: u64,
     unanswered: usize,
     is_synced: bool,
+    /// What in it is not safe from a loss of power was made from here on, by the wall clock. `None`: all of it is safe.
+    unsynced_ns: Option<u64>,
     /// Batches in it that are in a counter for good: the next start must not find them. Those of connections of this start need
     /// not be here: the next start speaks for it, and knows from its account.
     left_behind: Vec<BatchId>,
@@ -285,25 +310,35 @@ impl Spool {
     ) -> io::Result<Self> {
         let mut queue = Queue::default();
         if let Some(disk) = &disk {
+            let mut is_whole = true;
             for number in disk.list()? {
                 match disk.read(number) {
-                    Ok(bytes) => queue.recover(number, &bytes, &counters, |sealed| {
-                        Some(wire::sealed_at(sealed, boot_id)?.saturating_add(limits.age))
-                    }),
+                    Ok(bytes) => {
+                        is_whole &= queue.recover(number, &bytes, &counters, |sealed| {
+                            Some(wire::sealed_at(sealed, boot_id)?.saturating_add(limits.age))
+                        });
+                    }
                     Err(error) => {
+                        is_whole = false;
                         tracing::error!(segment = number, "a segment of the spool cannot be read: {error}");
                     }
                 }
             }
             queue.order_gaps();
+            if !is_whole {
+                counters
+                    .predecessors()
+                    .values_mut()
+                    .for_each(Predecessor::spoiled);
+            }
         }
         let spool = Self {
             queue: Mutex::new(queue),
             appended: Notify::new(),
             work: Condvar::new(),
             limits,
+            disk_failed: AtomicBool::new(disk.is_none()),
             disk,
-            disk_failed: AtomicBool::new(false),
             counters,
         };
         spool.bound_memory(&mut spool.lock());
@@ -504,13 +539,26 @@ impl Spool {
     /// What the next start must know, all of one moment; `epoch` is this start.
     pub fn books(&self, epoch: u64) -> Books {
         let queue = self.lock();
+        let unsaved = queue.unsaved(epoch);
+        let mut predecessors: Vec<_> = self.counters.predecessors().values().cloned().collect();
+        for start in &mut predecessors {
+            let unsaved_ns = unsaved.get(&start.epoch).copied();
+            start.unsaved_ns = start.unsaved_ns.map(|ns| ns.min(unsaved_ns.unwrap_or(ns)));
+        }
+        let in_no_batch_ns = queue.in_no_batch_ns();
+        let oldest_ns = queue.beginnings.first().map(|(first_ns, _)| *first_ns);
         let waiting = queue.of_gaps().filter(|entry| entry.place.is_none());
         let gap_batches = waiting
             .filter_map(Entry::sealed)
             .chain(queue.held.iter().map(|(sealed, _)| sealed.clone()));
         Books {
             stages: self.counters.stages(),
-            predecessors: self.counters.predecessors().values().cloned().collect(),
+            predecessors,
+            unsaved_ns: in_no_batch_ns
+                .into_iter()
+                .chain(unsaved.get(&epoch).copied())
+                .min(),
+            unanswered_ns: in_no_batch_ns.into_iter().chain(oldest_ns).min(),
             unanswered: queue.held_of(epoch),
             last_sequences: queue.last_sequences.clone(),
             gaps: queue.gaps.clone(),
@@ -571,13 +619,17 @@ impl Spool {
 
     /// The gaps since the last call.
     pub fn take_gaps(&self) -> Vec<Gap> {
-        std::mem::take(&mut self.lock().gaps)
+        let mut queue = self.lock();
+        queue.runs.clear();
+        std::mem::take(&mut queue.gaps)
     }
 
     /// Everything that the kernel made before `ns` was appended, and every attempt that was decided before `attempts_ns`.
-    pub fn taken_until(&self, ns: u64, attempts_ns: u64) {
+    /// `batching_ns`: the earliest row that is in an open batch, of whatever stream.
+    pub fn taken_until(&self, ns: u64, attempts_ns: u64, batching_ns: Option<u64>) {
         let mut queue = self.lock();
         (queue.taken_until_ns, queue.announced_until_ns) = (ns, attempts_ns);
+        queue.batching_ns = batching_ns;
     }
 
     /// Up to when nothing waits: neither a batch for its answer, nor a gap for its batch.
@@ -723,6 +775,7 @@ impl Spool {
                 && Some(segment.bytes) == bytes
             {
                 segment.is_synced = true;
+                segment.unsynced_ns = None;
             }
         }
         Ok(())
@@ -847,6 +900,20 @@ impl Entry {
         self.counted.iter().copied().collect()
     }
 
+    /// Its rows by namespace; 0 where they are not told apart: it is not known, or calls are counted and not rows.
+    fn rows_told_apart(&self) -> Vec<(u32, u64)> {
+        let told: Vec<_> = self
+            .counted
+            .iter()
+            .map(|&(netns, rows)| (netns, rows.all()))
+            .collect();
+        if told.iter().map(|(_, rows)| rows).sum::<u64>() == u64::from(self.rows) {
+            told
+        } else {
+            vec![(0, self.rows.into())]
+        }
+    }
+
     /// What it takes in memory, the batch's own bytes aside.
     fn known_bytes(&self) -> u64 {
         ENTRY_BYTES + NAMESPACE_BYTES * u64::from(self.namespaces).saturating_sub(1)
@@ -909,7 +976,7 @@ impl Queue {
         }
         self.forget_expiry(&entry, position);
         if entry.dropped.is_some() {
-            self.doubts -= 1;
+            self.doubts.remove(&position);
         } else {
             self.known_bytes -= entry.known_bytes();
         }
@@ -928,7 +995,7 @@ impl Queue {
     /// Whether the entry must wait for what the collector knows before it may be called missing.
     fn is_doubtful(&self, position: u64) -> bool {
         let is_in_doubt = |entry: &Entry| entry.is_in_doubt && entry.dropped.is_none();
-        self.doubts < MOST_DOUBTS
+        self.doubts.len() < MOST_DOUBTS
             && self
                 .entries
                 .get(&position)
@@ -945,7 +1012,7 @@ impl Queue {
         self.forget_expiry(&entry, position);
         self.known_bytes -= entry.known_bytes();
         entry.dropped = Some(reason);
-        self.doubts += 1;
+        self.doubts.insert(position);
         self.entries.insert(position, entry);
     }
 
@@ -995,18 +1062,35 @@ impl Queue {
 
     /// Takes in what an earlier start left in a segment. `expires_at`: when a batch is too old, by the boot clock, if that is
     /// known.
+    /// False: batches that were written whole are lost. What was not written whole at the end is none: it was still in memory, or
+    /// not safe from a loss of power.
     fn recover(
         &mut self,
         number: u64,
         bytes: &Bytes,
         counters: &Counters,
         expires_at: impl Fn(&Sealed) -> Option<Duration>,
-    ) {
-        let (records, end) = segment::scan(bytes);
-        if end < bytes.len() {
+    ) -> bool {
+        let Scan {
+            records,
+            harmed,
+            tail,
+        } = segment::scan(bytes);
+        let harmed_tail = if let Tail::Harmed(bytes) = tail { bytes } else { 0 };
+        let harmed_bytes = harmed.iter().map(ExactSizeIterator::len).sum::<usize>() + harmed_tail;
+        if harmed_bytes > 0 {
+            tracing::error!(
+                segment = number,
+                bytes = harmed_bytes,
+                batches = records.len(),
+                "the disk has spoiled a part of the spool: what was in it is counted with the end of its start, the batches \
+                 before and behind it are whole"
+            );
+        }
+        if let Tail::Torn(bytes) = tail {
             tracing::warn!(
                 segment = number,
-                bytes = bytes.len() - end,
+                bytes,
                 "the spool ends in a batch that was not written whole: it is counted with the end of that start"
             );
         }
@@ -1052,6 +1136,7 @@ impl Queue {
         self.written_position = self.last_position;
         self.evicted_position = self.last_position;
         self.recovered_position = self.last_position;
+        harmed_bytes == 0
     }
 
     /// Batches of gaps that left a segment which had to go lie behind later ones ([`Self::unhouse`]). What was read back is sent in its
@@ -1116,6 +1201,39 @@ impl Queue {
         !self.unhoused.is_empty() || unwritten.any(|(_, entry)| entry.encoded.is_some())
     }
 
+    /// When what is in no batch was made at the earliest: in the kernel's ring, or in an open batch. `None`: not known.
+    fn in_no_batch_ns(&self) -> Option<u64> {
+        let is_known = self.taken_until_ns > 0;
+        let batching_ns = self.batching_ns.unwrap_or(u64::MAX);
+        is_known.then_some(self.taken_until_ns.min(batching_ns))
+    }
+
+    /// When the earliest row was made of those batches, by start, that are not safe on a disk; `own` is this start, the only one
+    /// whose batches are written. What tells of gaps is in the books.
+    fn unsaved(&self, own: u64) -> BTreeMap<u64, u64> {
+        // What had to go and is in doubt has no bytes any more.
+        let doubtful = self
+            .doubts
+            .iter()
+            .filter_map(|position| self.entries.get(position));
+        let unwritten = self
+            .entries
+            .range(self.written_position + 1..)
+            .map(|(_, entry)| entry);
+        let entries = doubtful.chain(unwritten);
+        let in_memory = entries
+            .filter(|entry| entry.place.is_none() && entry.id.stream != Stream::Gaps)
+            .map(|entry| (entry.id.epoch, entry.first_ns));
+        let segments = self.segments.values();
+        let unsynced = segments.filter_map(|segment| Some((own, segment.unsynced_ns?)));
+        let mut unsaved = BTreeMap::new();
+        for (epoch, first_ns) in in_memory.chain(unsynced) {
+            let earliest_ns = unsaved.entry(epoch).or_insert(first_ns);
+            *earliest_ns = first_ns.min(*earliest_ns);
+        }
+        unsaved
+    }
+
     fn written(&mut self, number: u64, bytes: u64, places: &[(u64, Place)]) {
         let segment = self.segments.entry(number).or_default();
         segment.bytes += bytes;
@@ -1125,6 +1243,13 @@ impl Queue {
         }
         for (position, place) in places {
             self.unhoused.remove(position);
+            // Batches of gaps are in the books until they are on disk, and would be as old as what they tell of.
+            if let Some(entry) = self.entries.get(position)
+                && entry.id.stream != Stream::Gaps
+            {
+                let unsynced_ns = segment.unsynced_ns.unwrap_or(u64::MAX);
+                segment.unsynced_ns = Some(unsynced_ns.min(entry.first_ns));
+            }
             // It may have been answered or dropped meanwhile.
             if let Some(entry) = self
                 .entries
@@ -1210,33 +1335,45 @@ impl Queue {
         held
     }
 
-    /// Adds to the stream's last gap where the two touch: an hour without a collector is a gap of each stream, not ten
-    /// thousand.
+    /// A batch is missing: its rows are added to the gaps of their namespaces where the batch right before it is missing too, for
+    /// an hour without a collector is a gap of each stream and namespace, not ten thousand.
     fn add_gap(&mut self, entry: &Entry, reason: GapReason) {
         let id = entry.id;
-        let mut latest = self.gaps.iter_mut().rev();
-        let last = latest.find(|gap| (gap.epoch, gap.stream, gap.reason) == (id.epoch, id.stream, reason));
-        if let Some(gap) = last
-            && gap.last_sequence + 1 == id.sequence
-        {
-            gap.last_sequence = id.sequence;
-            gap.first_ns = gap.first_ns.min(entry.first_ns);
-            gap.last_ns = gap.last_ns.max(entry.last_ns);
-            gap.rows += u64::from(entry.rows);
-            return;
+        let run = self
+            .runs
+            .entry((id.epoch, id.stream, reason))
+            .or_insert_with(|| Run {
+                last_sequence: id.sequence,
+                places: HashMap::new(),
+            });
+        if run.last_sequence + 1 != id.sequence {
+            run.places.clear();
         }
-        self.gaps.push(Gap {
-            epoch: id.epoch,
-            stream: id.stream,
-            netns: 0,
-            first_sequence: id.sequence,
-            last_sequence: id.sequence,
-            first_ns: entry.first_ns,
-            last_ns: entry.last_ns,
-            rows: entry.rows.into(),
-            at_least: false,
-            reason,
-        });
+        run.last_sequence = id.sequence;
+        for (netns, rows) in entry.rows_told_apart() {
+            let is_told_apart = run.places.contains_key(&netns) || run.places.len() < NAMESPACES_OF_A_RUN;
+            let netns = if is_told_apart { netns } else { 0 };
+            if let Some(gap) = run.places.get(&netns).map(|&place| &mut self.gaps[place]) {
+                gap.last_sequence = id.sequence;
+                gap.first_ns = gap.first_ns.min(entry.first_ns);
+                gap.last_ns = gap.last_ns.max(entry.last_ns);
+                gap.rows += rows;
+                continue;
+            }
+            run.places.insert(netns, self.gaps.len());
+            self.gaps.push(Gap {
+                epoch: id.epoch,
+                stream: id.stream,
+                netns,
+                first_sequence: id.sequence,
+                last_sequence: id.sequence,
+                first_ns: entry.first_ns,
+                last_ns: entry.last_ns,
+                rows,
+                at_least: false,
+                reason,
+            });
+        }
     }
 }
 
@@ -1326,6 +1463,10 @@ impl Upkeep {
     /// Writes what is unwritten at the monotonic time `now`, and syncs if that is due or this is the `last` time.
     /// False if the disk failed: then it is left alone for [`DISK_RETRY`].
     pub fn step(&mut self, spool: &Spool, now: Duration, last: bool) -> bool {
+        // Without a disk nothing fails, and nothing comes to work again either.
+        if spool.disk.is_none() {
+            return true;
+        }
         let result = self.write_and_sync(spool, now, last);
         let had_failed = spool.disk_failed.swap(result.is_err(), Ordering::Relaxed);
         match &result {
@@ -1482,7 +1623,7 @@ mod tests {
             attempts_ns,
         };
         assert_eq!(spool.watermarks(), at(0, 0));
-        spool.taken_until(1_000, 900);
+        spool.taken_until(1_000, 900, None);
         assert_eq!(spool.watermarks(), at(1_000, 900));
         append(&spool, sealed(1, 3));
         append(&spool, sealed(1, 4));
@@ -1508,7 +1649,7 @@ mod tests {
         let gap = Gap {
             epoch: 1,
             stream: Stream::Connections,
-            netns: 0,
+            netns: 1,
             first_sequence: 1,
             last_sequence: 2,
             first_ns: 100,
@@ -1548,7 +1689,7 @@ mod tests {
         let gap = Gap {
             epoch: 1,
             stream: Stream::Connections,
-            netns: 0,
+            netns: 1,
             first_sequence: 2,
             last_sequence: 3,
             first_ns: 200,
@@ -1569,6 +1710,8 @@ mod tests {
             boot_id: BOOT.into(),
             observed_ns: 0,
             ended_ns: 0,
+            unsaved_ns: None,
+            unanswered_ns: None,
             is_clean: true,
             namespaces: BTreeMap::new(),
             open: BTreeMap::from([(Stream::Connections, Sequences::of([4]))]),
@@ -1650,7 +1793,25 @@ mod tests {
         check(&counters, [10, 10, 0, 10]);
         assert_eq!(sent(&spool), [(1, 2)]);
         spool.acknowledge(id(2));
-        assert_eq!(spool.levels(), Levels::default());
+        let nothing = Levels {
+            disk_failed: true,
+            ..Levels::default()
+        };
+        assert_eq!(spool.levels(), nothing);
+    }
+
+    #[test]
+    fn where_there_is_no_disk_it_counts_as_failed_and_stays_so() {
+        let (spool, _) = in_memory(1 << 20);
+        append(&spool, sealed(1, 1));
+        let mut upkeep = Upkeep::default();
+        for second in 0..3 {
+            assert!(spool.levels().disk_failed, "what waits is in memory only");
+            assert!(upkeep.step(&spool, Duration::from_secs(second), false));
+        }
+        assert!(spool.levels().disk_failed);
+        let folder = tempfile::tempdir().expect("a folder");
+        assert!(!on_disk(folder.path(), Limits::default()).0.levels().disk_failed);
     }
 
     #[test]
@@ -1826,7 +1987,7 @@ mod tests {
             let segments = disk.list().expect("a folder");
             let written: Vec<_> = segments
                 .into_iter()
-                .flat_map(|number| segment::scan(&disk.read(number).expect("a segment")).0)
+                .flat_map(|number| segment::scan(&disk.read(number).expect("a segment")).records)
                 .map(|(_, sealed)| sealed.id)
                 .filter(is_of_gaps)
                 .map(|id| id.sequence)
@@ -1995,6 +2156,8 @@ mod tests {
             boot_id: "boot".into(),
             observed_ns: 0,
             ended_ns: 0,
+            unsaved_ns: None,
+            unanswered_ns: None,
             is_clean: false,
             namespaces: BTreeMap::from([(
                 origin,
@@ -2043,6 +2206,8 @@ mod tests {
             boot_id: "boot".into(),
             observed_ns: 0,
             ended_ns: 0,
+            unsaved_ns: None,
+            unanswered_ns: None,
             is_clean: true,
             namespaces: BTreeMap::new(),
             open: BTreeMap::from([(Stream::Listeners, Sequences::of([1]))]),
@@ -2161,6 +2326,148 @@ mod tests {
         }
     }
 
+    fn unsaved(spool: &Spool) -> (Option<u64>, Option<u64>) {
+        let books = spool.books(1);
+        (books.unsaved_ns, books.unanswered_ns)
+    }
+
+    #[test]
+    fn the_books_say_since_when_what_was_made_may_be_lost() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (spool, _) = on_disk(folder.path(), Limits::default());
+        assert_eq!(unsaved(&spool), (None, None));
+        spool.taken_until(10_000, 10_000, None);
+        assert_eq!(unsaved(&spool), (Some(10_000), Some(10_000)));
+        append(&spool, sealed(1, 3));
+        append(&spool, sealed(1, 4));
+        assert_eq!(unsaved(&spool), (Some(300), Some(300)), "in memory");
+        spool.persist().expect("written");
+        assert_eq!(
+            unsaved(&spool),
+            (Some(300), Some(300)),
+            "a loss of power takes it"
+        );
+        spool.sync().expect("synced");
+        assert_eq!(unsaved(&spool), (Some(10_000), Some(300)));
+        append(&spool, sealed(1, 2));
+        assert_eq!(unsaved(&spool), (Some(200), Some(200)));
+        spool.acknowledge(id(2));
+        spool.taken_until(10_000, 10_000, Some(9_000));
+        assert_eq!(unsaved(&spool), (Some(9_000), Some(300)), "an open batch");
+        // What tells of gaps is in the books, however old these are.
+        let mut of_gaps = sealed(1, 1);
+        of_gaps.id.stream = Stream::Gaps;
+        spool.append_new(of_gaps);
+        assert_eq!(unsaved(&spool).0, Some(9_000));
+        spool.persist().expect("written");
+        assert_eq!(unsaved(&spool).0, Some(9_000));
+    }
+
+    #[test]
+    fn what_a_full_disk_does_not_take_is_unsaved_for_as_long_as_it_waits() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let disk = FullDisk(Folder::open(folder.path()).expect("a folder"));
+        let (spool, _) = open(Limits::default(), Some(Box::new(disk)));
+        for sequence in 2..=9 {
+            append(&spool, sealed(1, sequence));
+            spool.persist().expect_err("a full disk");
+        }
+        spool.taken_until(90_000, 90_000, None);
+        assert_eq!(unsaved(&spool).0, Some(200));
+        spool.acknowledge(id(2));
+        assert_eq!(unsaved(&spool).0, Some(300));
+    }
+
+    #[test]
+    fn what_had_to_go_and_is_in_doubt_is_unsaved_of_whatever_start() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let account = |unsaved_ns| Predecessor {
+            epoch: 1,
+            boot_id: BOOT.into(),
+            observed_ns: 5_000,
+            ended_ns: 5_000,
+            unsaved_ns,
+            unanswered_ns: Some(100),
+            is_clean: false,
+            namespaces: BTreeMap::new(),
+            open: BTreeMap::from([(Stream::Connections, Sequences::of([1, 2]))]),
+            is_measured: true,
+            is_settled: false,
+        };
+        {
+            let (first, _) = on_disk(folder.path(), Limits::default());
+            append(&first, sealed(1, 1));
+            append(&first, sealed(1, 2));
+            first.persist().expect("written");
+        }
+        let counters = Arc::new(Counters::speaking_for(vec![account(Some(4_000))]));
+        let disk = Folder::open(folder.path()).expect("a folder");
+        let spool = Spool::open(Limits::default(), BOOT, Some(Box::new(disk)), counters).expect("a spool");
+        let of_first = |spool: &Spool| spool.books(2).predecessors[0].unsaved_ns;
+        assert_eq!(of_first(&spool), Some(4_000));
+        let age = spool.limits.age;
+        spool.expire(Duration::ZERO);
+        spool.expire(age);
+        assert_eq!(spool.unanswered().len(), 2, "the store may have them");
+        assert_eq!(
+            of_first(&spool),
+            Some(100),
+            "and if not, they may end with this start"
+        );
+    }
+
+    #[test]
+    fn what_a_bad_disk_has_spoiled_costs_what_it_spoiled_and_its_start_says_how_old_that_may_be() {
+        let open_harmed = |harm: &dyn Fn(&mut Vec<u8>)| {
+            let folder = tempfile::tempdir().expect("a folder");
+            {
+                let (first, _) = on_disk(folder.path(), Limits::default());
+                (1..=4).for_each(|sequence| append(&first, sealed(1, sequence)));
+                first.persist().expect("written");
+            }
+            let file = folder.path().join(format!("{:020}.segment", 1));
+            let mut bytes = std::fs::read(&file).expect("a segment");
+            harm(&mut bytes);
+            std::fs::write(&file, bytes).expect("written");
+            let account = Predecessor {
+                epoch: 1,
+                boot_id: BOOT.into(),
+                observed_ns: 5_000,
+                ended_ns: 5_000,
+                unsaved_ns: Some(4_000),
+                unanswered_ns: Some(100),
+                is_clean: false,
+                namespaces: BTreeMap::new(),
+                open: BTreeMap::from([(Stream::Connections, Sequences::of([1, 2, 3, 4]))]),
+                is_measured: true,
+                is_settled: false,
+            };
+            let counters = Arc::new(Counters::speaking_for(vec![account]));
+            let disk = Folder::open(folder.path()).expect("a folder");
+            let limits = Limits::default();
+            let next =
+                Spool::open(limits, BOOT, Some(Box::new(disk)), Arc::clone(&counters)).expect("a spool");
+            let unsaved_ns = counters.predecessors()[&1].unsaved_ns;
+            let sequences: Vec<_> = sent(&next).into_iter().map(|(_, sequence)| sequence).collect();
+            let asked: Vec<_> = next
+                .unsettled()
+                .iter()
+                .map(|range| range.first_sequence)
+                .collect();
+            (sequences, asked, unsaved_ns)
+        };
+        let record = record_bytes(&sealed(1, 1));
+        let whole = open_harmed(&|_| {});
+        assert_eq!(whole, (vec![1, 2, 3, 4], vec![], Some(4_000)));
+        let body = open_harmed(&|bytes| bytes[record + 500] ^= 4);
+        assert_eq!(body, (vec![1, 3, 4], vec![2], Some(100)));
+        let length = open_harmed(&|bytes| bytes[record + 5] ^= 4);
+        assert_eq!(length, body);
+        // What was not written whole was not on the disk by the books either.
+        let torn = open_harmed(&|bytes| bytes.truncate(3 * record + 60));
+        assert_eq!(torn, (vec![1, 2, 3], vec![4], Some(4_000)));
+    }
+
     #[test]
     fn what_a_failed_write_left_does_not_come_back_once_it_was_dropped() {
         let folder = tempfile::tempdir().expect("a folder");
@@ -2221,6 +2528,89 @@ mod tests {
             gaps.iter()
                 .all(|gap| (gap.first_sequence, gap.last_sequence, gap.rows) == (1, 20, 200))
         );
+    }
+
+    /// Appends a batch with so many rows of each namespace.
+    fn append_of(spool: &Spool, sequence: u64, rows: &[(u32, u64)]) {
+        let ends = |&(netns, ends): &(u32, u64)| (netns, Rows { ends, announced: 0 });
+        let by_netns: RowsByNetns = rows.iter().map(ends).collect();
+        spool.counters.received(&by_netns);
+        let batch = Sealed {
+            rows: rows.iter().map(|(_, rows)| *rows as u32).sum(),
+            ..sealed(1, sequence)
+        };
+        spool.append(batch, by_netns);
+    }
+
+    /// Namespace, first and last sequence, and rows of each gap.
+    fn told(spool: &Spool) -> Vec<(u32, u64, u64, u64)> {
+        let gaps = spool.take_gaps();
+        gaps.iter()
+            .map(|gap| (gap.netns, gap.first_sequence, gap.last_sequence, gap.rows))
+            .collect()
+    }
+
+    #[test]
+    fn what_is_missing_is_told_by_namespace() {
+        let (spool, _) = in_memory(0);
+        append_of(&spool, 1, &[(7, 2), (8, 3)]);
+        append_of(&spool, 2, &[(7, 1)]);
+        append_of(&spool, 3, &[(8, 5), (9, 1)]);
+        assert_eq!(told(&spool), [(7, 1, 2, 3), (8, 1, 3, 8), (9, 3, 3, 1)]);
+        // The gaps of before are told: those that follow are others.
+        append_of(&spool, 4, &[(7, 1)]);
+        assert_eq!(told(&spool), [(7, 4, 4, 1)]);
+    }
+
+    #[test]
+    fn a_batch_that_is_not_missing_is_between_two_gaps_of_each_namespace() {
+        let (spool, _) = in_memory(1 << 20);
+        for sequence in 1..=5 {
+            append_of(&spool, sequence, &[(7, 1), (8, 1 + sequence % 2)]);
+        }
+        spool.acknowledge(id(3));
+        let age = spool.limits.age;
+        spool.expire(Duration::ZERO);
+        spool.expire(age);
+        let expected = [(7, 1, 2, 2), (8, 1, 2, 3), (7, 4, 5, 2), (8, 4, 5, 3)];
+        assert_eq!(told(&spool), expected);
+    }
+
+    #[test]
+    fn of_more_namespaces_than_can_be_told_the_rest_is_told_together() {
+        let (spool, counters) = in_memory(0);
+        let most = NAMESPACES_OF_A_RUN as u32;
+        let rows: Vec<_> = (1..=most + 50).map(|netns| (netns, 2)).collect();
+        append_of(&spool, 1, &rows);
+        append_of(&spool, 2, &rows);
+        let told = told(&spool);
+        assert_eq!(told.len(), NAMESPACES_OF_A_RUN + 1);
+        assert_eq!(told.last(), Some(&(0, 1, 2, 200)));
+        let rows: u64 = told.iter().map(|(.., rows)| rows).sum();
+        assert_eq!(rows, counters.total().dropped);
+    }
+
+    #[test]
+    fn what_nobody_speaks_for_and_calls_are_told_of_no_namespace() {
+        let (spool, _) = in_memory(0);
+        spool.append(sealed(1, 1), RowsByNetns::new());
+        let of_calls = Sealed {
+            id: BatchId {
+                stream: Stream::Syscalls,
+                ..id(1)
+            },
+            ..sealed(1, 1)
+        };
+        let calls = RowsByNetns::from([(
+            0,
+            Rows {
+                ends: 5_000,
+                announced: 0,
+            },
+        )]);
+        spool.counters.received_calls(5_000);
+        spool.append(of_calls, calls);
+        assert_eq!(told(&spool), [(0, 1, 1, 10), (0, 1, 1, 10)]);
     }
 
     proptest! {

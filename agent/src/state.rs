@@ -146,6 +146,7 @@ impl Journal {
         let mut timeless = recollection.clone();
         if let Some(own) = timeless.starts.last_mut() {
             (own.observed_ns, own.ended_ns) = (0, 0);
+            (own.unsaved_ns, own.unanswered_ns) = (None, None);
             // Looks are made all the time. Where the file is a minute behind them, the spool and the store say what
             // became of them since.
             own.namespaces
@@ -266,6 +267,11 @@ struct StoredStart {
     namespaces: Vec<StoredNamespace>,
     #[prost(message, repeated, tag = "10")]
     open: Vec<BatchRange>,
+    // Earlier versions do not write these, and skip them.
+    #[prost(uint64, optional, tag = "11")]
+    unsaved_ns: Option<u64>,
+    #[prost(uint64, optional, tag = "12")]
+    unanswered_ns: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -309,6 +315,8 @@ impl StoredStart {
             boot_id: start.boot_id.clone(),
             observed_ns: start.observed_ns,
             ended_ns: start.ended_ns,
+            unsaved_ns: start.unsaved_ns,
+            unanswered_ns: start.unanswered_ns,
             is_clean: start.is_clean,
             is_settled: start.is_settled,
             is_measured: start.is_measured,
@@ -341,6 +349,8 @@ impl StoredStart {
             boot_id: self.boot_id,
             observed_ns: self.observed_ns,
             ended_ns: self.ended_ns,
+            unsaved_ns: self.unsaved_ns,
+            unanswered_ns: self.unanswered_ns,
             is_clean: self.is_clean,
             namespaces,
             open,
@@ -462,6 +472,8 @@ mod tests {
                 boot_id: "boot".into(),
                 observed_ns: 1,
                 ended_ns: 2,
+                unsaved_ns: Some(0),
+                unanswered_ns: Some(5),
                 is_clean: true,
                 namespaces: BTreeMap::from([((Stream::Connections, 3), namespace)]),
                 open: BTreeMap::from([(Stream::Connections, open), (Stream::Peers, Sequences::of([2]))]),
@@ -517,6 +529,58 @@ mod tests {
         let before = slots();
         journal.write(&recollection(1)).expect("nothing to write");
         assert_eq!(slots(), before);
+    }
+
+    /// A start as the version before wrote it.
+    #[derive(Clone, PartialEq, Message)]
+    struct FormerStart {
+        #[prost(uint64, tag = "1")]
+        epoch: u64,
+        #[prost(string, tag = "2")]
+        boot_id: String,
+        #[prost(uint64, tag = "3")]
+        observed_ns: u64,
+        #[prost(uint64, tag = "4")]
+        ended_ns: u64,
+        #[prost(bool, tag = "5")]
+        is_clean: bool,
+        #[prost(bool, tag = "6")]
+        is_settled: bool,
+        #[prost(bool, tag = "9")]
+        is_measured: bool,
+        #[prost(message, repeated, tag = "7")]
+        namespaces: Vec<StoredNamespace>,
+        #[prost(message, repeated, tag = "10")]
+        open: Vec<BatchRange>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct FormerLedger {
+        #[prost(message, repeated, tag = "1")]
+        starts: Vec<FormerStart>,
+    }
+
+    #[test]
+    fn what_the_version_before_wrote_is_read_and_what_is_written_it_can_read() {
+        let written = recollection(1).encode();
+        let former = FormerLedger::decode(&written[4..]).expect("a ledger of the version before");
+        let start = &former.starts[0];
+        assert_eq!((start.epoch, start.observed_ns, start.ended_ns), (7, 1, 2));
+        assert!(start.is_clean && start.is_settled && start.is_measured);
+        assert_eq!((start.namespaces.len(), start.open.len()), (1, 4));
+
+        let encoded = former.encode_to_vec();
+        let mut bytes = crc32fast::hash(&encoded).to_le_bytes().to_vec();
+        bytes.extend(encoded);
+        let [expected] = &recollection(1).starts[..] else {
+            unreachable!("one start")
+        };
+        let expected = Predecessor {
+            unsaved_ns: None,
+            unanswered_ns: None,
+            ..expected.clone()
+        };
+        assert_eq!(Recollection::decode(&bytes).expect("read").starts, [expected]);
     }
 
     proptest! {

@@ -12,7 +12,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use nix::{
@@ -746,10 +746,10 @@ fn an_agent_that_is_there_before_its_collector_delivers_everything_once_it_comes
 struct Mounted(tempfile::TempDir);
 
 impl Mounted {
-    fn read_only() -> Self {
+    fn that_is(options: &str) -> Self {
         let mounted = Self(tempfile::tempdir().expect("a folder"));
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "ro", "holdfast-test"]);
+        mount.args(["-t", "tmpfs", "-o", options, "holdfast-test"]);
         let status = mount.arg(mounted.path()).status().expect("mount");
         assert!(status.success(), "{mount:?}: {status}");
         mounted
@@ -770,7 +770,7 @@ impl Drop for Mounted {
 #[test]
 fn a_disk_that_takes_nothing_is_said_and_nothing_is_lost_while_the_agent_lives() {
     let host = Host::new();
-    let state = Mounted::read_only();
+    let state = Mounted::that_is("ro");
     let log = tempfile::NamedTempFile::new().expect("a file");
     let said = || std::fs::read_to_string(log.path()).expect("the log");
     let (data, port, web) = (tempfile::tempdir().expect("a folder"), free_port(), free_port());
@@ -803,6 +803,10 @@ fn a_disk_that_takes_nothing_is_said_and_nothing_is_lost_while_the_agent_lives()
     let collector = Collector::start_on(data.path(), port, web);
     let all = "SELECT countIf(role = 'active') AS active FROM connections";
     wait_for("every connection", || (collector.number(all) == 50).then_some(()));
+    let failed = "SELECT countIf(spool_disk_failed) AS n FROM nodes";
+    wait_for("the status to say so", || {
+        (collector.number(failed) == 1).then_some(())
+    });
     agent.stop();
     assert_eq!(collector.number(all), 50, "{}", said());
     let ledger = Command::new(binary("holdfast"))
@@ -815,6 +819,49 @@ fn a_disk_that_takes_nothing_is_said_and_nothing_is_lost_while_the_agent_lives()
         String::from_utf8_lossy(&ledger.stdout),
         said()
     );
+    collector.program.stop();
+}
+
+#[test]
+fn what_waited_in_memory_for_a_full_disk_is_in_a_gap_as_old_as_it_once_its_start_is_killed() {
+    let host = Host::new();
+    let state = Mounted::that_is("size=1m");
+    let (data, port, web) = (tempfile::tempdir().expect("a folder"), free_port(), free_port());
+    let url = format!("http://127.0.0.1:{port}");
+    let agent = start_agent(&url, &host, "full", state.path());
+    wait_for("the agent's programs", || {
+        connections(&host, 1);
+        (files(state.path(), "segment") > 0).then_some(())
+    });
+    let filler = state.path().join("filler");
+    let mut file = std::fs::File::create(&filler).expect("a file");
+    while file.write_all(&[1; 512]).is_ok() {}
+    drop(file);
+    connections(&host, 1);
+    let made = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    // Its state is written meanwhile, over and over: it has room of its own.
+    for _ in 0..5 {
+        thread::sleep(Duration::from_secs(1));
+        connections(&host, 10);
+    }
+    agent.kill();
+    std::fs::remove_file(filler).expect("the file");
+
+    let collector = Collector::start_on(data.path(), port, web);
+    let agent = start_agent(&url, &host, "full", state.path());
+    let gap = "FROM gaps WHERE reason = 'epoch_end' AND stream = 'connections' AND rows > 0";
+    wait_for("the gap", || {
+        (collector.number(&format!("SELECT sum(rows) AS n {gap}")) >= 40).then_some(())
+    });
+    let first = format!("SELECT toUnixTimestamp64Nano(min(first_at)) AS n {gap}");
+    let first_ns = u128::from(collector.number(&first));
+    assert!(first_ns <= made.as_nanos(), "{first_ns}, made {made:?}");
+    let minute_ns = 60_000_000_000;
+    assert!(
+        first_ns + minute_ns > made.as_nanos(),
+        "{first_ns}, made {made:?}"
+    );
+    agent.stop();
     collector.program.stop();
 }
 

@@ -9,16 +9,24 @@ mod segment;
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
+use segment::Tail;
 
 fuzz_target!(|bytes: &[u8]| {
     let segment = Bytes::copy_from_slice(bytes);
-    let (records, end) = segment::scan(&segment);
-    assert!(end <= segment.len());
-    let mut again = Vec::new();
-    for (at, sealed) in &records {
-        assert_eq!(*at, again.len());
+    let scan = segment::scan(&segment);
+    let mut end = 0;
+    for (at, sealed) in &scan.records {
+        // What lies between two records is told.
+        assert!(end == *at || scan.harmed.contains(&(end..*at)));
+        let mut again = Vec::new();
         segment::write(sealed, &mut again);
-        assert_eq!(again.len() - at, segment::record_bytes(sealed));
+        assert_eq!(again.len(), segment::record_bytes(sealed));
+        end = at + again.len();
+        assert_eq!(again, bytes[*at..end]);
     }
-    assert_eq!(again, bytes[..end]);
+    let tail = match scan.tail {
+        Tail::Whole => 0,
+        Tail::Torn(bytes) | Tail::Harmed(bytes) => bytes,
+    };
+    assert_eq!(end + tail, bytes.len());
 });

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -32,10 +33,10 @@ struct Segment {
     synced: usize,
     /// Whether the folder's entry was ever synced.
     is_listed: bool,
-    /// The records that were written whole: where each ends, and its name.
-    records: Vec<(usize, BatchName)>,
-    /// From here on nothing is what was written.
-    rotten_from: Option<usize>,
+    /// The records that were written whole: where each is, and its name.
+    records: Vec<(Range<usize>, BatchName)>,
+    /// What is not what was written.
+    rotten: Vec<Range<usize>>,
 }
 
 /// How the disk does.
@@ -70,22 +71,14 @@ impl MemoryDisk {
         self.lock().health = health;
     }
 
-    /// The batches whose records are whole, and none before them in their segment is harmed.
+    /// The batches whose records are whole.
     pub(crate) fn durable(&self) -> BTreeSet<BatchName> {
         let state = self.lock();
-        let whole = |segment: &Segment| {
-            let end = segment
-                .rotten_from
-                .map_or(segment.bytes.len(), |rotten| rotten.min(segment.bytes.len()));
-            let records = segment.records.clone();
-            records.into_iter().take_while(move |(at, _)| *at <= end)
-        };
-        state
-            .segments
-            .values()
-            .flat_map(whole)
-            .map(|(_, name)| name)
-            .collect()
+        let records = state.segments.values().flat_map(|segment| {
+            let whole = segment.records.iter().filter(|(at, _)| !segment.is_rotten(at));
+            whole.map(|(_, name)| *name)
+        });
+        records.collect()
     }
 
     /// Whether a record can be lost for another reason than that it was not written.
@@ -93,7 +86,7 @@ impl MemoryDisk {
         self.lock()
             .segments
             .values()
-            .any(|segment| segment.rotten_from.is_some())
+            .any(|segment| !segment.rotten.is_empty())
     }
 
     /// What a crash leaves.
@@ -110,12 +103,12 @@ impl MemoryDisk {
             // A file can be as long as it was, with zeros where its data never arrived.
             if kept < segment.bytes.len() && rng.bool() {
                 segment.bytes[kept..].fill(0);
-                segment.rotten_from = Some(segment.rotten_from.map_or(kept, |rotten| rotten.min(kept)));
+                segment.rotten.push(kept..segment.bytes.len());
             } else {
                 segment.bytes.truncate(kept);
             }
             let length = segment.bytes.len();
-            segment.records.retain(|(end, _)| *end <= length);
+            segment.records.retain(|(at, _)| at.end <= length);
             segment.synced = length;
             segment.is_listed || rng.bool()
         });
@@ -140,13 +133,20 @@ impl MemoryDisk {
         let segment = &mut full[chosen];
         let place = rng.usize(0..segment.bytes.len());
         segment.bytes[place] ^= 1 << rng.u32(0..8);
-        segment.rotten_from = Some(segment.rotten_from.map_or(place, |rotten| rotten.min(place)));
-        let behind = segment.records.iter().filter(|(end, _)| *end > place);
-        behind.map(|(_, name)| *name).collect()
+        segment.rotten.push(place..place + 1);
+        let harmed = segment.records.iter().filter(|(at, _)| at.contains(&place));
+        harmed.map(|(_, name)| *name).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Segment {
+    fn is_rotten(&self, at: &Range<usize>) -> bool {
+        let overlaps = |rotten: &Range<usize>| rotten.start < at.end && at.start < rotten.end;
+        self.rotten.iter().any(overlaps)
     }
 }
 
@@ -192,10 +192,10 @@ impl Disk for MemoryDisk {
         let mut at = 0;
         while at < bytes.len() {
             let (name, length) = record(&bytes[at..]);
-            at += length;
-            if at <= taken {
-                found.records.push((begin + at, name));
+            if at + length <= taken {
+                found.records.push((begin + at..begin + at + length, name));
             }
+            at += length;
         }
         if taken < bytes.len() {
             return Err(io::ErrorKind::StorageFull.into());
@@ -210,7 +210,8 @@ impl Disk for MemoryDisk {
         let bytes = bytes as usize;
         found.bytes.truncate(bytes);
         found.synced = found.synced.min(bytes);
-        found.records.retain(|(end, _)| *end <= bytes);
+        found.records.retain(|(at, _)| at.end <= bytes);
+        found.rotten.retain(|rotten| rotten.start < bytes);
         Ok(())
     }
 

@@ -259,6 +259,7 @@ impl Engine {
             };
             let stored = Row {
                 recorded_ns: columns.number("recorded_at", row),
+                netns: columns.number("netns", row) as u32,
                 remote_port,
                 bytes_sent: columns.number("bytes_sent", row),
                 is_first: columns.number("is_first", row) != 0,
@@ -297,6 +298,7 @@ impl Engine {
             let gap = Gap {
                 epoch: columns.number("agent_epoch", row),
                 stream: columns.number("stream", row) as i32,
+                netns: columns.number("netns", row) as u32,
                 first: columns.number("first_sequence", row),
                 last: columns.number("last_sequence", row),
                 rows: columns.number("rows", row),

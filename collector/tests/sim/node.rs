@@ -543,6 +543,7 @@ impl Source {
         let last_ns = record.steps().last().map_or(0, |&step| step_offset_ns(step));
         let row = Row {
             recorded_ns: self.clock().wall_ns(record.opened_ns) + last_ns / 1_000 * 1_000,
+            netns: record.netns,
             remote_port: record.remote_port,
             bytes_sent: record.bytes_sent,
             is_first: record.flags & flag::FIRST != 0,

@@ -37,6 +37,7 @@ pub(crate) struct RowName {
 pub(crate) struct Row {
     /// To the microsecond after the opening.
     pub(crate) recorded_ns: u64,
+    pub(crate) netns: u32,
     pub(crate) remote_port: u16,
     pub(crate) bytes_sent: u64,
     pub(crate) is_first: bool,
@@ -47,6 +48,8 @@ pub(crate) struct Row {
 pub(crate) struct Gap {
     pub(crate) epoch: u64,
     pub(crate) stream: i32,
+    /// Zero: rows of all namespaces.
+    pub(crate) netns: u32,
     pub(crate) first: u64,
     pub(crate) last: u64,
     pub(crate) rows: u64,
@@ -58,6 +61,9 @@ pub(crate) struct Oracle {
     trace: Trace,
     state: Arc<Mutex<State>>,
 }
+
+/// How many gaps name a batch of a node with rows of a namespace, or of all where that is zero.
+type Covered = BTreeMap<(usize, BatchName, u32), u64>;
 
 #[derive(Default)]
 struct State {
@@ -157,6 +163,7 @@ impl Oracle {
             Some(Columns::Gaps(gaps)) => sealed.gaps.extend(gaps.gaps.iter().map(|gap| Gap {
                 epoch: gap.epoch,
                 stream: gap.stream,
+                netns: gap.netns,
                 first: gap.first_sequence,
                 last: gap.last_sequence,
                 rows: gap.rows,
@@ -345,7 +352,7 @@ impl Oracle {
     pub(crate) fn check(&self) -> BTreeMap<(usize, u64), Ends> {
         let guard = self.lock();
         let state = &*guard;
-        let mut covered = BTreeMap::<(usize, BatchName), u64>::new();
+        let mut covered = Covered::new();
         for (node, gap) in &state.gaps {
             self.cover(state, *node, gap, &mut covered);
         }
@@ -355,7 +362,11 @@ impl Oracle {
             let key = emitted.batch.map(|name| (emitted.node, name));
             let batch = key.and_then(|key| state.batches.get(&key));
             let stored = u64::from(batch.is_some_and(|batch| batch.is_stored));
-            let in_gaps = key.and_then(|key| covered.get(&key)).copied().unwrap_or(0);
+            let in_gaps_of = |netns| {
+                let covered = key.and_then(|(node, name)| covered.get(&(node, name, netns)));
+                covered.copied().unwrap_or(0)
+            };
+            let in_gaps: u64 = in_gaps_of(0) + in_gaps_of(emitted.row.netns);
             // A refusal that never arrived is none: the agent may have dropped the batch then.
             let refused = u64::from(in_gaps == 0 && batch.is_some_and(|batch| batch.is_refused));
             let places = stored + refused + in_gaps;
@@ -381,7 +392,7 @@ impl Oracle {
     }
 
     /// Counts the batches that a gap names; a gap in the stream of gaps names those that the lost gaps named.
-    fn cover(&self, state: &State, node: usize, gap: &Gap, covered: &mut BTreeMap<(usize, BatchName), u64>) {
+    fn cover(&self, state: &State, node: usize, gap: &Gap, covered: &mut Covered) {
         let mut rows = 0;
         for sequence in gap.first..=gap.last {
             let name = BatchName {
@@ -394,8 +405,15 @@ impl Oracle {
                     .fault(|| format!("a gap of node {node} names {name:?}, which never was"));
                 continue;
             };
-            *covered.entry((node, name)).or_default() += 1;
-            rows += batch.rows.len().max(batch.gaps.len()) as u64;
+            *covered.entry((node, name, gap.netns)).or_default() += 1;
+            let is_meant = |row: &&RowName| gap.netns == 0 || state.rows[row].row.netns == gap.netns;
+            let meant = batch.rows.iter().filter(is_meant).count();
+            let is_an_end = sequence == gap.first || sequence == gap.last;
+            if meant == 0 && batch.gaps.is_empty() && is_an_end {
+                self.trace
+                    .fault(|| format!("{gap:?} of node {node}: {name:?} has no rows of it"));
+            }
+            rows += meant.max(batch.gaps.len()) as u64;
             if gap.stream == Stream::Gaps as i32 {
                 for lost in &batch.gaps {
                     self.cover(state, node, lost, covered);
