@@ -84,7 +84,10 @@ impl Health {
     /// when the store had not taken it at first.
     pub fn insert_ended(&self) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.waiting.take().is_some_and(|waiting| waiting.fault.is_some())
+        state
+            .waiting
+            .take()
+            .is_some_and(|waiting| waiting.fault.is_some())
     }
 
     /// The store's tables are up to date: from now on agents and questions are let in.
@@ -117,7 +120,9 @@ impl Health {
         if let Some(Waiting { since, fault }) = waiting {
             let waited = now.saturating_duration_since(since);
             if waited > STORED_WITHIN {
-                let fault = fault.as_deref().unwrap_or("the store has not answered its insert");
+                let fault = fault
+                    .as_deref()
+                    .unwrap_or("the store has not answered its insert");
                 let seconds = waited.as_secs();
                 reasons.push(format!("rows have waited to be stored for {seconds} s: {fault}"));
             }
