@@ -100,8 +100,8 @@ pub struct Settings {
     #[arg(long, env = "HOLDFAST_ENGINE_MEMORY", value_name = "BYTES")]
     pub engine_memory: Option<u64>,
 
-    /// Agents that may be connected at once; there may be twice as many connections and 64 more, and one without a
-    /// request for 10 s is closed [default: 1000]
+    /// Agents that may be connected at once, each by a connection of its own; one that says nothing for 30 s is sent away.
+    /// There may be twice as many connections and 64 more, and one without a request for 10 s is closed [default: 1000]
     #[arg(long, env = "HOLDFAST_MAX_AGENTS", value_name = "COUNT")]
     pub max_agents: Option<usize>,
 
