@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
+use crate::door::{self, Pace};
 use crate::store::server::Server;
 use crate::store::{rollups, schema};
 use crate::trust;
@@ -99,8 +100,8 @@ pub struct Settings {
     #[arg(long, env = "HOLDFAST_ENGINE_MEMORY", value_name = "BYTES")]
     pub engine_memory: Option<u64>,
 
-    /// Agents that may be connected at once; there may be twice as many connections and 64 more, and one without a
-    /// request for 10 s is closed [default: 1000]
+    /// Agents that may be connected at once, each by a connection of its own; one that says nothing for 30 s is sent away.
+    /// There may be twice as many connections and 64 more, and one without a request for 10 s is closed [default: 1000]
     #[arg(long, env = "HOLDFAST_MAX_AGENTS", value_name = "COUNT")]
     pub max_agents: Option<usize>,
 
@@ -138,6 +139,8 @@ pub struct Limits {
     pub gather_bytes: usize,
     /// Connected at once. Beside the room, each may hold one message that is not decoded yet.
     pub max_agents: usize,
+    /// How long is waited for what an agent says. No setting: there is nobody who should want another.
+    pub agents_pace: Pace,
 }
 
 impl Default for Limits {
@@ -152,6 +155,7 @@ impl Default for Limits {
             gather_bytes: 256 << 20,
             // A quarter of a megabyte of room for each, about one batch.
             max_agents: 1000,
+            agents_pace: door::AGENTS_PACE,
         }
     }
 }
@@ -457,6 +461,7 @@ impl Settings {
                 .map_or(default.gather_interval, |span| span.0),
             gather_bytes: self.gather_bytes.unwrap_or(default.gather_bytes),
             max_agents: self.max_agents.unwrap_or(default.max_agents),
+            agents_pace: default.agents_pace,
         };
         let fault = |setting, value: &dyn fmt::Display, fault| {
             Err(ConfigError::Value {

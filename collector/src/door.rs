@@ -1,8 +1,13 @@
-//! The door of the gRPC port: how many connections there may be at once, and how long one may stay that asks nothing.
+//! The door of the gRPC port: how many connections there may be at once, what each may have open, how long one may stay
+//! that asks nothing, and the count of what is sent away before any service sees it.
 //!
 //! Streams are bounded where agents are let in (`ingest`), and by their hello; a connection without a stream is seen by
 //! nobody there. Here each takes one of so many places, and loses it when its first request does not come in time, or
-//! none for long after the last one has its answer. An agent has one request open for as long as it is there.
+//! none for long after the last one has its answer. An agent has one request open for as long as it is there, and no
+//! connection has two of that kind.
+
+mod body;
+mod refused;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -10,7 +15,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,12 +26,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_stream::{Stream, StreamExt};
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::NamedService;
 use tonic::transport::server::Connected;
 
 use crate::metrics::{Metrics, refusal};
+pub use body::Pace;
+use body::Paced;
+use refused::{Outgoing, Told};
 
 /// How long a connection may be without a request.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +51,27 @@ pub const PATIENCE: Patience = Patience {
     first: Duration::from_secs(10),
     next: Duration::from_secs(60),
 };
+
+/// How long is waited for what agents say. They report each second, and a batch of 4 MiB comes in time at 14 KB/s.
+pub const AGENTS_PACE: Pace = Pace {
+    byte: Duration::from_secs(30),
+    message: Duration::from_secs(300),
+    next: Some(Duration::from_secs(30)),
+};
+
+/// How long is waited for what is asked: one message, and whoever starts a run may say something more at any time.
+pub const ASKING_PACE: Pace = Pace {
+    byte: Duration::from_secs(30),
+    message: Duration::from_secs(60),
+    next: None,
+};
+
+/// Requests that one connection may have open. A program that asks a lot at once has what is more wait, as HTTP/2 tells
+/// it; what comes all the same is reset.
+pub const STREAMS: u32 = 64;
+
+/// What HTTP/2 begins with.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Connections of people and programs that ask, beside those of agents.
 const ASKING: usize = 64;
@@ -80,6 +110,8 @@ pub fn connections(
             caller,
             patience,
             silence: None,
+            preface: Preface::Coming(0),
+            outgoing: Outgoing::default(),
             metrics: metrics.clone(),
             _place: place,
         }))
@@ -101,6 +133,18 @@ struct Requests {
     /// Since it was opened.
     begun: AtomicU64,
     ended: AtomicU64,
+    /// One of them is an agent's stream.
+    has_agent: AtomicBool,
+}
+
+/// The stream of an agent is open for as long as this lives.
+#[derive(Debug)]
+pub struct Delivering(Arc<Requests>);
+
+impl Drop for Delivering {
+    fn drop(&mut self) {
+        self.0.has_agent.store(false, Ordering::Release);
+    }
 }
 
 /// A request has no whole answer yet for as long as this lives.
@@ -121,6 +165,12 @@ impl Caller {
         Asking(self.requests.clone())
     }
 
+    /// An agent's stream has come on the connection; `None` if it has one.
+    pub fn delivers(&self) -> Option<Delivering> {
+        let had_one = self.requests.has_agent.swap(true, Ordering::AcqRel);
+        (!had_one).then(|| Delivering(self.requests.clone()))
+    }
+
     /// Address and port; empty if they are not known.
     pub fn remote(&self) -> String {
         self.remote.map_or_else(String::new, |remote| remote.to_string())
@@ -139,8 +189,64 @@ pub struct Connection {
     patience: Patience,
     /// While no request is open: until when one has to come, and how many had begun when that was set.
     silence: Option<(Pin<Box<Sleep>>, u64)>,
+    preface: Preface,
+    outgoing: Outgoing,
     metrics: Arc<Metrics>,
     _place: OwnedSemaphorePermit,
+}
+
+/// What a connection began with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Preface {
+    /// So many bytes of [`PREFACE`].
+    Coming(usize),
+    /// All of it.
+    Whole,
+    /// Something else, and that is counted.
+    Foreign,
+}
+
+impl Preface {
+    /// What it is with these bytes more; none: the connection ended.
+    fn with(self, bytes: &[u8]) -> Self {
+        let Self::Coming(known) = self else { return self };
+        let expected = &PREFACE[known..];
+        let compared = expected.len().min(bytes.len());
+        if expected[..compared] != bytes[..compared] || (bytes.is_empty() && known > 0) {
+            Self::Foreign
+        } else if compared == expected.len() {
+            Self::Whole
+        } else {
+            Self::Coming(known + compared)
+        }
+    }
+}
+
+impl Connection {
+    /// These bytes have come; none: the peer has ended it.
+    fn came(&mut self, bytes: &[u8]) {
+        let preface = self.preface.with(bytes);
+        let before = std::mem::replace(&mut self.preface, preface);
+        if preface == Preface::Foreign && before != Preface::Foreign {
+            self.metrics.refused(refusal::HTTP2);
+        }
+    }
+
+    /// These bytes have gone out.
+    fn went(&mut self, bytes: &[u8]) {
+        let Self {
+            preface,
+            outgoing,
+            metrics,
+            ..
+        } = self;
+        outgoing.take(bytes, |told| match told {
+            Told::Crowd => metrics.refused(refusal::CROWD),
+            // It was counted, as what it is.
+            Told::BrokenConnection if *preface == Preface::Foreign => {}
+            Told::BrokenStream | Told::BrokenConnection => metrics.refused(refusal::HTTP2),
+        });
+    }
 }
 
 impl Connected for Connection {
@@ -179,7 +285,15 @@ impl AsyncRead for Connection {
                 "no request came in time",
             )));
         }
-        Pin::new(&mut this.stream).poll_read(context, buffer)
+        let had = buffer.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(context, buffer);
+        if let Poll::Ready(read) = &read {
+            match read {
+                Ok(()) => this.came(&buffer.filled()[had..]),
+                Err(_) => this.came(&[]),
+            }
+        }
+        read
     }
 }
 
@@ -189,7 +303,11 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        if let Poll::Ready(Ok(written)) = written {
+            self.went(&bytes[..written]);
+        }
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -205,7 +323,15 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        if let Poll::Ready(Ok(mut left)) = written {
+            for slice in slices {
+                let of_this = left.min(slice.len());
+                self.went(&slice[..of_this]);
+                left -= of_this;
+            }
+        }
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -213,17 +339,21 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// A service whose requests count for their connections until their answers are whole.
-#[derive(Clone, Debug)]
-pub struct Counted<S>(pub S);
+/// A service whose requests count for their connections until their answers are whole, and are read at a pace.
+#[derive(Clone)]
+pub struct Counted<S> {
+    pub service: S,
+    pub pace: Pace,
+    pub metrics: Arc<Metrics>,
+}
 
 impl<S: NamedService> NamedService for Counted<S> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S, B> Service<http::Request<B>> for Counted<S>
+impl<S> Service<http::Request<Body>> for Counted<S>
 where
-    S: Service<http::Request<B>, Response = http::Response<Body>, Error = Infallible>,
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
     S::Future: Send + 'static,
 {
     type Response = http::Response<Body>;
@@ -231,14 +361,22 @@ where
     type Future = BoxFuture<Self::Response, Infallible>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.0.poll_ready(context)
+        self.service.poll_ready(context)
     }
 
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let asking = request.extensions().get::<Caller>().map(Caller::asks);
-        let answer = self.0.call(request);
+        let request = request.map(|body| Body::new(Paced::new(body, self.pace, self.metrics.clone())));
+        let answer = self.service.call(request);
+        let metrics = self.metrics.clone();
         Box::pin(async move {
             let answer = answer.await?;
+            // Services answer this only for a method that they do not have.
+            let is_unknown = answer
+                .headers()
+                .get(Status::GRPC_STATUS)
+                .is_some_and(|code| code == UNIMPLEMENTED);
+            let answer = if is_unknown { unknown(&metrics) } else { answer };
             Ok(answer.map(|body| {
                 Body::new(body.map_frame(move |frame| {
                     let _until_the_body_is_dropped = &asking;
@@ -247,6 +385,17 @@ where
             }))
         })
     }
+}
+
+/// The status of a method that is not there, as it travels.
+const UNIMPLEMENTED: &str = "12";
+
+/// The answer to a request for what the collector does not have, which is counted.
+pub fn unknown(metrics: &Metrics) -> http::Response<Body> {
+    metrics.refused(refusal::METHOD);
+    let status =
+        Status::unimplemented("this collector has no such method: it is of another version than who asks");
+    status.into_http()
 }
 
 #[cfg(test)]
@@ -278,6 +427,43 @@ mod tests {
     fn refused(metrics: &Metrics, reason: &str) -> bool {
         let line = format!("holdfast_refusals_total{{reason=\"{reason}\"}} 1\n");
         metrics.exposition().unwrap().contains(&line)
+    }
+
+    #[test]
+    fn a_preface_is_known_in_any_pieces_and_so_is_what_is_none() {
+        let read = |pieces: &[&[u8]]| {
+            pieces
+                .iter()
+                .fold(Preface::Coming(0), |preface, piece| preface.with(piece))
+        };
+        assert_eq!(read(&[&[PREFACE, b"more"].concat()]), Preface::Whole);
+        for at in 1..PREFACE.len() {
+            let (first, last) = PREFACE.split_at(at);
+            assert_eq!(read(&[first]), Preface::Coming(at));
+            assert_eq!(read(&[first, last, b""]), Preface::Whole);
+            assert_eq!(read(&[first, b""]), Preface::Foreign);
+            assert_eq!(read(&[first, b"\0"]), Preface::Foreign);
+        }
+        assert_eq!(read(&[b"GET / HTTP/1.1\r\n"]), Preface::Foreign);
+        // Whoever only looks whether the port is open has sent nothing.
+        assert_eq!(read(&[b""]), Preface::Coming(0));
+    }
+
+    #[tokio::test]
+    async fn a_connection_has_one_stream_of_an_agent_at_a_time() {
+        let (address, _, connections) = door(2, PATIENT).await;
+        tokio::pin!(connections);
+        let _agents = (
+            TcpStream::connect(address).await.unwrap(),
+            TcpStream::connect(address).await.unwrap(),
+        );
+        let one = connections.next().await.unwrap().unwrap().connect_info();
+        let other = connections.next().await.unwrap().unwrap().connect_info();
+        let first = one.delivers().expect("it has none");
+        assert!(one.clone().delivers().is_none());
+        assert!(other.delivers().is_some());
+        drop(first);
+        assert!(one.delivers().is_some());
     }
 
     #[tokio::test]

@@ -424,7 +424,14 @@ impl Settling {
     async fn settle(&self, parcels: Vec<Parcel>) {
         let mut untried = vec![parcels];
         while let Some(mut parcels) = untried.pop() {
-            match self.insert(&parcels).await {
+            self.health.insert_began(Instant::now());
+            let inserted = self.insert(&parcels).await;
+            // A half of what is late has waited as long as the whole.
+            let had_failed = !matches!(inserted, Err(Unsettled::Late)) && self.health.insert_ended();
+            if had_failed && inserted.is_ok() {
+                info!("the store takes rows again");
+            }
+            match inserted {
                 Ok(()) => {
                     self.tell_rollup(&parcels);
                     self.acknowledge(parcels);
@@ -489,9 +496,7 @@ impl Settling {
             };
             match inserted {
                 Ok(()) => {
-                    if self.health.answered(Instant::now()) {
-                        info!(table, rows, "the store is back");
-                    }
+                    self.health.answered(Instant::now());
                     self.metrics.stored(table, rows, bytes, started.elapsed());
                     return Ok(());
                 }
@@ -513,7 +518,7 @@ impl Settling {
                             );
                         }
                     }
-                    if self.health.failed(&message) {
+                    if self.health.insert_failed(&message, Instant::now()) {
                         warn!(table, rows, %message, "the store is away; the rows wait");
                     }
                     self.claims.read_the_clock_again();
@@ -522,7 +527,7 @@ impl Settling {
                 }
                 Err(StoreError::Rejected { code, message }) if !is_about_the_rows(code) => {
                     self.metrics.store_unavailable.inc();
-                    if self.health.failed(&message) {
+                    if self.health.insert_failed(&message, Instant::now()) {
                         warn!(table, rows, code, %message, "the store refuses inserts, whatever they hold; the rows wait");
                     }
                     tokio::time::sleep(pause).await;

@@ -128,7 +128,20 @@ impl Uplink for Ingest {
         let caller = request.extensions().get::<Caller>();
         let remote = caller.map_or_else(String::new, Caller::remote);
         let local = caller.and_then(Caller::local);
-        Ok(Response::new(self.accept(remote, local, request.into_inner())))
+        let only = caller.map(|caller| {
+            caller.delivers().ok_or_else(|| {
+                self.metrics.refused(refusal::CROWD);
+                Status::resource_exhausted(
+                    "this connection has a stream already: each agent opens a connection of its own",
+                )
+            })
+        });
+        let only = only.transpose()?;
+        let messages = request.into_inner().map(move |message| {
+            let _until_nobody_reads_it = &only;
+            message
+        });
+        Ok(Response::new(self.accept(remote, local, messages)))
     }
 }
 
@@ -557,6 +570,13 @@ impl Session {
     fn unreadable(&self, status: &Status) -> Status {
         // A connection that broke is no fault of the message.
         if !matches!(status.code(), tonic::Code::Internal | tonic::Code::OutOfRange) {
+            if status.code() == tonic::Code::DeadlineExceeded {
+                warn!(
+                    remote = self.remote,
+                    reason = status.message(),
+                    "an agent is sent away"
+                );
+            }
             return status.clone();
         }
         self.metrics.refused(refusal::UNREADABLE);

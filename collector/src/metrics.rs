@@ -16,7 +16,7 @@ use assertions::Assertions;
 /// An insert takes 5 ms at least, for its part on disk, and seconds when the machine is in trouble.
 const INSERT_BUCKETS_S: [f64; 11] = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
 
-/// Why a batch or a stream was refused, beside the faults of a batch ([`Malformed::KINDS`]).
+/// Why a batch, a stream or a connection was refused, beside the faults of a batch ([`Malformed::KINDS`]).
 pub mod refusal {
     /// The message was no message, or larger than the limit.
     pub const UNREADABLE: &str = "unreadable";
@@ -26,19 +26,24 @@ pub mod refusal {
     pub const PROTOCOL: &str = "protocol";
     /// The store refused the rows.
     pub const STORE: &str = "store";
-    /// There are as many agents, or connections, as may be.
+    /// There are as many agents, or connections, as may be, or as many streams of one connection.
     pub const CROWD: &str = "crowd";
     /// The batch was answered before, or was sent twice.
     pub const REPLAYED: &str = "replayed";
 
-    /// Nothing came in time: no request on a connection, the first or another one, or no `Hello` on a stream.
+    /// Nothing came in time: no request on a connection, the first or another one, no `Hello` on a stream, nothing more of
+    /// an agent, or not all of a message.
     pub const SILENT: &str = "silent";
     /// Two agents have one id.
     pub const DUPLICATE: &str = "duplicate";
+    /// What came on a connection was no HTTP/2, or broke its rules.
+    pub const HTTP2: &str = "http2";
+    /// A request for a method that is not there.
+    pub const METHOD: &str = "method";
 
     /// Every reason of this module.
-    pub(super) const ALL: [&str; 8] = [
-        UNREADABLE, HELLO, PROTOCOL, STORE, CROWD, REPLAYED, SILENT, DUPLICATE,
+    pub(super) const ALL: [&str; 10] = [
+        UNREADABLE, HELLO, PROTOCOL, STORE, CROWD, REPLAYED, SILENT, DUPLICATE, HTTP2, METHOD,
     ];
 }
 
@@ -116,7 +121,7 @@ impl Metrics {
             )?,
             refusals: counters(
                 "holdfast_refusals_total",
-                "Batches and streams that were refused, by reason.",
+                "Batches, streams and connections that were refused, by reason.",
                 "reason",
             )?,
             set_aside: IntCounter::new(
@@ -249,7 +254,7 @@ impl Metrics {
             .try_for_each(|collector| self.registry.register(collector))
     }
 
-    /// A batch or a stream was refused; `reason` is one of [`refusal`] or of [`Malformed::KINDS`].
+    /// A batch, a stream or a connection was refused; `reason` is one of [`refusal`] or of [`Malformed::KINDS`].
     pub fn refused(&self, reason: &str) {
         self.refusals.with_label_values(&[reason]).inc();
     }

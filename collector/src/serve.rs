@@ -13,6 +13,8 @@ use holdfast_proto::v1::uplink_server::UplinkServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tonic::codegen::http;
+use tonic::service::Routes;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::{Request, Status};
@@ -419,13 +421,37 @@ async fn grpc(
     };
     let uplink = UplinkServer::new(ingest).max_decoding_message_size(limits.max_batch_bytes + ENVELOPE_BYTES);
     let query = QueryServer::new(questions).max_decoding_message_size(MAX_QUESTION_BYTES);
+    // What no service has is a request as well.
+    let unknown = {
+        let metrics = metrics.clone();
+        move |request: http::Request<axum::body::Body>| {
+            if let Some(caller) = request.extensions().get::<Caller>() {
+                drop(caller.asks());
+            }
+            std::future::ready(door::unknown(&metrics).map(axum::body::Body::new))
+        }
+    };
+    let uplink = Counted {
+        service: uplink,
+        pace: limits.agents_pace,
+        metrics: metrics.clone(),
+    };
+    let query = Counted {
+        service: query,
+        pace: door::ASKING_PACE,
+        metrics: metrics.clone(),
+    };
+    let services = Routes::new(InterceptedService::new(uplink, admit.clone()))
+        .add_service(InterceptedService::new(query, admit))
+        .into_axum_router()
+        .fallback(unknown);
     let server = Server::builder()
+        .max_concurrent_streams(door::STREAMS)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .add_service(InterceptedService::new(Counted(uplink), admit.clone()))
-        .add_service(InterceptedService::new(Counted(query), admit));
+        .add_routes(Routes::from(services));
     let places = door::places(limits.max_agents);
     let incoming = door::connections(listener, places, door::PATIENCE, metrics);
     server

@@ -35,7 +35,7 @@ async fn metrics(State(shown): State<Shown>) -> Response {
     }
 }
 
-/// 200 while the store answers, 503 with the reasons when it does not.
+/// 200 while the store answers and takes rows, 503 with the reasons when it does not.
 async fn healthz(State(shown): State<Shown>) -> Response {
     let reasons = shown.health.reasons(Instant::now());
     let (code, status) = match reasons.is_empty() {

@@ -358,12 +358,15 @@ async fn memory_is_bounded_and_windows_follow_while_the_store_is_away() {
     let Ok(Some(collector_message::Body::Welcome(welcome))) = observer.hear().await else {
         panic!("not welcome");
     };
+    observer.keep_reporting();
     let alone = welcome.window.unwrap();
     assert_eq!(alone.bytes, (ROOM / 2 / 4) as u64);
 
     let mut agents = Vec::new();
     for number in 0..AGENTS {
-        agents.push(Agent::connect(address, &format!("flood-{number}")).await);
+        let agent = Agent::connect(address, &format!("flood-{number}")).await;
+        agent.keep_reporting();
+        agents.push(agent);
     }
     clickhouse.kill().await;
     for agent in &agents {

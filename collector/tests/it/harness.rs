@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_collector::config::{Limits, Retention};
+use holdfast_collector::door::{AGENTS_PACE, Pace};
 use holdfast_collector::serve::{self, Listening};
 use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::{Store, migrations};
@@ -60,11 +61,15 @@ pub(crate) async fn try_page(address: SocketAddr, path: &str) -> Option<(u16, St
     Some((status, body.to_owned()))
 }
 
-/// Those of the tests: gathering does not take longer than it has to.
+/// Those of the tests: gathering does not take longer than it has to, and agents that report nothing may stay.
 pub(crate) fn limits() -> Limits {
     Limits {
         max_batch_bytes: 1 << 20,
         gather_interval: Duration::from_millis(100),
+        agents_pace: Pace {
+            next: None,
+            ..AGENTS_PACE
+        },
         ..Limits::default()
     }
 }

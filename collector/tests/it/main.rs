@@ -9,6 +9,7 @@ mod bounds;
 mod clickhouse_http;
 mod command_line;
 mod delivery;
+mod door;
 mod evidence;
 mod exactly_once;
 mod fairness;

@@ -2,9 +2,11 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError};
 
 use crate::harness::{Collector, database};
@@ -114,5 +116,77 @@ async fn health_is_bad_and_says_why_while_the_store_is_away() {
         body = found;
     }
     assert!(body.contains("the store has not answered yet"), "{body}");
+    collector.stop().await.unwrap();
+}
+
+/// A store that answers every question and, while it is full, takes no rows.
+struct Full {
+    store: Embedded,
+    is_full: AtomicBool,
+}
+
+#[async_trait]
+impl Store for Full {
+    async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError> {
+        if self.is_full.load(Ordering::SeqCst) {
+            return Err(StoreError::Unavailable {
+                message: "cannot reserve 1.00 MiB".to_owned(),
+            });
+        }
+        self.store.insert(table, token, block).await
+    }
+
+    async fn query(&self, query: Query) -> Result<Chunks, StoreError> {
+        self.store.query(query).await
+    }
+
+    async fn execute(&self, sql: &str) -> Result<(), StoreError> {
+        self.store.execute(sql).await
+    }
+
+    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError> {
+        self.store.derive(sql, params).await
+    }
+}
+
+/// Longer than it takes until something is said of rows that wait, and than the retry after that.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_is_bad_while_a_store_that_answers_takes_no_rows_and_good_once_it_does() {
+    let store = Arc::new(Full {
+        store: (*database().await).clone(),
+        is_full: AtomicBool::new(true),
+    });
+    let collector = Collector::start(store.clone()).await;
+    let mut agent = Agent::connect(collector.address, "a1").await;
+    agent.deliver(batch(1, 25)).await;
+    let until = async |wanted: u16| {
+        let body = async {
+            loop {
+                let (status, body) = collector.page("/healthz").await;
+                if status == wanted {
+                    return body;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, body).await.expect("it changes")
+    };
+    until(200).await;
+    let body = until(503).await;
+    assert!(
+        body.contains("rows have waited to be stored for 10 s: ") && body.contains("cannot reserve 1.00 MiB"),
+        "{body}"
+    );
+    // A question is answered in between, which changes nothing.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(5) {
+        assert_eq!(collector.page("/healthz").await.0, 503);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    store.is_full.store(false, Ordering::SeqCst);
+    agent.settled(1).await;
+    until(200).await;
     collector.stop().await.unwrap();
 }
