@@ -143,7 +143,7 @@ impl Recording {
         let disk = Folder::open(folder).with_context(|| format!("cannot open {}", folder.display()))?;
         let mut batches = Vec::new();
         for number in disk.list()? {
-            for (_, sealed) in segment::scan(&disk.read(number)?).0 {
+            for (_, sealed) in segment::scan(&disk.read(number)?).records {
                 if sealed.id.stream == Stream::Connections {
                     batches
                         .push(Recorded::take_apart(&sealed).context("a batch that an agent does not write")?);
