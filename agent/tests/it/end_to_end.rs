@@ -828,7 +828,23 @@ fn what_waited_in_memory_for_a_full_disk_is_in_a_gap_as_old_as_it_once_its_start
     let state = Mounted::that_is("size=1m");
     let (data, port, web) = (tempfile::tempdir().expect("a folder"), free_port(), free_port());
     let url = format!("http://127.0.0.1:{port}");
-    let agent = start_agent(&url, &host, "full", state.path());
+    let log = tempfile::NamedTempFile::new().expect("a file");
+    let said = || std::fs::read_to_string(log.path()).expect("the log");
+    let (netns, folder) = (host.netns_path(), state.path().display().to_string());
+    let arguments = [
+        "run",
+        "--collector",
+        &url,
+        "--name",
+        "full",
+        "--netns",
+        &netns,
+        "--state",
+        &folder,
+        "--max-cpu",
+        "off",
+    ];
+    let agent = Program::start_to("holdfast-agent", &arguments, log.reopen().expect("a file"));
     wait_for("the agent's programs", || {
         connections(&host, 1);
         (files(state.path(), "segment") > 0).then_some(())
@@ -837,6 +853,11 @@ fn what_waited_in_memory_for_a_full_disk_is_in_a_gap_as_old_as_it_once_its_start
     let mut file = std::fs::File::create(&filler).expect("a file");
     while file.write_all(&[1; 512]).is_ok() {}
     drop(file);
+    // The last page of a segment has some room yet.
+    wait_for("the disk to be full", || {
+        connections(&host, 1);
+        said().contains("No space left").then_some(())
+    });
     connections(&host, 1);
     let made = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     // Its state is written meanwhile, over and over: it has room of its own.
