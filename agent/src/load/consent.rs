@@ -10,6 +10,9 @@ use std::{
 use super::{plan::Plan, run::Caps};
 use crate::setting::Setting;
 
+/// Bits before the IPv4 address in an IPv6 address that stands for it: `::ffff:0:0/96` (RFC 4291, 2.5.5.2).
+const MAPPED_PREFIX: u8 = 96;
+
 /// Addresses and ports that may be loaded: `10.0.0.0/8:80,8000-8999`, `[fd00::]/8:443` or, for all ports, `127.0.0.0/8`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Targets {
@@ -22,7 +25,8 @@ pub struct Targets {
 
 impl Targets {
     fn allow(&self, target: SocketAddr) -> bool {
-        let in_network = match (self.network, target.ip()) {
+        // The kernel speaks IPv4 to `::ffff:10.0.0.1` (tcp_v6_connect, net/ipv6/tcp_ipv6.c), so that is what it is judged as.
+        let in_network = match (self.network, target.ip().to_canonical()) {
             (IpAddr::V4(network), IpAddr::V4(address)) => same_prefix(
                 u128::from(u32::from(network)) << 96,
                 u128::from(u32::from(address)) << 96,
@@ -73,6 +77,13 @@ impl FromStr for Targets {
                 .ok()
                 .filter(|prefix| *prefix <= longest)
                 .ok_or_else(|| fault("no length of a prefix"))?,
+        };
+        // As the addresses that are looked for in it.
+        let (network, prefix) = match network.to_canonical() {
+            ipv4 @ IpAddr::V4(_) if network.is_ipv6() && prefix >= MAPPED_PREFIX => {
+                (ipv4, prefix - MAPPED_PREFIX)
+            }
+            _ => (network, prefix),
         };
         let range = |range: &str| {
             let (first, last) = range.split_once('-').unwrap_or((range, range));
@@ -129,7 +140,7 @@ impl Consent {
             return Ok(());
         }
         let allowed: Vec<_> = self.targets.iter().map(|targets| targets.text.as_str()).collect();
-        let (prefix, address) = match target.ip() {
+        let (prefix, address) = match target.ip().to_canonical() {
             IpAddr::V4(address) => (32, address.to_string()),
             IpAddr::V6(address) => (128, format!("[{address}]")),
         };
@@ -242,6 +253,27 @@ mod tests {
             let parsed = bad.parse::<Targets>();
             assert!(parsed.is_err() || bad == "[::1", "{bad:?}: {parsed:?}");
         }
+    }
+
+    #[test]
+    fn an_ipv4_address_in_the_dress_of_ipv6_is_allowed_where_the_ipv4_address_is() {
+        assert!(!allows("::/0", "[::ffff:10.66.0.14]:8888"));
+        assert!(!allows("[::ffff:0:0]/64", "[::ffff:10.66.0.14]:8888"));
+        assert!(allows("10.66.0.0/16:8888", "[::ffff:10.66.0.14]:8888"));
+        assert!(!allows("10.66.0.0/16:8888", "[::ffff:10.67.0.14]:8888"));
+        assert!(!allows("10.66.0.0/16:8888", "[::ffff:10.66.0.14]:8889"));
+        // Likewise of a network.
+        for target in ["10.66.0.14:8888", "[::ffff:10.66.0.14]:8888"] {
+            assert!(allows("::ffff:10.66.0.0/112", target), "{target}");
+            assert!(!allows("::ffff:10.67.0.0/112", target), "{target}");
+        }
+        let ipv6_only = Consent {
+            targets: vec!["::/0".parse().expect("targets")],
+            ..Consent::nothing()
+        };
+        let target = "[::ffff:10.66.0.14]:8888".parse().expect("a target");
+        let refused = ipv6_only.check_target(target).expect_err("IPv4").0;
+        assert!(refused.contains("10.66.0.14/32:8888"), "{refused}");
     }
 
     #[test]
