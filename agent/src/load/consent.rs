@@ -7,7 +7,11 @@ use std::{
     time::Duration,
 };
 
-use super::{plan::Plan, run::Caps};
+use super::{
+    outcome::Outcome,
+    plan::Plan,
+    run::{Bound, Caps, Prepared},
+};
 use crate::setting::Setting;
 
 /// Bits before the IPv4 address in an IPv6 address that stands for it: `::ffff:0:0/96` (RFC 4291, 2.5.5.2).
@@ -185,6 +189,27 @@ impl Consent {
         Ok(())
     }
 
+    /// Keeps one of `number` runs that are made at the same time to its part of the connections: what a rate comes to is not known before.
+    pub fn bound(&self, prepared: &mut Prepared, number: u64) {
+        let allowed = (self.connections / number).max(1);
+        let plan = &prepared.plan;
+        if prepared.at_once <= allowed {
+            return;
+        }
+        // More than were enough so far, if the machine was late.
+        let wanted = plan.at_once().max(allowed + allowed / 10 + 1).min(plan.places());
+        let of_each = if number > 1 { " to each target" } else { "" };
+        prepared.bound = Bound {
+            outcome: Outcome::LocalFilter,
+            remark: format!(
+                "more than {allowed} connections at once{of_each} were due, and no more are allowed here: {}",
+                Setting("load-connections").to(&wanted.saturating_mul(number).to_string())
+            ),
+        };
+        prepared.at_once = allowed;
+        prepared.threads = prepared.threads.min(allowed);
+    }
+
     /// # Errors
     /// With the setting that would allow the plan.
     pub fn check(&self, plan: &Plan) -> Result<(), Refused> {
@@ -192,7 +217,7 @@ impl Consent {
         plan.targets
             .iter()
             .try_for_each(|target| self.check_target(*target))?;
-        // Of a rate it is what may be open at once; more are an outcome of the run and not opened.
+        // Of a rate it is what may be open at once; more are an outcome of the run and not opened, see [`Self::bound`].
         let at_once = plan.at_once();
         if at_once > self.connections && !matches!(plan.arrivals, super::plan::Arrivals::Stages(_)) {
             return refused(format!(

@@ -123,6 +123,8 @@ struct Requests {
     open: u64,
     turn: usize,
     is_local: bool,
+    /// That requests wait for more connections than there may be was said.
+    is_bound_told: bool,
     first_ns: Option<u64>,
     tally: Tally,
     scratch: Vec<u8>,
@@ -171,6 +173,7 @@ impl Requests {
             open: 0,
             turn: usize::try_from(part.thread).unwrap_or(0),
             is_local: plan.targets.iter().all(|target| target.ip().is_loopback()),
+            is_bound_told: false,
             first_ns: None,
             tally: Tally::default(),
             scratch: vec![0; READ_BYTES],
@@ -780,6 +783,10 @@ impl Requests {
     /// The request that waits longest finds no connection.
     fn unsent(&mut self) {
         if let Some(due_ns) = self.waiting.pop_front() {
+            let is_bound = self.part.is_bound && self.links.len() - self.free.len() >= self.part.at_once;
+            if is_bound && !mem::replace(&mut self.is_bound_told, true) {
+                self.tally.remark(self.part.bound.remark.clone());
+            }
             let now_ns = self.part.now();
             self.tally.answer(Answer::Unsent);
             self.tally.error.saturating_record(now_ns.saturating_sub(due_ns));

@@ -29,6 +29,7 @@ use rustix::{
 use super::{
     outcome::{Loss, Outcome},
     plan::{Arrivals, Close, Plan, share},
+    run::Bound,
     schedule::Schedule,
     socket::{self, Handshake},
     tally::{LATE_NS, Tally},
@@ -92,6 +93,10 @@ pub struct Part {
     pub terms: Option<Terms>,
     /// Most connections that it may have open or under way.
     pub at_once: usize,
+    /// Why no more.
+    pub bound: Arc<Bound>,
+    /// They are fewer than the plan has places for.
+    pub is_bound: bool,
     /// The run's start, by the monotonic clock.
     pub start_ns: u64,
     pub shared: Arc<Shared>,
@@ -209,6 +214,8 @@ struct Worker {
     is_local: bool,
     payload: Vec<u8>,
     holding: Holding,
+    /// That there was no room for an attempt was said.
+    is_bound_told: bool,
     first_ns: Option<u64>,
     tally: Tally,
     scratch: Vec<u8>,
@@ -265,6 +272,7 @@ impl Worker {
             is_local: plan.targets.iter().all(|target| target.ip().is_loopback()),
             payload: vec![0x5a; plan.payload.map_or(0, |payload| payload.bytes)],
             holding: Holding::default(),
+            is_bound_told: false,
             first_ns: None,
             tally: Tally::default(),
             scratch: Vec::with_capacity(READ_BYTES),
@@ -414,7 +422,7 @@ impl Worker {
         let target = self.part.plan.targets[target_index];
         let index = match self.take_slot(turn, target) {
             Ok(index) => index,
-            Err(errno) => return self.failed(Outcome::of(errno), due_ns),
+            Err(outcome) => return self.failed(outcome, due_ns),
         };
         let slot = &mut self.slots[index as usize];
         slot.phase = Phase::Dialing;
@@ -457,11 +465,17 @@ impl Worker {
         });
     }
 
-    /// A place with a socket: one that was used before, if there is one, or a new one.
-    fn take_slot(&mut self, turn: usize, target: SocketAddr) -> Result<u32, Errno> {
+    /// A place with a socket: one that was used before, if there is one, or a new one. Else what the attempt ends as.
+    fn take_slot(&mut self, turn: usize, target: SocketAddr) -> Result<u32, Outcome> {
         let index = match self.free.pop() {
             Some(index) => index,
-            None if self.slots.len() >= self.part.at_once => return Err(Errno::MFILE),
+            None if self.slots.len() >= self.part.at_once => {
+                let bound = &self.part.bound;
+                if !mem::replace(&mut self.is_bound_told, true) {
+                    self.tally.remark(bound.remark.clone());
+                }
+                return Err(bound.outcome);
+            }
             None => {
                 self.slots.push(Slot {
                     socket: None,
@@ -493,7 +507,7 @@ impl Worker {
                 }
                 Err(errno) => {
                     self.free.push(index);
-                    return Err(errno);
+                    return Err(Outcome::of(errno));
                 }
             }
         }
