@@ -249,7 +249,7 @@ impl Requests {
             }
             match moment.wait {
                 Wait::Connection if link.phase == Phase::Dialing => {
-                    self.refused(moment.link, Outcome::TimedOut, now_ns);
+                    self.refused(moment.link, Outcome::TimedOut);
                 }
                 Wait::Connection => self.insecure(moment.link, "the handshake of TLS took too long".into()),
                 Wait::Request(serial) => self.too_late(moment.link, serial, now_ns),
@@ -459,10 +459,7 @@ impl Requests {
         match answer {
             Ok(()) | Err(Errno::ISCONN) => self.established(index, handshake),
             Err(Errno::INPROGRESS | Errno::ALREADY | Errno::INTR) => {}
-            Err(errno) => {
-                let now_ns = self.part.now();
-                self.refused(index, Outcome::of(errno), now_ns);
-            }
+            Err(errno) => self.refused(index, Outcome::of(errno)),
         }
     }
 
@@ -794,12 +791,8 @@ impl Requests {
     }
 
     /// A connection that did not come about; a request goes with it, or a target that refuses would be asked for ever.
-    fn refused(&mut self, index: u32, outcome: Outcome, now_ns: u64) {
-        let dialled_ns = self.links[index as usize].dialled_ns;
+    fn refused(&mut self, index: u32, outcome: Outcome) {
         self.tally.outcome(outcome);
-        self.tally
-            .error
-            .saturating_record(now_ns.saturating_sub(dialled_ns));
         self.opening -= 1;
         self.release(index, false);
         self.unsent();

@@ -64,7 +64,7 @@ pub struct Tally {
     pub dial: Histogram<u64>,
     /// The handshake's round trip as the kernel measured it: what the network took.
     pub network: Histogram<u64>,
-    /// From when an attempt was due until it failed.
+    /// From when an attempt was due until it failed; of requests, from when one was due until it failed, not of their connections.
     pub error: Histogram<u64>,
     /// From when a payload, or a request, was sent until all of it, or of the answer, was back.
     pub exchange: Histogram<u64>,

@@ -308,6 +308,8 @@ fn a_server_that_is_none_is_told_by_what_it_does() {
         .expect("a port that nobody listens on");
     let tally = check(closed, Answer::Unsent);
     assert_eq!(tally.count(Outcome::Refused), 6);
+    // Of the requests, not of their connections beside them.
+    assert_eq!(tally.error.len(), 6);
 }
 
 #[test]
