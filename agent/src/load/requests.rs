@@ -15,7 +15,7 @@ use super::{
     http::{Http, Malformed, Version},
     http1::Response,
     http2::{self, Ended, How, Session},
-    outcome::{Answer, Outcome},
+    outcome::{Answer, Loss, Outcome},
     plan::{Arrivals, Close, share},
     schedule::Schedule,
     socket::{self, Handshake},
@@ -27,6 +27,10 @@ use super::{
 
 /// Requests that are taken from the schedule before what came is looked at.
 const BURST: usize = 256;
+
+/// A connection begins after the request that it was opened for was due, and so may take longer. One that has no more than this left to
+/// come about when the last request has ended is waited for, in nanoseconds: else its end would be the run's and no longer its own.
+const AFTERMATH_NS: u64 = 20_000_000;
 
 /// Where a connection stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,7 +232,9 @@ impl Requests {
             Arrivals::Closed { duration, .. } => self.part.now() >= duration.as_nanos() as u64,
             _ => self.schedule.peek().is_none(),
         };
-        is_made && self.waiting.is_empty() && self.under_way == 0
+        let is_almost_due = |moment: &Moment| moment.at_ns <= self.part.now() + AFTERMATH_NS;
+        let is_decided = self.opening == 0 || !self.deadlines.front().is_some_and(is_almost_due);
+        is_made && self.waiting.is_empty() && self.under_way == 0 && is_decided
     }
 
     /// Ends what has taken too long.
@@ -251,7 +257,7 @@ impl Requests {
                 Wait::Connection if link.phase == Phase::Dialing => {
                     self.refused(moment.link, Outcome::TimedOut);
                 }
-                Wait::Connection => self.insecure(moment.link, "the handshake of TLS took too long".into()),
+                Wait::Connection => self.not_secured_in_time(moment.link, now_ns),
                 Wait::Request(serial) => self.too_late(moment.link, serial, now_ns),
             }
         }
@@ -806,6 +812,16 @@ impl Requests {
         self.unsent();
     }
 
+    /// Nothing says that the peer cannot be trusted: a connection was established, and lost for want of an answer.
+    fn not_secured_in_time(&mut self, index: u32, now_ns: u64) {
+        self.remark("the handshake of TLS took too long".into());
+        self.tally.lost(Loss::TimedOut, now_ns);
+        self.opening -= 1;
+        self.not_open();
+        self.release(index, false);
+        self.unsent();
+    }
+
     fn remark(&mut self, why: String) {
         self.tally.remark(why);
     }
@@ -827,9 +843,13 @@ impl Requests {
     /// Closes a connection that was established.
     fn close(&mut self, index: u32) {
         self.tally.closed += 1;
+        self.not_open();
+        self.release(index, true);
+    }
+
+    fn not_open(&mut self) {
         self.open -= 1;
         self.part.shared.open.fetch_sub(1, Ordering::Relaxed);
-        self.release(index, true);
     }
 
     /// Gives a place back. The socket of a connection that we reset is kept for the next one.

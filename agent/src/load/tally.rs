@@ -54,7 +54,7 @@ pub struct Tally {
     /// Datagrams that came out of their order, and those that came again.
     pub reordered: u64,
     pub duplicated: u64,
-    /// Connections whose handshake of TLS failed.
+    /// Connections whose handshake of TLS failed. One that took too long is lost instead.
     pub insecure: u64,
     /// What went wrong, in words: the first [`REMARKS`] that differ.
     pub remarks: Vec<String>,
