@@ -22,7 +22,7 @@ use super::{
     tally::{LATE_NS, Tally},
     tls::{Secure, Terms, Trouble},
     wait::wait,
-    worker::{EVENTS, LONGEST_SLEEP_NS, Part, READ_BYTES, SPIN_NS, wait_for_the_start},
+    worker::{EVENTS, FAILED, LONGEST_SLEEP_NS, Part, READ_BYTES, SPIN_NS, wait_for_the_start},
 };
 
 /// Requests that are taken from the schedule before what came is looked at.
@@ -255,6 +255,8 @@ impl Requests {
             }
             match moment.wait {
                 Wait::Connection if link.phase == Phase::Dialing => {
+                    let asked = self.asked(moment.link);
+                    self.tally.no_handshake(asked);
                     self.refused(moment.link, Outcome::TimedOut);
                 }
                 Wait::Connection => self.not_secured_in_time(moment.link, now_ns),
@@ -443,8 +445,9 @@ impl Requests {
         match self.links[index as usize].phase {
             Phase::Free => {}
             Phase::Dialing => {
+                let asked = flags.intersects(FAILED).then(|| self.asked(index)).flatten();
                 let answer = self.connect(index);
-                self.answered(index, answer, None);
+                self.answered(index, answer, asked);
             }
             Phase::Securing => self.secure(index),
             Phase::Open => {
@@ -460,12 +463,21 @@ impl Requests {
         }
     }
 
+    /// What the kernel says of a handshake, whether it is over or not.
+    fn asked(&self, index: u32) -> Option<Handshake> {
+        let socket = self.links[index as usize].socket.as_ref();
+        socket.and_then(socket::handshake)
+    }
+
     /// Takes what connect() said, and what the kernel said of the handshake, if it was asked already.
     fn answered(&mut self, index: u32, answer: Result<(), Errno>, handshake: Option<Handshake>) {
         match answer {
             Ok(()) | Err(Errno::ISCONN) => self.established(index, handshake),
             Err(Errno::INPROGRESS | Errno::ALREADY | Errno::INTR) => {}
-            Err(errno) => self.refused(index, Outcome::of(errno)),
+            Err(errno) => {
+                self.tally.no_handshake(handshake);
+                self.refused(index, Outcome::of(errno));
+            }
         }
     }
 
@@ -876,6 +888,8 @@ impl Requests {
             match self.links[index as usize].phase {
                 Phase::Free => {}
                 Phase::Dialing => {
+                    let asked = self.asked(index);
+                    self.tally.no_handshake(asked);
                     self.tally.outcome(Outcome::Abandoned);
                     self.opening -= 1;
                     self.release(index, false);

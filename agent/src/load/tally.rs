@@ -42,7 +42,7 @@ pub struct Tally {
     pub closed: u64,
     /// Of `started`: attempts made [`LATE_NS`] or more after they were due.
     pub late: u64,
-    /// SYNs that were sent again, of attempts that were established.
+    /// SYNs that were sent again, whatever became of the attempt.
     pub syn_retransmits: u64,
     pub bytes_sent: u64,
     pub bytes_received: u64,
@@ -137,6 +137,11 @@ impl Tally {
             // It grows as it must.
             let _ = self.network.record(round_trip.as_nanos() as u64);
         }
+    }
+
+    /// Likewise of one that did not come about: it has no round trip.
+    pub fn no_handshake(&mut self, handshake: Option<Handshake>) {
+        self.syn_retransmits += handshake.map_or(0, |handshake| handshake.syn_retransmits.into());
     }
 
     pub fn lost(&mut self, loss: Loss, at_ns: u64) {

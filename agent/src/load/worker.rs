@@ -55,6 +55,10 @@ const HEARD: epoll::EventFlags = epoll::EventFlags::IN
     .union(epoll::EventFlags::HUP)
     .union(epoll::EventFlags::ERR);
 
+/// Events of a socket whose connection did not come about, or ended at once. To be told which, connect() is called again, and that the
+/// kernel forgets what it counted (tcp_disconnect, net/ipv4/tcp.c): so it is asked before.
+pub(super) const FAILED: epoll::EventFlags = epoll::EventFlags::HUP.union(epoll::EventFlags::ERR);
+
 /// What is read at once.
 pub(super) const READ_BYTES: usize = 64 << 10;
 
@@ -333,7 +337,7 @@ impl Worker {
                 break;
             }
             match slot.phase {
-                Phase::Dialing => self.fail(moment.slot, Outcome::TimedOut, now_ns),
+                Phase::Dialing => self.give_up(moment.slot, Outcome::TimedOut, now_ns),
                 // The exchange that the moment was noted for may be over, and the next one under way.
                 Phase::Exchanging if now_ns.saturating_sub(slot.began_ns) >= self.timeout_ns() => {
                     self.lose(moment.slot, Loss::TimedOut, now_ns);
@@ -519,8 +523,9 @@ impl Worker {
         match self.slots[index as usize].phase {
             Phase::Idle => {}
             Phase::Dialing => {
+                let asked = flags.intersects(FAILED).then(|| self.asked(index)).flatten();
                 let answer = self.dial(index);
-                self.answered(index, answer, None);
+                self.answered(index, answer, asked);
                 // With the end of the handshake more may have come; it is not told again.
                 if flags.intersects(HEARD) {
                     self.listen(index);
@@ -551,6 +556,7 @@ impl Worker {
             Err(Errno::INPROGRESS | Errno::ALREADY | Errno::INTR) => {}
             Err(errno) => {
                 let now_ns = self.part.now();
+                self.tally.no_handshake(handshake);
                 self.fail(index, Outcome::of(errno), now_ns);
             }
         }
@@ -693,6 +699,19 @@ impl Worker {
         self.tally.error.saturating_record(waited_ns);
     }
 
+    /// What the kernel says of a handshake, whether it is over or not.
+    fn asked(&self, index: u32) -> Option<Handshake> {
+        let socket = self.slots[index as usize].socket.as_ref();
+        socket.and_then(socket::handshake)
+    }
+
+    /// Ends an attempt that the kernel would have gone on with.
+    fn give_up(&mut self, index: u32, outcome: Outcome, now_ns: u64) {
+        let asked = self.asked(index);
+        self.tally.no_handshake(asked);
+        self.fail(index, outcome, now_ns);
+    }
+
     fn fail(&mut self, index: u32, outcome: Outcome, now_ns: u64) {
         let due_ns = self.slots[index as usize].due_ns;
         self.tally.outcome(outcome);
@@ -741,7 +760,7 @@ impl Worker {
         for index in 0..self.slots.len() as u32 {
             match self.slots[index as usize].phase {
                 Phase::Idle => {}
-                Phase::Dialing => self.fail(index, Outcome::Abandoned, now_ns),
+                Phase::Dialing => self.give_up(index, Outcome::Abandoned, now_ns),
                 Phase::Exchanging | Phase::Held => {
                     self.undecided -= u64::from(self.slots[index as usize].phase == Phase::Exchanging);
                     self.tally.closed += 1;
