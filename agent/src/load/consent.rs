@@ -140,6 +140,19 @@ impl Consent {
     /// # Errors
     /// With the setting that would allow it.
     pub fn check_target(&self, target: SocketAddr) -> Result<(), Refused> {
+        self.check_with(target, &format!(":{}", target.port()))
+    }
+
+    /// The same of an address whose port the kernel chose: another time it chooses another one, so what is advised is the address alone.
+    ///
+    /// # Errors
+    /// As [`Self::check_target`].
+    pub fn check_any_port(&self, target: SocketAddr) -> Result<(), Refused> {
+        self.check_with(target, "")
+    }
+
+    /// `wanted_ports` are those that a refusal advises to allow, as they are written.
+    fn check_with(&self, target: SocketAddr, wanted_ports: &str) -> Result<(), Refused> {
         if self.targets.iter().any(|allowed| allowed.allow(target)) {
             return Ok(());
         }
@@ -148,7 +161,7 @@ impl Consent {
             IpAddr::V4(address) => (32, address.to_string()),
             IpAddr::V6(address) => (128, format!("[{address}]")),
         };
-        let wanted = format!("{address}/{prefix}:{}", target.port());
+        let wanted = format!("{address}/{prefix}{wanted_ports}");
         let all: Vec<_> = allowed.iter().copied().chain([wanted.as_str()]).collect();
         Err(Refused(format!(
             "load on {target} is not allowed here (allowed: {}): {}",
