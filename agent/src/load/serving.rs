@@ -189,7 +189,10 @@ mod tests {
             refused
         };
         let said = refused(address);
-        assert!(said.contains(&format!("127.0.0.1/32:{}", address.port())), "{said}");
+        assert!(
+            said.contains(&format!("127.0.0.1/32:{}", address.port())),
+            "{said}"
+        );
         // A port that the kernel chose once would not be the one that it chooses next.
         let said = refused(any);
         assert!(!said.contains("127.0.0.1/32:"), "{said}");

@@ -322,7 +322,10 @@ fn attempts_beyond_what_the_node_allows_at_once_are_told_with_the_setting_that_w
     let [remark] = &tally.remarks[..] else {
         panic!("one remark: {:?}", tally.remarks);
     };
-    for part in ["more than 20 connections at once were due", "--load-connections 150"] {
+    for part in [
+        "more than 20 connections at once were due",
+        "--load-connections 150",
+    ] {
         assert!(remark.contains(part), "{remark}");
     }
 }
