@@ -217,7 +217,7 @@ impl Runs {
         let number = plans.len() as u64;
         let prepare_one = |plan| {
             let mut prepared = prepare(plan).map_err(|nonsense| nonsense.to_string())?;
-            prepared.at_once = prepared.at_once.min(self.consent.connections / number).max(1);
+            self.consent.bound(&mut prepared, number);
             if number > 1 {
                 prepared.threads = 1;
             }

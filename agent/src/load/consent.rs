@@ -7,8 +7,15 @@ use std::{
     time::Duration,
 };
 
-use super::{plan::Plan, run::Caps};
+use super::{
+    outcome::Outcome,
+    plan::Plan,
+    run::{Bound, Caps, Prepared},
+};
 use crate::setting::Setting;
+
+/// Bits before the IPv4 address in an IPv6 address that stands for it: `::ffff:0:0/96` (RFC 4291, 2.5.5.2).
+const MAPPED_PREFIX: u8 = 96;
 
 /// Addresses and ports that may be loaded: `10.0.0.0/8:80,8000-8999`, `[fd00::]/8:443` or, for all ports, `127.0.0.0/8`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +29,8 @@ pub struct Targets {
 
 impl Targets {
     fn allow(&self, target: SocketAddr) -> bool {
-        let in_network = match (self.network, target.ip()) {
+        // The kernel speaks IPv4 to `::ffff:10.0.0.1` (tcp_v6_connect, net/ipv6/tcp_ipv6.c), so that is what it is judged as.
+        let in_network = match (self.network, target.ip().to_canonical()) {
             (IpAddr::V4(network), IpAddr::V4(address)) => same_prefix(
                 u128::from(u32::from(network)) << 96,
                 u128::from(u32::from(address)) << 96,
@@ -73,6 +81,13 @@ impl FromStr for Targets {
                 .ok()
                 .filter(|prefix| *prefix <= longest)
                 .ok_or_else(|| fault("no length of a prefix"))?,
+        };
+        // As the addresses that are looked for in it.
+        let (network, prefix) = match network.to_canonical() {
+            ipv4 @ IpAddr::V4(_) if network.is_ipv6() && prefix >= MAPPED_PREFIX => {
+                (ipv4, prefix - MAPPED_PREFIX)
+            }
+            _ => (network, prefix),
         };
         let range = |range: &str| {
             let (first, last) = range.split_once('-').unwrap_or((range, range));
@@ -125,15 +140,28 @@ impl Consent {
     /// # Errors
     /// With the setting that would allow it.
     pub fn check_target(&self, target: SocketAddr) -> Result<(), Refused> {
+        self.check_with(target, &format!(":{}", target.port()))
+    }
+
+    /// The same of an address whose port the kernel chose: another time it chooses another one, so what is advised is the address alone.
+    ///
+    /// # Errors
+    /// As [`Self::check_target`].
+    pub fn check_any_port(&self, target: SocketAddr) -> Result<(), Refused> {
+        self.check_with(target, "")
+    }
+
+    /// `wanted_ports` are those that a refusal advises to allow, as they are written.
+    fn check_with(&self, target: SocketAddr, wanted_ports: &str) -> Result<(), Refused> {
         if self.targets.iter().any(|allowed| allowed.allow(target)) {
             return Ok(());
         }
         let allowed: Vec<_> = self.targets.iter().map(|targets| targets.text.as_str()).collect();
-        let (prefix, address) = match target.ip() {
+        let (prefix, address) = match target.ip().to_canonical() {
             IpAddr::V4(address) => (32, address.to_string()),
             IpAddr::V6(address) => (128, format!("[{address}]")),
         };
-        let wanted = format!("{address}/{prefix}:{}", target.port());
+        let wanted = format!("{address}/{prefix}{wanted_ports}");
         let all: Vec<_> = allowed.iter().copied().chain([wanted.as_str()]).collect();
         Err(Refused(format!(
             "load on {target} is not allowed here (allowed: {}): {}",
@@ -174,6 +202,27 @@ impl Consent {
         Ok(())
     }
 
+    /// Keeps one of `number` runs that are made at the same time to its part of the connections: what a rate comes to is not known before.
+    pub fn bound(&self, prepared: &mut Prepared, number: u64) {
+        let allowed = (self.connections / number).max(1);
+        let plan = &prepared.plan;
+        if prepared.at_once <= allowed {
+            return;
+        }
+        // More than were enough so far, if the machine was late.
+        let wanted = plan.at_once().max(allowed + allowed / 10 + 1).min(plan.places());
+        let of_each = if number > 1 { " to each target" } else { "" };
+        prepared.bound = Bound {
+            outcome: Outcome::LocalFilter,
+            remark: format!(
+                "more than {allowed} connections at once{of_each} were due, and no more are allowed here: {}",
+                Setting("load-connections").to(&wanted.saturating_mul(number).to_string())
+            ),
+        };
+        prepared.at_once = allowed;
+        prepared.threads = prepared.threads.min(allowed);
+    }
+
     /// # Errors
     /// With the setting that would allow the plan.
     pub fn check(&self, plan: &Plan) -> Result<(), Refused> {
@@ -181,7 +230,7 @@ impl Consent {
         plan.targets
             .iter()
             .try_for_each(|target| self.check_target(*target))?;
-        // Of a rate it is what may be open at once; more are an outcome of the run and not opened.
+        // Of a rate it is what may be open at once; more are an outcome of the run and not opened, see [`Self::bound`].
         let at_once = plan.at_once();
         if at_once > self.connections && !matches!(plan.arrivals, super::plan::Arrivals::Stages(_)) {
             return refused(format!(
@@ -242,6 +291,27 @@ mod tests {
             let parsed = bad.parse::<Targets>();
             assert!(parsed.is_err() || bad == "[::1", "{bad:?}: {parsed:?}");
         }
+    }
+
+    #[test]
+    fn an_ipv4_address_in_the_dress_of_ipv6_is_allowed_where_the_ipv4_address_is() {
+        assert!(!allows("::/0", "[::ffff:10.66.0.14]:8888"));
+        assert!(!allows("[::ffff:0:0]/64", "[::ffff:10.66.0.14]:8888"));
+        assert!(allows("10.66.0.0/16:8888", "[::ffff:10.66.0.14]:8888"));
+        assert!(!allows("10.66.0.0/16:8888", "[::ffff:10.67.0.14]:8888"));
+        assert!(!allows("10.66.0.0/16:8888", "[::ffff:10.66.0.14]:8889"));
+        // Likewise of a network.
+        for target in ["10.66.0.14:8888", "[::ffff:10.66.0.14]:8888"] {
+            assert!(allows("::ffff:10.66.0.0/112", target), "{target}");
+            assert!(!allows("::ffff:10.67.0.0/112", target), "{target}");
+        }
+        let ipv6_only = Consent {
+            targets: vec!["::/0".parse().expect("targets")],
+            ..Consent::nothing()
+        };
+        let target = "[::ffff:10.66.0.14]:8888".parse().expect("a target");
+        let refused = ipv6_only.check_target(target).expect_err("IPv4").0;
+        assert!(refused.contains("10.66.0.14/32:8888"), "{refused}");
     }
 
     #[test]

@@ -22,11 +22,14 @@ use super::{
 /// If it makes no sense.
 pub fn plan(wire: &LoadPlan) -> Result<(Plan, Duration), Nonsense> {
     let address = |text: &String| {
+        // An IPv4 address in the dress of IPv6 is IPv4: for consent, for the sources that fit, and for what the kernel says of it.
         text.parse::<SocketAddr>()
+            .map(|address| SocketAddr::new(address.ip().to_canonical(), address.port()))
             .map_err(|_| Nonsense(format!("the target {text:?} is no address with a port")))
     };
     let source = |text: &String| {
         text.parse::<IpAddr>()
+            .map(|source| source.to_canonical())
             .map_err(|_| Nonsense(format!("the source {text:?} is no address")))
     };
     let arrivals = match &wire.arrivals {
@@ -234,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plan_that_cannot_be_read_is_named() {
+    fn a_plan_is_read_as_what_it_says_and_named_where_it_cannot_be() {
         let good = LoadPlan {
             targets: vec!["127.0.0.1:80".into()],
             arrivals: Some(load_plan::Arrivals::Count(LoadCount {
@@ -253,6 +256,12 @@ mod tests {
             let error = plan(&wire).expect_err(part).to_string();
             assert!(error.contains(part), "{error}");
         };
+        let mut dressed = good.clone();
+        dressed.targets = vec!["[::ffff:127.0.0.1]:80".into()];
+        dressed.sources = vec!["::ffff:127.0.0.2".into()];
+        let (dressed, _) = plan(&dressed).expect("the same in the dress of IPv6");
+        assert_eq!(dressed.targets[0].to_string(), "127.0.0.1:80");
+        assert_eq!(dressed.sources[0].to_string(), "127.0.0.2");
         bad(|wire| wire.targets[0] = "web:80".into(), "web:80");
         bad(|wire| wire.sources = vec!["eth0".into()], "eth0");
         bad(|wire| wire.arrivals = None, "upgrade");

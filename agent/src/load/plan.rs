@@ -218,7 +218,8 @@ impl Plan {
         Some(whole / self.step as f64)
     }
 
-    /// The most connections of this part that can be open or under way at once, if each takes as long as it may.
+    /// The most connections of this part that can be open or under way at once, if each takes as long as it may. With a rate, if each is
+    /// made when it is due as well: what to allow for, and no bound.
     pub fn at_once(&self) -> u64 {
         if self.udp.is_some() {
             // Sockets of a thread: one to each target.
@@ -236,13 +237,26 @@ impl Plan {
             Arrivals::Count { connections, .. } => share(*connections, self.first, self.step),
             Arrivals::Closed { concurrency, .. } => share(*concurrency, self.first, self.step),
             Arrivals::Stages(stages) => {
-                let lives = (self.hold + self.timeout).as_secs_f64();
+                let rounds = self.payload.map_or(0, |payload| payload.rounds);
+                let waits = self.timeout.as_secs_f64() * (1 + rounds) as f64;
+                let lives = self.hold.as_secs_f64() + waits;
                 let by_rate = (self.per_second().unwrap_or_default() * lives).ceil() as u64;
                 by_rate.clamp(
                     1,
                     share(crate::load::schedule::total(stages), self.first, self.step).max(1),
                 )
             }
+        }
+    }
+
+    /// Places for connections of this part. What a rate comes to has one for each: a target that answers nothing keeps all that
+    /// [`Self::at_once`] says, and those that are made late come on top of it.
+    pub fn places(&self) -> u64 {
+        match &self.arrivals {
+            Arrivals::Stages(stages) if self.http.is_none() && self.udp.is_none() => {
+                share(crate::load::schedule::total(stages), self.first, self.step).max(1)
+            }
+            _ => self.at_once(),
         }
     }
 
@@ -353,6 +367,26 @@ pub(crate) mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn what_a_rate_can_have_open_is_what_its_target_may_keep_and_each_attempt_has_a_place() {
+        let mut plan = count(10);
+        plan.arrivals = Arrivals::Stages(vec![Stage {
+            from_per_second: 200.0,
+            to_per_second: 200.0,
+            duration: Duration::from_secs(60),
+        }]);
+        plan.timeout = Duration::from_millis(500);
+        assert_eq!((plan.at_once(), plan.places()), (100, 12_000));
+        plan.hold = Duration::from_secs(1);
+        assert_eq!(plan.at_once(), 300);
+        // Each answer may take as long again.
+        plan.payload = Some(Payload { bytes: 1, rounds: 3 });
+        assert_eq!(plan.at_once(), 600);
+        plan.step = 3;
+        assert_eq!((plan.at_once(), plan.places()), (200, 4_000));
+        assert_eq!(count(10).places(), 10);
     }
 
     #[test]

@@ -15,18 +15,22 @@ use super::{
     http::{Http, Malformed, Version},
     http1::Response,
     http2::{self, Ended, How, Session},
-    outcome::{Answer, Outcome},
+    outcome::{Answer, Loss, Outcome},
     plan::{Arrivals, Close, share},
     schedule::Schedule,
     socket::{self, Handshake},
     tally::{LATE_NS, Tally},
     tls::{Secure, Terms, Trouble},
     wait::wait,
-    worker::{EVENTS, LONGEST_SLEEP_NS, Part, READ_BYTES, SPIN_NS, wait_for_the_start},
+    worker::{EVENTS, FAILED, LONGEST_SLEEP_NS, Part, READ_BYTES, SPIN_NS, wait_for_the_start},
 };
 
 /// Requests that are taken from the schedule before what came is looked at.
 const BURST: usize = 256;
+
+/// A connection begins after the request that it was opened for was due, and so may take longer. One that has no more than this left to
+/// come about when the last request has ended is waited for, in nanoseconds: else its end would be the run's and no longer its own.
+const AFTERMATH_NS: u64 = 20_000_000;
 
 /// Where a connection stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +127,8 @@ struct Requests {
     open: u64,
     turn: usize,
     is_local: bool,
+    /// That requests wait for more connections than there may be was said.
+    is_bound_told: bool,
     first_ns: Option<u64>,
     tally: Tally,
     scratch: Vec<u8>,
@@ -171,6 +177,7 @@ impl Requests {
             open: 0,
             turn: usize::try_from(part.thread).unwrap_or(0),
             is_local: plan.targets.iter().all(|target| target.ip().is_loopback()),
+            is_bound_told: false,
             first_ns: None,
             tally: Tally::default(),
             scratch: vec![0; READ_BYTES],
@@ -225,7 +232,9 @@ impl Requests {
             Arrivals::Closed { duration, .. } => self.part.now() >= duration.as_nanos() as u64,
             _ => self.schedule.peek().is_none(),
         };
-        is_made && self.waiting.is_empty() && self.under_way == 0
+        let is_almost_due = |moment: &Moment| moment.at_ns <= self.part.now() + AFTERMATH_NS;
+        let is_decided = self.opening == 0 || !self.deadlines.front().is_some_and(is_almost_due);
+        is_made && self.waiting.is_empty() && self.under_way == 0 && is_decided
     }
 
     /// Ends what has taken too long.
@@ -246,9 +255,11 @@ impl Requests {
             }
             match moment.wait {
                 Wait::Connection if link.phase == Phase::Dialing => {
-                    self.refused(moment.link, Outcome::TimedOut, now_ns);
+                    let asked = self.asked(moment.link);
+                    self.tally.no_handshake(asked);
+                    self.refused(moment.link, Outcome::TimedOut);
                 }
-                Wait::Connection => self.insecure(moment.link, "the handshake of TLS took too long".into()),
+                Wait::Connection => self.not_secured_in_time(moment.link, now_ns),
                 Wait::Request(serial) => self.too_late(moment.link, serial, now_ns),
             }
         }
@@ -434,8 +445,9 @@ impl Requests {
         match self.links[index as usize].phase {
             Phase::Free => {}
             Phase::Dialing => {
+                let asked = flags.intersects(FAILED).then(|| self.asked(index)).flatten();
                 let answer = self.connect(index);
-                self.answered(index, answer, None);
+                self.answered(index, answer, asked);
             }
             Phase::Securing => self.secure(index),
             Phase::Open => {
@@ -451,14 +463,20 @@ impl Requests {
         }
     }
 
+    /// What the kernel says of a handshake, whether it is over or not.
+    fn asked(&self, index: u32) -> Option<Handshake> {
+        let socket = self.links[index as usize].socket.as_ref();
+        socket.and_then(socket::handshake)
+    }
+
     /// Takes what connect() said, and what the kernel said of the handshake, if it was asked already.
     fn answered(&mut self, index: u32, answer: Result<(), Errno>, handshake: Option<Handshake>) {
         match answer {
             Ok(()) | Err(Errno::ISCONN) => self.established(index, handshake),
             Err(Errno::INPROGRESS | Errno::ALREADY | Errno::INTR) => {}
             Err(errno) => {
-                let now_ns = self.part.now();
-                self.refused(index, Outcome::of(errno), now_ns);
+                self.tally.no_handshake(handshake);
+                self.refused(index, Outcome::of(errno));
             }
         }
     }
@@ -780,6 +798,10 @@ impl Requests {
     /// The request that waits longest finds no connection.
     fn unsent(&mut self) {
         if let Some(due_ns) = self.waiting.pop_front() {
+            let is_bound = self.part.is_bound && self.links.len() - self.free.len() >= self.part.at_once;
+            if is_bound && !mem::replace(&mut self.is_bound_told, true) {
+                self.tally.remark(self.part.bound.remark.clone());
+            }
             let now_ns = self.part.now();
             self.tally.answer(Answer::Unsent);
             self.tally.error.saturating_record(now_ns.saturating_sub(due_ns));
@@ -787,12 +809,8 @@ impl Requests {
     }
 
     /// A connection that did not come about; a request goes with it, or a target that refuses would be asked for ever.
-    fn refused(&mut self, index: u32, outcome: Outcome, now_ns: u64) {
-        let dialled_ns = self.links[index as usize].dialled_ns;
+    fn refused(&mut self, index: u32, outcome: Outcome) {
         self.tally.outcome(outcome);
-        self.tally
-            .error
-            .saturating_record(now_ns.saturating_sub(dialled_ns));
         self.opening -= 1;
         self.release(index, false);
         self.unsent();
@@ -803,6 +821,16 @@ impl Requests {
         self.tally.insecure += 1;
         self.opening -= 1;
         self.close(index);
+        self.unsent();
+    }
+
+    /// Nothing says that the peer cannot be trusted: a connection was established, and lost for want of an answer.
+    fn not_secured_in_time(&mut self, index: u32, now_ns: u64) {
+        self.remark("the handshake of TLS took too long".into());
+        self.tally.lost(Loss::TimedOut, now_ns);
+        self.opening -= 1;
+        self.not_open();
+        self.release(index, false);
         self.unsent();
     }
 
@@ -827,9 +855,13 @@ impl Requests {
     /// Closes a connection that was established.
     fn close(&mut self, index: u32) {
         self.tally.closed += 1;
+        self.not_open();
+        self.release(index, true);
+    }
+
+    fn not_open(&mut self) {
         self.open -= 1;
         self.part.shared.open.fetch_sub(1, Ordering::Relaxed);
-        self.release(index, true);
     }
 
     /// Gives a place back. The socket of a connection that we reset is kept for the next one.
@@ -856,6 +888,8 @@ impl Requests {
             match self.links[index as usize].phase {
                 Phase::Free => {}
                 Phase::Dialing => {
+                    let asked = self.asked(index);
+                    self.tally.no_handshake(asked);
                     self.tally.outcome(Outcome::Abandoned);
                     self.opening -= 1;
                     self.release(index, false);

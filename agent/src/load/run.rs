@@ -17,6 +17,7 @@ use rustix::process::{Resource, getrlimit};
 use super::{
     datagrams, held,
     memory::Memory,
+    outcome::Outcome,
     plan::{Nonsense, Plan, share},
     ports, requests,
     tally::Tally,
@@ -56,10 +57,33 @@ pub struct Prepared {
     pub threads: u64,
     /// Connections that may be open or under way at once.
     pub at_once: u64,
+    /// Why no more.
+    pub bound: Bound,
     /// So its sockets are no files, but of io_uring's own.
     pub lacks_files: bool,
     /// Where it is seen how much there is.
     pub memory: Memory,
+}
+
+/// What keeps the connections that are open at once from being more.
+#[derive(Clone, Debug)]
+pub struct Bound {
+    /// What becomes of an attempt beyond them.
+    pub outcome: Outcome,
+    /// What is said of it, with what would allow more.
+    pub remark: String,
+}
+
+impl Bound {
+    fn by_files(files: u64) -> Self {
+        Self {
+            outcome: Outcome::LocalFiles,
+            remark: format!(
+                "more than {files} connections at once were due, and no more open files are left of this agent's limit: raise LimitNOFILE \
+                 (ulimit -n) of the agent, or use more agents"
+            ),
+        }
+    }
 }
 
 /// What happened since the report before.
@@ -137,10 +161,13 @@ pub fn prepare(plan: Plan) -> Result<Prepared, Nonsense> {
             .transpose()?,
         None => None,
     };
+    let places = plan.places();
+    let room = if lacks_files { places } else { places.min(files) };
     let cpus = thread::available_parallelism().map_or(1, |count| count.get() as u64);
     Ok(Prepared {
-        threads: cpus.min(MOST_THREADS).min(at_once).max(1),
-        at_once: if lacks_files { at_once } else { at_once.min(files) },
+        threads: cpus.min(MOST_THREADS).min(at_once).min(room).max(1),
+        at_once: room,
+        bound: Bound::by_files(files),
         lacks_files,
         memory: Memory::default(),
         plan: Arc::new(plan),
@@ -168,6 +195,7 @@ pub fn generate(
     shared: &Arc<Shared>,
     mut report: impl FnMut(Report),
 ) -> io::Result<()> {
+    let bound = Arc::new(prepared.bound.clone());
     let sources: Arc<[IpAddr]> = prepared.sources.clone().into();
     let mut workers = Vec::new();
     for thread in 0..prepared.threads {
@@ -180,6 +208,8 @@ pub fn generate(
             sources: Arc::clone(&sources),
             terms: prepared.terms.clone(),
             at_once: share(prepared.at_once, thread, prepared.threads).max(1) as usize,
+            bound: Arc::clone(&bound),
+            is_bound: prepared.at_once < prepared.plan.places(),
             start_ns,
             shared: Arc::clone(shared),
             blanks,

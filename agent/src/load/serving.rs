@@ -18,7 +18,10 @@ use tokio::{
     time::sleep,
 };
 
-use super::{consent::Consent, worker::monotonic_ns};
+use super::{
+    consent::{Consent, Refused},
+    worker::monotonic_ns,
+};
 
 /// A run may take so long to begin, and may not be heard of for so long while it lasts, in nanoseconds.
 const UNTIL_BEGUN_NS: u64 = 30_000_000_000;
@@ -44,13 +47,10 @@ impl Serving {
     /// # Errors
     /// If it cannot; says what to do.
     pub fn begin(run_id: &str, wanted: SocketAddr, consent: &Consent) -> Result<Self, String> {
-        let check = |address| {
-            let allowed = consent.check_target(address);
-            allowed.map_err(|refused| format!("others would load this node: {refused}"))
-        };
+        let of_others = |refused: Refused| format!("others would load this node: {refused}");
         // Nobody takes a port of this node that its configuration does not give.
         if wanted.port() != 0 {
-            check(wanted)?;
+            consent.check_target(wanted).map_err(of_others)?;
         }
         let cannot = |error: std::io::Error| {
             format!(
@@ -61,7 +61,14 @@ impl Serving {
         let listener = TcpListener::bind(wanted).map_err(cannot)?;
         listener.set_nonblocking(true).map_err(cannot)?;
         let address = listener.local_addr().map_err(cannot)?;
-        check(address)?;
+        if wanted.port() == 0 {
+            consent.check_any_port(address).map_err(|refused| {
+                format!(
+                    "{}; or name a port that is allowed, see holdfast load mesh --port",
+                    of_others(refused)
+                )
+            })?;
+        }
         let until_ns = Arc::new(AtomicU64::new(monotonic_ns() + UNTIL_BEGUN_NS));
         let (end, ended) = oneshot::channel();
         let until = Arc::clone(&until_ns);
@@ -172,16 +179,25 @@ mod tests {
         // The connection ends with it.
         assert_eq!(stream.read(&mut echoed).unwrap_or(0), 0);
         // Where it is not allowed nobody takes anything.
-        let elsewhere: SocketAddr = "127.0.0.1:0".parse().expect("an address");
-        let refused = Serving::begin(
-            "19ae",
-            elsewhere,
-            &Consent {
-                targets: vec![],
-                ..consent
-            },
-        )
-        .expect_err("not allowed");
-        assert!(refused.contains("--load-targets"), "{refused}");
+        let refused = |wanted: SocketAddr| {
+            let nowhere = Consent {
+                targets: vec!["127.0.0.0/8:1".parse().expect("targets")],
+                ..consent.clone()
+            };
+            let refused = Serving::begin("19ae", wanted, &nowhere).expect_err("not allowed");
+            assert!(refused.contains("--load-targets"), "{refused}");
+            refused
+        };
+        let said = refused(address);
+        assert!(
+            said.contains(&format!("127.0.0.1/32:{}", address.port())),
+            "{said}"
+        );
+        // A port that the kernel chose once would not be the one that it chooses next.
+        let said = refused(any);
+        assert!(!said.contains("127.0.0.1/32:"), "{said}");
+        for part in ["127.0.0.0/8:1 127.0.0.1/32", "load mesh --port"] {
+            assert!(said.contains(part), "{said}");
+        }
     }
 }

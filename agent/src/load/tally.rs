@@ -42,7 +42,7 @@ pub struct Tally {
     pub closed: u64,
     /// Of `started`: attempts made [`LATE_NS`] or more after they were due.
     pub late: u64,
-    /// SYNs that were sent again, of attempts that were established.
+    /// SYNs that were sent again, whatever became of the attempt.
     pub syn_retransmits: u64,
     pub bytes_sent: u64,
     pub bytes_received: u64,
@@ -54,7 +54,7 @@ pub struct Tally {
     /// Datagrams that came out of their order, and those that came again.
     pub reordered: u64,
     pub duplicated: u64,
-    /// Connections whose handshake of TLS failed.
+    /// Connections whose handshake of TLS failed. One that took too long is lost instead.
     pub insecure: u64,
     /// What went wrong, in words: the first [`REMARKS`] that differ.
     pub remarks: Vec<String>,
@@ -64,7 +64,7 @@ pub struct Tally {
     pub dial: Histogram<u64>,
     /// The handshake's round trip as the kernel measured it: what the network took.
     pub network: Histogram<u64>,
-    /// From when an attempt was due until it failed.
+    /// From when an attempt was due until it failed; of requests, from when one was due until it failed, not of their connections.
     pub error: Histogram<u64>,
     /// From when a payload, or a request, was sent until all of it, or of the answer, was back.
     pub exchange: Histogram<u64>,
@@ -137,6 +137,11 @@ impl Tally {
             // It grows as it must.
             let _ = self.network.record(round_trip.as_nanos() as u64);
         }
+    }
+
+    /// Likewise of one that did not come about: it has no round trip.
+    pub fn no_handshake(&mut self, handshake: Option<Handshake>) {
+        self.syn_retransmits += handshake.map_or(0, |handshake| handshake.syn_retransmits.into());
     }
 
     pub fn lost(&mut self, loss: Loss, at_ns: u64) {

@@ -29,6 +29,7 @@ use rustix::{
 use super::{
     outcome::{Loss, Outcome},
     plan::{Arrivals, Close, Plan, share},
+    run::Bound,
     schedule::Schedule,
     socket::{self, Handshake},
     tally::{LATE_NS, Tally},
@@ -53,6 +54,10 @@ const HEARD: epoll::EventFlags = epoll::EventFlags::IN
     .union(epoll::EventFlags::RDHUP)
     .union(epoll::EventFlags::HUP)
     .union(epoll::EventFlags::ERR);
+
+/// Events of a socket whose connection did not come about, or ended at once. To be told which, connect() is called again, and that the
+/// kernel forgets what it counted (tcp_disconnect, net/ipv4/tcp.c): so it is asked before.
+pub(super) const FAILED: epoll::EventFlags = epoll::EventFlags::HUP.union(epoll::EventFlags::ERR);
 
 /// What is read at once.
 pub(super) const READ_BYTES: usize = 64 << 10;
@@ -92,6 +97,10 @@ pub struct Part {
     pub terms: Option<Terms>,
     /// Most connections that it may have open or under way.
     pub at_once: usize,
+    /// Why no more.
+    pub bound: Arc<Bound>,
+    /// They are fewer than the plan has places for.
+    pub is_bound: bool,
     /// The run's start, by the monotonic clock.
     pub start_ns: u64,
     pub shared: Arc<Shared>,
@@ -209,6 +218,8 @@ struct Worker {
     is_local: bool,
     payload: Vec<u8>,
     holding: Holding,
+    /// That there was no room for an attempt was said.
+    is_bound_told: bool,
     first_ns: Option<u64>,
     tally: Tally,
     scratch: Vec<u8>,
@@ -265,6 +276,7 @@ impl Worker {
             is_local: plan.targets.iter().all(|target| target.ip().is_loopback()),
             payload: vec![0x5a; plan.payload.map_or(0, |payload| payload.bytes)],
             holding: Holding::default(),
+            is_bound_told: false,
             first_ns: None,
             tally: Tally::default(),
             scratch: Vec::with_capacity(READ_BYTES),
@@ -325,7 +337,7 @@ impl Worker {
                 break;
             }
             match slot.phase {
-                Phase::Dialing => self.fail(moment.slot, Outcome::TimedOut, now_ns),
+                Phase::Dialing => self.give_up(moment.slot, Outcome::TimedOut, now_ns),
                 // The exchange that the moment was noted for may be over, and the next one under way.
                 Phase::Exchanging if now_ns.saturating_sub(slot.began_ns) >= self.timeout_ns() => {
                     self.lose(moment.slot, Loss::TimedOut, now_ns);
@@ -414,7 +426,7 @@ impl Worker {
         let target = self.part.plan.targets[target_index];
         let index = match self.take_slot(turn, target) {
             Ok(index) => index,
-            Err(errno) => return self.failed(Outcome::of(errno), due_ns),
+            Err(outcome) => return self.failed(outcome, due_ns),
         };
         let slot = &mut self.slots[index as usize];
         slot.phase = Phase::Dialing;
@@ -457,11 +469,17 @@ impl Worker {
         });
     }
 
-    /// A place with a socket: one that was used before, if there is one, or a new one.
-    fn take_slot(&mut self, turn: usize, target: SocketAddr) -> Result<u32, Errno> {
+    /// A place with a socket: one that was used before, if there is one, or a new one. Else what the attempt ends as.
+    fn take_slot(&mut self, turn: usize, target: SocketAddr) -> Result<u32, Outcome> {
         let index = match self.free.pop() {
             Some(index) => index,
-            None if self.slots.len() >= self.part.at_once => return Err(Errno::MFILE),
+            None if self.slots.len() >= self.part.at_once => {
+                let bound = &self.part.bound;
+                if !mem::replace(&mut self.is_bound_told, true) {
+                    self.tally.remark(bound.remark.clone());
+                }
+                return Err(bound.outcome);
+            }
             None => {
                 self.slots.push(Slot {
                     socket: None,
@@ -493,7 +511,7 @@ impl Worker {
                 }
                 Err(errno) => {
                     self.free.push(index);
-                    return Err(errno);
+                    return Err(Outcome::of(errno));
                 }
             }
         }
@@ -505,8 +523,9 @@ impl Worker {
         match self.slots[index as usize].phase {
             Phase::Idle => {}
             Phase::Dialing => {
+                let asked = flags.intersects(FAILED).then(|| self.asked(index)).flatten();
                 let answer = self.dial(index);
-                self.answered(index, answer, None);
+                self.answered(index, answer, asked);
                 // With the end of the handshake more may have come; it is not told again.
                 if flags.intersects(HEARD) {
                     self.listen(index);
@@ -537,6 +556,7 @@ impl Worker {
             Err(Errno::INPROGRESS | Errno::ALREADY | Errno::INTR) => {}
             Err(errno) => {
                 let now_ns = self.part.now();
+                self.tally.no_handshake(handshake);
                 self.fail(index, Outcome::of(errno), now_ns);
             }
         }
@@ -679,6 +699,19 @@ impl Worker {
         self.tally.error.saturating_record(waited_ns);
     }
 
+    /// What the kernel says of a handshake, whether it is over or not.
+    fn asked(&self, index: u32) -> Option<Handshake> {
+        let socket = self.slots[index as usize].socket.as_ref();
+        socket.and_then(socket::handshake)
+    }
+
+    /// Ends an attempt that the kernel would have gone on with.
+    fn give_up(&mut self, index: u32, outcome: Outcome, now_ns: u64) {
+        let asked = self.asked(index);
+        self.tally.no_handshake(asked);
+        self.fail(index, outcome, now_ns);
+    }
+
     fn fail(&mut self, index: u32, outcome: Outcome, now_ns: u64) {
         let due_ns = self.slots[index as usize].due_ns;
         self.tally.outcome(outcome);
@@ -727,7 +760,7 @@ impl Worker {
         for index in 0..self.slots.len() as u32 {
             match self.slots[index as usize].phase {
                 Phase::Idle => {}
-                Phase::Dialing => self.fail(index, Outcome::Abandoned, now_ns),
+                Phase::Dialing => self.give_up(index, Outcome::Abandoned, now_ns),
                 Phase::Exchanging | Phase::Held => {
                     self.undecided -= u64::from(self.slots[index as usize].phase == Phase::Exchanging);
                     self.tally.closed += 1;

@@ -11,6 +11,7 @@ use std::{
 };
 
 use holdfast_agent::load::{
+    consent::Consent,
     held,
     memory::Memory,
     outcome::{Loss, Outcome},
@@ -254,15 +255,99 @@ fn full_after_three() -> (OwnedFd, SocketAddr) {
 fn a_queue_that_nobody_empties_times_out() {
     let (_listener, address) = full_after_three();
     let mut plan = count(address, 10);
-    plan.timeout = Duration::from_millis(600);
+    // After a second each SYN is sent again (TCP_TIMEOUT_INIT, include/net/tcp.h).
+    plan.timeout = Duration::from_millis(1_400);
     let (tally, _) = run(plan, UNBOUNDED, |_, _| {});
     // A backlog of 2 holds three. A SYN is answered while there is room, and the ACK refused when there is none any more: what
     // dials at the same moment on another CPU is established too, for its own side.
     let at_once = thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
     let established = tally.count(Outcome::Established);
     assert!((3..3 + at_once).contains(&established), "{established}");
-    assert_eq!(tally.count(Outcome::TimedOut), 10 - established);
-    assert!(tally.error.min() >= 599_000_000, "{}", tally.error.min());
+    let timed_out = tally.count(Outcome::TimedOut);
+    assert_eq!(timed_out, 10 - established);
+    assert!(tally.error.min() >= 1_399_000_000, "{}", tally.error.min());
+    assert!(
+        tally.syn_retransmits >= timed_out,
+        "{}: {timed_out}",
+        tally.syn_retransmits
+    );
+}
+
+#[test]
+fn a_silent_target_keeps_what_a_rate_comes_to_and_no_attempt_lacks_room() {
+    let (_listener, address) = full_after_three();
+    let plan = Plan {
+        arrivals: Arrivals::Stages(vec![Stage {
+            from_per_second: 200.0,
+            to_per_second: 200.0,
+            duration: Duration::from_secs(2),
+        }]),
+        timeout: Duration::from_millis(500),
+        ..count(address, 1)
+    };
+    let (tally, _) = run(plan, UNBOUNDED, |_, _| {});
+    let limited: u64 = Outcome::ALL
+        .iter()
+        .filter(|outcome| outcome.is_local_limit())
+        .map(|&outcome| tally.count(outcome))
+        .sum();
+    assert_eq!(limited, 0, "{:?}: {:?}", tally.outcomes, tally.remarks);
+    let established = tally.count(Outcome::Established);
+    assert_eq!(tally.count(Outcome::TimedOut), 400 - established);
+    assert!(established < 100, "{established}");
+}
+
+#[test]
+fn attempts_beyond_what_the_node_allows_at_once_are_told_with_the_setting_that_would_allow_them() {
+    let consent = Consent {
+        connections: 20,
+        ..Consent::nothing()
+    };
+    let mut prepared = prepared(Plan {
+        arrivals: Arrivals::Stages(vec![Stage {
+            from_per_second: 100.0,
+            to_per_second: 100.0,
+            duration: Duration::from_secs(2),
+        }]),
+        hold: Duration::from_secs(1),
+        timeout: Duration::from_millis(500),
+        ..count(keeper(), 1)
+    });
+    consent.bound(&mut prepared, 1);
+    let (tally, last) = run_prepared(&prepared, UNBOUNDED, |_, _| {});
+    assert!(last.most_open <= 20, "{}", last.most_open);
+    let forbidden = tally.count(Outcome::LocalFilter);
+    assert!(forbidden > 0, "{:?}", tally.outcomes);
+    assert_eq!(tally.count(Outcome::Established) + forbidden, 200);
+    let [remark] = &tally.remarks[..] else {
+        panic!("one remark: {:?}", tally.remarks);
+    };
+    for part in [
+        "more than 20 connections at once were due",
+        "--load-connections 150",
+    ] {
+        assert!(remark.contains(part), "{remark}");
+    }
+}
+
+#[test]
+fn what_one_connection_is_allowed_for_is_no_thread_more() {
+    let mut prepared = prepared(Plan {
+        arrivals: Arrivals::Stages(vec![Stage {
+            from_per_second: 1_000.0,
+            to_per_second: 1_000.0,
+            duration: Duration::from_millis(100),
+        }]),
+        hold: Duration::from_millis(300),
+        ..count(keeper(), 1)
+    });
+    let consent = Consent {
+        connections: 1,
+        ..Consent::nothing()
+    };
+    consent.bound(&mut prepared, 1);
+    let (tally, last) = run_prepared(&prepared, UNBOUNDED, |_, _| {});
+    assert_eq!((tally.count(Outcome::Established), last.most_open), (1, 1));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use holdfast_agent::load::{
     http::{Http, Tls, Version},
-    outcome::{Answer, Outcome},
+    outcome::{Answer, Loss, Outcome},
     plan::{Arrivals, Plan},
     run::prepare,
     tally::Tally,
@@ -308,6 +308,8 @@ fn a_server_that_is_none_is_told_by_what_it_does() {
         .expect("a port that nobody listens on");
     let tally = check(closed, Answer::Unsent);
     assert_eq!(tally.count(Outcome::Refused), 6);
+    // Of the requests, not of their connections beside them.
+    assert_eq!(tally.error.len(), 6);
 }
 
 #[test]
@@ -456,6 +458,36 @@ fn a_server_without_tls_is_told() {
         "{:?}",
         tally.remarks
     );
+}
+
+#[test]
+fn a_server_that_does_not_answer_to_tls_is_too_late_and_not_untrusted() {
+    let http = Http {
+        tls: Some(Tls {
+            name: "localhost".to_owned(),
+            authorities: vec![],
+            is_blind: true,
+        }),
+        ..get("/")
+    };
+    let mut kept = Vec::new();
+    let target = server(move |stream| kept.push(stream));
+    let mut plan = requests(target, 4, http);
+    plan.timeout = Duration::from_millis(300);
+    let (tally, _) = run(plan, UNBOUNDED, |_, _| {});
+    assert_eq!(
+        (answers(&tally, Answer::Unsent), tally.insecure),
+        (4, 0),
+        "{:?}",
+        tally.remarks
+    );
+    let established = tally.count(Outcome::Established);
+    assert!(established > 0);
+    assert_eq!(
+        (tally.losses[Loss::TimedOut as usize], tally.closed),
+        (established, 0)
+    );
+    assert_eq!(tally.remarks, ["the handshake of TLS took too long"]);
 }
 
 #[test]
