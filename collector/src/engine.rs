@@ -1131,7 +1131,7 @@ fn take(
     }
     let may_change = judgement.may_come || (before.is_none() && place.has_late);
     if may_change && kept.history.is_none() {
-        kept.history = Some(History::beginning(before));
+        kept.history = Some(History::beginning(before.clone()));
     }
     if let Some(history) = &mut kept.history {
         history.push(window, judgement.clone(), &machine, is_written);

@@ -267,9 +267,13 @@ pub fn line(notification: &Notification) -> String {
             (Some(value), None) => value.to_string(),
             (None, _) => "nothing".to_owned(),
         };
+        let samples = if change.samples == 1 { "sample" } else { "samples" };
+        let kernel = top_cause(&change.evidence).map(|cause| format!("; {cause}"));
         format!(
-            "{value}, expected {}, {} samples",
-            change.condition, change.samples
+            "{value}, expected {}, {} {samples}{}",
+            change.condition,
+            change.samples,
+            kernel.unwrap_or_default()
         )
     } else {
         change.cause.clone()
@@ -280,6 +284,15 @@ pub fn line(notification: &Notification) -> String {
         change.said(),
         utc(change.since_ns)
     )
+}
+
+/// As `holdfast verdicts` names it: the cause that both ends tell of most attempts, or else their own kernel.
+fn top_cause(evidence: &str) -> Option<String> {
+    let evidence: Value = serde_json::from_str(evidence).ok()?;
+    let causes = evidence["causes"].as_array()?;
+    let is_decided = |cause: &&Value| cause["by"] != "its own kernel";
+    let cause = causes.iter().find(is_decided).or(causes.first())?;
+    cause["cause"].as_str().map(str::to_owned)
 }
 
 fn field_text(message: &Message, field: &str) -> String {
