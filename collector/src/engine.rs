@@ -426,7 +426,11 @@ impl Engine {
 
     /// Waits for what an assertion that means something else now says of a key.
     fn outdate(&mut self, stood: Stood, now_ns: i64) {
-        let assertion = self.set.assertions.iter().find(|known| known.name == stood.assertion);
+        let assertion = self
+            .set
+            .assertions
+            .iter()
+            .find(|known| known.name == stood.assertion);
         let patience_ns = assertion.map_or(0, |known| 2 * ns(known.every) + ns(known.deadline));
         let until_ns = now_ns.saturating_add(patience_ns).saturating_add(OUTDATED_NS);
         let place = (stood.assertion.clone(), stood.key_text.clone());
@@ -1181,7 +1185,11 @@ fn standing(assertion: &Assertion, key: Key, machine: Machine) -> Stood {
         key,
         fingerprint: assertion.fingerprint(),
         machine,
-        condition: assertion.expect.first().map(ToString::to_string).unwrap_or_default(),
+        condition: assertion
+            .expect
+            .first()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         severity: assertion.severity.clone(),
         labels: assertion.labels.clone().into_iter().collect(),
     }

@@ -240,7 +240,11 @@ impl fmt::Display for Over {
         match self {
             Self::NotDeclared => f.write_str("no assertion of this name is declared any more"),
             Self::NoSuchKey => f.write_str("its assertion has no such key any more"),
-            Self::Unseen => write!(f, "nothing was seen of it for {}", duration_text(2 * EXPECTED_FOR)),
+            Self::Unseen => write!(
+                f,
+                "nothing was seen of it for {}",
+                duration_text(2 * EXPECTED_FOR)
+            ),
             Self::NotJudged => f.write_str("nobody judges it any more"),
         }
     }

@@ -11,10 +11,10 @@ use std::fmt::Write;
 use ring::digest;
 use serde::{Deserialize, Serialize};
 
+use crate::assertion::cause::Over;
 use crate::assertion::receiver::{Kind, Receiver};
 use crate::assertion::state::Verdict;
 use crate::silence::{Of, Quiet};
-use crate::assertion::cause::Over;
 use crate::store::verdicts::{IS_OVER, Record};
 
 /// Verdicts in one message at most; more make another one.
@@ -80,12 +80,20 @@ impl Change {
 
     /// What is said of it.
     pub fn said(&self) -> &'static str {
-        if self.is_over() { "ended" } else { self.verdict.name() }
+        if self.is_over() {
+            "ended"
+        } else {
+            self.verdict.name()
+        }
     }
 
     /// What it counts as: of what is judged no more, nothing is open.
     fn counts_as(&self) -> Verdict {
-        if self.is_over() { Verdict::Holds } else { self.verdict }
+        if self.is_over() {
+            Verdict::Holds
+        } else {
+            self.verdict
+        }
     }
 
     /// What silences are held against.

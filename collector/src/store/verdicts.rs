@@ -54,6 +54,10 @@ impl Record {
         let previous = stood.machine.verdict;
         // Whatever is judged of the key later is of a later window, however late this is said.
         let at_ns = stood.machine.judged_ns.saturating_add(1);
+        let window_from_ns = stood.machine.judged_ns;
+        let mut machine = stood.machine;
+        machine.verdict = Verdict::Unknown;
+        (machine.since_ns, machine.judged_ns) = (at_ns, at_ns);
         Self {
             node: stood.node,
             assertion: stood.assertion,
@@ -61,7 +65,7 @@ impl Record {
             key_values: stood.key,
             previous,
             is_transition: true,
-            window_from_ns: stood.machine.judged_ns,
+            window_from_ns,
             window_to_ns: at_ns,
             judged_ns: now_ns,
             cause,
@@ -75,12 +79,7 @@ impl Record {
             evidence: IS_OVER.to_owned(),
             revision: 0,
             fingerprint: stood.fingerprint,
-            machine: Machine {
-                verdict: Verdict::Unknown,
-                since_ns: at_ns,
-                judged_ns: at_ns,
-                ..stood.machine
-            },
+            machine,
         }
     }
 

@@ -433,7 +433,12 @@ fn what_is_judged_no_more_is_told_to_be_over_and_is_not_told_again() {
     assert!(!book.is_any_open());
     assert!(book.due(60 * SECOND_NS, |_| Quiet::Never).is_empty());
     // It came again.
-    book.hear(&change(70, Verdict::Violated), About::default(), 70 * SECOND_NS, false);
+    book.hear(
+        &change(70, Verdict::Violated),
+        About::default(),
+        70 * SECOND_NS,
+        false,
+    );
     assert_eq!(book.due(70 * SECOND_NS, |_| Quiet::Never).len(), 1);
 }
 
@@ -455,5 +460,10 @@ fn what_was_told_before_a_start_and_is_judged_no_more_is_over() {
     assert!(settled(true).is_empty());
     let told = settled(false);
     assert_eq!(told[0].notifications[0].change.said(), "ended");
-    assert!(told[0].notifications[0].change.cause.starts_with("no assertion of this name"));
+    assert!(
+        told[0].notifications[0]
+            .change
+            .cause
+            .starts_with("no assertion of this name")
+    );
 }
