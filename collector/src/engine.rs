@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::assertion::cause::{Cause, EXPECTED_FOR};
+use crate::assertion::cause::{Cause, EXPECTED_FOR, Over};
 use crate::assertion::condition::{Condition, value_text};
 use crate::assertion::coverage::{Coverage, Report, Window};
 use crate::assertion::evaluate::{
@@ -33,7 +33,7 @@ use crate::assertion::{Assertion, Set, worst};
 use crate::seat::Seat;
 use crate::silence::{Of, Silences};
 use crate::store::layout::Layout;
-use crate::store::verdicts::{Record, Stood};
+use crate::store::verdicts::{Record, Standings, Stood};
 use crate::store::{self, Store, StoreError, evidence, verdicts};
 
 use heard::{Awaited, Heard};
@@ -92,6 +92,11 @@ pub struct Engine {
     schedules: Vec<Active>,
     /// By assertion.
     keys: BTreeMap<String, BTreeMap<Key, Kept>>,
+    /// Where keys stood whose assertion meant something else, by assertion and key as text, and until when its new meaning
+    /// may come to the same key.
+    outdated: BTreeMap<(String, String), (i64, Stood)>,
+    /// Last records of keys that are judged no more, for the next step.
+    over: Vec<Record>,
     coverage: Coverage,
     roster: Roster,
     addresses: Addresses,
@@ -214,6 +219,8 @@ impl Engine {
             set: Set::default(),
             schedules: Vec::new(),
             keys: BTreeMap::new(),
+            outdated: BTreeMap::new(),
+            over: Vec::new(),
             coverage: Coverage::default(),
             roster: Roster::default(),
             addresses: Addresses::default(),
@@ -328,6 +335,8 @@ impl Engine {
             let name = &assertion.name;
             let range = (name.clone(), String::new())..;
             let keys = latest.range(range).take_while(|((other, _), _)| other == name);
+            // What stood there while there were no keys says nothing of those that came. One that is gone says that it is.
+            let keys = keys.filter(|((_, key), record)| !(key.is_empty() && record.is_over()));
             let before = standings.len();
             standings.extend(keys.map(|((_, key), record)| (name.clone(), key.clone(), Some(record))));
             if standings.len() == before {
@@ -360,7 +369,11 @@ impl Engine {
             .iter()
             .map(|known| known.name.as_str())
             .collect();
-        let stood = verdicts::stood(&*self.store, &names, REMEMBERED_NS).await?;
+        let Standings { known, others } = verdicts::stood(&*self.store, &names, REMEMBERED_NS).await?;
+        for stood in others {
+            let record = Record::over(stood, Over::NotDeclared.to_string(), now_ns);
+            self.over.push(record);
+        }
         let fingerprints: BTreeMap<_, _> = self
             .set
             .assertions
@@ -368,17 +381,18 @@ impl Engine {
             .map(|assertion| (assertion.name.as_str(), assertion.fingerprint()))
             .collect();
         let mut latest: BTreeMap<String, i64> = BTreeMap::new();
-        for Stood {
-            assertion,
-            key,
-            fingerprint,
-            machine,
-            ..
-        } in stood
-        {
-            if fingerprints.get(assertion.as_str()) != Some(&fingerprint) {
+        let mut outdated = Vec::new();
+        for stood in known {
+            if fingerprints.get(stood.assertion.as_str()) != Some(&stood.fingerprint) {
+                outdated.push(stood);
                 continue;
             }
+            let Stood {
+                assertion,
+                key,
+                machine,
+                ..
+            } = stood;
             // The oldest, so that nobody's windows are passed over.
             let begin = latest.entry(assertion.clone()).or_insert(machine.judged_ns);
             *begin = (*begin).min(machine.judged_ns);
@@ -404,7 +418,48 @@ impl Engine {
             let oldest_ns = now_ns - every_ns * MOST_OPEN as i64;
             active.next_ns = aligned((judged_ns + every_ns).max(oldest_ns), every_ns);
         }
+        for stood in outdated {
+            self.outdate(stood, now_ns);
+        }
         Ok(())
+    }
+
+    /// Waits for what an assertion that means something else now says of a key.
+    fn outdate(&mut self, stood: Stood, now_ns: i64) {
+        let assertion = self
+            .set
+            .assertions
+            .iter()
+            .find(|known| known.name == stood.assertion);
+        let patience_ns = assertion.map_or(0, |known| 2 * ns(known.every) + ns(known.deadline));
+        let until_ns = now_ns.saturating_add(patience_ns).saturating_add(OUTDATED_NS);
+        let place = (stood.assertion.clone(), stood.key_text.clone());
+        self.outdated.insert(place, (until_ns, stood));
+    }
+
+    /// Ends keys that nothing came in the place of.
+    fn end_outdated(&mut self, now_ns: i64) {
+        let (keys, set, over) = (&self.keys, &self.set, &mut self.over);
+        self.outdated.retain(|(name, key), (until_ns, stood)| {
+            let assertion = set.assertions.iter().find(|known| known.name == *name);
+            let is_judged = assertion.is_some_and(|assertion| {
+                let mut all = keys.get(name).into_iter().flat_map(BTreeMap::keys);
+                all.any(|known| key_text(&assertion.by, known) == *key)
+            });
+            if is_judged {
+                return false;
+            }
+            let is_over = assertion.is_none() || now_ns >= *until_ns;
+            if is_over {
+                let why = if assertion.is_none() {
+                    Over::NotDeclared
+                } else {
+                    Over::NoSuchKey
+                };
+                over.push(Record::over(stood.clone(), why.to_string(), now_ns));
+            }
+            !is_over
+        });
     }
 
     /// Judges another set from now on. What an assertion has come to stays with it if it means the same as before.
@@ -416,6 +471,7 @@ impl Engine {
             .map(|assertion| (assertion.name.clone(), assertion.fingerprint()))
             .collect();
         let mut keys = std::mem::take(&mut self.keys);
+        let former = std::mem::take(&mut self.set);
         for assertion in &set.assertions {
             if before.get(&assertion.name) == Some(&assertion.fingerprint())
                 && let Some(kept) = keys.remove(&assertion.name)
@@ -450,6 +506,11 @@ impl Engine {
             active.parts = classes.map(|_| Parts::default()).collect();
         }
         self.set = set;
+        for assertion in &former.assertions {
+            for (key, kept) in keys.remove(&assertion.name).unwrap_or_default() {
+                self.outdate(standing(assertion, key, kept.machine), now_ns);
+            }
+        }
     }
 
     /// Judges what can be judged at `now_ns`. An error means that the store is away; the same again will do.
@@ -458,6 +519,9 @@ impl Engine {
         self.open(now_ns);
         let mut step = Step::default();
         let mut outcome = self.judge_all(now_ns, &mut step).await;
+        self.end_outdated(now_ns);
+        self.forget(now_ns);
+        step.records.append(&mut self.over);
         if outcome.is_ok() && self.is_accusing {
             outcome = self.accuse(&mut step.records, now_ns).await;
         }
@@ -476,7 +540,6 @@ impl Engine {
             self.keep(&step.records);
         }
         outcome?;
-        self.forget(now_ns);
         if self.is_writing {
             self.write().await?;
         }
@@ -675,7 +738,8 @@ impl Engine {
             let older = place
                 .checked_sub(1)
                 .map(|before| self.schedules[at].open[before].window.to_ns);
-            let records = self.judge_window(at, tick.window, older, now_ns).await?;
+            let is_all = is_whole && older.is_none();
+            let records = self.judge_window(at, tick.window, older, is_all, now_ns).await?;
             step.records.extend(records);
             if is_whole {
                 self.schedules[at].open.remove(place);
@@ -736,12 +800,13 @@ impl Engine {
     }
 
     /// Judges a window for everybody who need not be waited for. `older`: a window before that is still open; those who
-    /// wait for it come later.
+    /// wait for it come later. `is_all`: nobody is waited for, so keys that are not judged here are judged no more.
     async fn judge_window(
         &mut self,
         at: usize,
         window: Window,
         older: Option<i64>,
+        is_all: bool,
         now_ns: i64,
     ) -> Result<Vec<Record>, StoreError> {
         // Once the time for an answer is over, that the store did not give one is what there is to say.
@@ -753,6 +818,7 @@ impl Engine {
         for (index, judgements) in self.find(at, window, now_ns, is_over).await? {
             let assertion = &self.set.assertions[index];
             let keys = self.keys.entry(assertion.name.clone()).or_default();
+            let judged: BTreeSet<Key> = judgements.iter().map(|judgement| judgement.key.clone()).collect();
             for judgement in judgements {
                 let place = Taken {
                     window,
@@ -764,6 +830,15 @@ impl Engine {
                     silences: &silences,
                 };
                 records.extend(take(assertion, keys, judgement, place));
+            }
+            if is_all {
+                let gone = keys.extract_if(.., |key, kept| {
+                    kept.machine.judged_ns < window.to_ns && !judged.contains(key)
+                });
+                records.extend(gone.map(|(key, kept)| {
+                    let stood = standing(assertion, key, kept.machine);
+                    Record::over(stood, Over::NoSuchKey.to_string(), now_ns)
+                }));
             }
         }
         Ok(records)
@@ -890,8 +965,18 @@ impl Engine {
 
     /// Keys that nothing was seen of for as long as nodes are expected are not judged any more.
     fn forget(&mut self, now_ns: i64) {
-        for keys in self.keys.values_mut() {
-            keys.retain(|_, kept| now_ns.saturating_sub(kept.seen_ns) <= 2 * ns(EXPECTED_FOR));
+        for assertion in &self.set.assertions {
+            let Some(keys) = self.keys.get_mut(&assertion.name) else {
+                continue;
+            };
+            let unseen = keys.extract_if(.., |key, kept| {
+                now_ns.saturating_sub(kept.seen_ns) > 2 * ns(EXPECTED_FOR)
+                    && !evaluate::is_standing(assertion, key, &self.roster)
+            });
+            self.over.extend(unseen.map(|(key, kept)| {
+                let stood = standing(assertion, key, kept.machine);
+                Record::over(stood, Over::Unseen.to_string(), now_ns)
+            }));
         }
     }
 
@@ -931,6 +1016,10 @@ impl Engine {
         Ok(())
     }
 }
+
+/// A key of an assertion that means something else now is waited for so much longer than its windows take: rows are read in
+/// minutes where windows are long.
+const OUTDATED_NS: i64 = 60_000_000_000;
 
 /// A question that the store did not answer is asked again for so long after the window's deadline.
 const STORE_PATIENCE_NS: i64 = 100_000_000_000;
@@ -1046,13 +1135,21 @@ fn take(
     }
     let may_change = judgement.may_come || (before.is_none() && place.has_late);
     if may_change && kept.history.is_none() {
-        kept.history = Some(History::beginning(before));
+        kept.history = Some(History::beginning(before.clone()));
     }
     if let Some(history) = &mut kept.history {
         history.push(window, judgement.clone(), &machine, is_written);
     }
-    if matches!(judgement.cause, Some(Cause::Gone { .. })) {
+    if let Some(cause @ Cause::Gone { .. }) = &judgement.cause {
+        // That is the last word on it, whether its verdict is another one or not.
+        let cause = cause.to_string();
+        let before = before.unwrap_or(machine);
         keys.remove(&judgement.key);
+        return Some(Record::over(
+            standing(assertion, judgement.key, before),
+            cause,
+            now_ns,
+        ));
     }
     is_written.then(|| {
         record(
@@ -1079,6 +1176,32 @@ struct Said {
     revision: u32,
 }
 
+/// Where a key stands, as the store would give it.
+fn standing(assertion: &Assertion, key: Key, machine: Machine) -> Stood {
+    Stood {
+        node: node(assertion, &key),
+        assertion: assertion.name.clone(),
+        key_text: key_text(&assertion.by, &key),
+        key,
+        fingerprint: assertion.fingerprint(),
+        machine,
+        condition: assertion
+            .expect
+            .first()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        severity: assertion.severity.clone(),
+        labels: assertion.labels.clone().into_iter().collect(),
+    }
+}
+
+/// The node that a key names as its own; empty if it names none.
+fn node(assertion: &Assertion, key: &Key) -> String {
+    let mut by = assertion.by.iter();
+    let own = by.position(|dimension| *dimension == assertion.own_node());
+    own.and_then(|at| key.get(at)).cloned().unwrap_or_default()
+}
+
 fn record(assertion: &Assertion, judgement: Judgement, window: Window, now_ns: i64, said: Said) -> Record {
     let Said {
         previous,
@@ -1092,15 +1215,8 @@ fn record(assertion: &Assertion, judgement: Judgement, window: Window, now_ns: i
         .get(judgement.decisive)
         .copied()
         .unwrap_or_default();
-    let own = assertion
-        .by
-        .iter()
-        .position(|dimension| *dimension == assertion.own_node());
     Record {
-        node: own
-            .and_then(|at| judgement.key.get(at))
-            .cloned()
-            .unwrap_or_default(),
+        node: node(assertion, &judgement.key),
         assertion: assertion.name.clone(),
         key: key_text(&assertion.by, &judgement.key),
         previous,

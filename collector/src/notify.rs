@@ -23,14 +23,14 @@ use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
 use crate::assertion::Set;
-use crate::assertion::cause::EXPECTED_FOR;
+use crate::assertion::cause::{EXPECTED_FOR, Over};
 use crate::assertion::receiver::{Kind, Receiver};
 use crate::clock::WallClock;
 use crate::engine::REMEMBERED_NS;
 use crate::engine::run::SharedSet;
 use crate::seat::Seat;
 use crate::silence::{Silencer, Silences};
-use crate::store::verdicts::Record;
+use crate::store::verdicts::{Record, Standings, Stood};
 use crate::store::{Store, StoreError, notifications, verdicts};
 
 use book::{About, Book, Change, Message};
@@ -225,6 +225,18 @@ impl Notifier {
         let set = desk.set.clone();
         desk.books
             .retain(|_, book| set.receivers.iter().any(|receiver| receiver == book.receiver()));
+        let is_declared = |name: &str| set.assertions.iter().any(|assertion| assertion.name == name);
+        let why = |name: &str| {
+            if is_declared(name) {
+                Over::NotJudged
+            } else {
+                Over::NotDeclared
+            }
+        };
+        for book in desk.books.values_mut() {
+            let is_silenced = |change: &Change| desk.silences.cover(change.subject(), now_ns);
+            book.settle(now_ns, |assertion, _| is_declared(assertion), why, is_silenced);
+        }
         let new: Vec<&Receiver> = set
             .receivers
             .iter()
@@ -240,6 +252,7 @@ impl Notifier {
             .retain(|message| desk.books.contains_key(&message.receiver));
         let changes = self.changes(&set, now_ns).await?;
         let past = self.silencer.past().await?;
+        let mut standing = None;
         for receiver in new {
             let begun_ns = notifications::begun(&*self.store, receiver, now_ns).await?;
             let told = notifications::told(
@@ -262,6 +275,19 @@ impl Notifier {
                 |assertion| about(&set, assertion),
                 is_silenced,
             );
+            // Of keys that were forgotten without a word there is no change to hear.
+            if book.is_any_open() {
+                if standing.is_none() {
+                    standing = Some(self.standing(&set).await?);
+                }
+                let standing = standing.iter().flatten();
+                let judged: BTreeSet<(&str, &str)> = standing
+                    .map(|known| (known.assertion.as_str(), known.key_text.as_str()))
+                    .collect();
+                let is_silenced = |change: &Change| silences.cover(change.subject(), now_ns);
+                let is_judged = |assertion: &str, key: &str| judged.contains(&(assertion, key));
+                book.settle(now_ns, is_judged, why, is_silenced);
+            }
             info!(receiver = receiver.name, "tells what changes");
             desk.books.insert(receiver.name.clone(), book);
         }
@@ -283,21 +309,10 @@ impl Notifier {
             .iter()
             .map(|assertion| (assertion.name.as_str(), assertion.fingerprint()))
             .collect();
-        let names: Vec<&str> = fingerprints.keys().copied().collect();
-        let stood = verdicts::stood(&*self.store, &names, REMEMBERED_NS).await?;
-        let mut last: BTreeMap<&str, i64> = BTreeMap::new();
-        for known in &stood {
-            let last_ns = last.entry(&known.assertion).or_insert(i64::MIN);
-            *last_ns = (*last_ns).max(known.machine.judged_ns);
-        }
-        let gone_ns = 2 * i64::try_from(EXPECTED_FOR.as_nanos()).unwrap_or(i64::MAX);
+        let stood = self.standing(set).await?;
         let standing: BTreeSet<(&str, &str)> = stood
             .iter()
             .filter(|known| fingerprints.get(known.assertion.as_str()) == Some(&known.fingerprint))
-            .filter(|known| {
-                let last_ns = last.get(known.assertion.as_str()).copied().unwrap_or(i64::MIN);
-                known.machine.judged_ns >= last_ns.saturating_sub(gone_ns)
-            })
             .map(|known| (known.assertion.as_str(), known.key_text.as_str()))
             .collect();
         changes.retain(|change| {
@@ -305,6 +320,27 @@ impl Notifier {
                 || standing.contains(&(change.assertion.as_str(), change.key.as_str()))
         });
         Ok(changes)
+    }
+
+    /// Keys of the set's assertions that were judged about when their assertion was judged last.
+    async fn standing(&self, set: &Set) -> Result<Vec<Stood>, StoreError> {
+        let names: Vec<&str> = set
+            .assertions
+            .iter()
+            .map(|assertion| assertion.name.as_str())
+            .collect();
+        let Standings { known: stood, .. } = verdicts::stood(&*self.store, &names, REMEMBERED_NS).await?;
+        let mut last: BTreeMap<String, i64> = BTreeMap::new();
+        for known in &stood {
+            let last_ns = last.entry(known.assertion.clone()).or_insert(i64::MIN);
+            *last_ns = (*last_ns).max(known.machine.judged_ns);
+        }
+        let gone_ns = 2 * i64::try_from(EXPECTED_FOR.as_nanos()).unwrap_or(i64::MAX);
+        let is_standing = |known: &Stood| {
+            let last_ns = last.get(&known.assertion).copied().unwrap_or(i64::MIN);
+            known.machine.judged_ns >= last_ns.saturating_sub(gone_ns)
+        };
+        Ok(stood.into_iter().filter(is_standing).collect())
     }
 }
 

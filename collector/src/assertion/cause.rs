@@ -224,5 +224,31 @@ impl fmt::Display for Cause {
     }
 }
 
+/// Why a key is judged no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    NotDeclared,
+    /// Others came in its place, or its assertion means something else now.
+    NoSuchKey,
+    Unseen,
+    /// Only that nobody judges it is known.
+    NotJudged,
+}
+
+impl fmt::Display for Over {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotDeclared => f.write_str("no assertion of this name is declared any more"),
+            Self::NoSuchKey => f.write_str("its assertion has no such key any more"),
+            Self::Unseen => write!(
+                f,
+                "nothing was seen of it for {}",
+                duration_text(2 * EXPECTED_FOR)
+            ),
+            Self::NotJudged => f.write_str("nobody judges it any more"),
+        }
+    }
+}
+
 /// A node that was heard of within this time is expected to be there.
 pub const EXPECTED_FOR: Duration = Duration::from_secs(3600);

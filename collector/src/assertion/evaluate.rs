@@ -24,6 +24,18 @@ pub const MOST_KEYS: usize = 1_000;
 /// Stands for the keys beyond.
 const BEYOND: &str = "...";
 
+/// Whether a key goes on for as long as it is judged, however long nothing is seen of it: those that stand for other keys or
+/// for none, and nodes that are expected to be there.
+pub fn is_standing(assertion: &Assertion, key: &Key, roster: &Roster) -> bool {
+    let is_there = |name: &String| roster.nodes.iter().any(|node| node.labelled.node == *name);
+    match (key.as_slice(), assertion.by.as_slice()) {
+        ([], _) => true,
+        ([only], _) if only == BEYOND => true,
+        ([only], [by]) if *by == assertion.own_node() || *by == Dimension::ToNode => is_there(only),
+        _ => false,
+    }
+}
+
 /// How many kinds of sums there are.
 pub const SUMS: usize = 16;
 

@@ -98,7 +98,7 @@ pub async fn run(
     let last_ns = end_ns + ns(assertion.deadline) + 5 * SECOND_NS;
     while now_ns <= last_ns && !engine.is_done(now_ns) {
         for record in engine.step(now_ns).await?.records {
-            if record.is_transition {
+            if record.is_transition && !record.is_over() {
                 let at = Duration::from_nanos((record.window_to_ns - begin_ns).max(0).unsigned_abs());
                 let why = if record.cause.is_empty() {
                     record.condition

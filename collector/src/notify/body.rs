@@ -67,7 +67,7 @@ fn everything(message: &Message) -> Value {
         "id": message.id,
         "receiver": message.receiver,
         "assertion": message.assertion,
-        "verdict": worst(message).name(),
+        "verdict": worst(message),
         "summary": summary(message),
         "notifications": notifications(message),
     })
@@ -83,7 +83,7 @@ fn whole(notification: &Notification) -> Value {
         "id": notification.id,
         "assertion": change.assertion,
         "key": change.key,
-        "verdict": change.verdict.name(),
+        "verdict": change.said(),
         "told_before": notification.told_before.map(Verdict::name),
         "repeat": notification.repeat,
         "since": utc(change.since_ns),
@@ -113,16 +113,22 @@ fn alerts(message: &Message, ends_ns: i64) -> Value {
         let key = change.key.as_str();
         if let Some(before) = notification.told_before
             && before != Verdict::Holds
-            && before != change.verdict
+            && (before != change.verdict || change.is_over())
         {
+            // What is judged no more was open until now.
+            let ended_ns = if change.is_over() {
+                change.judged_ns
+            } else {
+                change.window_to_ns
+            };
             let resolved = json!({
                 "labels": alert_labels(notification, before),
                 "annotations": annotations(notification),
-                "endsAt": utc(change.window_to_ns),
+                "endsAt": utc(ended_ns),
             });
             alerts.insert((key, before), resolved);
         }
-        if change.verdict != Verdict::Holds {
+        if change.verdict != Verdict::Holds && !change.is_over() {
             let firing = json!({
                 "labels": alert_labels(notification, change.verdict),
                 "annotations": annotations(notification),
@@ -203,18 +209,24 @@ fn utc(ns: i64) -> String {
 }
 
 /// In the order of who should get up first.
-fn worst(message: &Message) -> Verdict {
-    const ORDER: [Verdict; 3] = [Verdict::Violated, Verdict::Unknown, Verdict::Pending];
+fn worst(message: &Message) -> &'static str {
+    const ORDER: [Verdict; 4] = [
+        Verdict::Violated,
+        Verdict::Unknown,
+        Verdict::Pending,
+        Verdict::Holds,
+    ];
     // What has become of each key is its last verdict in the message.
-    let latest: BTreeMap<&str, Verdict> = message
+    let latest: BTreeMap<&str, &str> = message
         .notifications
         .iter()
-        .map(|one| (one.change.key.as_str(), one.change.verdict))
+        .map(|one| (one.change.key.as_str(), one.change.said()))
         .collect();
     ORDER
         .into_iter()
+        .map(Verdict::name)
         .find(|verdict| latest.values().any(|found| found == verdict))
-        .unwrap_or(Verdict::Holds)
+        .unwrap_or("ended")
 }
 
 /// `web reaches the database: violated (2 of 3 verdicts: violated)`.
@@ -223,12 +235,12 @@ fn summary(message: &Message) -> String {
         [one] => line(one),
         several => {
             let worst = worst(message);
-            let count = several.iter().filter(|one| one.change.verdict == worst).count();
+            let count = several.iter().filter(|one| one.change.said() == worst).count();
             format!(
                 "{}: {count} of {} verdicts {}",
                 message.assertion,
                 several.len(),
-                worst.name()
+                worst
             )
         }
     }
@@ -255,9 +267,13 @@ pub fn line(notification: &Notification) -> String {
             (Some(value), None) => value.to_string(),
             (None, _) => "nothing".to_owned(),
         };
+        let samples = if change.samples == 1 { "sample" } else { "samples" };
+        let kernel = top_cause(&change.evidence).map(|cause| format!("; {cause}"));
         format!(
-            "{value}, expected {}, {} samples",
-            change.condition, change.samples
+            "{value}, expected {}, {} {samples}{}",
+            change.condition,
+            change.samples,
+            kernel.unwrap_or_default()
         )
     } else {
         change.cause.clone()
@@ -265,9 +281,18 @@ pub fn line(notification: &Notification) -> String {
     format!(
         "{}{key}: {is_still}{} since {}: {why}{correction}",
         change.assertion,
-        change.verdict.name(),
+        change.said(),
         utc(change.since_ns)
     )
+}
+
+/// As `holdfast verdicts` names it: the cause that both ends tell of most attempts, or else their own kernel.
+fn top_cause(evidence: &str) -> Option<String> {
+    let evidence: Value = serde_json::from_str(evidence).ok()?;
+    let causes = evidence["causes"].as_array()?;
+    let is_decided = |cause: &&Value| cause["by"] != "its own kernel";
+    let cause = causes.iter().find(is_decided).or(causes.first())?;
+    cause["cause"].as_str().map(str::to_owned)
 }
 
 fn field_text(message: &Message, field: &str) -> String {
@@ -276,7 +301,7 @@ fn field_text(message: &Message, field: &str) -> String {
         "id" => message.id.clone(),
         "receiver" => message.receiver.clone(),
         "assertion" => message.assertion.clone(),
-        "verdict" => worst(message).name().to_owned(),
+        "verdict" => worst(message).to_owned(),
         "keys" => {
             let mut keys: Vec<_> = message
                 .notifications

@@ -11,10 +11,11 @@ use std::fmt::Write;
 use ring::digest;
 use serde::{Deserialize, Serialize};
 
+use crate::assertion::cause::Over;
 use crate::assertion::receiver::{Kind, Receiver};
 use crate::assertion::state::Verdict;
 use crate::silence::{Of, Quiet};
-use crate::store::verdicts::Record;
+use crate::store::verdicts::{IS_OVER, Record};
 
 /// Verdicts in one message at most; more make another one.
 const MOST_IN_A_MESSAGE: usize = 100;
@@ -70,6 +71,29 @@ impl Change {
             revision: record.revision,
             fingerprint: record.fingerprint,
         })
+    }
+
+    /// Whether the key is judged no more. What it was told to be is over.
+    pub fn is_over(&self) -> bool {
+        self.evidence == IS_OVER
+    }
+
+    /// What is said of it.
+    pub fn said(&self) -> &'static str {
+        if self.is_over() {
+            "ended"
+        } else {
+            self.verdict.name()
+        }
+    }
+
+    /// What it counts as: of what is judged no more, nothing is open.
+    fn counts_as(&self) -> Verdict {
+        if self.is_over() {
+            Verdict::Holds
+        } else {
+            self.verdict
+        }
     }
 
     /// What silences are held against.
@@ -193,7 +217,7 @@ impl Book {
                 .or_default();
             line.tell(Told {
                 id: notification.id,
-                verdict: change.verdict,
+                verdict: change.counts_as(),
                 order: change.order(),
                 at_ns,
                 repeat: notification.repeat,
@@ -233,6 +257,52 @@ impl Book {
         }
     }
 
+    /// Whether anything is open: told, and not told to be over.
+    pub fn is_any_open(&self) -> bool {
+        let mut lines = self.lines.values();
+        lines.any(|line| line.last().is_some_and(|last| last.verdict != Verdict::Holds))
+    }
+
+    /// Tells that what is open is over where it is judged no more, and no record says so: `is_judged` of an assertion and a
+    /// key. `why`: of an assertion.
+    pub fn settle(
+        &mut self,
+        now_ns: i64,
+        is_judged: impl Fn(&str, &str) -> bool,
+        why: impl Fn(&str) -> Over,
+        is_silenced: impl Fn(&Change) -> bool,
+    ) {
+        let mut ended = Vec::new();
+        for ((assertion, key), line) in &self.lines {
+            let (Some(last), Some((current, about))) = (line.last(), &line.current) else {
+                continue;
+            };
+            let is_open = last.verdict != Verdict::Holds && current.counts_as() != Verdict::Holds;
+            if !is_open || is_judged(assertion, key) {
+                continue;
+            }
+            let at_ns = current.window_to_ns.max(last.order.0).saturating_add(1);
+            let change = Change {
+                verdict: Verdict::Unknown,
+                since_ns: now_ns,
+                window_from_ns: at_ns - 1,
+                window_to_ns: at_ns,
+                judged_ns: now_ns,
+                value: None,
+                samples: 0,
+                cause: why(assertion).to_string(),
+                evidence: IS_OVER.to_owned(),
+                revision: 0,
+                ..current.clone()
+            };
+            ended.push((change, about.clone()));
+        }
+        for (change, about) in ended {
+            let is_silenced = is_silenced(&change);
+            self.hear(&change, about, now_ns, is_silenced);
+        }
+    }
+
     /// Takes a change. What is told of it is in a message that is due later.
     pub fn hear(&mut self, change: &Change, about: About, now_ns: i64, is_silenced: bool) {
         if !self
@@ -254,7 +324,7 @@ impl Book {
         }
         if is_silenced {
             // Nothing is to be told later of what holds, and was not told otherwise.
-            if line.is_some() || change.verdict != Verdict::Holds {
+            if line.is_some() || change.counts_as() != Verdict::Holds {
                 let line = self.lines.entry(place).or_default();
                 let is_latest = line
                     .current
@@ -280,17 +350,31 @@ impl Book {
         }
         if let Some(told_before) = told_before {
             self.tell(place, change.clone(), about, told_before, 0, now_ns);
+        } else if change.is_over()
+            && !self.receiver.on.contains(&Verdict::Holds)
+            && let Some(line) = self.lines.get_mut(&place)
+            && line.last().is_some_and(|last| last.order < change.order())
+        {
+            // Nobody wants to hear of it, and what is to be told of the key later begins anew.
+            line.tell(Told {
+                id: id(&self.receiver.name, change, 0),
+                verdict: Verdict::Holds,
+                order: change.order(),
+                at_ns: now_ns,
+                repeat: 0,
+            });
         }
     }
 
     /// Whether a change is told; and if so, what was told before.
     fn told_before(&self, line: Option<&Line>, change: &Change) -> Option<Option<Verdict>> {
-        if !self.receiver.on.contains(&change.verdict) {
+        let verdict = change.counts_as();
+        if !self.receiver.on.contains(&verdict) {
             return None;
         }
         let last = line.and_then(Line::last);
         let Some(last) = last else {
-            return (change.verdict != Verdict::Holds).then_some(None);
+            return (verdict != Verdict::Holds).then_some(None);
         };
         if let Some(line) = line
             && is_reversal(line, change)
@@ -302,7 +386,7 @@ impl Book {
             let of_window = |told: &&Told| told.order.0 == change.window_to_ns;
             return Some(line.told.iter().rfind(of_window).map(|told| told.verdict));
         }
-        let is_news = change.order() > last.order && change.verdict != last.verdict;
+        let is_news = change.order() > last.order && verdict != last.verdict;
         is_news.then_some(Some(last.verdict))
     }
 
@@ -322,7 +406,7 @@ impl Book {
         }
         line.tell(Told {
             id: id.clone(),
-            verdict: change.verdict,
+            verdict: change.counts_as(),
             order: change.order(),
             at_ns: now_ns,
             repeat,
@@ -417,7 +501,7 @@ impl Book {
             let (Some(last), Some((current, about))) = (line.last(), &line.current) else {
                 continue;
             };
-            if last.verdict == Verdict::Holds || current.verdict != last.verdict {
+            if last.verdict == Verdict::Holds || current.counts_as() != last.verdict {
                 continue;
             }
             let age_ns = now_ns.saturating_sub(last.at_ns);
@@ -467,7 +551,7 @@ fn is_reversal(line: &Line, change: &Change) -> bool {
     line.told
         .iter()
         .rfind(of_window)
-        .is_some_and(|told| told.order.1 < change.revision && told.verdict != change.verdict)
+        .is_some_and(|told| told.order.1 < change.revision && told.verdict != change.counts_as())
 }
 
 /// Names what is told: not when it was judged, which another judge would do at another time.

@@ -243,7 +243,7 @@ pub async fn queue(store: &dyn Store, message: &Message, deadline_ms: Option<u64
             place,
             notification: &notification.id,
             key: &notification.change.key,
-            verdict: notification.change.verdict.name(),
+            verdict: notification.change.said(),
             window_to_ns: notification.change.window_to_ns,
             facts: serde_json::to_string(notification).unwrap_or_default(),
             ..Row::plain(0, "")

@@ -1,5 +1,7 @@
 //! Verdicts in the store: how they are written, and how the engine finds where it stood.
 
+use std::collections::BTreeMap;
+
 use super::{
     Access, Block, Query, Store, StoreError, answer_to,
     native::{BlockBuilder, BlockError},
@@ -38,7 +40,49 @@ pub struct Record {
     pub machine: Machine,
 }
 
+/// The evidence of the last record of a key that is judged no more: none. `views/verdicts.sql` knows it too.
+pub const IS_OVER: &str = r#"{"is_over":true}"#;
+
 impl Record {
+    /// Whether the key is judged no more.
+    pub fn is_over(&self) -> bool {
+        self.evidence == IS_OVER
+    }
+
+    /// The last record of a key: it is unknown from the last window on, and why nobody will know.
+    pub fn over(stood: Stood, cause: String, now_ns: i64) -> Self {
+        let previous = stood.machine.verdict;
+        // Whatever is judged of the key later is of a later window, however late this is said.
+        let at_ns = stood.machine.judged_ns.saturating_add(1);
+        let window_from_ns = stood.machine.judged_ns;
+        let mut machine = stood.machine;
+        machine.verdict = Verdict::Unknown;
+        (machine.since_ns, machine.judged_ns) = (at_ns, at_ns);
+        Self {
+            node: stood.node,
+            assertion: stood.assertion,
+            key: stood.key_text,
+            key_values: stood.key,
+            previous,
+            is_transition: true,
+            window_from_ns,
+            window_to_ns: at_ns,
+            judged_ns: now_ns,
+            cause,
+            condition: stood.condition,
+            value: None,
+            threshold: 0.0,
+            samples: 0,
+            silenced: false,
+            severity: stood.severity,
+            labels: stood.labels,
+            evidence: IS_OVER.to_owned(),
+            revision: 0,
+            fingerprint: stood.fingerprint,
+            machine,
+        }
+    }
+
     /// Puts what speaks against the condition into its evidence.
     pub fn accuse(&mut self, worst: Vec<serde_json::Value>, causes: Vec<serde_json::Value>) {
         let Ok(serde_json::Value::Object(mut evidence)) = serde_json::from_str(&self.evidence) else {
@@ -70,6 +114,20 @@ pub struct Stood {
     pub key_text: String,
     pub fingerprint: u32,
     pub machine: Machine,
+    /// As its last record had them.
+    pub node: String,
+    pub condition: String,
+    pub severity: String,
+    pub labels: Vec<(String, String)>,
+}
+
+/// Where keys stood that are judged still.
+#[derive(Debug, Default)]
+pub struct Standings {
+    /// Of the assertions that were asked for.
+    pub known: Vec<Stood>,
+    /// Of others, which were judged lately.
+    pub others: Vec<Stood>,
 }
 
 /// Makes verdicts durable, all or none. `deadline_ms` is the block's.
@@ -164,8 +222,8 @@ fn low_cardinality(block: &mut BlockBuilder, name: &str, texts: &[&str]) -> Resu
 }
 
 /// Where every key of these assertions stood when its assertion was judged last, however long ago: keys that were judged within
-/// `back_ns` before that.
-pub async fn stood(store: &dyn Store, names: &[&str], back_ns: i64) -> Result<Vec<Stood>, StoreError> {
+/// `back_ns` before that. And likewise of all other assertions that were judged about when the last of all was.
+pub async fn stood(store: &dyn Store, names: &[&str], back_ns: i64) -> Result<Standings, StoreError> {
     #[derive(serde::Deserialize)]
     struct Last {
         assertion: String,
@@ -178,20 +236,22 @@ pub async fn stood(store: &dyn Store, names: &[&str], back_ns: i64) -> Result<Ve
         .iter()
         .map(|last| (last.assertion.as_str(), last.at_ns.parse().unwrap_or_default()))
         .collect();
-    last.retain(|(assertion, _)| names.contains(assertion));
     let Some(newest_ns) = last.iter().map(|(_, at_ns)| *at_ns).max() else {
-        return Ok(Vec::new());
+        return Ok(Standings::default());
     };
+    last.retain(|(assertion, _)| names.contains(assertion));
     // What is judged is judged every minute at least, so one question finds nearly all.
     let since_ns = newest_ns.saturating_sub(back_ns);
-    let mut stood = stood_since(store, "", since_ns).await?;
-    stood.retain(|found| names.contains(&found.assertion.as_str()));
+    let (mut known, others): (Vec<_>, Vec<_>) = stood_since(store, "", since_ns)
+        .await?
+        .into_iter()
+        .partition(|found| names.contains(&found.assertion.as_str()));
     for (assertion, at_ns) in last {
         if at_ns <= since_ns {
-            stood.extend(stood_since(store, assertion, at_ns.saturating_sub(back_ns)).await?);
+            known.extend(stood_since(store, assertion, at_ns.saturating_sub(back_ns)).await?);
         }
     }
-    Ok(stood)
+    Ok(Standings { known, others })
 }
 
 /// `name`: of this assertion only; empty: of any.
@@ -202,6 +262,11 @@ async fn stood_since(store: &dyn Store, name: &str, since_ns: i64) -> Result<Vec
         key: String,
         fingerprint: u32,
         state: String,
+        node: String,
+        condition: String,
+        severity: String,
+        labels: BTreeMap<String, String>,
+        is_over: u8,
     }
     let named = if name.is_empty() {
         "true"
@@ -209,7 +274,8 @@ async fn stood_since(store: &dyn Store, name: &str, since_ns: i64) -> Result<Vec
         "assertion = {name:String}"
     };
     let sql = format!(
-        "SELECT assertion, key, fingerprint, state FROM verdict_records \
+        "SELECT assertion, key, fingerprint, state, node, condition, severity, labels, \
+         evidence = '{IS_OVER}' AS is_over FROM verdict_records \
          WHERE {named} AND judged_at > {{since:DateTime64(9, 'UTC')}} \
          ORDER BY window_to DESC, revision DESC LIMIT 1 BY assertion, key"
     );
@@ -227,6 +293,9 @@ async fn stood_since(store: &dyn Store, name: &str, since_ns: i64) -> Result<Vec
     let stood = answer.lines().filter_map(|line| {
         // One of another version is begun anew.
         let row: Row = serde_json::from_str(line).ok()?;
+        if row.is_over == 1 {
+            return None;
+        }
         let State { key, machine } = serde_json::from_str(&row.state).ok()?;
         Some(Stood {
             assertion: row.assertion,
@@ -234,6 +303,10 @@ async fn stood_since(store: &dyn Store, name: &str, since_ns: i64) -> Result<Vec
             key_text: row.key,
             fingerprint: row.fingerprint,
             machine,
+            node: row.node,
+            condition: row.condition,
+            severity: row.severity,
+            labels: row.labels.into_iter().collect(),
         })
     });
     Ok(stood.collect())

@@ -860,3 +860,49 @@ async fn the_examples_pass_their_own_tests() {
         );
     }
 }
+
+#[tokio::test]
+async fn what_is_judged_no_more_gets_a_last_word_also_by_the_next_engine() {
+    let named = |name: &str| {
+        declared(&format!(
+            "
+assertions:
+  - {{ name: {name}, from: all, to: all, expect: connect.refused = 0, over: 5s, every: 1s, by: from.node }}
+tests:
+  - {{ assertion: {name}, given: {{ web-1 -> db-1: 'refused x100s' }}, expect: {{ 50s: Violated }} }}
+"
+        ))
+    };
+    let store = database().await;
+    let begin_ns = (now_ns() - 3_600 * SECOND_NS).div_euclid(60 * SECOND_NS) * 60 * SECOND_NS;
+    let first = named("a");
+    trial::run(store.clone(), &first, &first.tests[0], begin_ns)
+        .await
+        .unwrap();
+    let mut engine = Engine::new(store.clone(), first, begin_ns + 1, true);
+    for step in 0..60 {
+        engine.step(begin_ns + step * SECOND_NS / 2).await.unwrap();
+    }
+    let last_of = |name: &str| {
+        format!(
+            "SELECT evidence FROM verdict_records WHERE assertion = '{name}' AND node = 'web-1' ORDER BY window_to DESC LIMIT 1"
+        )
+    };
+    // Renamed while it is judged.
+    engine.replace(named("b"), begin_ns + 30 * SECOND_NS);
+    for step in 60..90 {
+        engine.step(begin_ns + step * SECOND_NS / 2).await.unwrap();
+    }
+    let said = store_engine::ask(&*store, &last_of("a")).await;
+    assert!(said.contains("is_over"), "{said}");
+    let said = store_engine::ask(&*store, &last_of("b")).await;
+    assert!(said.contains("readings"), "{said}");
+    // Renamed while nobody judged.
+    drop(engine);
+    let now = begin_ns + 46 * SECOND_NS;
+    let mut engine = Engine::new(store.clone(), named("c"), now, true);
+    engine.resume(now).await.unwrap();
+    engine.step(now).await.unwrap();
+    let said = store_engine::ask(&*store, &last_of("b")).await;
+    assert!(said.contains("is_over"), "{said}");
+}

@@ -173,3 +173,34 @@ fn slack_gets_a_text_that_means_what_it_says() {
          samples\nweb needs its \"database\"\nhttps://wiki/db"
     );
 }
+
+#[test]
+fn a_line_names_the_cause_that_the_kernels_tell() {
+    let mut one = notification("", Verdict::Violated);
+    one.change.samples = 1;
+    let check = |one: &Notification, end: &str| {
+        let text = line(one);
+        assert!(text.ends_with(end), "{text}");
+    };
+    check(&one, "expected connect.p99 < 20ms, 1 sample");
+    one.change.evidence = json!({ "causes": [
+        { "cause": "refused", "by": "its own kernel" },
+        { "cause": "no_listener", "by": "both ends" },
+    ] })
+    .to_string();
+    check(&one, "1 sample; no_listener");
+}
+
+#[test]
+fn of_a_key_that_is_judged_no_more_an_alertmanager_is_told_the_end() {
+    let mut one = notification("from.node web-1", Verdict::Unknown);
+    one.told_before = Some(Verdict::Violated);
+    one.change.cause = "its assertion has no such key any more".into();
+    one.change.evidence = crate::store::verdicts::IS_OVER.into();
+    let told = alerts(&message(vec![one.clone()]), i64::MAX);
+    assert_eq!(told.as_array().map(Vec::len), Some(1), "{told}");
+    assert_eq!(told[0]["labels"]["verdict"], "violated");
+    assert_eq!(told[0]["endsAt"], "2026-03-01T12:00:01.500Z");
+    assert!(line(&one).contains("]: ended since "), "{}", line(&one));
+    assert_eq!(worst(&message(vec![one])), "ended");
+}

@@ -409,3 +409,61 @@ proptest! {
         }
     }
 }
+
+fn end(at: i64) -> Change {
+    Change {
+        evidence: IS_OVER.into(),
+        ..change(at, Verdict::Unknown)
+    }
+}
+
+#[test]
+fn what_is_judged_no_more_is_told_to_be_over_and_is_not_told_again() {
+    let repeating = Receiver {
+        repeat: Some(Duration::from_secs(3)),
+        ..receiver()
+    };
+    let mut book = Book::new(repeating, 0, Vec::new());
+    book.hear(&change(0, Verdict::Violated), About::default(), 0, false);
+    assert_eq!(book.due(0, |_| Quiet::Never).len(), 1);
+    book.hear(&end(1), About::default(), SECOND_NS, false);
+    let messages = book.due(SECOND_NS, |_| Quiet::Never);
+    assert!(messages[0].notifications[0].change.is_over());
+    assert_eq!(messages[0].notifications[0].told_before, Some(Verdict::Violated));
+    assert!(!book.is_any_open());
+    assert!(book.due(60 * SECOND_NS, |_| Quiet::Never).is_empty());
+    // It came again.
+    book.hear(
+        &change(70, Verdict::Violated),
+        About::default(),
+        70 * SECOND_NS,
+        false,
+    );
+    assert_eq!(book.due(70 * SECOND_NS, |_| Quiet::Never).len(), 1);
+}
+
+#[test]
+fn what_was_told_before_a_start_and_is_judged_no_more_is_over() {
+    let notification = Notification {
+        id: "1".into(),
+        told_before: None,
+        repeat: 0,
+        description: String::new(),
+        runbook: String::new(),
+        change: change(0, Verdict::Violated),
+    };
+    let settled = |is_judged: bool| {
+        let mut book = Book::new(receiver(), 0, vec![(0, notification.clone())]);
+        book.settle(9 * SECOND_NS, |_, _| is_judged, |_| Over::NotDeclared, |_| false);
+        book.due(9 * SECOND_NS, |_| Quiet::Never)
+    };
+    assert!(settled(true).is_empty());
+    let told = settled(false);
+    assert_eq!(told[0].notifications[0].change.said(), "ended");
+    assert!(
+        told[0].notifications[0]
+            .change
+            .cause
+            .starts_with("no assertion of this name")
+    );
+}

@@ -32,4 +32,6 @@ FROM
     WHERE judged_at > now64(9, 'UTC') - INTERVAL 5 MINUTE
     ORDER BY window_to DESC, revision DESC LIMIT 1 BY assertion, key
 ) AS latest
+-- Of a key that is judged no more, nothing is said now.
+WHERE evidence != '{"is_over":true}'
 COMMENT 'The verdicts of now: the latest of each assertion and key within five minutes';
