@@ -341,6 +341,12 @@ impl Engine {
         standings
     }
 
+    /// From one window of an assertion to the next.
+    pub fn every_ns(&self, name: &str) -> i64 {
+        let assertion = self.set.assertions.iter().find(|known| known.name == name);
+        assertion.map_or(0, |assertion| ns(assertion.every))
+    }
+
     /// How many keys have each verdict.
     pub fn verdicts(&self) -> [(Verdict, usize); 4] {
         let of = |verdict| {
