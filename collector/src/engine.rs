@@ -25,6 +25,7 @@ use crate::assertion::coverage::{Coverage, Report, Window};
 use crate::assertion::evaluate::{
     self, Addresses, Judgement, Key, LabelledRows, Moment, Observers, Roster, key_text,
 };
+use crate::assertion::group::Membership;
 use crate::assertion::parts::Parts;
 use crate::assertion::plan::{self, Schedule};
 use crate::assertion::signal::Rows;
@@ -99,6 +100,8 @@ pub struct Engine {
     over: Vec<Record>,
     coverage: Coverage,
     roster: Roster,
+    /// Of the roster and the groups of the set.
+    membership: Membership,
     addresses: Addresses,
     /// What agents say here; `None`: it is read from the store alone.
     direct: Option<Heard>,
@@ -223,6 +226,7 @@ impl Engine {
             over: Vec::new(),
             coverage: Coverage::default(),
             roster: Roster::default(),
+            membership: Membership::default(),
             addresses: Addresses::default(),
             direct: None,
             past: None,
@@ -344,6 +348,12 @@ impl Engine {
             }
         }
         standings
+    }
+
+    /// From one window of an assertion to the next.
+    pub fn every_ns(&self, name: &str) -> i64 {
+        let assertion = self.set.assertions.iter().find(|known| known.name == name);
+        assertion.map_or(0, |assertion| ns(assertion.every))
     }
 
     /// How many keys have each verdict.
@@ -505,6 +515,7 @@ impl Engine {
             let classes = active.schedule.classes.iter();
             active.parts = classes.map(|_| Parts::default()).collect();
         }
+        self.membership = membership(&set, &self.roster);
         self.set = set;
         for assertion in &former.assertions {
             for (key, kept) in keys.remove(&assertion.name).unwrap_or_default() {
@@ -613,8 +624,12 @@ impl Engine {
         }
         self.hear_directly();
         if now_ns.saturating_sub(self.roster_ns) >= ROSTER_EVERY_NS {
-            self.roster = evidence::roster(&*self.store, now_ns).await?;
-            self.addresses = Addresses::of(&self.roster);
+            let roster = evidence::roster(&*self.store, now_ns).await?;
+            if roster != self.roster {
+                self.roster = roster;
+                self.addresses = Addresses::of(&self.roster);
+                self.membership = membership(&self.set, &self.roster);
+            }
             self.roster_ns = now_ns;
             self.coverage
                 .forget_before(now_ns.saturating_sub(self.longest_ns() + 3600 * 1_000_000_000));
@@ -792,8 +807,8 @@ impl Engine {
         Moment {
             window,
             now_ns,
-            groups: &self.set.groups,
             roster: &self.roster,
+            membership: &self.membership,
             addresses: &self.addresses,
             coverage: &self.coverage,
         }
@@ -1023,6 +1038,11 @@ const OUTDATED_NS: i64 = 60_000_000_000;
 
 /// A question that the store did not answer is asked again for so long after the window's deadline.
 const STORE_PATIENCE_NS: i64 = 100_000_000_000;
+
+/// Which nodes of a roster belong to the groups of a set.
+fn membership(set: &Set, roster: &Roster) -> Membership {
+    Membership::of(&set.groups, roster.nodes.iter().map(|node| &node.labelled))
+}
 
 fn is_of_agents(assertion: &Assertion) -> bool {
     let mut conditions = assertion.expect.iter();

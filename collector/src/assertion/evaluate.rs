@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use super::cause::{Cause, Switch};
 use super::condition::Condition;
 use super::coverage::{Coverage, Need, Standing, Window};
-use super::group::{Labelled, Members};
+use super::group::{Labelled, Members, Membership};
 use super::plan::{Place, Planned};
 use super::signal::{End, Measure, OfAgent, QUANTILES, Rows, Sum, Times};
 use super::state::Outcome;
@@ -104,10 +104,21 @@ pub struct Moment<'a> {
     pub window: Window,
     /// By the collector's clock.
     pub now_ns: i64,
-    pub groups: &'a BTreeMap<String, Members>,
     pub roster: &'a Roster,
+    /// Of this roster.
+    pub membership: &'a Membership,
     pub addresses: &'a Addresses,
     pub coverage: &'a Coverage,
+}
+
+impl<'a> Moment<'a> {
+    /// The nodes that belong to these.
+    pub fn nodes(&self, members: &Members) -> impl Iterator<Item = &'a Node> {
+        let nodes = self.roster.nodes.iter().enumerate();
+        nodes
+            .filter(|(at, node)| self.membership.contains(members, *at, &node.labelled))
+            .map(|(_, node)| node)
+    }
 }
 
 /// Whose address it is.
@@ -220,11 +231,6 @@ impl<'a> Observers<'a> {
     pub fn of(assertion: &Assertion, moment: &Moment<'a>) -> Self {
         let window = watched(assertion, moment);
         let standings = |members: &Members, needs: Vec<Need>| {
-            let nodes = moment
-                .roster
-                .nodes
-                .iter()
-                .filter(|node| members.contains(&node.labelled, moment.groups));
             let standing = |node: &'a Node| {
                 let name = node.labelled.node.as_str();
                 let each = needs.iter().map(|need| {
@@ -234,7 +240,7 @@ impl<'a> Observers<'a> {
                 });
                 (name, each.fold(Standing::Complete, worse))
             };
-            nodes.map(standing).collect()
+            moment.nodes(members).map(standing).collect()
         };
         let (own, of_targets) = needs(assertion);
         Self {
@@ -535,8 +541,7 @@ fn expected(
                 ..
             } = &assertion.subject
             {
-                let nodes = moment.roster.nodes.iter();
-                let targets = nodes.filter(|node| members.contains(&node.labelled, moment.groups));
+                let targets = moment.nodes(members);
                 keys.extend(targets.map(|node| vec![node.labelled.node.clone()]));
             }
         }
@@ -624,9 +629,8 @@ enum RemotePlace<'a> {
 impl<'a> Remote<'a> {
     fn of(assertion: &Assertion, moment: &Moment<'a>) -> Self {
         let nodes = |members: &Members| {
-            let nodes = moment.roster.nodes.iter();
-            let members = nodes.filter(|node| members.contains(&node.labelled, moment.groups));
-            RemotePlace::Nodes(members.map(|node| node.labelled.node.as_str()).collect())
+            let nodes = moment.nodes(members);
+            RemotePlace::Nodes(nodes.map(|node| node.labelled.node.as_str()).collect())
         };
         let v6 = |address: IpAddr| match address {
             IpAddr::V4(address) => address.to_ipv6_mapped(),

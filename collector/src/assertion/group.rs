@@ -50,18 +50,16 @@ impl Members {
         }
     }
 
-    /// Whether a node belongs to it. `groups` holds every group that is named, and none of them itself.
-    pub fn contains(&self, node: &Labelled, groups: &BTreeMap<String, Members>) -> bool {
+    /// Whether a node belongs to it. `is_of`: whether the node belongs to the group of that name.
+    pub fn contains(&self, node: &Labelled, is_of: &impl Fn(&str) -> bool) -> bool {
         match self {
-            Self::And(parts) => parts.iter().all(|part| part.contains(node, groups)),
-            Self::Or(parts) => parts.iter().any(|part| part.contains(node, groups)),
-            Self::Not(inner) => !inner.contains(node, groups),
+            Self::And(parts) => parts.iter().all(|part| part.contains(node, is_of)),
+            Self::Or(parts) => parts.iter().any(|part| part.contains(node, is_of)),
+            Self::Not(inner) => !inner.contains(node, is_of),
             Self::Label { key, values } if key == "node" => values.contains(&node.node),
             Self::Label { key, values } => node.labels.get(key).is_some_and(|value| values.contains(value)),
             Self::Group { name, .. } if name == ALL => true,
-            Self::Group { name, .. } => groups
-                .get(name)
-                .is_some_and(|members| members.contains(node, groups)),
+            Self::Group { name, .. } => is_of(name),
         }
     }
 
@@ -73,6 +71,58 @@ impl Members {
             Self::Label { .. } => Vec::new(),
             Self::Group { name, character } => vec![(name, *character)],
         }
+    }
+}
+
+/// Which nodes of a roster belong to each group. Worked out once for a roster, each group after those that it names: asked
+/// anew at each mention, a few dozen groups that name each other twice would take longer than anybody waits.
+#[derive(Clone, Debug, Default)]
+pub struct Membership {
+    /// By group: whether it has the node of that place in the roster.
+    groups: BTreeMap<String, Vec<bool>>,
+}
+
+impl Membership {
+    /// `groups` holds every group that is named, and none that is defined by itself.
+    pub fn of<'a>(
+        groups: &BTreeMap<String, Members>,
+        nodes: impl Iterator<Item = &'a Labelled> + Clone,
+    ) -> Self {
+        let mut membership = Self::default();
+        for name in groups.keys() {
+            membership.work_out(name, groups, &nodes);
+        }
+        membership
+    }
+
+    fn work_out<'a>(
+        &mut self,
+        name: &str,
+        groups: &BTreeMap<String, Members>,
+        nodes: &(impl Iterator<Item = &'a Labelled> + Clone),
+    ) {
+        let Some(members) = groups.get(name) else {
+            return;
+        };
+        if self.groups.contains_key(name) {
+            return;
+        }
+        // Should a group lead back to itself after all, it has nobody there.
+        self.groups.insert(name.to_owned(), Vec::new());
+        for (inner, _) in members.groups() {
+            self.work_out(inner, groups, nodes);
+        }
+        let each = nodes.clone().enumerate();
+        let each = each.map(|(at, node)| self.contains(members, at, node)).collect();
+        self.groups.insert(name.to_owned(), each);
+    }
+
+    /// Whether the node, which has that place in the roster, belongs to these.
+    pub fn contains(&self, members: &Members, at: usize, node: &Labelled) -> bool {
+        members.contains(node, &|name| {
+            let of_group = self.groups.get(name).and_then(|nodes| nodes.get(at));
+            of_group.copied().unwrap_or(false)
+        })
     }
 }
 
@@ -353,11 +403,12 @@ mod tests {
                 node("web-2", &[("role", "web"), ("zone", "c")]),
                 node("db-1", &[("role", "db")]),
             ];
-            assert_eq!(
-                nodes.map(|node| members.contains(&node, &groups)),
-                expected,
-                "{text}"
-            );
+            let membership = Membership::of(&groups, nodes.iter());
+            let found: Vec<_> = nodes.iter().enumerate().collect();
+            let found = found
+                .iter()
+                .map(|(at, node)| membership.contains(&members, *at, node));
+            assert_eq!(found.collect::<Vec<_>>(), expected, "{text}");
         };
         check("web", [true, true, false]);
         check("all", [true, true, true]);
@@ -365,6 +416,31 @@ mod tests {
         check("web and zone != c or node = db-1", [true, false, true]);
         check("not (role = web)", [false, false, true]);
         check("zone not in (a)", [false, true, true]);
+    }
+
+    #[test]
+    fn groups_that_name_each_other_several_times_are_worked_out_once() {
+        let mut definitions: Vec<(String, String)> = (0..60)
+            .map(|at| {
+                let next = format!("g{}", at + 1);
+                (
+                    format!("g{at}"),
+                    format!("{next} or {next} or not {next} and {next}"),
+                )
+            })
+            .collect();
+        definitions.push(("g60".into(), "role = web".into()));
+        let definitions: Vec<_> = definitions
+            .iter()
+            .map(|(name, text)| (name.as_str(), text.as_str()))
+            .collect();
+        let groups = groups(&definitions);
+        assert_eq!(fault(&groups), None);
+        let nodes = [node("web-1", &[("role", "web")]), node("db-1", &[("role", "db")])];
+        let membership = Membership::of(&groups, nodes.iter());
+        let first = Members::parse("g0").unwrap();
+        assert!(membership.contains(&first, 0, &nodes[0]));
+        assert!(!membership.contains(&first, 1, &nodes[1]));
     }
 
     #[test]

@@ -54,9 +54,8 @@ pub fn suspects(
         key.get(at).map(String::as_str)
     };
     let members = |of: &super::group::Members| -> Vec<&str> {
-        let nodes = moment.roster.nodes.iter();
-        let members = nodes.filter(|node| of.contains(&node.labelled, moment.groups));
-        members.map(|node| node.labelled.node.as_str()).collect()
+        let nodes = moment.nodes(of);
+        nodes.map(|node| node.labelled.node.as_str()).collect()
     };
     let (own, other, port) = match &assertion.subject {
         Subject::Client { to, .. } if is_target => {

@@ -1,5 +1,6 @@
 //! `holdfast check`.
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -16,7 +17,8 @@ use crate::engine::files;
 
 /// Check files of assertions: whether they are right, and with --once or --for whether they hold.
 ///
-/// Without --once and --for no collector is asked. What fails, also if not yet for as long as it has to, does not hold.
+/// Without --once and --for no collector is asked. What fails, also if not yet for as long as it has to, does not hold. Of
+/// --for the worst counts that was said of each key: what was violated or unknown is so, also if it holds at the end.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -105,16 +107,23 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     })
     .await?;
     let mut stdout = io::stdout().lock();
+    let worst = judged.worst();
     if args.reach.json {
-        for row in &judged.last {
-            writeln!(stdout, "{}", row.line)?;
+        for (last, worst) in judged.last.iter().zip(&worst) {
+            writeln!(stdout, "{}", json_line(last, worst)?)?;
         }
     } else {
-        stdout.write_all(verdicts::text(&judged.last, false).as_bytes())?;
+        stdout.write_all(verdicts::text(&worst, false).as_bytes())?;
+        for row in worst.iter().filter(|row| is_failing(row)) {
+            writeln!(stdout, "\n{}", title(row))?;
+            for line in row.evidence() {
+                writeln!(stdout, "  {line}")?;
+            }
+        }
     }
     stdout.flush()?;
     if let Some(path) = &args.junit {
-        std::fs::write(path, junit(&judged.last))
+        std::fs::write(path, junit(&worst))
             .with_context(|| format!("cannot write {}", path.display()))
             .map_err(Failure::Undone)?;
     }
@@ -128,15 +137,92 @@ fn println_row(row: &Row) -> Result<(), Failure> {
 
 /// What came of judging.
 pub(super) struct Judged {
-    /// Something was violated, though it may hold again.
-    was_violated: bool,
+    /// The worst that was said of a key before the end, by assertion and key: the first that was violated, or else unknown.
+    before: BTreeMap<(String, String), Row>,
     pub(super) last: Vec<Row>,
 }
 
+/// How bad a verdict is at the end.
+fn badness(verdict: &str) -> u8 {
+    match verdict {
+        "violated" => 3,
+        "pending" => 2,
+        "unknown" => 1,
+        _ => 0,
+    }
+}
+
+/// How bad it is to have had a verdict. What failed, but not for as long as it has to, is no more than it was allowed.
+fn badness_before(verdict: &str) -> u8 {
+    match verdict {
+        "pending" => 0,
+        verdict => badness(verdict),
+    }
+}
+
+fn is_failing(row: &Row) -> bool {
+    matches!(row.verdict.as_str(), "violated" | "pending")
+}
+
+/// Of which assertion, and which key of it.
+fn title(row: &Row) -> String {
+    if row.key.is_empty() {
+        row.assertion.clone()
+    } else {
+        format!("{} [{}]", row.assertion, row.key)
+    }
+}
+
+/// The last verdict of a key; under `worst` what was said before, if that is worse.
+fn json_line(last: &Row, worst: &Row) -> Result<String, Failure> {
+    if worst.is_final {
+        return Ok(last.line.clone());
+    }
+    let parsed = |line: &str| serde_json::from_str(line).map_err(|error| Failure::Undone(error.into()));
+    let mut line: serde_json::Value = parsed(&last.line)?;
+    line["worst"] = parsed(&worst.line)?;
+    Ok(line.to_string())
+}
+
 impl Judged {
+    fn heard(&mut self, row: Row) {
+        if row.is_final {
+            self.last.push(row);
+            return;
+        }
+        let badness = badness_before(&row.verdict);
+        let place = (row.assertion.clone(), row.key.clone());
+        let known = self.before.get(&place);
+        if badness > known.map_or(0, |known| badness_before(&known.verdict)) {
+            self.before.insert(place, row);
+        }
+    }
+
+    /// The worst that was said of each key, in the order of the last.
+    fn worst(&self) -> Vec<Row> {
+        let of_key = |last: &Row| {
+            let before = self.before.get(&(last.assertion.clone(), last.key.clone()));
+            match before {
+                Some(before) if badness_before(&before.verdict) > badness(&last.verdict) => {
+                    let mut worst = before.clone();
+                    let window_to = verdicts::second(&before.window_to);
+                    let end = match last.verdict.as_str() {
+                        "holds" => "holds".to_owned(),
+                        verdict => format!("is {verdict}"),
+                    };
+                    worst.when = format!("in the window until {window_to}, at the end it {end}");
+                    worst
+                }
+                _ => last.clone(),
+            }
+        };
+        self.last.iter().map(of_key).collect()
+    }
+
     fn outcome(&self) -> Result<(), Failure> {
-        let any = |verdict: &str| self.last.iter().any(|row| row.verdict == verdict);
-        if self.was_violated || any("violated") || any("pending") {
+        let worst = self.worst();
+        let any = |verdict: &str| worst.iter().any(|row| row.verdict == verdict);
+        if any("violated") || any("pending") {
             return Err(Failure::DoesNotHold);
         }
         if any("unknown") {
@@ -159,7 +245,7 @@ pub(super) async fn judge(
         .map_err(|status| reach.failure(&status))?;
     let mut lines = Lines::new(chunks.into_inner());
     let mut judged = Judged {
-        was_violated: false,
+        before: BTreeMap::new(),
         last: Vec::new(),
     };
     let mut waiting = Waiting::default();
@@ -175,12 +261,10 @@ pub(super) async fn judge(
         };
         for line in text.lines() {
             let row = Row::parse(line)?;
-            if row.is_final {
-                judged.last.push(row);
-            } else {
-                judged.was_violated |= row.verdict == "violated";
+            if !row.is_final {
                 changed(&row)?;
             }
+            judged.heard(row);
         }
     }
     if judged.last.is_empty() {
@@ -240,16 +324,19 @@ fn junit(rows: &[Row]) -> String {
         count(&["unknown"])
     );
     for row in rows {
-        let name = if row.key.is_empty() {
-            row.assertion.clone()
-        } else {
-            format!("{} [{}]", row.assertion, row.key)
+        let (name, reason) = (escaped(&title(row)), escaped(&row.reason()));
+        let evidence: Vec<_> = row.evidence().iter().map(|line| escaped(line)).collect();
+        let element = |name: &str, verdict: &str| match evidence.is_empty() {
+            true => format!("<{name} type=\"{verdict}\" message=\"{reason}\"/>"),
+            false => format!(
+                "<{name} type=\"{verdict}\" message=\"{reason}\">{}</{name}>",
+                evidence.join("\n")
+            ),
         };
-        let (name, reason) = (escaped(&name), escaped(&row.reason()));
         let inside = match row.verdict.as_str() {
             "holds" => String::new(),
-            "unknown" => format!("<error type=\"unknown\" message=\"{reason}\"/>"),
-            verdict => format!("<failure type=\"{verdict}\" message=\"{reason}\"/>"),
+            "unknown" => element("error", "unknown"),
+            verdict => element("failure", verdict),
         };
         text.push_str(&format!(
             "    <testcase classname=\"holdfast\" name=\"{name}\">{inside}</testcase>\n"
@@ -310,25 +397,91 @@ mod tests {
     }
 
     #[test]
+    fn a_build_server_is_told_what_speaks_against_it() {
+        let evidence = r#"{"readings":[{"condition":"connect.count > 1","value":"0","samples":3,"passed":false}],
+            "causes":[{"cause":"no_listener","attempts":"2","by":"both"}],"worst":[{"node":"web-1"}]}"#;
+        let line = serde_json::json!({
+            "assertion": "a", "verdict": "violated", "condition": "connect.count > 1", "value": 0.0, "samples": 3,
+            "evidence": evidence, "is_final": true,
+        });
+        let text = junit(&[Row::parse(&line.to_string()).unwrap()]);
+        let expected = "message=\"0, expected connect.count &gt; 1, 3 samples; no_listener\">connect.count &gt; 1: 0 of 3 samples, fails\n\
+                        cause by both: no_listener, 2 attempts\nworst: node web-1</failure>";
+        assert!(text.contains(expected), "{text}");
+    }
+
+    /// What was said of one key, the last of it at the end.
+    fn judged(said: &[(&str, &str)]) -> Judged {
+        let mut judged = Judged {
+            before: BTreeMap::new(),
+            last: Vec::new(),
+        };
+        let (last, before) = said.split_last().unwrap();
+        for (verdict, cause) in before {
+            let line = row(verdict, cause)
+                .line
+                .replace("\"is_final\":true", "\"window_to\":\"2026-03-01 12:00:05.500\"");
+            judged.heard(Row::parse(&line).unwrap());
+        }
+        judged.heard(row(last.0, last.1));
+        judged
+    }
+
+    #[test]
+    fn the_worst_that_was_said_counts_and_not_what_is_said_last() {
+        let outcome = |said: &[(&str, &str)]| judged(said).outcome();
+        let holds = ("holds", "");
+        assert!(outcome(&[holds]).is_ok());
+        assert!(outcome(&[("pending", ""), holds]).is_ok());
+        for failing in [
+            &[("violated", ""), holds][..],
+            &[("violated", ""), ("unknown", "x"), holds],
+            &[("unknown", "x"), ("violated", ""), holds],
+            &[("violated", ""), ("unknown", "x")],
+            &[("unknown", "x"), ("pending", "")],
+        ] {
+            assert!(
+                matches!(outcome(failing), Err(Failure::DoesNotHold)),
+                "{failing:?}"
+            );
+        }
+        for unknown in [&[holds, ("unknown", "x"), holds][..], &[("unknown", "x")]] {
+            assert!(matches!(outcome(unknown), Err(Failure::Unknown)), "{unknown:?}");
+        }
+    }
+
+    #[test]
+    fn of_what_holds_again_the_build_server_and_programs_are_told_what_it_was_and_when() {
+        let judged = judged(&[("unknown", "web-1 is silent"), ("holds", "")]);
+        let worst = judged.worst();
+        let text = junit(&worst);
+        assert!(text.contains("failures=\"0\" errors=\"1\""), "{text}");
+        let message =
+            "message=\"web-1 is silent; in the window until 2026-03-01 12:00:05, at the end it holds\"";
+        assert!(text.contains(message), "{text}");
+        let line = json_line(&judged.last[0], &worst[0]).unwrap();
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(
+            (&line["verdict"], &line["worst"]["verdict"]),
+            (&"holds".into(), &"unknown".into())
+        );
+    }
+
+    #[test]
     fn what_fails_weighs_more_than_what_is_not_known() {
-        let outcome = |rows: Vec<Row>, was_violated| {
+        let outcome = |rows: Vec<Row>| {
             Judged {
-                was_violated,
+                before: BTreeMap::new(),
                 last: rows,
             }
             .outcome()
         };
-        assert!(outcome(vec![row("holds", "")], false).is_ok());
         assert!(matches!(
-            outcome(vec![row("holds", "")], true),
+            outcome(vec![row("unknown", "x"), row("pending", "")]),
             Err(Failure::DoesNotHold)
         ));
         assert!(matches!(
-            outcome(vec![row("unknown", "x"), row("pending", "")], false),
-            Err(Failure::DoesNotHold)
-        ));
-        assert!(matches!(
-            outcome(vec![row("unknown", "x"), row("holds", "")], false),
+            outcome(vec![row("unknown", "x"), row("holds", "")]),
             Err(Failure::Unknown)
         ));
     }

@@ -119,7 +119,7 @@ pub(super) async fn fetch(reach: &Reach, request: VerdictsRequest) -> Result<Vec
 }
 
 /// A verdict, as it is shown.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub(super) struct Row {
     pub(super) assertion: String,
     #[serde(default)]
@@ -148,6 +148,9 @@ pub(super) struct Row {
     revision: u32,
     #[serde(default)]
     pub(super) is_final: bool,
+    /// What is to be said besides of when it was.
+    #[serde(skip)]
+    pub(super) when: String,
     /// As it came.
     #[serde(skip)]
     pub(super) line: String,
@@ -174,7 +177,10 @@ impl Row {
 
     /// Why it is what it is.
     pub(super) fn reason(&self) -> String {
-        let reason = self.first_reason();
+        let mut reason = self.first_reason();
+        if !self.when.is_empty() {
+            reason = format!("{reason}; {}", self.when);
+        }
         match self.revision {
             0 => reason,
             revision => format!("{reason} (revision {revision}: its rows came late)"),
@@ -306,7 +312,7 @@ fn row_text(row: &serde_json::Map<String, serde_json::Value>) -> String {
 }
 
 /// To the second: `2026-03-01 12:00:00`.
-fn second(time: &str) -> &str {
+pub(super) fn second(time: &str) -> &str {
     time.get(..19).unwrap_or(time)
 }
 

@@ -9,6 +9,8 @@ use tokio::sync::mpsc;
 
 use super::Engine;
 use crate::assertion::Set;
+use crate::assertion::cause;
+use crate::assertion::state::Verdict;
 use crate::clock::WallClock;
 use crate::store::verdicts::Record;
 use crate::store::{Store, StoreError};
@@ -66,10 +68,15 @@ pub async fn check(
     }
     let mut engine = Engine::new(store, set, begin_ns, false);
     engine.stop_at(end_ns);
-    engine.without_worst();
     if matches!(extent, Extent::Since(_)) {
+        // What comes of the past is counted: nobody reads what spoke against each verdict of it.
+        engine.without_worst();
         engine.is_past_until(now_ns);
     }
+    let mut beginnings = matches!(extent, Extent::For(_)).then(|| Beginnings {
+        begin_ns,
+        excused: BTreeMap::new(),
+    });
     let mut latest: BTreeMap<(String, String), Record> = BTreeMap::new();
     let mut virtual_ns = begin_ns;
     loop {
@@ -77,13 +84,21 @@ pub async fn check(
         let at_ns = if is_past { virtual_ns } else { clock.now_ns() };
         let step = engine.step(at_ns).await?;
         for record in step.records {
+            let place = (record.assertion.clone(), record.key.clone());
+            let mut told = Vec::new();
+            if let Some(beginnings) = &mut beginnings {
+                let every_ns = engine.every_ns(&record.assertion);
+                told.extend(beginnings.take(&record, !latest.contains_key(&place), every_ns));
+            }
             if record.is_transition && !matches!(extent, Extent::Once) {
-                let line = format!("{}\n", shown(&record));
-                if answer.send(Ok(line)).await.is_err() {
+                told.push(record.clone());
+            }
+            for record in told {
+                if answer.send(Ok(format!("{}\n", shown(&record)))).await.is_err() {
                     return Ok(());
                 }
             }
-            latest.insert((record.assertion.clone(), record.key.clone()), record);
+            latest.insert(place, record);
         }
         if engine.is_done(at_ns) || at_ns > end_ns.saturating_add(ns(patience) + 5_000_000_000) {
             break;
@@ -109,6 +124,45 @@ pub async fn check(
     Ok(())
 }
 
+/// What keys begin with. That a key is unknown from its first window on is no change of its verdict, and has to be told all
+/// the same; except where only the time before the check is not known, in windows that reach back to it.
+struct Beginnings {
+    begin_ns: i64,
+    /// What was not told, by assertion and key.
+    excused: BTreeMap<(String, String), Record>,
+}
+
+impl Beginnings {
+    /// Takes what came to a key; gives what is to be told of its beginning. `every_ns`: from one of its windows to the next.
+    fn take(&mut self, record: &Record, is_first: bool, every_ns: i64) -> Option<Record> {
+        let place = (record.assertion.clone(), record.key.clone());
+        let is_unknown = record.machine.verdict == Verdict::Unknown;
+        if is_first && is_unknown {
+            if record.window_from_ns >= self.begin_ns || !cause::is_of_beginning(&record.cause) {
+                return Some(record.clone());
+            }
+            self.excused.insert(place, record.clone());
+            return None;
+        }
+        let excused = self.excused.remove(&place)?;
+        // Of what stays as it is only some windows are heard of: the last one that was unknown is the one before a change.
+        let last_from_ns = match is_unknown {
+            true => record.window_from_ns,
+            false => record.window_from_ns - every_ns,
+        };
+        if last_from_ns >= self.begin_ns {
+            return Some(if is_unknown { record.clone() } else { excused });
+        }
+        if is_unknown {
+            if !cause::is_of_beginning(&record.cause) {
+                return Some(record.clone());
+            }
+            self.excused.insert(place, excused);
+        }
+        None
+    }
+}
+
 /// A verdict for the one who asked.
 pub fn shown(record: &Record) -> Value {
     json!({
@@ -123,6 +177,7 @@ pub fn shown(record: &Record) -> Value {
         "threshold": record.threshold,
         "samples": record.samples,
         "cause": record.cause,
+        "evidence": record.evidence,
         "flaps": record.machine.flaps,
     })
 }
@@ -136,4 +191,84 @@ pub fn utc(ns: i64) -> String {
 
 fn ns(time: Duration) -> i64 {
     i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::assertion::cause::Cause;
+    use crate::assertion::state::Machine;
+
+    const SECOND: i64 = 1_000_000_000;
+    const BEGIN: i64 = 1_000 * SECOND;
+
+    /// A verdict of the window of ten seconds that ended so long after the check began.
+    fn record(after_s: i64, verdict: Verdict, cause: &str) -> Record {
+        let to_ns = BEGIN + after_s * SECOND;
+        let mut machine = Machine::new(to_ns);
+        machine.verdict = verdict;
+        Record {
+            node: String::new(),
+            assertion: "a".into(),
+            key: String::new(),
+            key_values: Vec::new(),
+            previous: Verdict::Unknown,
+            is_transition: verdict != Verdict::Unknown,
+            window_from_ns: to_ns - 10 * SECOND,
+            window_to_ns: to_ns,
+            judged_ns: to_ns,
+            cause: cause.into(),
+            condition: String::new(),
+            value: None,
+            threshold: 0.0,
+            samples: 0,
+            silenced: false,
+            severity: String::new(),
+            labels: Vec::new(),
+            evidence: String::new(),
+            revision: 0,
+            fingerprint: 0,
+            machine,
+        }
+    }
+
+    #[test]
+    fn that_a_key_is_unknown_from_the_start_is_told_unless_only_the_time_before_is_not_known() {
+        let web = || "web".to_owned();
+        let not_watched = Cause::NotWatched { node: web() }.to_string();
+        let no_data = Cause::TooFewSamples {
+            samples: 0,
+            needed: 1,
+        }
+        .to_string();
+        let silent = Cause::Silent { node: web() }.to_string();
+        let check = |records: &[(i64, Verdict, &str)], expected: &[i64]| {
+            let mut beginnings = Beginnings {
+                begin_ns: BEGIN,
+                excused: BTreeMap::new(),
+            };
+            let records = records
+                .iter()
+                .map(|(at, verdict, cause)| record(*at, *verdict, cause));
+            let told = records
+                .enumerate()
+                .filter_map(|(at, record)| beginnings.take(&record, at == 0, SECOND));
+            let told: Vec<_> = told
+                .map(|record| (record.window_to_ns - BEGIN) / SECOND)
+                .collect();
+            assert_eq!(told, expected);
+        };
+        let (unknown, holds) = (Verdict::Unknown, Verdict::Holds);
+        check(&[(1, unknown, &not_watched), (8, holds, "")], &[]);
+        check(&[(1, unknown, &no_data), (10, holds, "")], &[]);
+        // The window that ended after 11 seconds lay within the check and was unknown still.
+        check(&[(1, unknown, &not_watched), (12, holds, "")], &[1]);
+        check(&[(1, unknown, &silent), (8, holds, "")], &[1]);
+        check(&[(10, unknown, &not_watched), (20, holds, "")], &[10]);
+        check(
+            &[(1, unknown, &not_watched), (5, unknown, &silent), (8, holds, "")],
+            &[5],
+        );
+        check(&[(1, holds, ""), (8, holds, "")], &[]);
+    }
 }

@@ -308,7 +308,7 @@ fn pairs(
     left_out: &mut Vec<String>,
 ) -> Result<Vec<Pair>, SuggestError> {
     let addresses = Addresses::of(roster);
-    let no_groups = BTreeMap::new();
+    let no_group = |_: &str| false;
     let nodes: BTreeMap<&str, &Labelled> = roster
         .nodes
         .iter()
@@ -333,7 +333,7 @@ fn pairs(
         }]);
     }
     let is_in = |place: &Place, node: &Labelled| -> Result<bool, SuggestError> {
-        Ok(members(&place.text)?.contains(node, &no_groups))
+        Ok(members(&place.text)?.contains(node, &no_group))
     };
     let mut counts: BTreeMap<(Place, Option<Place>, String, u16), u64> = BTreeMap::new();
     for row in traffic {
@@ -422,7 +422,7 @@ fn of_pairs(pairs: &[Pair]) -> Vec<Candidate> {
 
 /// The most frequent system calls of the groups that the pairs are of.
 fn of_calls(pairs: &[Pair], roster: &Roster, calls: &[(String, String, u64)]) -> Vec<Candidate> {
-    let no_groups = BTreeMap::new();
+    let no_group = |_: &str| false;
     let places: BTreeSet<&Place> = pairs
         .iter()
         .flat_map(|pair| [Some(&pair.from), pair.servers.as_ref()])
@@ -433,7 +433,7 @@ fn of_calls(pairs: &[Pair], roster: &Roster, calls: &[(String, String, u64)]) ->
         let inside: BTreeSet<&str> = roster
             .nodes
             .iter()
-            .filter(|node| members.contains(&node.labelled, &no_groups))
+            .filter(|node| members.contains(&node.labelled, &no_group))
             .map(|node| node.labelled.node.as_str())
             .collect();
         let mut counts: BTreeMap<&str, u64> = BTreeMap::new();

@@ -140,6 +140,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "dissolved",
         sql: include_str!("migrations/0025_dissolved.sql"),
     },
+    Migration {
+        version: 26,
+        name: "over",
+        sql: include_str!("migrations/0026_over.sql"),
+    },
 ];
 
 /// What people see of the tables. All are made anew with the newest step, so each stands in one place, as it is now; a change of

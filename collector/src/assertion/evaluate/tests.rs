@@ -74,11 +74,19 @@ impl World {
         }
     }
 
+    fn membership(&self) -> Membership {
+        Membership::of(
+            &self.set.groups,
+            self.roster.nodes.iter().map(|node| &node.labelled),
+        )
+    }
+
     fn judge(&self, rows: &[LabelledRows]) -> Vec<Judgement> {
+        let membership = self.membership();
         let moment = Moment {
             window: WINDOW,
             now_ns: self.now_ns,
-            groups: &self.set.groups,
+            membership: &membership,
             roster: &self.roster,
             addresses: &self.addresses,
             coverage: &self.coverage,
@@ -490,10 +498,11 @@ fn a_group_without_nodes_is_unknown() {
 #[test]
 fn a_question_without_an_answer_is_unknown() {
     let world = World::new("from: web, expect: connect.refused = 0, by: from.node", &[]);
+    let membership = world.membership();
     let moment = Moment {
         window: WINDOW,
         now_ns: world.now_ns,
-        groups: &world.set.groups,
+        membership: &membership,
         roster: &world.roster,
         addresses: &world.addresses,
         coverage: &world.coverage,

@@ -33,5 +33,5 @@ FROM
     ORDER BY window_to DESC, revision DESC LIMIT 1 BY assertion, key
 ) AS latest
 -- Of a key that is judged no more, nothing is said now.
-WHERE evidence != '{"is_over":true}'
+WHERE evidence NOT LIKE '_"is_over":true_'
 COMMENT 'The verdicts of now: the latest of each assertion and key within five minutes';
