@@ -186,10 +186,12 @@ impl Plan {
         }
     }
 
-    /// The longest that the run lasts if every answer comes: the last attempt, its handshake, its hold.
+    /// The longest that the run lasts if every answer comes: the last attempt, its handshake, its hold. Of a request it is its wait, and then
+    /// the handshake of a connection that was opened when it had waited almost as long as it may.
     pub fn longest(&self) -> Duration {
+        let waits = if self.http.is_some() { 2 } else { 1 };
         self.sending()
-            .saturating_add(self.timeout)
+            .saturating_add(self.timeout.saturating_mul(waits))
             .saturating_add(self.hold)
     }
 

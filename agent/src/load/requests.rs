@@ -28,10 +28,6 @@ use super::{
 /// Requests that are taken from the schedule before what came is looked at.
 const BURST: usize = 256;
 
-/// A connection begins after the request that it was opened for was due, and so may take longer. One that has no more than this left to
-/// come about when the last request has ended is waited for, in nanoseconds: else its end would be the run's and no longer its own.
-const AFTERMATH_NS: u64 = 20_000_000;
-
 /// Where a connection stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -232,9 +228,9 @@ impl Requests {
             Arrivals::Closed { duration, .. } => self.part.now() >= duration.as_nanos() as u64,
             _ => self.schedule.peek().is_none(),
         };
-        let is_almost_due = |moment: &Moment| moment.at_ns <= self.part.now() + AFTERMATH_NS;
-        let is_decided = self.opening == 0 || !self.deadlines.front().is_some_and(is_almost_due);
-        is_made && self.waiting.is_empty() && self.under_way == 0 && is_decided
+        // A connection begins after the request that it was opened for was due, and so has its time when that has none any more. What
+        // becomes of it is waited for: else it would be the run that ended it, and nothing said of the target.
+        is_made && self.waiting.is_empty() && self.under_way == 0 && self.opening == 0
     }
 
     /// Ends what has taken too long.
