@@ -5,6 +5,7 @@
 //! at the end, however that came, it judges and stores. All but this file and `runs/known.rs` is pure.
 
 pub mod compare;
+pub mod concurrent;
 pub mod counts;
 pub mod doubts;
 pub mod expect;
@@ -34,10 +35,11 @@ use crate::clock::WallClock;
 use crate::ingest::agent::{Agent, Unwelcome};
 use crate::store::runs::{self as store_runs, LoadSample, RunRecord};
 use crate::store::{Store, StoreError};
+use concurrent::{Concurrent, Source};
 use doubts::Doubts;
 use expect::Expectation;
 use plan::Plan;
-use result::{Connections, Kernel, Outcome, Pair, PartOf, Summary, Times, buckets, decode};
+use result::{Cause, Connections, Kernel, Outcome, Pair, PartOf, Summary, Times, buckets, decode};
 
 /// How long the agents may take to say whether they will.
 const REGISTRATION: Duration = Duration::from_secs(5);
@@ -341,6 +343,7 @@ struct Part {
     last_heard: Instant,
     open: u64,
     most_open: u64,
+    concurrent: Concurrent,
     cpu_ns: u64,
     first_ns: u64,
     /// What it alone reported.
@@ -364,8 +367,9 @@ struct Toward {
     /// The node and where it was reached; empty where targets are not told apart.
     node: String,
     address: String,
-    open: u64,
-    most_open: u64,
+    /// Before the report that ended it, when its connections are closed; absent: that one was the only one.
+    open: Option<u64>,
+    said: Source,
     cpu_ns: u64,
     is_over: bool,
     counts: LoadCounts,
@@ -444,8 +448,11 @@ struct Run<'a> {
     /// Events that found no place.
     missed: Arc<AtomicU64>,
     began_at_ns: i64,
+    /// How often the agents report.
+    interval_ns: u64,
+    concurrent: Concurrent,
     most_open: u64,
-    open_at_end: u64,
+    open_at_end: Option<u64>,
     /// What ended the run before it was done.
     trouble: Vec<String>,
 }
@@ -507,6 +514,7 @@ pub async fn load(
         last_heard: now,
         open: 0,
         most_open: 0,
+        concurrent: Concurrent::default(),
         cpu_ns: 0,
         first_ns: 0,
         counts: LoadCounts::default(),
@@ -517,6 +525,7 @@ pub async fn load(
         is_over: false,
         is_gone: false,
     };
+    let is_jitter_mean = plan.udp.is_some_and(|udp| udp.one_way);
     let mut run = Run {
         desk,
         id: id.clone(),
@@ -526,15 +535,20 @@ pub async fn load(
             .into_iter()
             .map(|member| (member.agent.id.clone(), part(member)))
             .collect(),
-        outcome: Outcome::default(),
+        outcome: Outcome {
+            is_jitter_mean,
+            ..Outcome::default()
+        },
         since_update: Outcome::default().connect,
         samples: Vec::new(),
         samples_dropped: 0,
         sample_blocks: 0,
         missed,
         began_at_ns: 0,
+        interval_ns: request.interval_ns.clamp(100_000_000, 1_000_000_000),
+        concurrent: Concurrent::default(),
         most_open: 0,
-        open_at_end: 0,
+        open_at_end: None,
         trouble: Vec::new(),
         request,
     };
@@ -595,7 +609,7 @@ impl Run<'_> {
 
     /// Every agent says that it may and can, or the run does not begin.
     async fn register(&mut self, arriving: &mut mpsc::Receiver<(String, RunEvent)>) -> Result<(), Status> {
-        let interval_ns = self.request.interval_ns.clamp(100_000_000, 1_000_000_000);
+        let interval_ns = self.interval_ns;
         if let Some(mesh) = self.request.mesh.clone() {
             self.serve(&mesh, arriving).await?;
             for part in self.parts.values() {
@@ -897,7 +911,8 @@ impl Run<'_> {
         let connect = decode(&report.connect).ok().flatten();
         let network = decode(&report.network).ok().flatten();
         let toward = &mut part.toward[report.target as usize];
-        toward.most_open = report.most_open;
+        let open_then = (report.open, report.most_open);
+        let more = toward.said.take(report.elapsed_ns, open_then, self.interval_ns);
         toward.cpu_ns = report.cpu_ns;
         toward.is_over = is_last;
         let counts = report.counts.unwrap_or_default();
@@ -909,19 +924,14 @@ impl Run<'_> {
             }
         }
         if !is_last {
-            toward.open = report.open;
+            toward.open = Some(report.open);
         }
         let of_all = |of: fn(&Toward) -> u64| part.toward.iter().map(of).sum::<u64>();
-        part.open = of_all(|toward| toward.open);
-        // Of several the most that was seen at once, for each has its own most at another time.
-        let most_of_one = part
-            .toward
-            .iter()
-            .map(|toward| toward.most_open)
-            .max()
-            .unwrap_or(0);
-        part.most_open = part.most_open.max(part.open).max(most_of_one);
+        part.open = of_all(|toward| toward.open.unwrap_or(0));
+        let most_at_once = part.concurrent.add(more).max(report.most_open);
+        part.most_open = part.most_open.max(part.open).max(most_at_once);
         part.cpu_ns = of_all(|toward| toward.cpu_ns);
+        let most_of_part = part.most_open;
         // What is open now, also where it is no more than that of one target.
         let open_now = match part.toward.as_slice() {
             [_] => report.open,
@@ -938,7 +948,7 @@ impl Run<'_> {
             observed_at_ns: self.began_at_ns.saturating_add_unsigned(report.elapsed_ns),
             elapsed_us: report.elapsed_ns / 1_000,
             open: open_now,
-            most_open: part.most_open,
+            most_open: most_of_part,
             cpu_us: part.cpu_ns / 1_000,
             counts: report.counts.unwrap_or_default(),
             connect,
@@ -965,8 +975,8 @@ impl Run<'_> {
         }
         self.is_there(agent_id, report.elapsed_ns);
         let open: u64 = self.parts.values().map(|part| part.open).sum();
-        let most_of_one = self.parts.values().map(|part| part.most_open).max().unwrap_or(0);
-        self.most_open = self.most_open.max(open).max(most_of_one);
+        let most_at_once = self.concurrent.add(more).max(most_of_part);
+        self.most_open = self.most_open.max(open).max(most_at_once);
         match end {
             Some(LoadEnd::Capped | LoadEnd::Failed) => self.fail(format!("{node}: {}", report.reason)),
             Some(LoadEnd::Orphaned) => self.fail(format!(
@@ -1067,8 +1077,13 @@ impl Run<'_> {
         // Before the generators closed what they had: what they lost was not open.
         let counts = self.outcome.counts;
         self.open_at_end = match self.plan.arrivals {
-            Some(load_plan::Arrivals::Count(_)) => counts.established.saturating_sub(counts::lost(&counts)),
-            _ => self.parts.values().map(|part| part.open).sum(),
+            Some(load_plan::Arrivals::Count(_)) => {
+                Some(counts.established.saturating_sub(counts::lost(&counts)))
+            }
+            _ => {
+                let all = self.parts.values().flat_map(|part| &part.toward);
+                all.map(|toward| toward.open).sum()
+            }
         };
         let ended_at_ns = self.desk.clock.now_ns();
         let connections = self.connections(ended_at_ns);
@@ -1127,7 +1142,7 @@ impl Run<'_> {
         }
         summary.cpu_ns = self.parts.values().map(|part| part.cpu_ns).sum();
         // Reports come one after another; what is open at the end is open at once.
-        summary.most_open = self.most_open.max(self.open_at_end);
+        summary.most_open = self.most_open.max(self.open_at_end.unwrap_or(0));
         summary.open_at_end = self.open_at_end;
         summary.limits.splice(0..0, self.trouble.iter().cloned());
         summary.kernel = kernel;
@@ -1213,8 +1228,10 @@ impl Run<'_> {
                     // A run ends with its connections: how they ended comes a moment later.
                     let ended: u64 = kernel.ends.iter().map(|ends| ends.connections).sum();
                     let are_ends_there = ended >= kernel.established || kernel.ends.len() >= store_runs::WAYS;
-                    let is_complete =
-                        kernel.attempts >= expected && kernel.explained() >= failed && are_ends_there;
+                    let is_complete = kernel.attempts >= expected
+                        && kernel.explained() >= failed
+                        && are_ends_there
+                        && !kernel.causes.iter().any(Cause::is_awaited);
                     let patience = if kernel.attempts == 0 {
                         KERNEL_PATIENCE
                     } else {

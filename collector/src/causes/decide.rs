@@ -433,10 +433,7 @@ impl Scene {
             "process_gave_up" | "host_unreachable" if self.looks_without > 0 && self.looks_with == 0 => {
                 self.of_a_host_that_is_down()
             }
-            "process_gave_up" => of_the_client(
-                Cause::ProcessGaveUp,
-                "the process gave up before an answer was due",
-            ),
+            "process_gave_up" => self.of_giving_up(attempt),
             "refused_by_peer" => self.of_a_refusal(),
             "icmp_port_unreachable" | "icmp_prohibited" => (
                 Cause::Rejected,
@@ -495,6 +492,38 @@ impl Scene {
         (Cause::HostDown, true, why)
     }
 
+    /// A process waits less long than the kernel, often for a second or less: what was seen of its SYNs meanwhile is why no answer
+    /// came. That nothing was seen says nothing of one that may have been on its way.
+    fn of_giving_up(&self, attempt: &Attempt) -> (Cause, bool, String) {
+        let syns = u32::from(attempt.syn_retransmits) + 1;
+        let unanswered = format!("{syns} SYNs went unanswered until the process gave up");
+        let why = "the process gave up before an answer was due";
+        self.of_what_was_lost(&unanswered)
+            .unwrap_or_else(|| (Cause::ProcessGaveUp, true, why.to_owned()))
+    }
+
+    /// Who was seen to drop what was sent or answered.
+    fn of_what_was_lost(&self, unanswered: &str) -> Option<(Cause, bool, String)> {
+        let confirmed = |cause| Some((cause, true, unanswered.to_owned()));
+        if self.filtered_here + self.filtered_there > 0 {
+            return confirmed(Cause::Filtered);
+        }
+        if self.is_full || (self.listener_drops > 0 && self.listen_overflows > 0) {
+            return confirmed(Cause::ListenerFull);
+        }
+        // What the listener dropped was another's if it has answered this one more than once.
+        if self.listener_drops > 0 && self.own_syn_acks_again == 0 {
+            return confirmed(Cause::DroppedByListener);
+        }
+        (self.syn_acks_again + self.own_syn_acks_again > 0).then(|| {
+            (
+                Cause::ReplyDropped,
+                true,
+                format!("{unanswered}, but they arrived: the answer was lost on its way back"),
+            )
+        })
+    }
+
     /// A SYN, or its answer, was lost.
     fn of_silence(&self, attempt: &Attempt) -> (Cause, bool, String) {
         let unanswered = format!("{} SYNs went unanswered", u32::from(attempt.syn_retransmits) + 1);
@@ -506,23 +535,8 @@ impl Scene {
         } else {
             unanswered
         };
-        let confirmed = |cause| (cause, true, unanswered.clone());
-        if self.filtered_here + self.filtered_there > 0 {
-            return confirmed(Cause::Filtered);
-        }
-        if self.is_full || (self.listener_drops > 0 && self.listen_overflows > 0) {
-            return confirmed(Cause::ListenerFull);
-        }
-        // What the listener dropped was another's if it has answered this one more than once.
-        if self.listener_drops > 0 && self.own_syn_acks_again == 0 {
-            return confirmed(Cause::DroppedByListener);
-        }
-        if self.syn_acks_again + self.own_syn_acks_again > 0 {
-            return (
-                Cause::ReplyDropped,
-                true,
-                format!("{unanswered}, but they arrived: the answer was lost on its way back"),
-            );
+        if let Some(seen) = self.of_what_was_lost(&unanswered) {
+            return seen;
         }
         if !self.is_home_known {
             return (

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow};
 use holdfast_proto::v1::{RunsRequest, StopRunRequest};
 use serde::Deserialize;
+use tonic::Code;
 
 use super::Failure;
 use super::client::{Lines, Reach};
@@ -194,10 +195,13 @@ pub(super) async fn one(args: One) -> Result<(), Failure> {
             let request = StopRunRequest {
                 run_id: stop.run_id.clone(),
             };
-            client
-                .stop_run(request)
-                .await
-                .map_err(|status| stop.reach.failure(&status))?;
+            if let Err(status) = client.stop_run(request).await {
+                // None, or several, that are called so are a wrong call; one that is over cannot be stopped.
+                if status.code() == Code::NotFound {
+                    found(&stop.reach, &stop.run_id, false).await?;
+                }
+                return Err(stop.reach.failure(&status));
+            }
             super::tell(&format!("the run {} is being stopped", stop.run_id));
             Ok(())
         }
@@ -372,7 +376,11 @@ fn body(summary: &Summary) -> String {
         ("error", &summary.error),
         ("late by", &summary.lateness),
     ] {
-        text += &line_of(name, times);
+        if name == "jitter" && summary.is_jitter_mean() {
+            text += &line_of_mean(times);
+        } else {
+            text += &line_of(name, times);
+        }
     }
     if is_of_requests {
         text += "              request: from when it was due until its answer was complete; response: since it was sent\n";
@@ -457,9 +465,17 @@ fn lines_of_connections(summary: &Summary, nonzero: &dyn Fn(&[&str]) -> String) 
         ])
     );
     text += &format!(
-        "connections:  {} concurrent at most, {} established at the end, {} closed by us; lost: {}\n",
+        "connections:  {} concurrent at {}, {}{} closed by us; lost: {}\n",
         summary.most_open,
-        summary.open_at_end,
+        // Until a run of several is over, what each had alone is all that is known.
+        if summary.is_over || summary.parts.len() < 2 {
+            "most"
+        } else {
+            "least"
+        },
+        summary
+            .open_at_end
+            .map_or_else(String::new, |open| format!("{open} established at the end, ")),
         count("closed"),
         nonzero(&[
             "closed_by_peer",
@@ -470,6 +486,17 @@ fn lines_of_connections(summary: &Summary, nonzero: &dyn Fn(&[&str]) -> String) 
         ])
     );
     text
+}
+
+/// Jitter that the receivers averaged.
+fn line_of_mean(times: &Times) -> String {
+    if times.count == 0 {
+        return String::new();
+    }
+    format!(
+        "  jitter      {} in the mean, by the receiver (RFC 3550); one way there are no percentiles\n",
+        human(times.mean_ns)
+    )
 }
 
 fn line_of(name: &str, times: &Times) -> String {
@@ -584,6 +611,15 @@ fn line_of_part(part: &PartOf) -> String {
     line + "\n"
 }
 
+/// What processes of the target did with those that were established there.
+fn taken(kernel: &Kernel) -> String {
+    match (kernel.taken_by_target, kernel.served_by_target) {
+        (0, 0) => "no process is known to have taken one, and none was answered".to_owned(),
+        (0, served) => format!("no process is known to have taken one, and {served} were answered"),
+        (taken, served) => format!("a process took {taken} or more, and answered {served}"),
+    }
+}
+
 /// What the kernels of both ends recorded.
 fn lines_of_kernel(kernel: &Kernel) -> String {
     let times = match kernel.established {
@@ -595,8 +631,8 @@ fn lines_of_kernel(kernel: &Kernel) -> String {
         ),
     };
     let mut text = format!(
-        "kernel:       {} attempts recorded: {} established{times}, {} refused, {} timed out\n",
-        kernel.attempts, kernel.established, kernel.refused, kernel.timed_out
+        "kernel:       {} attempts recorded: {} established{times}, {} refused, {} timed out, {} aborted by the generator\n",
+        kernel.attempts, kernel.established, kernel.refused, kernel.timed_out, kernel.aborted
     );
     let by = |ends: &Ends| match (ends.comm.as_str(), ends.pid) {
         ("", 0) => String::new(),
@@ -613,8 +649,10 @@ fn lines_of_kernel(kernel: &Kernel) -> String {
     }
     if kernel.seen_by_target > 0 {
         text += &format!(
-            "at target:    {} of {} established there too; a process took {} or more, and answered {}\n",
-            kernel.seen_by_target, kernel.established, kernel.taken_by_target, kernel.served_by_target
+            "at target:    {} of {} established there too; {}\n",
+            kernel.seen_by_target,
+            kernel.established,
+            taken(kernel)
         );
     } else if kernel.established > 0 {
         text += "at target:    no agent saw the other ends\n";

@@ -167,6 +167,29 @@ pub fn local_limits(counts: &LoadCounts) -> u64 {
     counts.local_files + counts.local_ports + counts.local_filter
 }
 
+/// The same, had everything gone well that was not answered with a failure: what only waited too long, and what the machine that made the
+/// load could not do, may be the generator's own doing.
+pub fn but_for_silences(counts: &LoadCounts) -> LoadCounts {
+    let attempts = counts.timed_out + counts.failed + local_limits(counts);
+    let requests = counts.request_timed_out + counts.request_lost + counts.unsent;
+    LoadCounts {
+        timed_out: 0,
+        failed: 0,
+        local_files: 0,
+        local_ports: 0,
+        local_filter: 0,
+        established: counts.established + attempts,
+        lost_timed_out: 0,
+        lost_unreachable: 0,
+        lost_failed: 0,
+        request_timed_out: 0,
+        request_lost: 0,
+        unsent: 0,
+        answered: counts.answered + requests,
+        ..*counts
+    }
+}
+
 /// Established connections that ended without the generator's doing.
 pub fn lost(counts: &LoadCounts) -> u64 {
     counts.closed_by_peer

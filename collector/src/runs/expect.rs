@@ -66,6 +66,31 @@ enum Count {
 }
 
 impl Count {
+    /// Nothing of it is wanted, and it only grows.
+    fn is_of_failures(self) -> bool {
+        match self {
+            Self::Error
+            | Self::Refused
+            | Self::TimedOut
+            | Self::Reset
+            | Self::Unreachable
+            | Self::Lost
+            | Self::UnexpectedStatus
+            | Self::UnexpectedBody
+            | Self::RequestTimedOut
+            | Self::RequestLost
+            | Self::Malformed
+            | Self::Unsent
+            | Self::Insecure => true,
+            Self::Established
+            | Self::Closed
+            | Self::Requests
+            | Self::Answered
+            | Self::Reordered
+            | Self::Duplicated => false,
+        }
+    }
+
     /// A part of the requests, not of the attempts to connect.
     fn is_of_requests(self) -> bool {
         matches!(
@@ -180,6 +205,29 @@ impl Expectation {
         (shown, if holds { Verdict::Holds } else { Verdict::Violated })
     }
 
+    /// Whether what the target answered is enough to break it, were everything else as good as can be. A generator that was slow or
+    /// lacked something has no part in that.
+    pub fn is_broken_by_answers(&self, outcome: &Outcome) -> bool {
+        let (Signal::Ratio(count) | Signal::Count(count)) = self.signal else {
+            return false;
+        };
+        if !count.is_of_failures() {
+            return false;
+        }
+        let answers = Outcome {
+            counts: counts::but_for_silences(&outcome.counts),
+            ..Outcome::default()
+        };
+        let Some(value) = self.signal.of(&answers) else {
+            return false;
+        };
+        match self.comparison {
+            Comparison::Less => value >= self.threshold,
+            Comparison::LessOrEqual | Comparison::Equal => value > self.threshold,
+            Comparison::More | Comparison::MoreOrEqual => false,
+        }
+    }
+
     /// Whether a number that grows while a run lasts is short of what is expected.
     fn could_come(&self, value: f64) -> bool {
         let is_least = matches!(
@@ -281,6 +329,12 @@ impl Signal {
             }
         };
         match self {
+            // One value of each receiver has no percentiles.
+            Self::Time(Clock::Jitter, statistic)
+                if outcome.is_jitter_mean && statistic != Statistic::Mean =>
+            {
+                None
+            }
             Self::Time(clock, statistic) => {
                 let times = match clock {
                     Clock::Connect => &outcome.connect,
@@ -398,6 +452,22 @@ mod tests {
         check("exchange.p99 < 1s", Verdict::Unknown);
         let (_, nothing) = Expectation::parse("lost = 0").unwrap().judge(&Outcome::default());
         assert_eq!(nothing, Verdict::Unknown);
+    }
+
+    #[test]
+    fn jitter_that_only_the_receiver_knows_has_a_mean_and_no_percentiles() {
+        let mut outcome = outcome();
+        outcome.is_jitter_mean = true;
+        outcome.jitter.record(2_000_000).unwrap();
+        let check = |text: &str, verdict| {
+            let (shown, found) = Expectation::parse(text).unwrap().judge(&outcome);
+            assert_eq!(found, verdict, "{text}: {shown}");
+        };
+        check("jitter.mean < 5ms", Verdict::Holds);
+        check("jitter.mean < 1ms", Verdict::Violated);
+        for nothing in ["jitter.p99 < 5ms", "jitter.max < 5ms", "jitter.min < 5ms"] {
+            check(nothing, Verdict::Unknown);
+        }
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct Outcome {
     pub exchange: Histogram<u64>,
     pub request: Histogram<u64>,
     pub jitter: Histogram<u64>,
+    /// What is recorded of jitter is one smoothed mean of each receiver (RFC 3550), and no distribution: the datagrams went one way.
+    pub is_jitter_mean: bool,
     /// Answers by status, and what went wrong, in words.
     pub statuses: BTreeMap<u32, u64>,
     pub remarks: Vec<String>,
@@ -74,6 +76,7 @@ impl Default for Outcome {
             exchange: times(),
             request: times(),
             jitter: times(),
+            is_jitter_mean: false,
             statuses: BTreeMap::new(),
             remarks: Vec::new(),
             lateness: times(),
@@ -277,10 +280,10 @@ pub struct Summary {
     /// Likewise, of `counts`: what was seen of agents of a mesh as targets after they were last heard of. It proves nothing.
     #[serde(default)]
     pub own_doing: BTreeMap<String, u64>,
-    /// Established at once: of one node the most, of several the most that their reports together showed.
+    /// Established at once: of one node the most, of several the most that they had in one interval of their reports, added up.
     pub most_open: u64,
-    /// Established when the run ended, before the generator closed them.
-    pub open_at_end: u64,
+    /// Established when the run ended, before the generator closed them, as the last reports before that say; absent: a node made none.
+    pub open_at_end: Option<u64>,
     pub connect: Times,
     pub dial: Times,
     pub network: Times,
@@ -288,6 +291,7 @@ pub struct Summary {
     pub exchange: Times,
     #[serde(default)]
     pub request: Times,
+    /// Of datagrams that went one way it has as many as there were receivers, and only its mean means something.
     #[serde(default)]
     pub jitter: Times,
     #[serde(default)]
@@ -363,6 +367,9 @@ pub struct Judged {
     pub expected: String,
     pub seen: String,
     pub verdict: Verdict,
+    /// What the target answered breaks it, whatever the generator lacked.
+    #[serde(default)]
+    pub is_broken_by_answers: bool,
 }
 
 /// Which connections are a run's: those that one process of a node opened to the targets while it lasted.
@@ -388,6 +395,9 @@ pub struct Kernel {
     pub established: u64,
     pub refused: u64,
     pub timed_out: u64,
+    /// Given up by the generator before the kernel did: what is a time-out to it, where its own is the shorter one.
+    #[serde(default)]
+    pub aborted: u64,
     pub connect_p50_us: u64,
     pub connect_p99_us: u64,
     /// Of the established ones, those whose other end an agent recorded too.
@@ -439,6 +449,31 @@ pub struct Cause {
     pub evidence: String,
 }
 
+/// Causes of silence that are no matter of how fast the generator is.
+const OF_THE_TARGET: [&str; 6] = [
+    "listener_full",
+    "dropped_by_listener",
+    "filtered",
+    "dropped_on_path",
+    "reply_dropped",
+    "host_down",
+];
+
+impl Cause {
+    /// Both ends know that the attempts failed for what is behind the generator.
+    fn is_of_the_target(&self) -> bool {
+        self.is_confirmed
+            && ["timed_out", "aborted"].contains(&self.outcome.as_str())
+            && OF_THE_TARGET.contains(&self.cause.as_str())
+    }
+
+    /// What is known of it may become more: the other end has an agent, which has not said yet what it saw.
+    pub fn is_awaited(&self) -> bool {
+        let is_only_ours = !self.is_confirmed || self.cause == "process_gave_up";
+        ["timed_out", "aborted"].contains(&self.outcome.as_str()) && !self.node.is_empty() && is_only_ours
+    }
+}
+
 impl Kernel {
     /// Attempts that failed for a reason that is named, confirmed or not: an other end without an agent never says anything.
     pub fn explained(&self) -> u64 {
@@ -477,7 +512,7 @@ impl Summary {
                 ("lateness", &outcome.lateness),
             ]
             .into_iter()
-            .filter(|(_, times)| !times.is_empty())
+            .filter(|(name, times)| !times.is_empty() && !(outcome.is_jitter_mean && *name == "jitter"))
             .map(|(name, times)| (name.to_owned(), buckets(times)))
             .collect(),
             expectations: expectations
@@ -488,6 +523,8 @@ impl Summary {
                         expected: expectation.text().to_owned(),
                         seen,
                         verdict,
+                        is_broken_by_answers: verdict == Verdict::Violated
+                            && expectation.is_broken_by_answers(outcome),
                     }
                 })
                 .collect(),
@@ -498,11 +535,12 @@ impl Summary {
     }
 
     /// Whether the run shows what was expected, and why not. Where nothing was, that there were no errors and no losses. A
-    /// generator that was the limit proves nothing against the target, nor for it; but that the target said no, it does prove.
+    /// generator that was the limit proves nothing against the target, nor for it; but that the target said no, or that the kernels of
+    /// both ends know who dropped what it sent, it does prove.
     pub fn verdict(&self) -> (Verdict, Vec<String>) {
         if !self.limits.is_empty() {
-            let mut reasons = self.bad(&ANSWERS);
-            if self.expectations.is_empty() && !reasons.is_empty() {
+            let mut reasons = self.proven();
+            if !reasons.is_empty() {
                 reasons.extend_from_slice(&self.limits);
                 return (Verdict::Violated, reasons);
             }
@@ -543,6 +581,31 @@ impl Summary {
         }
     }
 
+    /// What holds against the target, whatever the generator lacked.
+    fn proven(&self) -> Vec<String> {
+        let has_own_doing = self.own_doing.values().any(|count| *count > 0);
+        if !self.expectations.is_empty() {
+            let broken = self
+                .expectations
+                .iter()
+                .filter(|judged| judged.is_broken_by_answers);
+            return broken
+                .filter(|_| !has_own_doing)
+                .map(|judged| format!("{}: {}", judged.expected, judged.seen))
+                .collect();
+        }
+        let mut reasons = self.bad(&ANSWERS);
+        // Silence alone is none, but its cause may be.
+        if !has_own_doing && !self.bad(&["timed_out"]).is_empty() {
+            let causes = self.kernel.iter().flat_map(|kernel| &kernel.causes);
+            reasons.extend(causes.filter(|cause| cause.is_of_the_target()).map(|cause| {
+                let (outcome, why) = (cause.outcome.replace('_', " "), cause.cause.replace('_', " "));
+                format!("{} {outcome}: {why}", cause.attempts)
+            }));
+        }
+        reasons
+    }
+
     /// Which of these there were, and how many.
     fn bad(&self, names: &[&str]) -> Vec<String> {
         let count = |name: &&str| {
@@ -559,6 +622,11 @@ impl Summary {
             .filter(|name| count(name) > 0)
             .map(|name| format!("{name}: {}{}", count(name), cause(name)))
             .collect()
+    }
+
+    /// As [`Outcome::is_jitter_mean`].
+    pub fn is_jitter_mean(&self) -> bool {
+        self.plan.as_ref().is_some_and(|plan| plan.one_way)
     }
 
     /// By its plan; where that was not stored yet, as [`counts::are_of_datagrams`].
@@ -636,6 +704,78 @@ mod tests {
             (Verdict::Violated, "refused: 2", 2)
         );
         assert_eq!(Summary::of(&outcome, &expected).verdict().0, Verdict::Unknown);
+    }
+
+    #[test]
+    fn an_expectation_that_the_target_broke_is_broken_however_late_the_generator_was() {
+        let mut outcome = Outcome::default();
+        outcome.counts.started = 10;
+        outcome.counts.refused = 10;
+        outcome.counts.late = 5;
+        outcome.lateness.record_n(2_000_000, 10).unwrap();
+        let verdict = |outcome: &Outcome, text: &str| {
+            let expected = [Expectation::parse(text).unwrap()];
+            Summary::of(outcome, &expected).verdict()
+        };
+        let (found, reasons) = verdict(&outcome, "error_ratio < 0.1%");
+        assert_eq!(found, Verdict::Violated);
+        assert_eq!(reasons[0], "error_ratio < 0.1%: 100.000%");
+        assert!(reasons[1].contains("5 of 10 attempts"), "{reasons:?}");
+        assert_eq!(verdict(&outcome, "refused = 0").0, Verdict::Violated);
+        // What holds still is not proven, nor what is only short of something.
+        assert_eq!(verdict(&outcome, "timed_out = 0").0, Verdict::Unknown);
+        assert_eq!(verdict(&outcome, "established >= 1").0, Verdict::Unknown);
+        // Of a silence that may be its own doing nothing counts, of an answer each does.
+        (outcome.counts.refused, outcome.counts.timed_out) = (1, 9);
+        assert_eq!(verdict(&outcome, "error_ratio < 20%").0, Verdict::Unknown);
+        assert_eq!(verdict(&outcome, "error_ratio < 10%").0, Verdict::Violated);
+    }
+
+    #[test]
+    fn a_cause_that_both_ends_know_is_proof_where_silence_is_none() {
+        let mut outcome = Outcome::default();
+        outcome.counts.started = 10;
+        outcome.counts.timed_out = 10;
+        outcome.counts.late = 5;
+        outcome.lateness.record_n(2_000_000, 10).unwrap();
+        let found = |cause: Cause, own_doing: u64| {
+            let mut summary = Summary::of(&outcome, &[]);
+            summary.own_doing = [("timed_out".to_owned(), own_doing)].into();
+            summary.kernel = Some(Kernel {
+                causes: vec![cause],
+                ..Kernel::default()
+            });
+            summary.verdict()
+        };
+        let full = Cause {
+            cause: "listener_full".into(),
+            outcome: "aborted".into(),
+            is_confirmed: true,
+            attempts: 10,
+            ..Cause::default()
+        };
+        let (verdict, reasons) = found(full.clone(), 0);
+        assert_eq!(
+            (verdict, reasons[0].as_str()),
+            (Verdict::Violated, "10 aborted: listener full")
+        );
+        let unconfirmed = Cause {
+            is_confirmed: false,
+            ..full.clone()
+        };
+        assert_eq!(found(unconfirmed, 0).0, Verdict::Unknown);
+        // What is the generator's own, and what came of a lost agent of a mesh, is none.
+        let gave_up = Cause {
+            cause: "process_gave_up".into(),
+            ..full.clone()
+        };
+        assert_eq!(found(gave_up, 0).0, Verdict::Unknown);
+        assert_eq!(found(full.clone(), 1).0, Verdict::Unknown);
+        let slow = Cause {
+            outcome: "established".into(),
+            ..full
+        };
+        assert_eq!(found(slow, 0).0, Verdict::Unknown);
     }
 
     #[test]

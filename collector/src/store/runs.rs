@@ -329,7 +329,7 @@ const OURS: &str = "role = 'active' \
 pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, StoreError> {
     let sql = format!(
         "SELECT count() AS attempts, countIf(outcome = 'established') AS established, countIf(outcome = 'refused') AS refused, \
-         countIf(outcome = 'timed_out') AS timed_out, \
+         countIf(outcome = 'timed_out') AS timed_out, countIf(outcome = 'aborted') AS aborted, \
          toUInt64(quantileExactLowIf(0.5)(connect_us, outcome = 'established')) AS connect_p50_us, \
          toUInt64(quantileExactLowIf(0.99)(connect_us, outcome = 'established')) AS connect_p99_us \
          FROM attempts WHERE {OURS} AND decided_at {MEANWHILE}"

@@ -404,6 +404,13 @@ async fn a_run_that_is_stopped_or_whose_agent_leaves_ends_and_is_kept() {
         "{report}"
     );
 
+    // What is over cannot be stopped; what never was is a wrong call, as it is to show it.
+    let id = crate::store_engine::ask(&*store, "SELECT run_id FROM runs").await;
+    for (called, code) in [(id.trim(), 4), ("nonex", 2)] {
+        let output = holdfast(&collector, &["run", "stop", called]).await;
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+    }
+
     // The agent leaves in the middle.
     let running = holdfast(&collector, &hold);
     let leaving = async {
@@ -424,6 +431,70 @@ async fn a_run_that_is_stopped_or_whose_agent_leaves_ends_and_is_kept() {
         1
     );
     collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_two_agents_held_at_once_is_added_up_in_a_run_of_one_report() {
+    let collector = Collector::start(database().await).await;
+    let generators = ["web-1", "web-2"].map(|node| Generator::start(&collector, node, 50));
+    agents(&collector, 2).await;
+    let target = keeper().await.to_string();
+    let closed = ["--concurrency", "8", "--for", "600ms", "--hold", "100ms"];
+    let run = [
+        &["load", "tcp", &target, "-y", "--from", "role=client"][..],
+        &closed,
+    ]
+    .concat();
+    let output = holdfast(&collector, &run).await;
+    let report = stdout(&output);
+    assert!(
+        report.contains("connections:  8 concurrent at most, ") && !report.contains("established at the end"),
+        "{report}"
+    );
+    assert!(
+        stderr(&output).contains("8 connections at once, from all agents with role=client"),
+        "{}",
+        stderr(&output)
+    );
+    for generator in generators {
+        generator.stop().await;
+    }
+    collector.stop().await.unwrap();
+}
+
+#[test]
+fn a_target_without_files_says_so_once_and_goes_on() {
+    use std::io::{BufRead, BufReader};
+    let serve = format!(
+        "ulimit -n 40; exec {} load serve --listen 127.0.0.1:0 --interval 50ms",
+        env!("CARGO_BIN_EXE_holdfast")
+    );
+    let mut target = Command::new("sh")
+        .args(["-c", &serve])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(target.stderr.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    let listens = said.next().unwrap();
+    let words = listens.strip_prefix("listening on ").expect("where");
+    let address: SocketAddr = words.split(';').next().unwrap().parse().unwrap();
+    let connect = || std::net::TcpStream::connect(address).unwrap();
+    let all: Vec<_> = (0..60).map(|_| connect()).collect();
+    let mut lines: Vec<String> = said
+        .by_ref()
+        .take_while(|line| !line.contains("cannot accept"))
+        .collect();
+    // Each that ends makes room for one that waits.
+    drop(all);
+    lines.extend(said.by_ref().take_while(|line| *line != "accepted 60, open 0"));
+    assert!(
+        !lines.iter().any(|line| line.contains("cannot accept")),
+        "{lines:?}"
+    );
+    target.kill().unwrap();
+    target.wait().unwrap();
 }
 
 /// A command that is given Ctrl-C once something has happened.

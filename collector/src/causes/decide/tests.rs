@@ -330,3 +330,36 @@ fn what_never_left_its_node_needs_no_other_end() {
         check(&attempt(local_cause), &Evidence::default(), (cause, true));
     }
 }
+
+#[test]
+fn a_process_that_gave_up_was_kept_waiting_by_what_dropped_its_syns() {
+    let gave_up = Attempt {
+        outcome: "aborted".into(),
+        decided_ns: OPENED_NS + SECOND_NS,
+        syn_retransmits: 0,
+        ..attempt("process_gave_up")
+    };
+    let mut evidence = healthy();
+    evidence
+        .peers
+        .push(trouble(DB, "::ffff:10.0.0.1", |peer| peer.filtered = 1));
+    let decision = check(&gave_up, &evidence, (Cause::Filtered, true));
+    assert!(
+        decision.evidence.contains("until the process gave up"),
+        "{decision:?}"
+    );
+    let mut evidence = healthy();
+    evidence.listeners[1].backlog = 3;
+    check(&gave_up, &evidence, (Cause::ListenerFull, true));
+    let mut evidence = healthy();
+    evidence.listeners[1].drops = 1;
+    check(&gave_up, &evidence, (Cause::DroppedByListener, true));
+    let mut evidence = healthy();
+    evidence.peers.push(trouble(DB, "::ffff:10.0.0.1", |peer| {
+        peer.port = 0;
+        peer.syn_ack_retransmits = 1;
+    }));
+    check(&gave_up, &evidence, (Cause::ReplyDropped, true));
+    // Where nothing was dropped, the answer may have been on its way.
+    check(&gave_up, &healthy(), (Cause::ProcessGaveUp, true));
+}

@@ -335,6 +335,36 @@ impl Asked {
     }
 }
 
+/// Which agents the collector chooses from, in words.
+fn chosen(request: &LoadRequest) -> String {
+    if let Some(mesh) = &request.mesh {
+        let groups: Vec<_> = mesh
+            .groups
+            .iter()
+            .map(|group| format!("{}={group}", mesh.label))
+            .collect();
+        return format!("all agents of {}, each to each other", groups.join(", "));
+    }
+    let mut of_which = String::new();
+    if !request.nodes.is_empty() {
+        of_which += &format!(" of {}", request.nodes.join(", "));
+    }
+    if !request.labels.is_empty() {
+        let mut labels: Vec<_> = request
+            .labels
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        labels.sort_unstable();
+        of_which += &format!(" with {}", labels.join(", "));
+    }
+    match request.agents {
+        0 => format!("all agents{of_which}"),
+        1 => format!("one agent{of_which}"),
+        number => format!("{number} agents{of_which}"),
+    }
+}
+
 /// Nobody makes load by mistake: a person says yes, a script says --yes.
 fn confirm(question: &str) -> Result<(), Failure> {
     if !io::stdin().is_terminal() {
@@ -359,7 +389,12 @@ fn confirm(question: &str) -> Result<(), Failure> {
 /// Makes the load that is asked for, once somebody has agreed.
 pub(super) async fn make(asked: &Asked, load: &Load) -> Result<(), Failure> {
     let request = asked.request(load)?;
-    let what = format!("load on {}: {}", load.named.join(", "), asked.describe(load));
+    let what = format!(
+        "load on {}: {}, from {}",
+        load.named.join(", "),
+        asked.describe(load),
+        chosen(&request)
+    );
     if asked.yes {
         crate::cli::tell(&what);
     } else {

@@ -1,6 +1,7 @@
 //! `holdfast load serve`: a target to try load on, which takes as many connections as it is told, for as long.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +12,7 @@ use holdfast_proto::datagram::{self, Kind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::signal::ctrl_c;
-use tokio::time::{Instant, interval, timeout_at};
+use tokio::time::{Instant, interval, sleep, timeout_at};
 
 use super::received::Listener;
 use super::run::at_least_one;
@@ -66,6 +67,9 @@ struct Served {
     open: AtomicU64,
 }
 
+/// Before accept() is tried again where it failed: a file is free when a connection ends.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+
 /// As long as nobody waits for.
 const EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -87,14 +91,31 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let lifetime = args.lifetime.map_or(EVER, |span| span.0);
     let mut tick = interval(args.interval.0);
     let mut told = (u64::MAX, u64::MAX);
+    // It was said already that something is lacking.
+    let mut is_short = false;
     loop {
         let accepted = served.accepted.load(Ordering::Relaxed);
         let has_room = args.accept.is_none_or(|most| accepted < most);
         tokio::select! {
             _ = ctrl_c() => return Ok(()),
             taken = listener.accept(), if has_room => {
-                // One that was reset in the queue, or for which there is no file: the next one may do.
-                let Ok((stream, _)) = taken else { continue };
+                let stream = match taken {
+                    Ok((stream, _)) => stream,
+                    // It was reset in the queue: the next one may do.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                    // It stays in the queue, so that the next call fails at once.
+                    Err(error) => {
+                        if !is_short {
+                            crate::cli::tell(&format!(
+                                "cannot accept, and tries again: {error}; those that come wait in the kernel's queue (ulimit -n \
+                                 of this shell is the limit of open files)"
+                            ));
+                        }
+                        is_short = true;
+                        sleep(ACCEPT_PAUSE).await;
+                        continue;
+                    }
+                };
                 served.accepted.fetch_add(1, Ordering::Relaxed);
                 served.open.fetch_add(1, Ordering::Relaxed);
                 let served = served.clone();

@@ -21,7 +21,7 @@ Examples:
   holdfast load udp voice:5000 --one-way --rate 1000/s --for 10s
 
 What can be expected: request (from when one was due until it was back), response (since it was sent), jitter with .p50 .p99 .p99.9 .mean
-.min .max; error_ratio, request_timed_out (lost), refused (nothing listens on the port, by ICMP), unreachable, reordered, duplicated; requests,
+.min .max (jitter with --one-way: .mean only); error_ratio, request_timed_out (lost), refused (nothing listens on the port, by ICMP), unreachable, reordered, duplicated; requests,
 answered, errors; rate.
 
 Exit codes: 0 it holds (nothing expected: no errors and no losses), 1 it does not, 2 a wrong call, 3 unknown: the agents were the limit, not the

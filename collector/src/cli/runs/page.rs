@@ -457,7 +457,9 @@ impl Run<'_> {
     }
 
     fn times(&self) -> String {
-        let there = TIMES.iter().filter(|(name, ..)| self.times_of(name).count > 0);
+        let there = TIMES.iter().filter(|(name, ..)| {
+            self.times_of(name).count > 0 && !(*name == "jitter" && self.summary.is_jitter_mean())
+        });
         let rows: Vec<_> = there
             .map(|(name, meaning, _)| {
                 let times = self.times_of(name);
@@ -484,12 +486,19 @@ impl Run<'_> {
         if rows.is_empty() {
             return section("How long it took", &note("Nothing was measured."));
         }
+        let mean = match &self.summary.jitter {
+            jitter if jitter.count > 0 && self.summary.is_jitter_mean() => note(&format!(
+                "Jitter, in the mean, by the receiver (RFC 3550): {}. One way there are no percentiles.",
+                human(jitter.mean_ns)
+            )),
+            _ => String::new(),
+        };
         let head = [
             "", "count", "min", "mean", "dev", "p50", "p90", "p99", "p99.9", "max",
         ];
         section(
             "How long it took",
-            &(self.percentiles() + &table("numbers", &head, &rows)),
+            &(self.percentiles() + &table("numbers", &head, &rows) + &mean),
         )
     }
 
@@ -929,6 +938,12 @@ impl Run<'_> {
                 dash(),
             ],
             vec![
+                "aborted by the generator".into(),
+                dash(),
+                number(kernel.aborted),
+                dash(),
+            ],
+            vec![
                 "time to establish, p50".into(),
                 time(self.summary.dial.p50_ns),
                 data(
@@ -1271,6 +1286,7 @@ mod tests {
                 expected: "connect.p99 < 1ms".into(),
                 seen: HOSTILE.into(),
                 verdict: Verdict::Violated,
+                is_broken_by_answers: false,
             }],
             kernel: Some(kernel),
             ..Summary::default()
