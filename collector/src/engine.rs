@@ -1041,7 +1041,7 @@ const STORE_PATIENCE_NS: i64 = 100_000_000_000;
 
 /// Which nodes of a roster belong to the groups of a set.
 fn membership(set: &Set, roster: &Roster) -> Membership {
-    Membership::of(&set.groups, roster.nodes.iter().map(|node| &node.labelled))
+    Membership::of(&set.groups, &roster.nodes.iter().map(|node| &node.labelled))
 }
 
 fn is_of_agents(assertion: &Assertion) -> bool {

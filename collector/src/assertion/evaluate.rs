@@ -4,7 +4,7 @@
 //! Quantiles are judged by counting, so the verdict is exact: `p99 < 20ms` holds if at most one row in a hundred took
 //! 20 ms or more. The value that is shown comes from a histogram and is within 1.6 %.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::cause::{Cause, Switch};

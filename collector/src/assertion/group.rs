@@ -86,11 +86,11 @@ impl Membership {
     /// `groups` holds every group that is named, and none that is defined by itself.
     pub fn of<'a>(
         groups: &BTreeMap<String, Members>,
-        nodes: impl Iterator<Item = &'a Labelled> + Clone,
+        nodes: &(impl Iterator<Item = &'a Labelled> + Clone),
     ) -> Self {
         let mut membership = Self::default();
         for name in groups.keys() {
-            membership.work_out(name, groups, &nodes);
+            membership.work_out(name, groups, nodes);
         }
         membership
     }
@@ -403,7 +403,7 @@ mod tests {
                 node("web-2", &[("role", "web"), ("zone", "c")]),
                 node("db-1", &[("role", "db")]),
             ];
-            let membership = Membership::of(&groups, nodes.iter());
+            let membership = Membership::of(&groups, &nodes.iter());
             let found: Vec<_> = nodes.iter().enumerate().collect();
             let found = found
                 .iter()
@@ -437,7 +437,7 @@ mod tests {
         let groups = groups(&definitions);
         assert_eq!(fault(&groups), None);
         let nodes = [node("web-1", &[("role", "web")]), node("db-1", &[("role", "db")])];
-        let membership = Membership::of(&groups, nodes.iter());
+        let membership = Membership::of(&groups, &nodes.iter());
         let first = Members::parse("g0").unwrap();
         assert!(membership.contains(&first, 0, &nodes[0]));
         assert!(!membership.contains(&first, 1, &nodes[1]));

@@ -512,7 +512,10 @@ impl Summary {
                 ("lateness", &outcome.lateness),
             ]
             .into_iter()
-            .filter(|(name, times)| !times.is_empty() && !(outcome.is_jitter_mean && *name == "jitter"))
+            .filter(|(name, times)| {
+                let is_mean_alone = outcome.is_jitter_mean && *name == "jitter";
+                !times.is_empty() && !is_mean_alone
+            })
             .map(|(name, times)| (name.to_owned(), buckets(times)))
             .collect(),
             expectations: expectations

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::assertion::cause::OffReason;
 use crate::assertion::coverage::{Report, Watch};
@@ -77,7 +79,7 @@ impl World {
     fn membership(&self) -> Membership {
         Membership::of(
             &self.set.groups,
-            self.roster.nodes.iter().map(|node| &node.labelled),
+            &self.roster.nodes.iter().map(|node| &node.labelled),
         )
     }
 

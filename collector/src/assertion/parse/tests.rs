@@ -328,7 +328,7 @@ fn a_long_chain_of_groups_is_no_danger() {
     ));
     let set = parsed(&text).expect("it is right");
     let node = super::group::Labelled::default();
-    let membership = super::group::Membership::of(&set.groups, [&node].into_iter());
+    let membership = super::group::Membership::of(&set.groups, &[&node].into_iter());
     assert!(!membership.contains(set.assertions[0].observers(), 0, &node));
 }
 
