@@ -143,7 +143,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration {
         version: 26,
         name: "over",
-        sql: include_str!("migrations/0026_over.sql"),
+        sql: "", // Views only.
     },
 ];
 

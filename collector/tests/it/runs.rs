@@ -973,8 +973,8 @@ async fn each_agent_of_a_mesh_reaches_every_other_and_every_pair_is_told() {
     assert!(
         [
             "safe-1: others would load this node",
-            "--load-targets",
-            "127.0.0.1/32:"
+            "--load-targets \"10.0.0.0/8 127.0.0.1/32\"",
+            "load mesh --port"
         ]
         .iter()
         .all(|part| said.contains(part)),

@@ -343,6 +343,10 @@ fn tokens(sql: &str) -> Result<Vec<Token>, (usize, String)> {
     let mut rest = sql;
     while let Some(first) = rest.chars().next() {
         let at = sql.len() - rest.len();
+        // The name of a parameter is no keyword: `{from:DateTime64(9, 'UTC')}`.
+        let is_parameter = tokens
+            .last()
+            .is_some_and(|token: &Token| token.what == What::Symbol('{'));
         let mut put = |what, text: &str, at| {
             tokens.push(Token {
                 what,
@@ -354,7 +358,8 @@ fn tokens(sql: &str) -> Result<Vec<Token>, (usize, String)> {
             let end = rest
                 .find(|c: char| !c.is_alphanumeric() && c != '_')
                 .unwrap_or(rest.len());
-            put(What::Word, &rest[..end], at);
+            let what = if is_parameter { What::Text } else { What::Word };
+            put(what, &rest[..end], at);
             rest = &rest[end..];
         } else if let Some(comment) = rest
             .strip_prefix("--")
@@ -504,6 +509,11 @@ mod tests {
             ("SELECT 1 FROM (FROM f('x') SELECT 1)", "f('x", "`f()` reaches"),
             ("SELECT 1 WHERE x IN f('x')", "f('x", "`f()` reaches"),
             (
+                "SELECT {from:DateTime64(9, '}')} FROM f('x')",
+                "f('x",
+                "`f()` reaches",
+            ),
+            (
                 "SELECT 1; DROP TABLE connections",
                 "DROP",
                 "`sql` is one SELECT: nothing",
@@ -530,6 +540,7 @@ mod tests {
             "SELECT count() AS value FROM attempts WHERE role = 'active' GROUP BY node ;  -- the end",
             "WITH a AS (SELECT f(x) FROM t) SELECT g(y), h(z) FROM a, default.b WHERE k(x) > 1 ORDER BY l(x), m(y)",
             "SELECT sum(number) AS value FROM numbers(10)",
+            "SELECT 1 FROM t WHERE at > {from:DateTime64(9, 'UTC')} AND at <= {until:DateTime64(9, 'UTC')}",
             "SELECT extract(day FROM toDate(x)), trim(BOTH ' ' FROM lower(y)) FROM t",
             "SELECT 1 FROM t WHERE a IS NOT DISTINCT FROM lower(b) AND c IN tuple(1, 2) AND d IN (1, 2)",
             "SELECT i FROM t ARRAY JOIN range(3) AS i, lower(x) AS j",

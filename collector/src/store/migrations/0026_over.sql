@@ -1,2 +1,0 @@
--- Of a key of an assertion that is judged no more the last record says so (its evidence), and the view `verdicts` leaves it out. What
--- a datagram was refused by is told in `run_results`. No table is another one.
