@@ -660,7 +660,7 @@ tests:
     for (sql, cause) in [
         (format!("SELECT nothing AS value FROM attempts WHERE {window}"), "its `sql` failed: "),
         (
-            format!("SELECT count() AS number FROM attempts WHERE {window}"),
+            format!("SELECT * FROM (SELECT count() AS number FROM attempts WHERE {window})"),
             "its `sql` failed: its answer has no column `value`",
         ),
         // The parser does not know every function that reaches beyond the database, the store does.
