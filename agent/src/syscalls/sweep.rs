@@ -45,6 +45,8 @@ pub struct Sweeper {
     latencies: Vec<u64>,
     beside: Beside,
     slots: Vec<Slot>,
+    /// A process found no slot, and none has been free since.
+    is_anybody_slotless: bool,
     totals: Totals,
 }
 
@@ -67,6 +69,7 @@ impl Sweeper {
             latencies: vec![0; sizes.latencies as usize],
             beside: Beside::default(),
             slots: vec![Slot::default(); (sizes.slots + FIRST_SLOT) as usize],
+            is_anybody_slotless: false,
             totals: Totals::default(),
         }
     }
@@ -135,9 +138,11 @@ impl Sweeper {
         {
             self.evict_idle();
         }
-        // Whoever found no slot may find one now.
-        if beside.slotless > self.beside.slotless && taken < sizes.slots as usize {
+        // Whoever found no slot does not ask again by himself. He may find one now, or at a later sweep that finds one free.
+        self.is_anybody_slotless |= beside.slotless > self.beside.slotless;
+        if self.is_anybody_slotless && taken < sizes.slots as usize {
             self.kernel.tables.forget(|slot| slot == OTHER_SLOT);
+            self.is_anybody_slotless = false;
         }
         self.beside = beside;
         Ok(())

@@ -399,6 +399,56 @@ for child in children: os.waitpid(child, 0)
 ";
 
 #[test]
+fn whoever_found_no_slot_gets_one_once_others_have_ended() {
+    let host = Host::new();
+    let few = Sizes { slots: 16, ..sizes() };
+    let mut counting = Counting::with(Mode::Counts, few, Some(host.netns));
+    let crowd = |processes: u32| {
+        host.run(move || {
+            Command::new("python3")
+                .args(["-c", &format!("PROCESSES = {processes}\n{BUSY_CROWD}")])
+                .stdin(Stdio::piped())
+                .spawn()
+                .expect("python3")
+        })
+    };
+    // Processes with a slot that made calls since the sweep before.
+    fn with_a_slot(counting: &mut Counting) -> usize {
+        let callers = counting.callers();
+        let is_busy = |(caller, _): &&(Caller, Calls)| matches!(caller, Caller::Process { .. });
+        callers.iter().filter(is_busy).count()
+    }
+    let mut wait_until = |what: &str, is_so: &dyn Fn(usize, u64) -> bool| {
+        let deadline = Instant::now() + PATIENCE;
+        let mut others = counting.sweeper.totals().others;
+        loop {
+            thread::sleep(Duration::from_millis(50));
+            let busy = with_a_slot(&mut counting);
+            let all_others = counting.sweeper.totals().others;
+            if is_so(busy, all_others - others) {
+                return;
+            }
+            others = all_others;
+            assert!(Instant::now() < deadline, "{what}: {busy} have a slot");
+        }
+    };
+    let mut first = crowd(20);
+    wait_until("all slots are taken", &|busy, others| busy >= 15 && others > 0);
+    // They find no slot, and are told so once.
+    let mut second = crowd(8);
+    for _ in 0..10 {
+        wait_until("others make calls", &|_, others| others > 0);
+    }
+    drop(first.stdin.take());
+    assert!(first.wait().expect("its end").success());
+    wait_until("each of the second has a slot", &|busy, others| {
+        busy >= 8 && others == 0
+    });
+    drop(second.stdin.take());
+    assert!(second.wait().expect("its end").success());
+}
+
+#[test]
 fn an_idle_process_gives_its_slot_up_when_slots_are_scarce_and_gets_another() {
     // The slots are for those of this namespace: others on a busy machine would have taken them all.
     let host = Host::new();

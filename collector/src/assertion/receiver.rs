@@ -84,7 +84,7 @@ pub static FIELDS: [(&str, &str); 13] = [
     ("assertion", "the assertion's name"),
     (
         "verdict",
-        "violated, unknown, pending or holds: the worst in the message",
+        "violated, unknown, pending, holds, or ended (it is judged no more): the worst in the message",
     ),
     ("keys", "what the verdicts are of, with commas between"),
     ("count", "how many verdicts the message has; a number"),
