@@ -292,8 +292,8 @@ struct Segment {
     is_synced: bool,
     /// What in it is not safe from a loss of power was made from here on, by the wall clock. `None`: all of it is safe.
     unsynced_ns: Option<u64>,
-    /// Batches in it that are in a counter for good: the next start must not find them. Those of connections of this start need
-    /// not be here: the next start speaks for it, and knows from its account.
+    /// Batches in it that are in a counter for good: no later start may find them. One that speaks for theirs knows from its account,
+    /// those after it do not.
     left_behind: Vec<BatchId>,
 }
 
@@ -507,7 +507,7 @@ impl Spool {
         for id in left_behind {
             let position = queue.places.get(id).copied();
             if let Some(entry) = position.and_then(|position| queue.remove(position)) {
-                queue.leave_behind_for_good(&entry);
+                queue.leave_behind(&entry);
             }
         }
         for sealed in gap_batches {
@@ -795,7 +795,7 @@ impl Spool {
         let is_told_once = queue.is_journalled || self.disk.is_none();
         if end == End::Refused && id.stream != Stream::Gaps && is_told_once {
             queue.add_gap(&entry, GapReason::Refused);
-            queue.leave_behind_for_good(&entry);
+            queue.leave_behind(&entry);
         }
     }
 
@@ -1048,13 +1048,6 @@ impl Queue {
 
     /// Remembers, for as long as the segment is there, that a batch in it is in a gap.
     fn leave_behind(&mut self, entry: &Entry) {
-        if entry.id.stream != Stream::Connections {
-            self.leave_behind_for_good(entry);
-        }
-    }
-
-    /// The same of one that no store will know, so that it could be in a gap again once its start is forgotten.
-    fn leave_behind_for_good(&mut self, entry: &Entry) {
         if let Some(segment) = entry.left_in.and_then(|segment| self.segments.get_mut(&segment)) {
             segment.left_behind.push(entry.id);
         }
@@ -1103,7 +1096,7 @@ impl Queue {
                 continue;
             }
             let Legacy::Rows(counted) = counters.adopt(&sealed) else {
-                // Of connections, too: the start after this one may find it still, and the account of its own start gone.
+                // The start after this one may find it still, and the account of its own start gone.
                 let segment = self.segments.entry(number).or_default();
                 segment.left_behind.push(sealed.id);
                 continue;

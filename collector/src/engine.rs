@@ -1249,6 +1249,7 @@ fn record(assertion: &Assertion, judgement: Judgement, window: Window, now_ns: i
             .as_ref()
             .map(ToString::to_string)
             .unwrap_or_default(),
+        is_of_beginning: judgement.cause.as_ref().is_some_and(Cause::is_of_beginning),
         condition: condition.to_string(),
         value: reading.value,
         threshold: condition.limit.value(),

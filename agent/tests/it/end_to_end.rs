@@ -33,20 +33,7 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) fn start(name: &'static str, arguments: &[&str]) -> Self {
-        Self::start_in(name, arguments, &[])
-    }
-
-    /// With variables of the environment.
-    fn start_in(name: &'static str, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
-        let mut command = Command::new(binary(name));
-        command.args(arguments).envs(variables.iter().copied());
-        Self::spawn(name, &mut command)
-    }
-
-    /// With what it says going elsewhere.
-    fn start_to(name: &'static str, arguments: &[&str], stderr: impl Into<Stdio>) -> Self {
-        let mut command = Command::new(binary(name));
-        Self::spawn(name, command.args(arguments).stderr(stderr))
+        Self::spawn(name, Command::new(binary(name)).args(arguments))
     }
 
     /// With these capabilities alone, as setpriv(1) writes them.
@@ -237,23 +224,34 @@ pub(crate) fn start_agent_that(
     arguments: &[&str],
     variables: &[(&str, &str)],
 ) -> Program {
-    let (netns, state) = (host.netns_path(), state.display().to_string());
-    let mut all = vec![
-        "run",
-        "--collector",
-        url,
-        "--name",
-        name,
-        "--netns",
-        &netns,
-        "--state",
-        &state,
-        // A busy machine is no reason to see less here.
-        "--max-cpu",
-        "off",
-    ];
-    all.extend(arguments);
-    Program::start_in("holdfast-agent", &all, variables)
+    let mut command = agent(url, host, name, state);
+    command.args(arguments).envs(variables.iter().copied());
+    Program::spawn("holdfast-agent", &mut command)
+}
+
+/// What starts an agent that watches a host.
+fn agent(url: &str, host: &Host, name: &str, state: &Path) -> Command {
+    let mut command = Command::new(binary("holdfast-agent"));
+    command.args(["run", "--collector", url, "--name", name]);
+    command
+        .args(["--netns", &host.netns_path(), "--state"])
+        .arg(state);
+    // A busy machine is no reason to see less here.
+    command.args(["--max-cpu", "off"]);
+    command
+}
+
+/// The same, with what it says in a file.
+fn start_agent_to(
+    log: &tempfile::NamedTempFile,
+    url: &str,
+    host: &Host,
+    name: &str,
+    state: &Path,
+) -> Program {
+    let mut command = agent(url, host, name, state);
+    command.stderr(log.reopen().expect("a file"));
+    Program::spawn("holdfast-agent", &mut command)
 }
 
 /// Waits until a node has said hello, which it does after its programs are attached.
@@ -774,22 +772,8 @@ fn a_disk_that_takes_nothing_is_said_and_nothing_is_lost_while_the_agent_lives()
     let log = tempfile::NamedTempFile::new().expect("a file");
     let said = || std::fs::read_to_string(log.path()).expect("the log");
     let (data, port, web) = (tempfile::tempdir().expect("a folder"), free_port(), free_port());
-    let (url, netns) = (format!("http://127.0.0.1:{port}"), host.netns_path());
-    let folder = state.path().display().to_string();
-    let arguments = [
-        "run",
-        "--collector",
-        &url,
-        "--name",
-        "hard",
-        "--netns",
-        &netns,
-        "--state",
-        &folder,
-        "--max-cpu",
-        "off",
-    ];
-    let agent = Program::start_to("holdfast-agent", &arguments, log.reopen().expect("a file"));
+    let url = format!("http://127.0.0.1:{port}");
+    let agent = start_agent_to(&log, &url, &host, "hard", state.path());
     wait_for("the agent's programs", || {
         said().contains("watching TCP connections").then_some(())
     });
@@ -830,21 +814,7 @@ fn what_waited_in_memory_for_a_full_disk_is_in_a_gap_as_old_as_it_once_its_start
     let url = format!("http://127.0.0.1:{port}");
     let log = tempfile::NamedTempFile::new().expect("a file");
     let said = || std::fs::read_to_string(log.path()).expect("the log");
-    let (netns, folder) = (host.netns_path(), state.path().display().to_string());
-    let arguments = [
-        "run",
-        "--collector",
-        &url,
-        "--name",
-        "full",
-        "--netns",
-        &netns,
-        "--state",
-        &folder,
-        "--max-cpu",
-        "off",
-    ];
-    let agent = Program::start_to("holdfast-agent", &arguments, log.reopen().expect("a file"));
+    let agent = start_agent_to(&log, &url, &host, "full", state.path());
     wait_for("the agent's programs", || {
         connections(&host, 1);
         (files(state.path(), "segment") > 0).then_some(())

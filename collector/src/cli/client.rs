@@ -125,10 +125,7 @@ where
             continue;
         }
         for line in text.lines() {
-            let row = serde_json::from_str(line)
-                .with_context(|| format!("the collector answers with a row of another version: {line}"))
-                .map_err(Failure::Undone)?;
-            rows.extend(cells(&row));
+            rows.extend(cells(&row(line)?));
         }
     }
     if !reach.json {
@@ -144,6 +141,28 @@ where
     }
     stdout.flush()?;
     Ok(())
+}
+
+/// A row of an answer.
+pub(super) fn row<R: DeserializeOwned>(line: &str) -> Result<R, Failure> {
+    serde_json::from_str(line)
+        .with_context(|| format!("the collector answers with a row of another version: {line}"))
+        .map_err(Failure::Undone)
+}
+
+/// All rows of an answer, each with its line.
+pub(super) async fn rows<R: DeserializeOwned>(
+    reach: &Reach,
+    chunks: Streaming<Chunk>,
+) -> Result<Vec<(R, String)>, Failure> {
+    let mut lines = Lines::new(chunks);
+    let mut rows = Vec::new();
+    while let Some(text) = lines.next().await.map_err(|status| reach.failure(&status))? {
+        for line in text.lines() {
+            rows.push((row(line)?, line.to_owned()));
+        }
+    }
+    Ok(rows)
 }
 
 /// The lines of an answer, whatever chunks it comes in.

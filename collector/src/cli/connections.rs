@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::net::Ipv6Addr;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use holdfast_proto::v1::ConnectionsRequest;
 use serde::Deserialize;
 
 use super::Failure;
-use super::client::{Lines, Reach};
+use super::client::{self, Lines, Reach};
 use super::table::{Align, BAD, Cell, FAINT, GOOD, Table, human_bytes, human_us};
 use crate::config::Span;
 
@@ -291,9 +291,7 @@ impl View {
     fn show(&mut self, lines: &str) -> Result<(), Failure> {
         let mut connections = Vec::new();
         for line in lines.lines() {
-            let connection: Connection = serde_json::from_str(line)
-                .with_context(|| format!("the collector answers with a row of another version: {line}"))
-                .map_err(Failure::Undone)?;
+            let connection: Connection = client::row(line)?;
             self.count(&connection);
             connections.push(connection);
         }

@@ -5,14 +5,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use holdfast_proto::v1::query_client::QueryClient;
 use holdfast_proto::v1::{LedgerRequest, NodesRequest};
 use serde::Deserialize;
 use tonic::transport::Channel;
 
 use super::Failure;
-use super::client::{Lines, Reach};
+use super::client::{self, Reach};
 use super::table::{Align, BAD, CLEAR_SCREEN, Cell, FAINT, GOOD, Table};
 
 /// How often `--watch` asks: as often as the agents report.
@@ -191,11 +191,12 @@ async fn show(args: &Args, client: &mut QueryClient<Channel>) -> Result<(), Fail
             ));
         }
     }
+    if args.watch {
+        return outcome(&rows);
+    }
     let rivals = rivals(args, client).await?;
-    if !args.watch {
-        for rival in &rivals {
-            super::tell(&rival.in_words());
-        }
+    for rival in &rivals {
+        super::tell(&rival.in_words());
     }
     match outcome(&rows) {
         Ok(()) if !rivals.is_empty() => Err(Failure::Unknown),
@@ -230,19 +231,10 @@ async fn rivals(args: &Args, client: &mut QueryClient<Channel>) -> Result<Vec<Ri
         .nodes(NodesRequest {})
         .await
         .map_err(|status| reach.failure(&status))?;
-    let mut lines = Lines::new(chunks.into_inner());
-    let mut rivals = Vec::new();
-    while let Some(chunk) = lines.next().await.map_err(|status| reach.failure(&status))? {
-        for line in chunk.lines() {
-            let node: Rival = serde_json::from_str(line)
-                .with_context(|| format!("the collector answers with a row of another version: {line}"))
-                .map_err(Failure::Undone)?;
-            if !node.rival.is_empty() && args.is_about(&node.node) {
-                rivals.push(node);
-            }
-        }
-    }
-    Ok(rivals)
+    let nodes = client::rows(reach, chunks.into_inner()).await?;
+    let nodes = nodes.into_iter().map(|(node, _): (Rival, _)| node);
+    let rivals = nodes.filter(|node| !node.rival.is_empty() && args.is_about(&node.node));
+    Ok(rivals.collect())
 }
 
 /// What all rows come to. A difference is certain, whatever cannot be told of others.
@@ -277,18 +269,12 @@ async fn ask(args: &Args, client: &mut QueryClient<Channel>) -> Result<Vec<Row>,
         .ledger(request)
         .await
         .map_err(|status| reach.failure(&status))?;
-    let mut lines = Lines::new(chunks.into_inner());
-    let mut rows = Vec::new();
-    while let Some(chunk) = lines.next().await.map_err(|status| reach.failure(&status))? {
-        for line in chunk.lines() {
-            let mut row: Row = serde_json::from_str(line)
-                .with_context(|| format!("the collector answers with a row of another version: {line}"))
-                .map_err(Failure::Undone)?;
-            row.text = format!("{line}\n");
-            rows.push(row);
-        }
-    }
-    Ok(rows)
+    let rows = client::rows(reach, chunks.into_inner()).await?;
+    let with_text = |(row, line): (Row, String)| Row {
+        text: format!("{line}\n"),
+        ..row
+    };
+    Ok(rows.into_iter().map(with_text).collect())
 }
 
 /// Rows whose stored ones are all counted in a later report close.

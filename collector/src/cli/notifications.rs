@@ -3,12 +3,11 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-use anyhow::Context;
 use holdfast_proto::v1::NotificationsRequest;
 use serde::Deserialize;
 
 use super::Failure;
-use super::client::{Lines, Reach};
+use super::client::{self, Reach};
 use super::table::{Align, BAD, CLEAR_SCREEN, Cell, FAINT, GOOD, Table};
 use crate::config::Span;
 
@@ -76,20 +75,9 @@ async fn fetch(args: &Args) -> Result<Vec<Row>, Failure> {
         .notifications(request)
         .await
         .map_err(|status| reach.failure(&status))?;
-    let mut lines = Lines::new(chunks.into_inner());
-    let mut rows = Vec::new();
-    while let Some(text) = lines.next().await.map_err(|status| reach.failure(&status))? {
-        for line in text.lines() {
-            let row: Row = serde_json::from_str(line)
-                .with_context(|| format!("the collector answers with a row of another version: {line}"))
-                .map_err(Failure::Undone)?;
-            rows.push(Row {
-                line: line.to_owned(),
-                ..row
-            });
-        }
-    }
-    Ok(rows)
+    let rows = client::rows(reach, chunks.into_inner()).await?;
+    let with_line = |(row, line): (Row, String)| Row { line, ..row };
+    Ok(rows.into_iter().map(with_line).collect())
 }
 
 #[derive(Debug, Deserialize)]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use holdfast_proto::v1::query_client::QueryClient;
 use holdfast_proto::v1::{ProbesRequest, SetProbesRequest};
 use serde::Deserialize;
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 
 use super::Failure;
-use super::client::{Lines, Reach};
+use super::client::{self, Reach};
 use super::table::{Align, BAD, Cell, FAINT, GOOD, Table};
 use crate::config::Span;
 
@@ -174,20 +174,12 @@ async fn ask(reach: &Reach, client: &mut QueryClient<Channel>) -> Result<Vec<Row
         .probes(ProbesRequest {})
         .await
         .map_err(|status| reach.failure(&status))?;
-    let mut lines = Lines::new(chunks.into_inner());
-    let mut rows = Vec::new();
-    while let Some(text) = lines.next().await.map_err(|status| reach.failure(&status))? {
-        for line in text.lines() {
-            let row: Row = serde_json::from_str(line)
-                .with_context(|| format!("the collector answers with a row of another version: {line}"))
-                .map_err(Failure::Undone)?;
-            rows.push(Row {
-                line: format!("{line}\n"),
-                ..row
-            });
-        }
-    }
-    Ok(rows)
+    let rows = client::rows(reach, chunks.into_inner()).await?;
+    let with_line = |(row, line): (Row, String)| Row {
+        line: format!("{line}\n"),
+        ..row
+    };
+    Ok(rows.into_iter().map(with_line).collect())
 }
 
 fn print(reach: &Reach, rows: &[Row]) -> Result<(), Failure> {

@@ -3,7 +3,6 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::ValueEnum;
 use holdfast_proto::v1::query_client::QueryClient;
 use holdfast_proto::v1::{SyscallGrouping, SyscallsRequest};
@@ -12,7 +11,7 @@ use syscalls::Errno;
 use tonic::transport::Channel;
 
 use super::Failure;
-use super::client::{Lines, Reach};
+use super::client::{self, Lines, Reach};
 use super::table::{Align, BAD, CLEAR_SCREEN, Cell, FAINT, Table, human_ns};
 use crate::config::Span;
 
@@ -116,9 +115,7 @@ async fn show(args: &Args, client: &mut QueryClient<Channel>) -> Result<(), Fail
             continue;
         }
         for line in text.lines() {
-            let row: Row = serde_json::from_str(line)
-                .with_context(|| format!("the collector answers with a row of another version: {line}"))
-                .map_err(Failure::Undone)?;
+            let row: Row = client::row(line)?;
             rows.push(row.cells());
         }
     }

@@ -3,12 +3,12 @@
 use std::io::{self, IsTerminal, Write};
 use std::net::Ipv6Addr;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use holdfast_proto::v1::TransitionsRequest;
 use serde::Deserialize;
 
 use super::Failure;
-use super::client::{Lines, Reach};
+use super::client::{self, Lines, Reach};
 use super::connections::{endpoint, process};
 use super::table::{Align, Cell, FAINT, Table, human_ns};
 use crate::config::Span;
@@ -112,9 +112,7 @@ fn show(json: bool, table: &mut Table<{ COLUMNS.len() }>, shown: u64, lines: &st
     } else {
         let mut rows = Vec::new();
         for line in lines.lines() {
-            let transition: Transition = serde_json::from_str(line)
-                .with_context(|| format!("the collector answers with a row of another version: {line}"))
-                .map_err(Failure::Undone)?;
+            let transition: Transition = client::row(line)?;
             rows.push(transition.cells());
         }
         table.fit(&rows);

@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-use anyhow::Context;
 use holdfast_proto::v1::VerdictsRequest;
 use serde::Deserialize;
 
 use super::Failure;
-use super::client::{Lines, Reach};
+use super::client::{self, Lines, Reach};
 use super::table::{Align, BAD, CLEAR_SCREEN, Cell, FAINT, GOOD, Table};
 use crate::assertion::condition::{Condition, value_text};
 use crate::assertion::problem::instead;
@@ -158,9 +157,7 @@ pub(super) struct Row {
 
 impl Row {
     pub(super) fn parse(line: &str) -> Result<Self, Failure> {
-        let row: Self = serde_json::from_str(line)
-            .with_context(|| format!("the collector answers with a row of another version: {line}"))
-            .map_err(Failure::Undone)?;
+        let row: Self = client::row(line)?;
         Ok(Self {
             line: line.to_owned(),
             ..row

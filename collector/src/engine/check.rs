@@ -9,7 +9,6 @@ use tokio::sync::mpsc;
 
 use super::Engine;
 use crate::assertion::Set;
-use crate::assertion::cause;
 use crate::assertion::state::Verdict;
 use crate::clock::WallClock;
 use crate::store::verdicts::Record;
@@ -138,7 +137,7 @@ impl Beginnings {
         let place = (record.assertion.clone(), record.key.clone());
         let is_unknown = record.machine.verdict == Verdict::Unknown;
         if is_first && is_unknown {
-            if record.window_from_ns >= self.begin_ns || !cause::is_of_beginning(&record.cause) {
+            if record.window_from_ns >= self.begin_ns || !record.is_of_beginning {
                 return Some(record.clone());
             }
             self.excused.insert(place, record.clone());
@@ -154,7 +153,7 @@ impl Beginnings {
             return Some(if is_unknown { record.clone() } else { excused });
         }
         if is_unknown {
-            if !cause::is_of_beginning(&record.cause) {
+            if !record.is_of_beginning {
                 return Some(record.clone());
             }
             self.excused.insert(place, excused);
@@ -203,7 +202,7 @@ mod tests {
     const BEGIN: i64 = 1_000 * SECOND;
 
     /// A verdict of the window of ten seconds that ended so long after the check began.
-    fn record(after_s: i64, verdict: Verdict, cause: &str) -> Record {
+    fn record(after_s: i64, verdict: Verdict, cause: Option<&Cause>) -> Record {
         let to_ns = BEGIN + after_s * SECOND;
         let mut machine = Machine::new(to_ns);
         machine.verdict = verdict;
@@ -217,7 +216,8 @@ mod tests {
             window_from_ns: to_ns - 10 * SECOND,
             window_to_ns: to_ns,
             judged_ns: to_ns,
-            cause: cause.into(),
+            cause: cause.map(ToString::to_string).unwrap_or_default(),
+            is_of_beginning: cause.is_some_and(Cause::is_of_beginning),
             condition: String::new(),
             value: None,
             threshold: 0.0,
@@ -235,21 +235,20 @@ mod tests {
     #[test]
     fn that_a_key_is_unknown_from_the_start_is_told_unless_only_the_time_before_is_not_known() {
         let web = || "web".to_owned();
-        let not_watched = Cause::NotWatched { node: web() }.to_string();
-        let no_data = Cause::TooFewSamples {
+        let not_watched = Some(Cause::NotWatched { node: web() });
+        let no_data = Some(Cause::TooFewSamples {
             samples: 0,
             needed: 1,
-        }
-        .to_string();
-        let silent = Cause::Silent { node: web() }.to_string();
-        let check = |records: &[(i64, Verdict, &str)], expected: &[i64]| {
+        });
+        let silent = Some(Cause::Silent { node: web() });
+        let check = |records: &[(i64, Verdict, &Option<Cause>)], expected: &[i64]| {
             let mut beginnings = Beginnings {
                 begin_ns: BEGIN,
                 excused: BTreeMap::new(),
             };
             let records = records
                 .iter()
-                .map(|(at, verdict, cause)| record(*at, *verdict, cause));
+                .map(|(at, verdict, cause)| record(*at, *verdict, cause.as_ref()));
             let told = records
                 .enumerate()
                 .filter_map(|(at, record)| beginnings.take(&record, at == 0, SECOND));
@@ -259,16 +258,20 @@ mod tests {
             assert_eq!(told, expected);
         };
         let (unknown, holds) = (Verdict::Unknown, Verdict::Holds);
-        check(&[(1, unknown, &not_watched), (8, holds, "")], &[]);
-        check(&[(1, unknown, &no_data), (10, holds, "")], &[]);
+        check(&[(1, unknown, &not_watched), (8, holds, &None)], &[]);
+        check(&[(1, unknown, &no_data), (10, holds, &None)], &[]);
         // The window that ended after 11 seconds lay within the check and was unknown still.
-        check(&[(1, unknown, &not_watched), (12, holds, "")], &[1]);
-        check(&[(1, unknown, &silent), (8, holds, "")], &[1]);
-        check(&[(10, unknown, &not_watched), (20, holds, "")], &[10]);
+        check(&[(1, unknown, &not_watched), (12, holds, &None)], &[1]);
+        check(&[(1, unknown, &silent), (8, holds, &None)], &[1]);
+        check(&[(10, unknown, &not_watched), (20, holds, &None)], &[10]);
         check(
-            &[(1, unknown, &not_watched), (5, unknown, &silent), (8, holds, "")],
+            &[
+                (1, unknown, &not_watched),
+                (5, unknown, &silent),
+                (8, holds, &None),
+            ],
             &[5],
         );
-        check(&[(1, holds, ""), (8, holds, "")], &[]);
+        check(&[(1, holds, &None), (8, holds, &None)], &[]);
     }
 }

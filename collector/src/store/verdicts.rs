@@ -26,6 +26,8 @@ pub struct Record {
     pub window_to_ns: i64,
     pub judged_ns: i64,
     pub cause: String,
+    /// [`Cause::is_of_beginning`]. Not stored: who checks for a while asks.
+    pub is_of_beginning: bool,
     pub condition: String,
     pub value: Option<f64>,
     pub threshold: f64,
@@ -69,6 +71,7 @@ impl Record {
             window_to_ns: at_ns,
             judged_ns: now_ns,
             cause,
+            is_of_beginning: false,
             condition: stood.condition,
             value: None,
             threshold: 0.0,

@@ -21,6 +21,14 @@ pub(crate) fn holdfast(arguments: &[&str]) -> Command {
     command
 }
 
+/// `holdfast serve` on ports of its own, whose log can be read.
+pub(crate) fn serve(store: &str) -> Command {
+    let ports = ["--listen", "127.0.0.1:0", "--web", "127.0.0.1:0"];
+    let mut command = holdfast(&["serve", "--store", store]);
+    command.args(ports).stderr(Stdio::piped());
+    command
+}
+
 /// Runs it off the runtime's threads: the collector that it asks is on them.
 pub(crate) async fn output(mut command: Command) -> Output {
     tokio::task::spawn_blocking(move || command.output().unwrap())
@@ -610,16 +618,7 @@ fn signal(child: &Child, name: &str) {
 #[tokio::test]
 async fn serve_runs_stops_at_a_signal_and_keeps_its_folder_to_itself() {
     let store = format!("embedded:{}", folder("serve").display());
-    let arguments = [
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--web",
-        "127.0.0.1:0",
-        "--store",
-        &store,
-    ];
-    let mut serving = holdfast(&arguments).stderr(Stdio::piped()).spawn().unwrap();
+    let mut serving = serve(&store).spawn().unwrap();
     let mut log = BufReader::new(serving.stderr.take().unwrap())
         .lines()
         .map(Result::unwrap);
@@ -641,7 +640,7 @@ async fn serve_runs_stops_at_a_signal_and_keeps_its_folder_to_itself() {
         ("{\"n\":0}\n".to_owned(), String::new())
     );
 
-    let second = output(holdfast(&arguments)).await;
+    let second = output(serve(&store)).await;
     assert_eq!(second.status.code(), Some(4));
     let last = stderr(&second).lines().last().unwrap().to_owned();
     assert!(
@@ -657,19 +656,8 @@ async fn serve_runs_stops_at_a_signal_and_keeps_its_folder_to_itself() {
 async fn serve_keeps_its_rows_on_a_server_whose_password_is_in_the_environment() {
     let address = store_engine::server().await;
     let store = format!("http://{}@{address}/from_serve", clickhouse_http::USER);
-    let arguments = [
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--web",
-        "127.0.0.1:0",
-        "--store",
-        &store,
-    ];
-    let mut command = holdfast(&arguments);
-    command
-        .env("HOLDFAST_STORE_PASSWORD", clickhouse_http::PASSWORD)
-        .stderr(Stdio::piped());
+    let mut command = serve(&store);
+    command.env("HOLDFAST_STORE_PASSWORD", clickhouse_http::PASSWORD);
     let (mut serving, ready) = tokio::task::spawn_blocking(move || {
         let mut serving = command.spawn().unwrap();
         let mut log = BufReader::new(serving.stderr.take().unwrap())
@@ -703,10 +691,8 @@ async fn serve_keeps_its_rows_on_a_server_whose_password_is_in_the_environment()
     );
 
     // Without the password it waits until the server lets it in, and says so once.
-    let mut command = holdfast(&arguments);
-    command
-        .env("HOLDFAST_STORE_PASSWORD", "wrong")
-        .stderr(Stdio::piped());
+    let mut command = serve(&store);
+    command.env("HOLDFAST_STORE_PASSWORD", "wrong");
     let waiting = tokio::task::spawn_blocking(move || {
         let mut serving = command.spawn().unwrap();
         let log = BufReader::new(serving.stderr.take().unwrap())

@@ -71,14 +71,15 @@ async fn deliver(
     Ok((outgoing, incoming))
 }
 
+async fn channel(collector: &Collector) -> Channel {
+    let endpoint = Channel::from_shared(collector.url()).unwrap();
+    endpoint.connect().await.unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_carries_one_agent() {
     let collector = Collector::start(database().await).await;
-    let channel = Channel::from_shared(collector.url())
-        .unwrap()
-        .connect()
-        .await
-        .unwrap();
+    let channel = channel(&collector).await;
     let (outgoing, mut incoming) = deliver(&channel, "a1").await.unwrap();
     let status = deliver(&channel, "a2").await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted);
@@ -340,11 +341,7 @@ async fn what_is_no_http2_is_counted_and_a_look_at_the_port_is_not() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_method_that_is_not_there_is_refused_in_words_and_counted() {
     let collector = Collector::start(database().await).await;
-    let channel = Channel::from_shared(collector.url())
-        .unwrap()
-        .connect()
-        .await
-        .unwrap();
+    let channel = channel(&collector).await;
     let mut client = tonic::client::Grpc::new(channel);
     for (number, path) in [
         "/holdfast.v1.Uplink/Nothing",

@@ -308,13 +308,13 @@ async fn what_cannot_be_read_or_is_out_of_place_ends_its_stream_with_a_status_an
 }
 
 /// A store that is away for some inserts, or refuses those that contain a text.
-struct Troubled {
-    store: Embedded,
+pub(crate) struct Troubled {
+    pub(crate) store: Embedded,
     /// Inserts that still fail.
-    away: AtomicUsize,
-    refuses: Option<&'static str>,
+    pub(crate) away: AtomicUsize,
+    pub(crate) refuses: Option<&'static str>,
     /// Rows that get there in time.
-    rows_in_time: usize,
+    pub(crate) rows_in_time: usize,
 }
 
 #[async_trait]

@@ -3,11 +3,11 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::Value;
 
-use crate::command_line::holdfast;
+use crate::command_line::serve;
 use crate::harness::folder;
 use crate::serving::Serving;
 
@@ -135,19 +135,10 @@ fn a_hang_up_while_the_store_is_waited_for_ends_nothing() {
     write(&assertions, &declared(&["first"]));
     // Nobody listens there: binding that port needs a privilege that nobody uses for it.
     let store = "http://somebody@127.0.0.1:1/holdfast";
-    let mut serving = holdfast(&[
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--web",
-        "127.0.0.1:0",
-        "--store",
-        store,
-    ])
-    .args(["--assertions".as_ref(), assertions.as_os_str()])
-    .stderr(Stdio::piped())
-    .spawn()
-    .unwrap();
+    let mut serving = serve(store)
+        .args(["--assertions".as_ref(), assertions.as_os_str()])
+        .spawn()
+        .unwrap();
     let mut log = BufReader::new(serving.stderr.take().unwrap())
         .lines()
         .map(Result::unwrap);

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use holdfast_collector::rollup::{Minutes, Rollup};
 use holdfast_collector::store::Store;
 use tokio::sync::watch;
 
+use crate::command_line::serve;
 use crate::harness::{database, folder, number};
 use crate::store_rows::{NOON_NS, SECOND_NS, end, insert_ends};
 use crate::synthetic::{Agent, batch_at, now_ns};
@@ -38,22 +39,7 @@ struct Serving {
 impl Serving {
     fn start(store: &Path) -> Self {
         let store = format!("embedded:{}", store.display());
-        let arguments = [
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--web",
-            "127.0.0.1:0",
-            "--store",
-            &store,
-        ];
-        let mut process = Command::new(env!("CARGO_BIN_EXE_holdfast"))
-            .args(arguments)
-            .env_remove("RUST_LOG")
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut process = serve(&store).spawn().unwrap();
         let mut log = BufReader::new(process.stderr.take().unwrap())
             .lines()
             .map(Result::unwrap);

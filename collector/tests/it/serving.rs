@@ -3,13 +3,14 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Output};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use holdfast_proto::v1::{Status, collector_message};
 use serde_json::Value;
 
+use crate::command_line::serve;
 use crate::synthetic::{Agent, now_ns};
 
 /// Far longer than anything takes.
@@ -75,20 +76,8 @@ impl Serving {
     /// Nobody is watched yet.
     pub(crate) fn start_alone(store: &Path, assertions: &Path) -> Self {
         let store = format!("embedded:{}", store.display());
-        let mut process = Command::new(env!("CARGO_BIN_EXE_holdfast"))
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--web",
-                "127.0.0.1:0",
-                "--store",
-                &store,
-            ])
+        let mut process = serve(&store)
             .args(["--assertions".as_ref(), assertions.as_os_str()])
-            .env_remove("RUST_LOG")
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let lines = BufReader::new(process.stderr.take().unwrap())

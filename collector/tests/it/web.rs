@@ -2,13 +2,13 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError};
 
+use crate::faults::Troubled;
 use crate::harness::{Collector, database};
 use crate::synthetic::{Agent, batch};
 
@@ -119,44 +119,17 @@ async fn health_is_bad_and_says_why_while_the_store_is_away() {
     collector.stop().await.unwrap();
 }
 
-/// A store that answers every question and, while it is full, takes no rows.
-struct Full {
-    store: Embedded,
-    is_full: AtomicBool,
-}
-
-#[async_trait]
-impl Store for Full {
-    async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError> {
-        if self.is_full.load(Ordering::SeqCst) {
-            return Err(StoreError::Unavailable {
-                message: "cannot reserve 1.00 MiB".to_owned(),
-            });
-        }
-        self.store.insert(table, token, block).await
-    }
-
-    async fn query(&self, query: Query) -> Result<Chunks, StoreError> {
-        self.store.query(query).await
-    }
-
-    async fn execute(&self, sql: &str) -> Result<(), StoreError> {
-        self.store.execute(sql).await
-    }
-
-    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError> {
-        self.store.derive(sql, params).await
-    }
-}
-
 /// Longer than it takes until something is said of rows that wait, and than the retry after that.
 const PATIENCE: Duration = Duration::from_secs(40);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_is_bad_while_a_store_that_answers_takes_no_rows_and_good_once_it_does() {
-    let store = Arc::new(Full {
+    // It answers every question and takes no rows.
+    let store = Arc::new(Troubled {
         store: (*database().await).clone(),
-        is_full: AtomicBool::new(true),
+        away: AtomicUsize::new(usize::MAX),
+        refuses: None,
+        rows_in_time: usize::MAX,
     });
     let collector = Collector::start(store.clone()).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
@@ -176,7 +149,7 @@ async fn health_is_bad_while_a_store_that_answers_takes_no_rows_and_good_once_it
     until(200).await;
     let body = until(503).await;
     assert!(
-        body.contains("rows have waited to be stored for 10 s: ") && body.contains("cannot reserve 1.00 MiB"),
+        body.contains("rows have waited to be stored for 10 s: ") && body.contains("gone fishing"),
         "{body}"
     );
     // A question is answered in between, which changes nothing.
@@ -185,7 +158,7 @@ async fn health_is_bad_while_a_store_that_answers_takes_no_rows_and_good_once_it
         assert_eq!(collector.page("/healthz").await.0, 503);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    store.is_full.store(false, Ordering::SeqCst);
+    store.away.store(0, Ordering::SeqCst);
     agent.settled(1).await;
     until(200).await;
     collector.stop().await.unwrap();
