@@ -5,11 +5,11 @@ use std::{
     collections::VecDeque,
     fs,
     io::Write,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, TcpStream},
     os::fd::{AsRawFd, OwnedFd},
     sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
@@ -23,7 +23,7 @@ use holdfast_agent::load::{
     tally::Tally,
     worker::{Shared, monotonic_ns},
 };
-use io_uring::{IoUring, opcode, types};
+use io_uring::{IoUring, opcode, squeue, types};
 use rustix::{
     buffer::spare_capacity,
     event::epoll,
@@ -59,6 +59,18 @@ enum Command {
         /// Each with a listener of its own
         #[arg(long, default_value_t = 1)]
         threads: u32,
+    },
+    /// Send requests by io_uring and take any bytes for an answer: the least that a request can cost a client here
+    Ask {
+        target: SocketAddr,
+        /// In all, each with one request at a time
+        #[arg(long, default_value_t = 64)]
+        connections: usize,
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+        /// How long, in milliseconds
+        #[arg(long, default_value_t = 1_000)]
+        millis: u64,
     },
     /// Accept connections until killed, and close them once others have come; says `ready` once it does
     Accept {
@@ -117,6 +129,12 @@ fn main() -> anyhow::Result<()> {
             make(load, Some(http))
         }
         Command::Serve { address, threads } => serve(address, threads),
+        Command::Ask {
+            target,
+            connections,
+            threads,
+            millis,
+        } => ask(target, connections, threads, Duration::from_millis(millis)),
         Command::Accept {
             address,
             threads,
@@ -419,6 +437,81 @@ fn answer_all(listener: &OwnedFd) -> anyhow::Result<()> {
             }
         }
     }
+}
+
+/// Two entries of a ring for each request and one call for all that are due: no client can do less, and this one does not read what it gets.
+fn ask(target: SocketAddr, connections: usize, threads: usize, time: Duration) -> anyhow::Result<()> {
+    ensure!(
+        (1..=connections).contains(&threads),
+        "--threads: at least 1, and a connection for each"
+    );
+    let asking: Vec<_> = (0..threads)
+        .map(|thread| {
+            let own = connections / threads + usize::from(thread < connections % threads);
+            thread::spawn(move || ask_alone(target, own, time))
+        })
+        .collect();
+    let mut answered = 0;
+    for thread in asking {
+        match thread.join() {
+            Ok(counted) => answered += counted?,
+            Err(_) => anyhow::bail!("a thread panicked"),
+        }
+    }
+    println!("{{\"answered\": {answered}}}");
+    Ok(())
+}
+
+/// Answers that came.
+#[allow(unsafe_code)]
+fn ask_alone(target: SocketAddr, connections: usize, time: Duration) -> anyhow::Result<u64> {
+    /// An entry that sends; it says nothing unless it fails.
+    const SENT: u64 = u64::MAX;
+    let request: &str = format!("GET / HTTP/1.1\r\nHost: {target}\r\n\r\n").leak();
+    let buffers = vec![[0u8; 4096]; connections].leak();
+    let mut ring: IoUring = IoUring::builder()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .build(2 * connections as u32)?;
+    let sockets: Vec<TcpStream> = (0..connections)
+        .map(|_| {
+            let socket = TcpStream::connect(target)?;
+            socket.set_nodelay(true)?;
+            Ok(socket)
+        })
+        .collect::<std::io::Result<_>>()
+        .with_context(|| format!("cannot connect to {target}"))?;
+    let files: Vec<_> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+    ring.submitter().register_files(&files)?;
+    let mut due: Vec<usize> = (0..connections).collect();
+    let (mut answered, end) = (0, Instant::now() + time);
+    while Instant::now() < end {
+        for place in due.drain(..) {
+            let socket = types::Fixed(place as u32);
+            let buffer = &mut buffers[place];
+            let send = opcode::Send::new(socket, request.as_ptr(), request.len() as u32)
+                .build()
+                .flags(squeue::Flags::SKIP_SUCCESS)
+                .user_data(SENT);
+            let receive = opcode::Recv::new(socket, buffer.as_mut_ptr(), buffer.len() as u32)
+                .build()
+                .user_data(place as u64);
+            // SAFETY: the request and the buffers are never freed, and a buffer is given again only once it was answered into.
+            unsafe { ring.submission().push_multiple(&[send, receive])? };
+        }
+        ring.submit_and_wait(1)?;
+        for entry in ring.completion() {
+            ensure!(entry.user_data() != SENT, "a send failed: {}", entry.result());
+            ensure!(
+                entry.result() > 0,
+                "the server closed a connection: {}",
+                entry.result()
+            );
+            answered += 1;
+            due.push(entry.user_data() as usize);
+        }
+    }
+    Ok(answered)
 }
 
 fn has(bytes: &[u8], part: &[u8]) -> bool {
