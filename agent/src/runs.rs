@@ -218,6 +218,8 @@ impl Runs {
         let prepare_one = |plan| {
             let mut prepared = prepare(plan).map_err(|nonsense| nonsense.to_string())?;
             self.consent.bound(&mut prepared, number);
+            // Together they use no more than one alone may.
+            prepared.together = number;
             if number > 1 {
                 prepared.threads = 1;
             }
@@ -239,15 +241,12 @@ impl Runs {
     }
 
     fn start(&mut self, run_id: &str, start_ns: u64) {
-        let mut caps = self.consent.caps;
+        let caps = self.consent.caps;
         let events = self.events.clone();
         let Some(current) = self.of(run_id) else { return };
         let Some((prepared, interval)) = current.prepared.take() else {
             return;
         };
-        // Together they use no more than one alone may.
-        caps.bytes /= prepared.len() as u64;
-        caps.cpus /= prepared.len() as f64;
         for (target, prepared) in prepared.into_iter().enumerate() {
             let shared = Arc::clone(&current.shared[target]);
             shared.beat_ns.store(monotonic_ns(), Ordering::Relaxed);

@@ -454,7 +454,7 @@ fn a_cap_that_is_reached_stops_the_run_and_names_its_setting() {
     };
     let (_, last) = run(plan, caps, |_, _| {});
     match last.end {
-        Some(End::Capped(reason)) => assert!(reason.contains("--load-bytes"), "{reason}"),
+        Some(End::Capped(reason)) => assert!(reason.contains("HOLDFAST_LOAD_BYTES="), "{reason}"),
         end => panic!("{end:?}"),
     }
 }
