@@ -14,6 +14,7 @@ use holdfast_proto::v1::{
     LoadPlan, LoadReport, RunEvent, RunOrder, RunReady, RunRefusal, RunServe, RunServing, run_event,
     run_order,
 };
+use prost::Message;
 use tokio::sync::mpsc;
 
 use crate::load::{
@@ -117,6 +118,7 @@ impl Runs {
                             clock_error_ns,
                             pid: std::process::id(),
                             threads: threads as u32,
+                            plan_crc32: Some(crc32fast::hash(&plan.encode_to_vec())),
                         }),
                     );
                 }

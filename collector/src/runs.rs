@@ -25,6 +25,7 @@ use holdfast_proto::v1::{
     RunEvent, RunOrder, RunProgress, RunReady, RunRelease, RunResult, RunServe, RunStart, RunStop, RunUpdate,
     collector_message, load_plan, run_event, run_order, run_update,
 };
+use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
@@ -340,6 +341,8 @@ pub struct Desk {
 struct Part {
     member: Member,
     ready: Option<RunReady>,
+    /// The CRC-32 of the plan that it was sent.
+    plan_crc32: u32,
     last_heard: Instant,
     open: u64,
     most_open: u64,
@@ -409,6 +412,17 @@ impl Part {
         self.is_gone = true;
         self.trouble = "was lost in the middle".to_owned();
         self.node().to_owned()
+    }
+
+    /// All that it does to whatever target, added up.
+    fn sum(&self, of: fn(&Toward) -> u64) -> u64 {
+        self.toward.iter().map(of).fold(0, u64::saturating_add)
+    }
+
+    /// Asks it whether it may and can.
+    fn prepare(&mut self, run_id: &str, plan: LoadPlan) {
+        self.plan_crc32 = crc32fast::hash(&plan.encode_to_vec());
+        self.order(run_id, run_order::Order::Prepare(plan));
     }
 
     /// False if the agent is gone. One that does not read is told the next time.
@@ -511,6 +525,7 @@ pub async fn load(
     let part = |member: Member| Part {
         member,
         ready: None,
+        plan_crc32: 0,
         last_heard: now,
         open: 0,
         most_open: 0,
@@ -612,7 +627,7 @@ impl Run<'_> {
         let interval_ns = self.interval_ns;
         if let Some(mesh) = self.request.mesh.clone() {
             self.serve(&mesh, arriving).await?;
-            for part in self.parts.values() {
+            for part in self.parts.values_mut() {
                 let plan = LoadPlan {
                     targets: part.toward.iter().map(|toward| toward.address.clone()).collect(),
                     first: 0,
@@ -621,18 +636,18 @@ impl Run<'_> {
                     apart: true,
                     ..self.plan.clone()
                 };
-                part.order(&self.id, run_order::Order::Prepare(plan));
+                part.prepare(&self.id, plan);
             }
         } else {
             let step = self.parts.len() as u64;
-            for (first, part) in self.parts.values().enumerate() {
+            for (first, part) in self.parts.values_mut().enumerate() {
                 let plan = LoadPlan {
                     first: first as u64,
                     step,
                     interval_ns,
                     ..self.plan.clone()
                 };
-                part.order(&self.id, run_order::Order::Prepare(plan));
+                part.prepare(&self.id, plan);
             }
         }
         self.answers(arriving, |part| part.ready.is_some()).await
@@ -693,7 +708,7 @@ impl Run<'_> {
                     .map(|part| in_words(&part.member.agent))
                     .collect();
                 return Err(Status::unavailable(format!(
-                    "no answer from {} within {} s: the agent may not know such runs, or its link is slow",
+                    "no answer from {} within {} s: the agent may not know such runs, or its link is slow, or it hangs; its log says more",
                     silent.join(", "),
                     REGISTRATION.as_secs()
                 )));
@@ -702,7 +717,19 @@ impl Run<'_> {
                 continue;
             };
             match event.event {
-                Some(run_event::Event::Ready(ready)) => part.ready = Some(ready),
+                Some(run_event::Event::Ready(ready)) if ready.plan_crc32 == Some(part.plan_crc32) => {
+                    part.ready = Some(ready);
+                }
+                // What it does not know of the plan it would leave out, and make other load.
+                Some(run_event::Event::Ready(_)) => {
+                    part.is_over = true;
+                    refused.push(format!(
+                        "{}: knows only a part of what is asked for: its agent is {:?} and this collector {:?}, upgrade the older one",
+                        part.node(),
+                        part.member.agent.version,
+                        env!("CARGO_PKG_VERSION")
+                    ));
+                }
                 Some(run_event::Event::Serving(serving)) => match serving.address.parse() {
                     Ok(address) => part.address = Some(address),
                     Err(_) => {

@@ -20,7 +20,7 @@ use holdfast_agent::uplink;
 use holdfast_collector::runs::seconds::Slot;
 use holdfast_collector::store::embedded::Embedded;
 use holdfast_proto::PROTOCOL;
-use holdfast_proto::v1::{Hello, agent_message, collector_message, run_order};
+use holdfast_proto::v1::{Hello, RunEvent, RunReady, agent_message, collector_message, run_event, run_order};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -639,6 +639,42 @@ async fn an_agent_of_another_version_is_missed_by_name_and_what_to_upgrade_is_sa
         said.contains("no answer from") && said.contains(&versions),
         "{said}"
     );
+    // One that answers and would leave out what it does not know: it says nothing of the plan, or knows another one.
+    let ready = RunReady {
+        pid: 1,
+        threads: 1,
+        ..RunReady::default()
+    };
+    for plan_crc32 in [None, Some(7)] {
+        let running = holdfast(&collector, &["load", "tcp", "127.0.0.1:9", "-y"]);
+        let answering = async {
+            loop {
+                let message = agent.hear().await.expect("an order");
+                let Some(collector_message::Body::Run(order)) = message else {
+                    continue;
+                };
+                if matches!(order.order, Some(run_order::Order::Prepare(_))) {
+                    let ready = RunReady { plan_crc32, ..ready };
+                    let event = RunEvent {
+                        run_id: order.run_id,
+                        event: Some(run_event::Event::Ready(ready)),
+                    };
+                    agent.send(agent_message::Body::Run(event)).await;
+                }
+            }
+        };
+        // Of the run before it heard too.
+        let output = tokio::select! {
+            output = running => output,
+            () = answering => unreachable!("it answers as long as it is asked"),
+        };
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(4), "{said}");
+        assert!(
+            said.contains("node-a2: knows only a part") && said.contains("its agent is \"0.0.9\""),
+            "{said}"
+        );
+    }
     collector.stop().await.unwrap();
 }
 

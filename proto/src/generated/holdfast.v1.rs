@@ -170,6 +170,10 @@ pub struct RunReady {
     pub pid: u32,
     #[prost(uint32, tag = "4")]
     pub threads: u32,
+    /// The CRC-32 of the plan as this agent knows it, encoded again: what an older one does not know of it is not in there, and
+    /// would not be done. Absent: an agent of before it was asked.
+    #[prost(fixed32, optional, tag = "5")]
+    pub plan_crc32: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunRefusal {
