@@ -207,7 +207,8 @@ impl Runs {
         });
         for node in &request.nodes {
             if !members.iter().any(|member| member.agent.node == *node) {
-                let reason = format!("no agent of a node {node} is connected; holdfast nodes lists them");
+                let reason =
+                    format!("no agent of a node {node} is connected to this collector; {WHERE_AGENTS_ARE}");
                 return Err(self.missing(reason, std::slice::from_ref(node)));
             }
         }
@@ -236,7 +237,7 @@ impl Runs {
                 format!(" with {}", labels.join(","))
             };
             let reason = format!(
-                "{} agents{of_which} are connected and {} are needed; holdfast nodes lists them",
+                "{} agents{of_which} are connected and {} are needed; {WHERE_AGENTS_ARE}",
                 members.len(),
                 wanted.max(1)
             );
@@ -248,6 +249,10 @@ impl Runs {
         Ok(members)
     }
 }
+
+/// The next step of whoever misses agents. A collector that has just begun is dialled again after 15 s at most.
+const WHERE_AGENTS_ARE: &str =
+    "holdfast nodes lists them, and those that lost their collector are back within 15 s";
 
 /// A node, and the version of its agent where that is not the collector's: what one of them asks for the other may not know.
 fn in_words(agent: &Agent) -> String {

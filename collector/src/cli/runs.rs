@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
+use clap::builder::NonEmptyStringValueParser;
 use holdfast_proto::v1::{RunsRequest, StopRunRequest};
 use serde::Deserialize;
 use tonic::Code;
@@ -57,7 +58,7 @@ Examples:
   holdfast run show 19ac --html run.html")]
 struct Show {
     /// The run, or how its id begins
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     run_id: String,
 
     /// Write a page with pictures there instead; - for stdout
@@ -72,7 +73,7 @@ struct Show {
 #[derive(Debug, clap::Args)]
 struct Stop {
     /// The run, or how its id begins
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     run_id: String,
 
     #[command(flatten)]
@@ -198,13 +199,27 @@ pub(super) async fn one(args: One) -> Result<(), Failure> {
             if let Err(status) = client.stop_run(request).await {
                 // None, or several, that are called so are a wrong call; one that is over cannot be stopped.
                 if status.code() == Code::NotFound {
-                    found(&stop.reach, &stop.run_id, false).await?;
+                    let row = Row::parse(&found(&stop.reach, &stop.run_id, false).await?)?;
+                    return Err(Failure::Undone(anyhow!(cannot_stop(&row))));
                 }
                 return Err(stop.reach.failure(&status));
             }
             super::tell(&format!("the run {} is being stopped", stop.run_id));
             Ok(())
         }
+    }
+}
+
+/// Why a run that there is is not under way here.
+fn cannot_stop(row: &Row) -> String {
+    let run_id = &row.run_id;
+    match row.state.as_str() {
+        "running" => format!(
+            "the run {run_id} is driven by another collector, or its collector has just ended and its agents with it: stop it where it was begun"
+        ),
+        state => format!(
+            "the run {run_id} is {state}, so there is nothing to stop; holdfast run show {run_id} tells what came of it"
+        ),
     }
 }
 

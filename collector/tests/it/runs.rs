@@ -224,15 +224,6 @@ async fn a_run_of_two_agents_is_one_whole_and_its_result_is_kept() {
         stderr(&full)
     );
 
-    // A run of less than a second says nothing against another.
-    let compared = holdfast(&collector, &["run", "compare", id.trim(), id.trim()]).await;
-    assert_eq!(compared.status.code(), Some(3), "{}", stderr(&compared));
-    let words = stdout(&compared);
-    assert!(
-        words.contains("too short to tell") && words.contains("error ratio"),
-        "{words}"
-    );
-
     // What was asked for and who did what is kept with it, and what happened second by second adds up to the whole.
     let plan = format!(
         "plan:         protocol TCP; load 101 connections, one every 1.00 ms; addresses {target}; agents all of role=client;"
@@ -252,6 +243,18 @@ async fn a_run_of_two_agents_is_one_whole_and_its_result_is_kept() {
     assert_eq!(
         sum(&|slot| slot.covered_us),
         number(&store, "SELECT sum(elapsed_us) FROM run_results").await
+    );
+
+    // A run of less than a second says nothing against another.
+    let again = holdfast(&collector, &["load", "tcp", &target, "-y", "-c", "3", "--json"]).await;
+    let again: Value = serde_json::from_str(&stdout(&again)).unwrap();
+    let again = again["run_id"].as_str().expect("its id");
+    let compared = holdfast(&collector, &["run", "compare", id.trim(), again]).await;
+    assert_eq!(compared.status.code(), Some(3), "{}", stderr(&compared));
+    let words = stdout(&compared);
+    assert!(
+        words.contains("too short to tell") && words.contains("error ratio"),
+        "{words}"
     );
 
     for generator in generators {
@@ -406,10 +409,39 @@ async fn a_run_that_is_stopped_or_whose_agent_leaves_ends_and_is_kept() {
 
     // What is over cannot be stopped; what never was is a wrong call, as it is to show it.
     let id = crate::store_engine::ask(&*store, "SELECT run_id FROM runs").await;
-    for (called, code) in [(id.trim(), 4), ("nonex", 2)] {
+    for (called, code, said) in [
+        (id.trim(), 4, "is stopped, so there is nothing to stop"),
+        ("nonex", 2, "there is no run nonex"),
+        ("", 2, "a value is required"),
+    ] {
         let output = holdfast(&collector, &["run", "stop", called]).await;
         assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        assert!(stderr(&output).contains(said), "{}", stderr(&output));
     }
+    for called in [
+        ["run", "show", ""].as_slice(),
+        &["run", "compare", id.trim(), id.trim()],
+    ] {
+        let output = holdfast(&collector, called).await;
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    }
+
+    // What cannot be told, since the disk is full, is stored all the same.
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+    command
+        .args(["load", "tcp", &target, "-y", "-c", "2", "--json"])
+        .env("HOLDFAST_COLLECTOR", collector.url())
+        .stdin(Stdio::null())
+        .stdout(full);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap())
+        .await
+        .unwrap();
+    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+    let said = stderr(&output);
+    let (_, id) = said.split_once("holdfast run show ").expect("where it is found");
+    let shown = holdfast(&collector, &["run", "show", id.split(' ').next().unwrap_or("")]).await;
+    assert!(stdout(&shown).contains("finished from web-1"), "{said}");
 
     // The agent leaves in the middle.
     let running = holdfast(&collector, &hold);

@@ -3,6 +3,8 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
+
 use super::super::Failure;
 use super::super::client::Reach;
 use super::super::table::{Align, BAD, Cell, FAINT, GOOD, Table};
@@ -30,11 +32,11 @@ Exit codes: 0 nothing is worse that can be told, 1 something is worse, 2 a wrong
 too short, or the plans differ in more than addresses (--different-plans judges them all the same), 4 it could not be done.")]
 pub(super) struct Args {
     /// The run to compare with, or how its id begins
-    #[arg(value_name = "A")]
+    #[arg(value_name = "A", value_parser = NonEmptyStringValueParser::new())]
     a: String,
 
     /// The run that is compared, or how its id begins
-    #[arg(value_name = "B")]
+    #[arg(value_name = "B", value_parser = NonEmptyStringValueParser::new())]
     b: String,
 
     /// Judge runs whose plans differ too
@@ -81,8 +83,19 @@ pub(super) async fn run(args: &Args) -> Result<(), Failure> {
 
 fn pair(rows: [Row; 2], summaries: [Summary; 2], different_plans: bool) -> Result<Pair, Failure> {
     let mut doubts = Vec::new();
+    if rows[0].run_id == rows[1].run_id {
+        return Err(Failure::Usage(anyhow::anyhow!(
+            "both are the run {}: give two runs, holdfast runs lists them",
+            rows[0].run_id
+        )));
+    }
     for (row, summary) in rows.iter().zip(&summaries) {
-        if !summary.is_over {
+        if row.state == "running" {
+            doubts.push(format!(
+                "the run {} still runs: wait for it, or end it with holdfast run stop {}",
+                row.run_id, row.run_id
+            ));
+        } else if !summary.is_over {
             doubts.push(format!(
                 "the run {} has no result: it is {}",
                 row.run_id, row.state
@@ -525,6 +538,8 @@ mod tests {
         meant.1 = other.1;
         assert_eq!(check(a(), meant, true).unwrap().comparison.shown(), Shown::Same);
 
+        // A run does not differ from itself.
+        assert!(matches!(check(a(), a(), true), Err(Failure::Usage(_))));
         let udp = one("19ae", "holds", "UDP", "10.0.0.1:80");
         assert!(matches!(check(a(), udp, true), Err(Failure::Usage(_))));
     }
