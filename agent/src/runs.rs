@@ -344,6 +344,8 @@ fn never_made(error: &std::io::Error) -> Report {
         open: 0,
         most_open: 0,
         cpu: Duration::ZERO,
+        watched: Duration::ZERO,
+        saturated: Duration::ZERO,
         first_ns: None,
         end: Some(End::Failed(format!("no thread can be started: {error}"))),
     }
@@ -374,6 +376,8 @@ mod tests {
             open: established,
             most_open: established,
             cpu: Duration::from_millis(established),
+            watched: Duration::ZERO,
+            saturated: Duration::ZERO,
             first_ns: Some(1),
             end,
         }

@@ -379,6 +379,10 @@ struct Toward {
     open: Option<u64>,
     said: Source,
     cpu_ns: u64,
+    /// Of the generator's threads in a closed loop.
+    watched_ns: u64,
+    saturated_ns: u64,
+    lacks_handshakes: bool,
     is_over: bool,
     counts: LoadCounts,
     /// Of these, what counts only if the target was there still.
@@ -946,6 +950,8 @@ impl Run<'_> {
         let open_then = (report.open, report.most_open);
         let more = toward.said.take(report.elapsed_ns, open_then, self.interval_ns);
         toward.cpu_ns = report.cpu_ns;
+        (toward.watched_ns, toward.saturated_ns) = (report.watched_ns, report.saturated_ns);
+        toward.lacks_handshakes |= report.lacks_handshakes;
         toward.is_over = is_last;
         let counts = report.counts.unwrap_or_default();
         counts::add(&mut toward.counts, &counts);
@@ -958,11 +964,10 @@ impl Run<'_> {
         if !is_last {
             toward.open = Some(report.open);
         }
-        let of_all = |of: fn(&Toward) -> u64| part.toward.iter().map(of).sum::<u64>();
-        part.open = of_all(|toward| toward.open.unwrap_or(0));
+        part.open = part.sum(|toward| toward.open.unwrap_or(0));
         let most_at_once = part.concurrent.add(more).max(report.most_open);
         part.most_open = part.most_open.max(part.open).max(most_at_once);
-        part.cpu_ns = of_all(|toward| toward.cpu_ns);
+        part.cpu_ns = part.sum(|toward| toward.cpu_ns);
         let most_of_part = part.most_open;
         // What is open now, also where it is no more than that of one target.
         let open_now = match part.toward.as_slice() {
@@ -1121,6 +1126,10 @@ impl Run<'_> {
         let connections = self.connections(ended_at_ns);
         let kernel = self.kernel(&connections).await;
         let own_doing = self.own_doing();
+        self.outcome.confirmed = kernel.as_ref().map_or(0, Kernel::confirmed);
+        if matches!(self.plan.arrivals, Some(load_plan::Arrivals::Loop(_))) {
+            self.look_at_generators();
+        }
         let mut summary = Summary::of(&self.outcome, &self.expectations);
         summary.own_doing = counts::named(&own_doing);
         // Of a mesh each makes the first attempt.
@@ -1139,9 +1148,14 @@ impl Run<'_> {
             .enumerate()
             .map(|(first, part)| PartOf {
                 node: part.node().to_owned(),
-                counts: counts::named(&part.counts),
+                counts: result::known(
+                    counts::named(&part.counts),
+                    part.toward.iter().any(|toward| toward.lacks_handshakes),
+                ),
                 most_open: part.most_open,
                 cpu_ns: part.cpu_ns,
+                watched_ns: part.sum(|toward| toward.watched_ns),
+                saturated_ns: part.sum(|toward| toward.saturated_ns),
                 lateness: Times::of(&part.lateness),
                 lag_ns: lag_ns((first, part)),
                 clock_error_ns: part.ready.map_or(0, |ready| ready.clock_error_ns),
@@ -1208,6 +1222,18 @@ impl Run<'_> {
         }
         RunResult {
             json: serde_json::to_string(&record).expect("numbers and texts"),
+        }
+    }
+
+    /// Whether the generators of a closed loop were its limit, as far as they say.
+    fn look_at_generators(&mut self) {
+        for part in self.parts.values() {
+            let watched_ns = part.sum(|toward| toward.watched_ns);
+            if watched_ns == 0 && part.counts.started + part.counts.requests > 0 {
+                self.outcome.unwatched.push(part.node().to_owned());
+            }
+            self.outcome.watched_ns += watched_ns;
+            self.outcome.saturated_ns += part.sum(|toward| toward.saturated_ns);
         }
     }
 

@@ -20,6 +20,7 @@ use super::{
     outcome::Outcome,
     plan::{Nonsense, Plan, share},
     ports, requests,
+    saturation::Saturation,
     tally::Tally,
     tls::Terms,
     worker::{Filled, Part, Shared, monotonic_ns, work},
@@ -154,6 +155,10 @@ pub struct Report {
     pub most_open: u64,
     /// CPU time of the generator's threads since the run's start.
     pub cpu: Duration,
+    /// Of a closed loop, of all threads together since the run's start: the time that they were watched for, and of that what they
+    /// had none left in, see [`Saturation`].
+    pub watched: Duration,
+    pub saturated: Duration,
     /// When the first attempt was made, in nanoseconds since the run's start.
     pub first_ns: Option<u64>,
     pub end: Option<End>,
@@ -272,6 +277,7 @@ pub fn generate(
             shared: Arc::clone(shared),
             blanks,
             filled,
+            saturation: Saturation::default(),
         };
         let lacks_files = prepared.lacks_files;
         let handle = thread::Builder::new()
@@ -306,6 +312,8 @@ struct Collected {
     handle: Option<thread::JoinHandle<io::Result<()>>>,
     spare: Option<Tally>,
     cpu: Duration,
+    watched: Duration,
+    saturated: Duration,
     first_ns: Option<u64>,
     at_ns: u64,
 }
@@ -322,6 +330,8 @@ impl Collected {
             handle: Some(handle),
             spare: None,
             cpu: Duration::ZERO,
+            watched: Duration::ZERO,
+            saturated: Duration::ZERO,
             first_ns: None,
             at_ns: 0,
         }
@@ -342,6 +352,7 @@ impl Collected {
             };
             sum.add(&filled.tally);
             self.cpu = filled.cpu;
+            (self.watched, self.saturated) = (filled.watched, filled.saturated);
             self.first_ns = filled.first_ns;
             self.at_ns = filled.at_ns;
             if !filled.is_last {
@@ -428,6 +439,8 @@ fn collect(
                 open: shared.open.load(Ordering::Relaxed),
                 most_open: load(&shared.most_open),
                 cpu,
+                watched: workers.iter().map(|worker| worker.watched).sum(),
+                saturated: workers.iter().map(|worker| worker.saturated).sum(),
                 first_ns: workers.iter().filter_map(|worker| worker.first_ns).min(),
                 end: is_over.then(|| {
                     let natural = if is_stopped { End::Stopped } else { End::Finished };

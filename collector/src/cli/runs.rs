@@ -18,7 +18,7 @@ use super::Failure;
 use super::client::{Lines, Reach};
 use super::load::at_least_one;
 use super::table::{Align, BAD, Cell, FAINT, GOOD, Table};
-use crate::runs::result::{Ends, Kernel, Pair, PartOf, Summary, Times, human};
+use crate::runs::result::{Ends, Kernel, Pair, PartOf, Summary, Times, human, share};
 use crate::runs::seconds::Seconds;
 
 /// List runs, the latest first.
@@ -429,11 +429,15 @@ fn lines_of_generator(summary: &Summary) -> String {
         if summary.is_of_datagrams() {
             String::new()
         } else {
-            format!("{} SYNs sent again, ", count("syn_retransmits"))
+            match summary.lacks_handshakes {
+                true => "SYNs sent again not counted, ".to_owned(),
+                false => format!("{} SYNs sent again, ", count("syn_retransmits")),
+            }
         },
         bytes(count("bytes_sent")),
         bytes(count("bytes_received"))
     );
+    text += &line_of_saturation(summary);
     if summary.parts.len() > 1 || summary.parts.iter().any(|part| !part.trouble.is_empty()) {
         for part in &summary.parts {
             text += &line_of_part(part);
@@ -453,6 +457,23 @@ fn lines_of_generator(summary: &Summary) -> String {
         );
     }
     text
+}
+
+/// Of a closed loop: whether it was the generator that everything waited for.
+fn line_of_saturation(summary: &Summary) -> String {
+    if !summary.doubt.is_empty() {
+        return format!(
+            "              {}: all times but network's may be its own\n",
+            summary.doubt
+        );
+    }
+    match summary.watched_ns {
+        0 => String::new(),
+        watched_ns => format!(
+            "              no CPU time left for {} of the run\n",
+            share(summary.saturated_ns, watched_ns)
+        ),
+    }
 }
 
 /// What came of the attempts to connect.
@@ -620,6 +641,12 @@ fn line_of_part(part: &PartOf) -> String {
     if part.lateness.count > 0 {
         line += &format!(" (p99 {})", human(part.lateness.p99_ns));
     }
+    if part.watched_ns > 0 {
+        line += &format!(
+            ", no CPU time left for {}",
+            share(part.saturated_ns, part.watched_ns)
+        );
+    }
     if !part.trouble.is_empty() {
         line += &format!("; {}", part.trouble);
     }
@@ -649,6 +676,9 @@ fn lines_of_kernel(kernel: &Kernel) -> String {
         "kernel:       {} attempts recorded: {} established{times}, {} refused, {} timed out, {} aborted by the generator\n",
         kernel.attempts, kernel.established, kernel.refused, kernel.timed_out, kernel.aborted
     );
+    if let Some(again @ 1..) = kernel.syn_retransmits {
+        text += &format!("              {again} SYNs sent again\n");
+    }
     let by = |ends: &Ends| match (ends.comm.as_str(), ends.pid) {
         ("", 0) => String::new(),
         (comm, pid) => format!(" {comm} ({pid})"),

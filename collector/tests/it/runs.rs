@@ -494,6 +494,35 @@ async fn what_two_agents_held_at_once_is_added_up_in_a_run_of_one_report() {
     collector.stop().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn times_of_a_closed_loop_that_its_generator_limits_are_unknown() {
+    let collector = Collector::start(database().await).await;
+    let generator = Generator::start(&collector, "web-1", 50);
+    agents(&collector, 1).await;
+    // Nobody listens there, so nothing but the generator takes its time.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let port = port.to_string();
+    let closed = ["load", "tcp", &port, "-y", "--concurrency", "4", "--for", "1s"];
+    for (expected, code) in [
+        ("error_ratio >= 0%", 0),
+        ("rate > 1000000/s", 3),
+        ("refused = 0", 1),
+    ] {
+        let output = holdfast(&collector, &[&closed[..], &["--expect", expected]].concat()).await;
+        let report = stdout(&output);
+        assert_eq!(output.status.code(), Some(code), "{expected}: {report}");
+        assert!(
+            report.contains("limited by the generator, which had no CPU time left for"),
+            "{report}"
+        );
+    }
+    generator.stop().await;
+    collector.stop().await.unwrap();
+}
+
 #[test]
 fn a_target_without_files_says_so_once_and_goes_on() {
     use std::io::{BufRead, BufReader};

@@ -106,6 +106,11 @@ fn pair(rows: [Row; 2], summaries: [Summary; 2], different_plans: bool) -> Resul
                 row.run_id,
                 row.reasons.join("; ")
             ));
+        } else if !summary.doubt.is_empty() {
+            doubts.push(format!(
+                "the times of the run {} may be its generator's own: {}",
+                row.run_id, summary.doubt
+            ));
         }
     }
     let plans = match [&summaries[0].plan, &summaries[1].plan] {
@@ -552,6 +557,24 @@ mod tests {
             text(&unknown).contains("it cannot be told: the run 19ad is unknown: late"),
             "{}",
             text(&unknown)
+        );
+        let mut limited = one("19ad", "holds", "TCP", "10.0.0.1:80");
+        limited.1.doubt = "limited by the generator".into();
+        let limited = check(a(), limited, true).unwrap();
+        assert_eq!(limited.comparison.shown(), Shown::Unknown);
+        assert!(
+            text(&limited).contains("19ad may be its generator's own: limited by the generator"),
+            "{}",
+            text(&limited)
+        );
+        let mut running = one("19ad", "", "TCP", "10.0.0.1:80");
+        running.1.is_over = false;
+        running.0.state = "running".into();
+        let running = check(a(), running, true).unwrap();
+        assert!(
+            text(&running).contains("the run 19ad still runs"),
+            "{}",
+            text(&running)
         );
         let mut lost = one("19ad", "", "TCP", "10.0.0.1:80");
         lost.1.is_over = false;
