@@ -356,12 +356,13 @@ fn body(summary: &Summary) -> String {
                 count("duplicated")
             );
         }
-        for remark in &summary.remarks {
-            text += &format!("              {remark}\n");
-        }
+        text += &lines_of_remarks(summary);
     }
     if !is_of_datagrams {
         text += &lines_of_connections(summary, &nonzero);
+    }
+    if !is_of_requests {
+        text += &lines_of_remarks(summary);
     }
     for lost in summary.lost.iter().take(10) {
         text += &format!(
@@ -411,6 +412,12 @@ fn body(summary: &Summary) -> String {
         text += "kernel:       no records of these connections came in time\n";
     }
     text + &lines_of_generator(summary)
+}
+
+/// What agents say of it: what went wrong, and what would allow more.
+fn lines_of_remarks(summary: &Summary) -> String {
+    let line = |remark: &String| format!("              {remark}\n");
+    summary.remarks.iter().map(line).collect()
 }
 
 /// How the agents did, and what was expected of the run.

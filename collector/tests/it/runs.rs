@@ -495,6 +495,24 @@ async fn what_two_agents_held_at_once_is_added_up_in_a_run_of_one_report() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn connections_that_a_rate_finds_no_room_for_are_told_with_what_would_allow_them() {
+    let collector = Collector::start(database().await).await;
+    let generator = Generator::start(&collector, "web-1", 5);
+    agents(&collector, 1).await;
+    let target = keeper().await.to_string();
+    let rate = ["--rate", "100/s", "--for", "500ms", "--hold", "5s"];
+    let output = holdfast(&collector, &[&["load", "tcp", &target, "-y"], &rate[..]].concat()).await;
+    let report = stdout(&output);
+    assert_eq!(output.status.code(), Some(3), "{report}");
+    assert!(
+        report.contains("more than 5 connections at once were due") && report.contains("--load-connections"),
+        "{report}"
+    );
+    generator.stop().await;
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn times_of_a_closed_loop_that_its_generator_limits_are_unknown() {
     let collector = Collector::start(database().await).await;
     let generator = Generator::start(&collector, "web-1", 50);
