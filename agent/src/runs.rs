@@ -14,6 +14,7 @@ use holdfast_proto::v1::{
     LoadPlan, LoadReport, RunEvent, RunOrder, RunReady, RunRefusal, RunServe, RunServing, run_event,
     run_order,
 };
+use prost::Message;
 use tokio::sync::mpsc;
 
 use crate::load::{
@@ -117,6 +118,7 @@ impl Runs {
                             clock_error_ns,
                             pid: std::process::id(),
                             threads: threads as u32,
+                            plan_crc32: Some(crc32fast::hash(&plan.encode_to_vec())),
                         }),
                     );
                 }
@@ -218,6 +220,8 @@ impl Runs {
         let prepare_one = |plan| {
             let mut prepared = prepare(plan).map_err(|nonsense| nonsense.to_string())?;
             self.consent.bound(&mut prepared, number);
+            // Together they use no more than one alone may.
+            prepared.together = number;
             if number > 1 {
                 prepared.threads = 1;
             }
@@ -239,15 +243,12 @@ impl Runs {
     }
 
     fn start(&mut self, run_id: &str, start_ns: u64) {
-        let mut caps = self.consent.caps;
+        let caps = self.consent.caps;
         let events = self.events.clone();
         let Some(current) = self.of(run_id) else { return };
         let Some((prepared, interval)) = current.prepared.take() else {
             return;
         };
-        // Together they use no more than one alone may.
-        caps.bytes /= prepared.len() as u64;
-        caps.cpus /= prepared.len() as f64;
         for (target, prepared) in prepared.into_iter().enumerate() {
             let shared = Arc::clone(&current.shared[target]);
             shared.beat_ns.store(monotonic_ns(), Ordering::Relaxed);
@@ -343,6 +344,8 @@ fn never_made(error: &std::io::Error) -> Report {
         open: 0,
         most_open: 0,
         cpu: Duration::ZERO,
+        watched: Duration::ZERO,
+        saturated: Duration::ZERO,
         first_ns: None,
         end: Some(End::Failed(format!("no thread can be started: {error}"))),
     }
@@ -373,6 +376,8 @@ mod tests {
             open: established,
             most_open: established,
             cpu: Duration::from_millis(established),
+            watched: Duration::ZERO,
+            saturated: Duration::ZERO,
             first_ns: Some(1),
             end,
         }

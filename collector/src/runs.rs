@@ -25,6 +25,7 @@ use holdfast_proto::v1::{
     RunEvent, RunOrder, RunProgress, RunReady, RunRelease, RunResult, RunServe, RunStart, RunStop, RunUpdate,
     collector_message, load_plan, run_event, run_order, run_update,
 };
+use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
@@ -206,7 +207,8 @@ impl Runs {
         });
         for node in &request.nodes {
             if !members.iter().any(|member| member.agent.node == *node) {
-                let reason = format!("no agent of a node {node} is connected; holdfast nodes lists them");
+                let reason =
+                    format!("no agent of a node {node} is connected to this collector; {WHERE_AGENTS_ARE}");
                 return Err(self.missing(reason, std::slice::from_ref(node)));
             }
         }
@@ -235,7 +237,7 @@ impl Runs {
                 format!(" with {}", labels.join(","))
             };
             let reason = format!(
-                "{} agents{of_which} are connected and {} are needed; holdfast nodes lists them",
+                "{} agents{of_which} are connected and {} are needed; {WHERE_AGENTS_ARE}",
                 members.len(),
                 wanted.max(1)
             );
@@ -247,6 +249,10 @@ impl Runs {
         Ok(members)
     }
 }
+
+/// The next step of whoever misses agents. A collector that has just begun is dialled again after 15 s at most.
+const WHERE_AGENTS_ARE: &str =
+    "holdfast nodes lists them, and those that lost their collector are back within 15 s";
 
 /// A node, and the version of its agent where that is not the collector's: what one of them asks for the other may not know.
 fn in_words(agent: &Agent) -> String {
@@ -340,6 +346,8 @@ pub struct Desk {
 struct Part {
     member: Member,
     ready: Option<RunReady>,
+    /// The CRC-32 of the plan that it was sent.
+    plan_crc32: u32,
     last_heard: Instant,
     open: u64,
     most_open: u64,
@@ -371,6 +379,10 @@ struct Toward {
     open: Option<u64>,
     said: Source,
     cpu_ns: u64,
+    /// Of the generator's threads in a closed loop.
+    watched_ns: u64,
+    saturated_ns: u64,
+    lacks_handshakes: bool,
     is_over: bool,
     counts: LoadCounts,
     /// Of these, what counts only if the target was there still.
@@ -409,6 +421,17 @@ impl Part {
         self.is_gone = true;
         self.trouble = "was lost in the middle".to_owned();
         self.node().to_owned()
+    }
+
+    /// All that it does to whatever target, added up.
+    fn sum(&self, of: fn(&Toward) -> u64) -> u64 {
+        self.toward.iter().map(of).fold(0, u64::saturating_add)
+    }
+
+    /// Asks it whether it may and can.
+    fn prepare(&mut self, run_id: &str, plan: LoadPlan) {
+        self.plan_crc32 = crc32fast::hash(&plan.encode_to_vec());
+        self.order(run_id, run_order::Order::Prepare(plan));
     }
 
     /// False if the agent is gone. One that does not read is told the next time.
@@ -511,6 +534,7 @@ pub async fn load(
     let part = |member: Member| Part {
         member,
         ready: None,
+        plan_crc32: 0,
         last_heard: now,
         open: 0,
         most_open: 0,
@@ -612,7 +636,7 @@ impl Run<'_> {
         let interval_ns = self.interval_ns;
         if let Some(mesh) = self.request.mesh.clone() {
             self.serve(&mesh, arriving).await?;
-            for part in self.parts.values() {
+            for part in self.parts.values_mut() {
                 let plan = LoadPlan {
                     targets: part.toward.iter().map(|toward| toward.address.clone()).collect(),
                     first: 0,
@@ -621,18 +645,18 @@ impl Run<'_> {
                     apart: true,
                     ..self.plan.clone()
                 };
-                part.order(&self.id, run_order::Order::Prepare(plan));
+                part.prepare(&self.id, plan);
             }
         } else {
             let step = self.parts.len() as u64;
-            for (first, part) in self.parts.values().enumerate() {
+            for (first, part) in self.parts.values_mut().enumerate() {
                 let plan = LoadPlan {
                     first: first as u64,
                     step,
                     interval_ns,
                     ..self.plan.clone()
                 };
-                part.order(&self.id, run_order::Order::Prepare(plan));
+                part.prepare(&self.id, plan);
             }
         }
         self.answers(arriving, |part| part.ready.is_some()).await
@@ -693,7 +717,7 @@ impl Run<'_> {
                     .map(|part| in_words(&part.member.agent))
                     .collect();
                 return Err(Status::unavailable(format!(
-                    "no answer from {} within {} s: the agent may not know such runs, or its link is slow",
+                    "no answer from {} within {} s: the agent may not know such runs, or its link is slow, or it hangs; its log says more",
                     silent.join(", "),
                     REGISTRATION.as_secs()
                 )));
@@ -702,7 +726,19 @@ impl Run<'_> {
                 continue;
             };
             match event.event {
-                Some(run_event::Event::Ready(ready)) => part.ready = Some(ready),
+                Some(run_event::Event::Ready(ready)) if ready.plan_crc32 == Some(part.plan_crc32) => {
+                    part.ready = Some(ready);
+                }
+                // What it does not know of the plan it would leave out, and make other load.
+                Some(run_event::Event::Ready(_)) => {
+                    part.is_over = true;
+                    refused.push(format!(
+                        "{}: knows only a part of what is asked for: its agent is {:?} and this collector {:?}, upgrade the older one",
+                        part.node(),
+                        part.member.agent.version,
+                        env!("CARGO_PKG_VERSION")
+                    ));
+                }
                 Some(run_event::Event::Serving(serving)) => match serving.address.parse() {
                     Ok(address) => part.address = Some(address),
                     Err(_) => {
@@ -914,6 +950,8 @@ impl Run<'_> {
         let open_then = (report.open, report.most_open);
         let more = toward.said.take(report.elapsed_ns, open_then, self.interval_ns);
         toward.cpu_ns = report.cpu_ns;
+        (toward.watched_ns, toward.saturated_ns) = (report.watched_ns, report.saturated_ns);
+        toward.lacks_handshakes |= report.lacks_handshakes;
         toward.is_over = is_last;
         let counts = report.counts.unwrap_or_default();
         counts::add(&mut toward.counts, &counts);
@@ -926,11 +964,10 @@ impl Run<'_> {
         if !is_last {
             toward.open = Some(report.open);
         }
-        let of_all = |of: fn(&Toward) -> u64| part.toward.iter().map(of).sum::<u64>();
-        part.open = of_all(|toward| toward.open.unwrap_or(0));
+        part.open = part.sum(|toward| toward.open.unwrap_or(0));
         let most_at_once = part.concurrent.add(more).max(report.most_open);
         part.most_open = part.most_open.max(part.open).max(most_at_once);
-        part.cpu_ns = of_all(|toward| toward.cpu_ns);
+        part.cpu_ns = part.sum(|toward| toward.cpu_ns);
         let most_of_part = part.most_open;
         // What is open now, also where it is no more than that of one target.
         let open_now = match part.toward.as_slice() {
@@ -1089,6 +1126,10 @@ impl Run<'_> {
         let connections = self.connections(ended_at_ns);
         let kernel = self.kernel(&connections).await;
         let own_doing = self.own_doing();
+        self.outcome.confirmed = kernel.as_ref().map_or(0, Kernel::confirmed);
+        if matches!(self.plan.arrivals, Some(load_plan::Arrivals::Loop(_))) {
+            self.look_at_generators();
+        }
         let mut summary = Summary::of(&self.outcome, &self.expectations);
         summary.own_doing = counts::named(&own_doing);
         // Of a mesh each makes the first attempt.
@@ -1107,9 +1148,14 @@ impl Run<'_> {
             .enumerate()
             .map(|(first, part)| PartOf {
                 node: part.node().to_owned(),
-                counts: counts::named(&part.counts),
+                counts: result::known(
+                    counts::named(&part.counts),
+                    part.toward.iter().any(|toward| toward.lacks_handshakes),
+                ),
                 most_open: part.most_open,
                 cpu_ns: part.cpu_ns,
+                watched_ns: part.sum(|toward| toward.watched_ns),
+                saturated_ns: part.sum(|toward| toward.saturated_ns),
                 lateness: Times::of(&part.lateness),
                 lag_ns: lag_ns((first, part)),
                 clock_error_ns: part.ready.map_or(0, |ready| ready.clock_error_ns),
@@ -1176,6 +1222,18 @@ impl Run<'_> {
         }
         RunResult {
             json: serde_json::to_string(&record).expect("numbers and texts"),
+        }
+    }
+
+    /// Whether the generators of a closed loop were its limit, as far as they say.
+    fn look_at_generators(&mut self) {
+        for part in self.parts.values() {
+            let watched_ns = part.sum(|toward| toward.watched_ns);
+            if watched_ns == 0 && part.counts.started + part.counts.requests > 0 {
+                self.outcome.unwatched.push(part.node().to_owned());
+            }
+            self.outcome.watched_ns += watched_ns;
+            self.outcome.saturated_ns += part.sum(|toward| toward.saturated_ns);
         }
     }
 

@@ -101,7 +101,7 @@ pub fn work(part: Part) -> io::Result<()> {
     // A sleep of the default slack would be 50 us longer than it was asked to be.
     rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
     let mut datagrams = Datagrams::new(part)?;
-    wait_for_the_start(&datagrams.part);
+    wait_for_the_start(&mut datagrams.part);
     datagrams.generate()?;
     datagrams.finish()
 }

@@ -149,7 +149,7 @@ struct Worker {
 pub fn work(part: Part) -> io::Result<()> {
     rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
     let mut worker = Worker::new(part)?;
-    wait_for_the_start(&worker.part);
+    wait_for_the_start(&mut worker.part);
     worker.generate()?;
     worker.finish()
 }
@@ -292,6 +292,7 @@ impl Worker {
 
     fn attempt(&mut self, due_ns: u64, now_ns: u64) -> io::Result<()> {
         self.tally.started += 1;
+        self.tally.lacks_handshakes = true;
         self.first_ns.get_or_insert(now_ns);
         let index = self.connections.len();
         self.connections.push(Connection {

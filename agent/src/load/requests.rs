@@ -141,7 +141,7 @@ pub fn work(part: Part) -> io::Result<()> {
     // A sleep of the default slack would be 50 us longer than it was asked to be.
     rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
     let mut requests = Requests::new(part)?;
-    wait_for_the_start(&requests.part);
+    wait_for_the_start(&mut requests.part);
     requests.generate()?;
     requests.finish();
     Ok(())
@@ -361,7 +361,8 @@ impl Requests {
             Ok(index) => index,
             Err(errno) => {
                 self.tally.outcome(Outcome::of(errno));
-                return self.unsent();
+                self.unsent();
+                return;
             }
         };
         let link = &mut self.links[index as usize];
@@ -791,9 +792,10 @@ impl Requests {
         self.tally.error.saturating_record(now_ns.saturating_sub(due_ns));
     }
 
-    /// The request that waits longest finds no connection.
-    fn unsent(&mut self) {
-        if let Some(due_ns) = self.waiting.pop_front() {
+    /// The request that waits longest finds no connection; false if none waits.
+    fn unsent(&mut self) -> bool {
+        let first = self.waiting.pop_front();
+        if let Some(due_ns) = first {
             let is_bound = self.part.is_bound && self.links.len() - self.free.len() >= self.part.at_once;
             if is_bound && !mem::replace(&mut self.is_bound_told, true) {
                 self.tally.remark(self.part.bound.remark.clone());
@@ -802,6 +804,7 @@ impl Requests {
             self.tally.answer(Answer::Unsent);
             self.tally.error.saturating_record(now_ns.saturating_sub(due_ns));
         }
+        first.is_some()
     }
 
     /// A connection that did not come about; a request goes with it, or a target that refuses would be asked for ever.
@@ -809,7 +812,8 @@ impl Requests {
         self.tally.outcome(outcome);
         self.opening -= 1;
         self.release(index, false);
-        self.unsent();
+        let is_answer = matches!(outcome, Outcome::Refused | Outcome::Reset | Outcome::Unreachable);
+        self.tally.denied += u64::from(self.unsent() && is_answer);
     }
 
     fn insecure(&mut self, index: u32, why: String) {
@@ -817,7 +821,7 @@ impl Requests {
         self.tally.insecure += 1;
         self.opening -= 1;
         self.close(index);
-        self.unsent();
+        self.tally.denied += u64::from(self.unsent());
     }
 
     /// Nothing says that the peer cannot be trusted: a connection was established, and lost for want of an answer.

@@ -20,16 +20,21 @@ use super::{
     outcome::Outcome,
     plan::{Nonsense, Plan, share},
     ports, requests,
+    saturation::Saturation,
     tally::Tally,
     tls::Terms,
     worker::{Filled, Part, Shared, monotonic_ns, work},
 };
+use crate::setting::Setting;
 
 /// How often the workers are asked, and the caps looked at.
 const COLLECT: Duration = Duration::from_millis(200);
 
 /// File descriptors that a run leaves to the rest of the agent.
 const FILES_LEFT: u64 = 64;
+
+/// A plan that lasts exactly as long as is allowed ends with its last answers, a little later: so much is not held against it.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// A run that nobody has wanted for so long is stopped, in nanoseconds. With [`COLLECT`] it is less than a second.
 const ORPHANED_NS: u64 = 700_000_000;
@@ -45,6 +50,57 @@ pub struct Caps {
     /// CPUs of the generator's threads.
     pub cpus: f64,
     pub duration: Duration,
+}
+
+/// What a run has used when the caps are looked at.
+struct Used {
+    bytes: u64,
+    elapsed: Duration,
+    /// Over a second at least; absent: less has passed since it was looked at.
+    cpus: Option<f64>,
+}
+
+impl Used {
+    /// Which cap is exceeded by one of `together` generators, among which the caps are divided, with the setting that would do for
+    /// all of them, as far as can be told in the middle.
+    fn beyond(&self, caps: Caps, plan: &Plan, together: u64) -> Option<String> {
+        let all = together as f64;
+        let whole = plan.sending().saturating_add(plan.hold);
+        let of_each = if together > 1 {
+            format!(" for each of {together} targets")
+        } else {
+            String::new()
+        };
+        let bytes = caps.bytes / together;
+        if self.bytes > bytes {
+            // As fast as so far, a quarter more.
+            let parts = (whole.as_secs_f64() / self.elapsed.as_secs_f64().max(1e-3)).max(1.0);
+            let wanted = (self.bytes as f64 * parts * 1.25 * all / f64::from(1 << 20)).ceil();
+            return Some(format!(
+                "{} bytes were exchanged, and no more than {bytes}{of_each} are allowed here: {}",
+                self.bytes,
+                Setting("load-bytes").to(&format!("{wanted:.0}MiB"))
+            ));
+        }
+        if self.elapsed > caps.duration.saturating_add(GRACE) {
+            // What is under way may take as long as it may.
+            let wanted = whole.max(self.elapsed).saturating_add(plan.timeout);
+            return Some(format!(
+                "the run lasted {} s, and no more than {} s are allowed here: {}",
+                self.elapsed.as_secs(),
+                caps.duration.as_secs_f64(),
+                Setting("load-duration").to(&format!("{}s", wanted.as_secs().saturating_add(1)))
+            ));
+        }
+        let cpus = caps.cpus / all;
+        let used = self.cpus.filter(|used| *used > cpus)?;
+        // A tenth more than it took now.
+        let wanted = (used * all * 11.0).ceil() / 10.0;
+        Some(format!(
+            "the generator used {used:.2} CPUs, and no more than {cpus:.2}{of_each} are allowed here: {}",
+            Setting("load-cpus").to(&wanted.to_string())
+        ))
+    }
 }
 
 /// What a run takes that is ready to begin.
@@ -63,6 +119,8 @@ pub struct Prepared {
     pub lacks_files: bool,
     /// Where it is seen how much there is.
     pub memory: Memory,
+    /// Generators at the same time, this one among them, that share the caps.
+    pub together: u64,
 }
 
 /// What keeps the connections that are open at once from being more.
@@ -97,6 +155,10 @@ pub struct Report {
     pub most_open: u64,
     /// CPU time of the generator's threads since the run's start.
     pub cpu: Duration,
+    /// Of a closed loop, of all threads together since the run's start: the time that they were watched for, and of that what they
+    /// had none left in, see [`Saturation`].
+    pub watched: Duration,
+    pub saturated: Duration,
     /// When the first attempt was made, in nanoseconds since the run's start.
     pub first_ns: Option<u64>,
     pub end: Option<End>,
@@ -170,6 +232,7 @@ pub fn prepare(plan: Plan) -> Result<Prepared, Nonsense> {
         bound: Bound::by_files(files),
         lacks_files,
         memory: Memory::default(),
+        together: 1,
         plan: Arc::new(plan),
         sources,
         terms,
@@ -214,6 +277,7 @@ pub fn generate(
             shared: Arc::clone(shared),
             blanks,
             filled,
+            saturation: Saturation::default(),
         };
         let lacks_files = prepared.lacks_files;
         let handle = thread::Builder::new()
@@ -237,8 +301,7 @@ pub fn generate(
             }
         }
     }
-    let limits = (caps, &prepared.memory);
-    collect(workers, limits, start_ns, interval, shared, &mut report);
+    collect(workers, (caps, prepared), start_ns, interval, shared, &mut report);
     Ok(())
 }
 
@@ -249,6 +312,8 @@ struct Collected {
     handle: Option<thread::JoinHandle<io::Result<()>>>,
     spare: Option<Tally>,
     cpu: Duration,
+    watched: Duration,
+    saturated: Duration,
     first_ns: Option<u64>,
     at_ns: u64,
 }
@@ -265,6 +330,8 @@ impl Collected {
             handle: Some(handle),
             spare: None,
             cpu: Duration::ZERO,
+            watched: Duration::ZERO,
+            saturated: Duration::ZERO,
             first_ns: None,
             at_ns: 0,
         }
@@ -285,6 +352,7 @@ impl Collected {
             };
             sum.add(&filled.tally);
             self.cpu = filled.cpu;
+            (self.watched, self.saturated) = (filled.watched, filled.saturated);
             self.first_ns = filled.first_ns;
             self.at_ns = filled.at_ns;
             if !filled.is_last {
@@ -298,7 +366,7 @@ impl Collected {
 
 fn collect(
     mut workers: Vec<Collected>,
-    (caps, memory): (Caps, &Memory),
+    (caps, prepared): (Caps, &Prepared),
     start_ns: u64,
     interval: Duration,
     shared: &Shared,
@@ -334,26 +402,13 @@ fn collect(
         if end.is_none() && running > 0 {
             let used = (cpu.saturating_sub(cpu_before)).as_secs_f64();
             let passed = elapsed.saturating_sub(looked_at).as_secs_f64();
-            let capped = if bytes > caps.bytes {
-                Some(format!(
-                    "{bytes} bytes were exchanged, and no more than {} are allowed here (--load-bytes, HOLDFAST_LOAD_BYTES)",
-                    caps.bytes
-                ))
-            } else if elapsed > caps.duration {
-                Some(format!(
-                    "the run lasted {} s: --load-duration of this agent allows {} s",
-                    elapsed.as_secs(),
-                    caps.duration.as_secs()
-                ))
-            } else if passed >= 1.0 && used / passed > caps.cpus {
-                Some(format!(
-                    "the generator used {:.2} CPUs, and no more than {} are allowed here (--load-cpus, HOLDFAST_LOAD_CPUS)",
-                    used / passed,
-                    caps.cpus
-                ))
-            } else {
-                memory.shortage()
+            let used = Used {
+                bytes,
+                elapsed,
+                cpus: (passed >= 1.0).then(|| used / passed),
             };
+            let beyond = used.beyond(caps, &prepared.plan, prepared.together);
+            let capped = beyond.or_else(|| prepared.memory.shortage());
             if passed >= 1.0 {
                 (cpu_before, looked_at) = (cpu, elapsed);
             }
@@ -384,6 +439,8 @@ fn collect(
                 open: shared.open.load(Ordering::Relaxed),
                 most_open: load(&shared.most_open),
                 cpu,
+                watched: workers.iter().map(|worker| worker.watched).sum(),
+                saturated: workers.iter().map(|worker| worker.saturated).sum(),
                 first_ns: workers.iter().filter_map(|worker| worker.first_ns).min(),
                 end: is_over.then(|| {
                     let natural = if is_stopped { End::Stopped } else { End::Finished };
@@ -400,4 +457,52 @@ fn collect(
 
 fn load(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::plan::tests::count;
+
+    #[test]
+    fn a_cap_names_the_setting_that_does_for_all_of_it() {
+        let caps = Caps {
+            bytes: 100 << 20,
+            cpus: 1.0,
+            duration: Duration::from_secs(60),
+        };
+        let mut plan = count(10);
+        (plan.hold, plan.timeout) = (Duration::from_secs(40), Duration::from_secs(5));
+        let check = |used: (u64, u64, Option<f64>), together, parts: &[&str]| {
+            let used = Used {
+                bytes: used.0 << 20,
+                elapsed: Duration::from_secs(used.1),
+                cpus: used.2,
+            };
+            let beyond = used.beyond(caps, &plan, together).unwrap_or_default();
+            assert_eq!(beyond.is_empty(), parts.is_empty(), "{beyond}");
+            for part in parts {
+                assert!(beyond.contains(part), "{beyond}");
+            }
+        };
+        check((100, 60, Some(1.0)), 1, &[]);
+        // A tenth of it has passed.
+        check((101, 4, None), 1, &["HOLDFAST_LOAD_BYTES=1263MiB"]);
+        check(
+            (51, 40, None),
+            2,
+            &[
+                "no more than 52428800 for each of 2 targets",
+                "HOLDFAST_LOAD_BYTES=128MiB",
+            ],
+        );
+        check((0, 61, None), 1, &[]);
+        check(
+            (0, 62, None),
+            1,
+            &["60 s are allowed", "HOLDFAST_LOAD_DURATION=68s"],
+        );
+        check((0, 1, Some(1.31)), 1, &["1.31 CPUs", "HOLDFAST_LOAD_CPUS=1.5 "]);
+        check((0, 1, Some(0.6)), 2, &["0.60 CPUs", "HOLDFAST_LOAD_CPUS=1.4 "]);
+    }
 }

@@ -47,6 +47,12 @@ impl Serving {
     /// # Errors
     /// If it cannot; says what to do.
     pub fn begin(run_id: &str, wanted: SocketAddr, consent: &Consent) -> Result<Self, String> {
+        // All addresses at once are more than any that is allowed: at [::] the kernel takes what comes over IPv4 too (net.ipv6.bindv6only).
+        if wanted.ip().to_canonical().is_unspecified() {
+            return Err(format!(
+                "others cannot be sent to {wanted}: an address of this node has to be named, and its configuration allows load on that or not"
+            ));
+        }
         let of_others = |refused: Refused| format!("others would load this node: {refused}");
         // Nobody takes a port of this node that its configuration does not give.
         if wanted.port() != 0 {
@@ -178,6 +184,23 @@ mod tests {
         drop(serving);
         // The connection ends with it.
         assert_eq!(stream.read(&mut echoed).unwrap_or(0), 0);
+        // What is allowed of IPv6 is no consent to what comes over IPv4.
+        let ipv6_only = Consent {
+            targets: vec!["::/0".parse().expect("targets")],
+            ..consent.clone()
+        };
+        for everywhere in [
+            "[::]:0",
+            "0.0.0.0:0",
+            "[::ffff:0.0.0.0]:0",
+            "[::ffff:127.0.0.1]:0",
+        ] {
+            let wanted = everywhere.parse().expect("an address");
+            assert!(
+                Serving::begin("19ad", wanted, &ipv6_only).is_err(),
+                "{everywhere}"
+            );
+        }
         // Where it is not allowed nobody takes anything.
         let refused = |wanted: SocketAddr| {
             let nowhere = Consent {

@@ -44,11 +44,15 @@ pub struct Tally {
     pub late: u64,
     /// SYNs that were sent again, whatever became of the attempt.
     pub syn_retransmits: u64,
+    /// Handshakes that could not be asked about: of these nothing is in `syn_retransmits` and `network`.
+    pub lacks_handshakes: bool,
     pub bytes_sent: u64,
     pub bytes_received: u64,
     /// Requests that were due, and how they ended.
     pub requests: u64,
     pub answers: [u64; Answer::ALL.len()],
+    /// Of what was unsent: requests whose connection was not to be had because the target, or somebody on the way to it, said so.
+    pub denied: u64,
     /// By status, of all answers.
     pub statuses: BTreeMap<u16, u64>,
     /// Datagrams that came out of their order, and those that came again.
@@ -86,10 +90,12 @@ impl Default for Tally {
             closed: 0,
             late: 0,
             syn_retransmits: 0,
+            lacks_handshakes: false,
             bytes_sent: 0,
             bytes_received: 0,
             requests: 0,
             answers: [0; Answer::ALL.len()],
+            denied: 0,
             statuses: BTreeMap::new(),
             reordered: 0,
             duplicated: 0,
@@ -180,10 +186,12 @@ impl Tally {
         self.closed = 0;
         self.late = 0;
         self.syn_retransmits = 0;
+        self.lacks_handshakes = false;
         self.bytes_sent = 0;
         self.bytes_received = 0;
         self.requests = 0;
         self.answers = Default::default();
+        self.denied = 0;
         self.statuses.clear();
         self.reordered = 0;
         self.duplicated = 0;
@@ -219,12 +227,14 @@ impl Tally {
         self.closed += other.closed;
         self.late += other.late;
         self.syn_retransmits += other.syn_retransmits;
+        self.lacks_handshakes |= other.lacks_handshakes;
         self.bytes_sent += other.bytes_sent;
         self.bytes_received += other.bytes_received;
         self.requests += other.requests;
         for (mine, theirs) in self.answers.iter_mut().zip(other.answers) {
             *mine += theirs;
         }
+        self.denied += other.denied;
         for (&status, count) in &other.statuses {
             *self.statuses.entry(status).or_insert(0) += count;
         }

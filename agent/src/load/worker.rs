@@ -30,6 +30,7 @@ use super::{
     outcome::{Loss, Outcome},
     plan::{Arrivals, Close, Plan, share},
     run::Bound,
+    saturation::Saturation,
     schedule::Schedule,
     socket::{self, Handshake},
     tally::{LATE_NS, Tally},
@@ -107,6 +108,9 @@ pub struct Part {
     /// Empty tallies; each is a question for the one that was filled meanwhile.
     pub blanks: Receiver<Tally>,
     pub filled: SyncSender<Filled>,
+    /// In a closed loop, from the start on: in an open one a thread looks at the clock before each attempt, and what it lacks is
+    /// seen in how late those are.
+    pub saturation: Saturation,
 }
 
 impl Part {
@@ -120,9 +124,12 @@ impl Part {
     }
 
     /// Hands over what was counted. `first_ns` is when the first attempt was made.
-    pub(super) fn hand_over(&self, tally: Tally, first_ns: Option<u64>, is_last: bool) {
+    pub(super) fn hand_over(&mut self, tally: Tally, first_ns: Option<u64>, is_last: bool) {
+        self.saturation.look();
         let filled = Filled {
             tally,
+            watched: self.saturation.watched,
+            saturated: self.saturation.saturated,
             cpu: Duration::from_nanos(nanoseconds(ClockId::ThreadCPUTime)),
             first_ns,
             at_ns: self.now(),
@@ -159,6 +166,9 @@ pub struct Filled {
     pub tally: Tally,
     /// CPU time of the thread so far.
     pub cpu: Duration,
+    /// As [`Saturation`] has them.
+    pub watched: Duration,
+    pub saturated: Duration,
     /// When its first attempt was made, and when it hands over, in nanoseconds since the run's start.
     pub first_ns: Option<u64>,
     pub at_ns: u64,
@@ -233,17 +243,20 @@ pub fn work(part: Part) -> io::Result<()> {
     // A sleep of the default slack would be 50 us longer than it was asked to be.
     rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
     let mut worker = Worker::new(part)?;
-    wait_for_the_start(&worker.part);
+    wait_for_the_start(&mut worker.part);
     worker.generate()?;
     worker.finish();
     Ok(())
 }
 
 /// Sleeps until shortly before the run's start, and looks at the clock from there on.
-pub(super) fn wait_for_the_start(part: &Part) {
+pub(super) fn wait_for_the_start(part: &mut Part) {
     loop {
         let left_ns = part.start_ns.saturating_sub(monotonic_ns());
         if left_ns == 0 || part.shared.stop.load(Ordering::Relaxed) {
+            if matches!(part.plan.arrivals, Arrivals::Closed { .. }) {
+                part.saturation.begin();
+            }
             return;
         }
         match left_ns.saturating_sub(SPIN_NS) {

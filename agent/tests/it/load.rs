@@ -4,8 +4,12 @@ use std::{
     fs,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    ops::RangeInclusive,
     os::fd::OwnedFd,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -19,6 +23,10 @@ use holdfast_agent::load::{
     run::{Caps, End, Prepared, Report, generate, prepare},
     tally::Tally,
     worker::{Shared, monotonic_ns},
+};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
 };
 
 /// Longer than a busy machine takes for anything here.
@@ -123,6 +131,7 @@ fn run_prepared(
 #[test]
 fn a_count_is_established_held_at_once_and_closed() {
     let (tally, last) = run(count(keeper(), 150), UNBOUNDED, |_, _| {});
+    assert!(!tally.lacks_handshakes);
     assert_eq!(last.end, Some(End::Finished));
     assert_eq!(tally.count(Outcome::Established), 150);
     assert_eq!((tally.errors(), tally.closed, last.most_open), (0, 150, 150));
@@ -166,9 +175,7 @@ fn a_machine_that_is_short_of_memory_ends_the_run_within_a_second() {
 
 #[test]
 fn a_closed_port_refuses() {
-    let address = TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a port that nobody listens on");
+    let address = nobody();
     let (tally, _) = run(count(address, 20), UNBOUNDED, |_, _| {});
     assert_eq!(tally.count(Outcome::Refused), 20);
     assert_eq!((tally.error.len(), tally.connect.len()), (20, 0));
@@ -193,6 +200,8 @@ fn what_has_no_files_is_established_held_and_closed_as_well() {
     assert_eq!(tally.count(Outcome::Established), 150);
     assert_eq!((tally.errors(), tally.closed, last.most_open), (0, 150, 150));
     assert_eq!(tally.connect.len(), 150);
+    // Nobody could ask: that is not the same as none.
+    assert!(tally.lacks_handshakes && tally.network.is_empty());
     let accepted = accepting.join().expect("all were accepted");
     for source in sources {
         assert_eq!(accepted.iter().filter(|(from, _)| *from == source).count(), 75);
@@ -201,9 +210,7 @@ fn what_has_no_files_is_established_held_and_closed_as_well() {
 
 #[test]
 fn what_has_no_files_is_refused_or_times_out_as_well() {
-    let address = TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a port that nobody listens on");
+    let address = nobody();
     let (tally, _) = run_without_files(count(address, 20));
     assert_eq!(tally.count(Outcome::Refused), 20);
 
@@ -429,6 +436,90 @@ fn a_closed_loop_keeps_so_many_at_once_and_no_more() {
     assert_eq!(last.most_open, 3);
 }
 
+/// A port that nobody listens on.
+fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a port that nobody listens on")
+}
+
+/// Connections one after the other, as fast as they go.
+fn closed_loop(target: SocketAddr, concurrency: u64) -> Plan {
+    let mut plan = count(target, 1);
+    plan.arrivals = Arrivals::Closed {
+        concurrency,
+        duration: Duration::from_millis(1_500),
+    };
+    plan
+}
+
+#[test]
+fn a_closed_loop_says_whether_its_threads_had_time_left() {
+    let check = |last: &Report, saturated: RangeInclusive<f64>| {
+        let share = last.saturated.as_secs_f64() / last.watched.as_secs_f64();
+        assert!(
+            last.watched >= last.elapsed && saturated.contains(&share),
+            "of {:?} watched for {:?} and saturated for {:?}",
+            last.elapsed,
+            last.watched,
+            last.saturated
+        );
+    };
+    // Nothing keeps it but itself, and ksoftirqd on a busy machine.
+    let (_, last) = run(closed_loop(nobody(), 8), UNBOUNDED, |_, _| {});
+    check(&last, 0.25..=1.0);
+    // Waits for the target.
+    let slow = server(|mut stream| {
+        thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok(bytes @ 1..) = stream.read(&mut buffer) {
+                thread::sleep(Duration::from_millis(20));
+                let _ = stream.write_all(&buffer[..bytes]);
+            }
+        });
+    });
+    let mut plan = closed_loop(slow, 2);
+    plan.payload = Some(Payload { bytes: 8, rounds: 10 });
+    let (_, last) = run(plan, UNBOUNDED, |_, _| {});
+    check(&last, 0.0..=0.2);
+    // In an open loop it is seen in how late attempts are.
+    let (_, last) = run(count(keeper(), 10), UNBOUNDED, |_, _| {});
+    assert_eq!((last.watched, last.saturated), (Duration::ZERO, Duration::ZERO));
+}
+
+#[test]
+fn a_thread_that_waits_for_a_cpu_has_no_time_left_either() {
+    let target = nobody();
+    let starved = thread::spawn(move || {
+        let mut one = CpuSet::new();
+        one.set(0).expect("a first CPU");
+        // Threads have what the one has that starts them.
+        sched_setaffinity(Pid::from_raw(0), &one).expect("a CPU of its own");
+        let is_over = Arc::new(AtomicBool::new(false));
+        for _ in 0..3 {
+            let is_over = Arc::clone(&is_over);
+            thread::spawn(move || while !is_over.load(Ordering::Relaxed) {});
+        }
+        let (_, last) = run(closed_loop(target, 8), UNBOUNDED, |_, _| {});
+        is_over.store(true, Ordering::Relaxed);
+        last
+    });
+    let last = starved.join().expect("a run");
+    // It had little of its CPU, and waited for the rest; now and then for ksoftirqd, which had none either, and that is the network.
+    assert!(
+        last.cpu < last.watched / 2,
+        "{:?} of {:?}",
+        last.cpu,
+        last.watched
+    );
+    assert!(
+        last.saturated > last.watched / 4,
+        "{:?} of {:?}",
+        last.saturated,
+        last.watched
+    );
+}
+
 #[test]
 fn a_run_that_is_stopped_ends_with_what_it_has() {
     let mut plan = count(keeper(), 10);
@@ -454,7 +545,7 @@ fn a_cap_that_is_reached_stops_the_run_and_names_its_setting() {
     };
     let (_, last) = run(plan, caps, |_, _| {});
     match last.end {
-        Some(End::Capped(reason)) => assert!(reason.contains("--load-bytes"), "{reason}"),
+        Some(End::Capped(reason)) => assert!(reason.contains("HOLDFAST_LOAD_BYTES="), "{reason}"),
         end => panic!("{end:?}"),
     }
 }

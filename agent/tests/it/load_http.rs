@@ -308,6 +308,8 @@ fn a_server_that_is_none_is_told_by_what_it_does() {
         .expect("a port that nobody listens on");
     let tally = check(closed, Answer::Unsent);
     assert_eq!(tally.count(Outcome::Refused), 6);
+    // The target said no to each, which no slowness of ours is part of.
+    assert_eq!(tally.denied, 6);
     // Of the requests, not of their connections beside them.
     assert_eq!(tally.error.len(), 6);
 }
@@ -344,8 +346,12 @@ fn tls_is_spoken_with_whom_the_authority_knows_and_with_nobody_else() {
             over("elsewhere", authority, false),
         ] {
             assert_eq!(
-                (answers(&refused, Answer::Unsent), refused.insecure > 0),
-                (10, true)
+                (
+                    answers(&refused, Answer::Unsent),
+                    refused.denied,
+                    refused.insecure > 0
+                ),
+                (10, 10, true)
             );
             assert!(
                 refused.remarks[0].contains("certificate"),
@@ -476,8 +482,8 @@ fn a_server_that_does_not_answer_to_tls_is_too_late_and_not_untrusted() {
     plan.timeout = Duration::from_millis(300);
     let (tally, _) = run(plan, UNBOUNDED, |_, _| {});
     assert_eq!(
-        (answers(&tally, Answer::Unsent), tally.insecure),
-        (4, 0),
+        (answers(&tally, Answer::Unsent), tally.insecure, tally.denied),
+        (4, 0, 0),
         "{:?}",
         tally.remarks
     );

@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
+use clap::builder::NonEmptyStringValueParser;
 use holdfast_proto::v1::{RunsRequest, StopRunRequest};
 use serde::Deserialize;
 use tonic::Code;
@@ -17,7 +18,7 @@ use super::Failure;
 use super::client::{Lines, Reach};
 use super::load::at_least_one;
 use super::table::{Align, BAD, Cell, FAINT, GOOD, Table};
-use crate::runs::result::{Ends, Kernel, Pair, PartOf, Summary, Times, human};
+use crate::runs::result::{Ends, Kernel, Pair, PartOf, Summary, Times, human, share};
 use crate::runs::seconds::Seconds;
 
 /// List runs, the latest first.
@@ -57,7 +58,7 @@ Examples:
   holdfast run show 19ac --html run.html")]
 struct Show {
     /// The run, or how its id begins
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     run_id: String,
 
     /// Write a page with pictures there instead; - for stdout
@@ -72,7 +73,7 @@ struct Show {
 #[derive(Debug, clap::Args)]
 struct Stop {
     /// The run, or how its id begins
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     run_id: String,
 
     #[command(flatten)]
@@ -198,13 +199,27 @@ pub(super) async fn one(args: One) -> Result<(), Failure> {
             if let Err(status) = client.stop_run(request).await {
                 // None, or several, that are called so are a wrong call; one that is over cannot be stopped.
                 if status.code() == Code::NotFound {
-                    found(&stop.reach, &stop.run_id, false).await?;
+                    let row = Row::parse(&found(&stop.reach, &stop.run_id, false).await?)?;
+                    return Err(Failure::Undone(anyhow!(cannot_stop(&row))));
                 }
                 return Err(stop.reach.failure(&status));
             }
             super::tell(&format!("the run {} is being stopped", stop.run_id));
             Ok(())
         }
+    }
+}
+
+/// Why a run that there is is not under way here.
+fn cannot_stop(row: &Row) -> String {
+    let run_id = &row.run_id;
+    match row.state.as_str() {
+        "running" => format!(
+            "the run {run_id} is driven by another collector, or its collector has just ended and its agents with it: stop it where it was begun"
+        ),
+        state => format!(
+            "the run {run_id} is {state}, so there is nothing to stop; holdfast run show {run_id} tells what came of it"
+        ),
     }
 }
 
@@ -341,12 +356,13 @@ fn body(summary: &Summary) -> String {
                 count("duplicated")
             );
         }
-        for remark in &summary.remarks {
-            text += &format!("              {remark}\n");
-        }
+        text += &lines_of_remarks(summary);
     }
     if !is_of_datagrams {
         text += &lines_of_connections(summary, &nonzero);
+    }
+    if !is_of_requests {
+        text += &lines_of_remarks(summary);
     }
     for lost in summary.lost.iter().take(10) {
         text += &format!(
@@ -398,6 +414,12 @@ fn body(summary: &Summary) -> String {
     text + &lines_of_generator(summary)
 }
 
+/// What agents say of it: what went wrong, and what would allow more.
+fn lines_of_remarks(summary: &Summary) -> String {
+    let line = |remark: &String| format!("              {remark}\n");
+    summary.remarks.iter().map(line).collect()
+}
+
 /// How the agents did, and what was expected of the run.
 fn lines_of_generator(summary: &Summary) -> String {
     let count = |name: &str| summary.counts.get(name).copied().unwrap_or(0);
@@ -414,11 +436,15 @@ fn lines_of_generator(summary: &Summary) -> String {
         if summary.is_of_datagrams() {
             String::new()
         } else {
-            format!("{} SYNs sent again, ", count("syn_retransmits"))
+            match summary.lacks_handshakes {
+                true => "SYNs sent again not counted, ".to_owned(),
+                false => format!("{} SYNs sent again, ", count("syn_retransmits")),
+            }
         },
         bytes(count("bytes_sent")),
         bytes(count("bytes_received"))
     );
+    text += &line_of_saturation(summary);
     if summary.parts.len() > 1 || summary.parts.iter().any(|part| !part.trouble.is_empty()) {
         for part in &summary.parts {
             text += &line_of_part(part);
@@ -438,6 +464,23 @@ fn lines_of_generator(summary: &Summary) -> String {
         );
     }
     text
+}
+
+/// Of a closed loop: whether it was the generator that everything waited for.
+fn line_of_saturation(summary: &Summary) -> String {
+    if !summary.doubt.is_empty() {
+        return format!(
+            "              {}: all times but network's may be its own\n",
+            summary.doubt
+        );
+    }
+    match summary.watched_ns {
+        0 => String::new(),
+        watched_ns => format!(
+            "              no CPU time left for {} of the run\n",
+            share(summary.saturated_ns, watched_ns)
+        ),
+    }
 }
 
 /// What came of the attempts to connect.
@@ -605,6 +648,12 @@ fn line_of_part(part: &PartOf) -> String {
     if part.lateness.count > 0 {
         line += &format!(" (p99 {})", human(part.lateness.p99_ns));
     }
+    if part.watched_ns > 0 {
+        line += &format!(
+            ", no CPU time left for {}",
+            share(part.saturated_ns, part.watched_ns)
+        );
+    }
     if !part.trouble.is_empty() {
         line += &format!("; {}", part.trouble);
     }
@@ -634,6 +683,9 @@ fn lines_of_kernel(kernel: &Kernel) -> String {
         "kernel:       {} attempts recorded: {} established{times}, {} refused, {} timed out, {} aborted by the generator\n",
         kernel.attempts, kernel.established, kernel.refused, kernel.timed_out, kernel.aborted
     );
+    if let Some(again @ 1..) = kernel.syn_retransmits {
+        text += &format!("              {again} SYNs sent again\n");
+    }
     let by = |ends: &Ends| match (ends.comm.as_str(), ends.pid) {
         ("", 0) => String::new(),
         (comm, pid) => format!(" {comm} ({pid})"),

@@ -168,12 +168,14 @@ pub fn local_limits(counts: &LoadCounts) -> u64 {
 }
 
 /// The same, had everything gone well that was not answered with a failure: what only waited too long, and what the machine that made the
-/// load could not do, may be the generator's own doing.
-pub fn but_for_silences(counts: &LoadCounts) -> LoadCounts {
-    let attempts = counts.timed_out + counts.failed + local_limits(counts);
-    let requests = counts.request_timed_out + counts.request_lost + counts.unsent;
+/// load could not do, may be the generator's own doing. `confirmed` attempts timed out for what the kernels of both ends know to be behind
+/// the generator, and `denied` requests were not sent because their connections were answered so: these are no silences.
+pub fn but_for_silences(counts: &LoadCounts, confirmed: u64, denied: u64) -> LoadCounts {
+    let (confirmed, denied) = (confirmed.min(counts.timed_out), denied.min(counts.unsent));
+    let attempts = counts.timed_out - confirmed + counts.failed + local_limits(counts);
+    let requests = counts.request_timed_out + counts.request_lost + counts.unsent - denied;
     LoadCounts {
-        timed_out: 0,
+        timed_out: confirmed,
         failed: 0,
         local_files: 0,
         local_ports: 0,
@@ -184,7 +186,7 @@ pub fn but_for_silences(counts: &LoadCounts) -> LoadCounts {
         lost_failed: 0,
         request_timed_out: 0,
         request_lost: 0,
-        unsent: 0,
+        unsent: denied,
         answered: counts.answered + requests,
         ..*counts
     }

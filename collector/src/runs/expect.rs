@@ -193,7 +193,7 @@ impl Expectation {
             Comparison::MoreOrEqual => value >= self.threshold,
             Comparison::Equal => value == self.threshold,
         };
-        let shown = match self.signal {
+        let mut shown = match self.signal {
             Signal::Time(..) => super::result::human(value as u64),
             Signal::Ratio(_) => format!("{:.3}%", value * 100.0),
             Signal::Count(_) => format!("{value}"),
@@ -202,7 +202,20 @@ impl Expectation {
         if !holds && outcome.is_stopped && self.could_come(value) {
             return (format!("{shown} when it was stopped"), Verdict::Unknown);
         }
+        if let Some(doubt) = outcome.doubt().filter(|_| self.is_of_generator(holds, outcome)) {
+            shown += &format!(", {doubt}");
+            return (shown, Verdict::Unknown);
+        }
         (shown, if holds { Verdict::Holds } else { Verdict::Violated })
+    }
+
+    /// Whether a generator that is the limit of a closed loop may have a part in that this holds, or that it does not. Each time is its own
+    /// too, but for what the kernel measures; of what was counted it only may have kept things from happening in time.
+    fn is_of_generator(&self, holds: bool, outcome: &Outcome) -> bool {
+        match self.signal {
+            Signal::Time(clock, _) => clock != Clock::Network,
+            _ => !holds && !self.is_broken_by_answers(outcome),
+        }
     }
 
     /// Whether what the target answered is enough to break it, were everything else as good as can be. A generator that was slow or
@@ -215,7 +228,7 @@ impl Expectation {
             return false;
         }
         let answers = Outcome {
-            counts: counts::but_for_silences(&outcome.counts),
+            counts: counts::but_for_silences(&outcome.counts, outcome.confirmed, outcome.denied),
             ..Outcome::default()
         };
         let Some(value) = self.signal.of(&answers) else {
@@ -452,6 +465,49 @@ mod tests {
         check("exchange.p99 < 1s", Verdict::Unknown);
         let (_, nothing) = Expectation::parse("lost = 0").unwrap().judge(&Outcome::default());
         assert_eq!(nothing, Verdict::Unknown);
+    }
+
+    #[test]
+    fn times_of_a_closed_loop_that_its_generator_limits_are_unknown_and_answers_are_not() {
+        let mut saturated = Outcome {
+            watched_ns: 4_000_000_000,
+            saturated_ns: 3_000_000_000,
+            ..outcome()
+        };
+        saturated.counts.timed_out = 1;
+        saturated.network.record_n(2_000_000, 98).unwrap();
+        let check = |outcome: &Outcome, text: &str, verdict, part: &str| {
+            let (shown, found) = Expectation::parse(text).unwrap().judge(outcome);
+            assert_eq!(found, verdict, "{text}: {shown}");
+            assert!(shown.contains(part), "{text}: {shown}");
+        };
+        let limited = "limited by the generator, which had no CPU time left for 75% of the run";
+        check(&saturated, "connect.p50 < 20ms", Verdict::Unknown, limited);
+        check(&saturated, "connect.p99 < 200ms", Verdict::Unknown, limited);
+        // What the kernel measures, what came to pass, and what the target refused, is as it is.
+        check(&saturated, "network.p99 < 1ms", Verdict::Violated, "");
+        check(&saturated, "rate > 10/s", Verdict::Holds, "");
+        check(&saturated, "refused = 0", Verdict::Violated, "");
+        check(&saturated, "error_ratio < 1%", Verdict::Violated, "");
+        // What did not come to pass in time may be its doing.
+        check(&saturated, "rate > 1000/s", Verdict::Unknown, limited);
+        check(&saturated, "timed_out = 0", Verdict::Unknown, limited);
+        check(&saturated, "error_ratio < 2.5%", Verdict::Unknown, limited);
+        // Of attempts that both ends know it of it is not.
+        saturated.confirmed = 1;
+        check(&saturated, "timed_out = 0", Verdict::Violated, "");
+        check(&saturated, "error_ratio < 2.5%", Verdict::Violated, "");
+        // As of attempts that are late, one of a hundred may be.
+        saturated.saturated_ns = 40_000_000;
+        check(&saturated, "connect.p50 < 20ms", Verdict::Violated, "");
+        // Nobody says: that is not the same as never.
+        saturated.unwatched.push("web-1".into());
+        check(
+            &saturated,
+            "connect.p50 < 20ms",
+            Verdict::Unknown,
+            "agents of web-1",
+        );
     }
 
     #[test]

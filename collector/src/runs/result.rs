@@ -40,6 +40,17 @@ pub struct Outcome {
     pub statuses: BTreeMap<u32, u64>,
     pub remarks: Vec<String>,
     pub lateness: Histogram<u64>,
+    /// Of a closed loop: for how long threads of the generator were watched, and had no time left in that, added up; and nodes whose agents
+    /// do not say.
+    pub watched_ns: u64,
+    pub saturated_ns: u64,
+    pub unwatched: Vec<String>,
+    /// Attempts that timed out for what the kernels of both ends know to be behind the generator; and requests that were not sent since
+    /// somebody denied them a connection.
+    pub confirmed: u64,
+    pub denied: u64,
+    /// Of some handshakes TCP_INFO could not be asked.
+    pub lacks_handshakes: bool,
     pub lost: Vec<Lost>,
     /// Somebody ended it before its time.
     pub is_stopped: bool,
@@ -80,6 +91,12 @@ impl Default for Outcome {
             statuses: BTreeMap::new(),
             remarks: Vec::new(),
             lateness: times(),
+            watched_ns: 0,
+            saturated_ns: 0,
+            unwatched: Vec::new(),
+            confirmed: 0,
+            denied: 0,
+            lacks_handshakes: false,
             lost: Vec::new(),
             is_stopped: false,
         }
@@ -178,6 +195,8 @@ impl Outcome {
             }
         }
         counts::add(&mut self.counts, &report.counts.unwrap_or_default());
+        self.denied = self.denied.saturating_add(report.denied);
+        self.lacks_handshakes |= report.lacks_handshakes;
         self.elapsed_ns = self.elapsed_ns.max(report.elapsed_ns);
         let room = LOSSES.saturating_sub(self.lost.len());
         self.lost.extend(report.lost.iter().take(room).map(|lost| Lost {
@@ -186,6 +205,22 @@ impl Outcome {
             cause: lost.cause.clone(),
         }));
         Ok(())
+    }
+
+    /// Why times of a closed loop may be the generator's own, in words, if they may: everything waits for a thread that has no time left.
+    pub fn doubt(&self) -> Option<String> {
+        if !self.unwatched.is_empty() {
+            return Some(format!(
+                "the agents of {} do not say whether the generator was the limit: upgrade them",
+                self.unwatched.join(", ")
+            ));
+        }
+        is_saturated(self.watched_ns, self.saturated_ns).then(|| {
+            format!(
+                "limited by the generator, which had no CPU time left for {} of the run",
+                share(self.saturated_ns, self.watched_ns)
+            )
+        })
     }
 
     /// What kept the generator from making the load that was asked for, in words.
@@ -207,6 +242,17 @@ impl Outcome {
         }
         limits
     }
+}
+
+/// Whether the generator of a closed loop was its limit: of so many of its attempts the times may be its own, as of those of an open one
+/// that are late.
+pub fn is_saturated(watched_ns: u64, saturated_ns: u64) -> bool {
+    saturated_ns as f64 > watched_ns as f64 * LATE_SHARE
+}
+
+/// A part of a time, in percent.
+pub fn share(part_ns: u64, whole_ns: u64) -> String {
+    format!("{:.0}%", part_ns as f64 / whole_ns.max(1) as f64 * 100.0)
 }
 
 /// A distribution, in nanoseconds.
@@ -300,6 +346,18 @@ pub struct Summary {
     pub remarks: Vec<String>,
     pub lateness: Times,
     pub cpu_ns: u64,
+    /// Of a closed loop, of all threads of the generators: for how long they were watched, and of that ran or waited for a CPU nearly all
+    /// of the time. Else, and where nobody said, zero.
+    #[serde(default)]
+    pub watched_ns: u64,
+    #[serde(default)]
+    pub saturated_ns: u64,
+    /// Why times may be the generator's own; empty: they are not.
+    #[serde(default)]
+    pub doubt: String,
+    /// SYNs that were sent again are not among `counts`: their sockets could not be asked. The kernel's records have them.
+    #[serde(default)]
+    pub lacks_handshakes: bool,
     /// Between the first attempts of any two nodes, each against its own due time, and how far off that may be.
     pub skew_ns: u64,
     pub skew_error_ns: u64,
@@ -327,6 +385,11 @@ pub struct PartOf {
     pub counts: BTreeMap<String, u64>,
     pub most_open: u64,
     pub cpu_ns: u64,
+    /// As in the whole.
+    #[serde(default)]
+    pub watched_ns: u64,
+    #[serde(default)]
+    pub saturated_ns: u64,
     pub lateness: Times,
     /// By how much its first attempt was made after it was due; absent where it made none, and in a run without a result.
     pub lag_ns: Option<u64>,
@@ -398,6 +461,9 @@ pub struct Kernel {
     /// Given up by the generator before the kernel did: what is a time-out to it, where its own is the shorter one.
     #[serde(default)]
     pub aborted: u64,
+    /// SYNs that were sent again; absent in a result of before it was asked for.
+    #[serde(default)]
+    pub syn_retransmits: Option<u64>,
     pub connect_p50_us: u64,
     pub connect_p99_us: u64,
     /// Of the established ones, those whose other end an agent recorded too.
@@ -475,6 +541,12 @@ impl Cause {
 }
 
 impl Kernel {
+    /// Attempts that both ends know to have failed for what is behind the generator.
+    pub fn confirmed(&self) -> u64 {
+        let of_the_target = self.causes.iter().filter(|cause| cause.is_of_the_target());
+        of_the_target.map(|cause| cause.attempts).sum()
+    }
+
     /// Attempts that failed for a reason that is named, confirmed or not: an other end without an agent never says anything.
     pub fn explained(&self) -> u64 {
         self.causes
@@ -485,12 +557,24 @@ impl Kernel {
     }
 }
 
+/// Counts without what nobody could count: that is not known to be zero.
+pub fn known(mut counts: BTreeMap<String, u64>, lacks_handshakes: bool) -> BTreeMap<String, u64> {
+    if lacks_handshakes {
+        counts.remove("syn_retransmits");
+    }
+    counts
+}
+
 impl Summary {
     pub fn of(outcome: &Outcome, expectations: &[Expectation]) -> Self {
         Self {
             is_over: true,
             elapsed_ns: outcome.elapsed_ns,
-            counts: counts::named(&outcome.counts),
+            counts: known(counts::named(&outcome.counts), outcome.lacks_handshakes),
+            lacks_handshakes: outcome.lacks_handshakes,
+            watched_ns: outcome.watched_ns,
+            saturated_ns: outcome.saturated_ns,
+            doubt: outcome.doubt().unwrap_or_default(),
             connect: Times::of(&outcome.connect),
             dial: Times::of(&outcome.dial),
             network: Times::of(&outcome.network),
@@ -576,7 +660,12 @@ impl Summary {
             return (Verdict::Unknown, vec!["no request was decided".into()]);
         }
         let mut reasons = self.bad(&ANSWERS);
-        reasons.extend(self.bad(&SILENCES));
+        let silences = self.bad(&SILENCES);
+        if !self.doubt.is_empty() && !silences.is_empty() && self.proven().is_empty() {
+            let doubted = |silence: String| format!("{silence}, {}", self.doubt);
+            return (Verdict::Unknown, silences.into_iter().map(doubted).collect());
+        }
+        reasons.extend(silences);
         if reasons.is_empty() {
             (Verdict::Holds, reasons)
         } else {
@@ -779,6 +868,79 @@ mod tests {
             ..full
         };
         assert_eq!(found(slow, 0).0, Verdict::Unknown);
+    }
+
+    #[test]
+    fn an_expectation_is_broken_by_what_both_ends_know_and_by_what_was_denied() {
+        let mut outcome = Outcome::default();
+        outcome.counts.started = 10;
+        outcome.counts.established = 2;
+        outcome.counts.timed_out = 8;
+        outcome.counts.late = 5;
+        outcome.lateness.record_n(2_000_000, 10).unwrap();
+        let verdict = |outcome: &Outcome, text: &str| {
+            let expected = [Expectation::parse(text).unwrap()];
+            Summary::of(outcome, &expected).verdict().0
+        };
+        assert_eq!(verdict(&outcome, "timed_out = 0"), Verdict::Unknown);
+        outcome.confirmed = 5;
+        assert_eq!(verdict(&outcome, "timed_out = 0"), Verdict::Violated);
+        assert_eq!(verdict(&outcome, "error_ratio < 20%"), Verdict::Violated);
+        // Only so many are known.
+        assert_eq!(verdict(&outcome, "error_ratio < 60%"), Verdict::Unknown);
+        let kernel = |outcome: &str, is_confirmed| Kernel {
+            causes: vec![Cause {
+                cause: "filtered".into(),
+                outcome: outcome.into(),
+                is_confirmed,
+                attempts: 5,
+                ..Cause::default()
+            }],
+            ..Kernel::default()
+        };
+        assert_eq!(kernel("timed_out", true).confirmed(), 5);
+        assert_eq!(kernel("timed_out", false).confirmed(), 0);
+        assert_eq!(kernel("established", true).confirmed(), 0);
+
+        let mut outcome = Outcome::default();
+        (outcome.counts.requests, outcome.counts.unsent) = (10, 10);
+        (outcome.counts.started, outcome.counts.refused) = (4, 4);
+        outcome.counts.late = 5;
+        outcome.lateness.record_n(2_000_000, 10).unwrap();
+        assert_eq!(verdict(&outcome, "error_ratio < 1%"), Verdict::Unknown);
+        outcome.denied = 4;
+        assert_eq!(verdict(&outcome, "error_ratio < 1%"), Verdict::Violated);
+        assert_eq!(verdict(&outcome, "error_ratio < 50%"), Verdict::Unknown);
+    }
+
+    #[test]
+    fn a_closed_loop_that_its_generator_limits_holds_by_what_was_answered_and_times_out_by_nobody_knows_whom()
+    {
+        let mut outcome = Outcome {
+            watched_ns: 1_000,
+            saturated_ns: 900,
+            ..Outcome::default()
+        };
+        (outcome.counts.started, outcome.counts.established) = (10, 10);
+        assert_eq!(Summary::of(&outcome, &[]).verdict().0, Verdict::Holds);
+        outcome.counts.timed_out = 2;
+        let (verdict, reasons) = Summary::of(&outcome, &[]).verdict();
+        assert_eq!(verdict, Verdict::Unknown);
+        assert!(
+            reasons[0].starts_with("timed_out: 2, limited by the generator"),
+            "{reasons:?}"
+        );
+        outcome.counts.refused = 1;
+        assert_eq!(Summary::of(&outcome, &[]).verdict().0, Verdict::Violated);
+    }
+
+    #[test]
+    fn what_could_not_be_counted_is_not_zero() {
+        let mut outcome = Outcome::default();
+        let counted = |outcome: &Outcome| Summary::of(outcome, &[]).counts.get("syn_retransmits").copied();
+        assert_eq!(counted(&outcome), Some(0));
+        outcome.lacks_handshakes = true;
+        assert_eq!(counted(&outcome), None);
     }
 
     #[test]

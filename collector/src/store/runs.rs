@@ -330,7 +330,7 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
     let sql = format!(
         "SELECT count() AS attempts, countIf(outcome = 'established') AS established, countIf(outcome = 'refused') AS refused, \
          countIf(outcome = 'timed_out') AS timed_out, countIf(outcome = 'aborted') AS aborted, \
-         toUInt64(quantileExactLowIf(0.5)(connect_us, outcome = 'established')) AS connect_p50_us, \
+         sum(syn_retransmits) AS syn_retransmits, toUInt64(quantileExactLowIf(0.5)(connect_us, outcome = 'established')) AS connect_p50_us, \
          toUInt64(quantileExactLowIf(0.99)(connect_us, outcome = 'established')) AS connect_p99_us \
          FROM attempts WHERE {OURS} AND decided_at {MEANWHILE}"
     );

@@ -20,7 +20,7 @@ use holdfast_agent::uplink;
 use holdfast_collector::runs::seconds::Slot;
 use holdfast_collector::store::embedded::Embedded;
 use holdfast_proto::PROTOCOL;
-use holdfast_proto::v1::{Hello, agent_message, collector_message, run_order};
+use holdfast_proto::v1::{Hello, RunEvent, RunReady, agent_message, collector_message, run_event, run_order};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -224,15 +224,6 @@ async fn a_run_of_two_agents_is_one_whole_and_its_result_is_kept() {
         stderr(&full)
     );
 
-    // A run of less than a second says nothing against another.
-    let compared = holdfast(&collector, &["run", "compare", id.trim(), id.trim()]).await;
-    assert_eq!(compared.status.code(), Some(3), "{}", stderr(&compared));
-    let words = stdout(&compared);
-    assert!(
-        words.contains("too short to tell") && words.contains("error ratio"),
-        "{words}"
-    );
-
     // What was asked for and who did what is kept with it, and what happened second by second adds up to the whole.
     let plan = format!(
         "plan:         protocol TCP; load 101 connections, one every 1.00 ms; addresses {target}; agents all of role=client;"
@@ -252,6 +243,18 @@ async fn a_run_of_two_agents_is_one_whole_and_its_result_is_kept() {
     assert_eq!(
         sum(&|slot| slot.covered_us),
         number(&store, "SELECT sum(elapsed_us) FROM run_results").await
+    );
+
+    // A run of less than a second says nothing against another.
+    let again = holdfast(&collector, &["load", "tcp", &target, "-y", "-c", "3", "--json"]).await;
+    let again: Value = serde_json::from_str(&stdout(&again)).unwrap();
+    let again = again["run_id"].as_str().expect("its id");
+    let compared = holdfast(&collector, &["run", "compare", id.trim(), again]).await;
+    assert_eq!(compared.status.code(), Some(3), "{}", stderr(&compared));
+    let words = stdout(&compared);
+    assert!(
+        words.contains("too short to tell") && words.contains("error ratio"),
+        "{words}"
     );
 
     for generator in generators {
@@ -406,10 +409,39 @@ async fn a_run_that_is_stopped_or_whose_agent_leaves_ends_and_is_kept() {
 
     // What is over cannot be stopped; what never was is a wrong call, as it is to show it.
     let id = crate::store_engine::ask(&*store, "SELECT run_id FROM runs").await;
-    for (called, code) in [(id.trim(), 4), ("nonex", 2)] {
+    for (called, code, said) in [
+        (id.trim(), 4, "is stopped, so there is nothing to stop"),
+        ("nonex", 2, "there is no run nonex"),
+        ("", 2, "a value is required"),
+    ] {
         let output = holdfast(&collector, &["run", "stop", called]).await;
         assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        assert!(stderr(&output).contains(said), "{}", stderr(&output));
     }
+    for called in [
+        ["run", "show", ""].as_slice(),
+        &["run", "compare", id.trim(), id.trim()],
+    ] {
+        let output = holdfast(&collector, called).await;
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    }
+
+    // What cannot be told, since the disk is full, is stored all the same.
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+    command
+        .args(["load", "tcp", &target, "-y", "-c", "2", "--json"])
+        .env("HOLDFAST_COLLECTOR", collector.url())
+        .stdin(Stdio::null())
+        .stdout(full);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap())
+        .await
+        .unwrap();
+    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+    let said = stderr(&output);
+    let (_, id) = said.split_once("holdfast run show ").expect("where it is found");
+    let shown = holdfast(&collector, &["run", "show", id.split(' ').next().unwrap_or("")]).await;
+    assert!(stdout(&shown).contains("finished from web-1"), "{said}");
 
     // The agent leaves in the middle.
     let running = holdfast(&collector, &hold);
@@ -459,6 +491,53 @@ async fn what_two_agents_held_at_once_is_added_up_in_a_run_of_one_report() {
     for generator in generators {
         generator.stop().await;
     }
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_a_rate_finds_no_room_for_are_told_with_what_would_allow_them() {
+    let collector = Collector::start(database().await).await;
+    let generator = Generator::start(&collector, "web-1", 5);
+    agents(&collector, 1).await;
+    let target = keeper().await.to_string();
+    let rate = ["--rate", "100/s", "--for", "500ms", "--hold", "5s"];
+    let output = holdfast(&collector, &[&["load", "tcp", &target, "-y"], &rate[..]].concat()).await;
+    let report = stdout(&output);
+    assert_eq!(output.status.code(), Some(3), "{report}");
+    assert!(
+        report.contains("more than 5 connections at once were due") && report.contains("--load-connections"),
+        "{report}"
+    );
+    generator.stop().await;
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn times_of_a_closed_loop_that_its_generator_limits_are_unknown() {
+    let collector = Collector::start(database().await).await;
+    let generator = Generator::start(&collector, "web-1", 50);
+    agents(&collector, 1).await;
+    // Nobody listens there, so nothing but the generator takes its time.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let port = port.to_string();
+    let closed = ["load", "tcp", &port, "-y", "--concurrency", "4", "--for", "1s"];
+    for (expected, code) in [
+        ("error_ratio >= 0%", 0),
+        ("rate > 1000000/s", 3),
+        ("refused = 0", 1),
+    ] {
+        let output = holdfast(&collector, &[&closed[..], &["--expect", expected]].concat()).await;
+        let report = stdout(&output);
+        assert_eq!(output.status.code(), Some(code), "{expected}: {report}");
+        assert!(
+            report.contains("limited by the generator, which had no CPU time left for"),
+            "{report}"
+        );
+    }
+    generator.stop().await;
     collector.stop().await.unwrap();
 }
 
@@ -639,6 +718,42 @@ async fn an_agent_of_another_version_is_missed_by_name_and_what_to_upgrade_is_sa
         said.contains("no answer from") && said.contains(&versions),
         "{said}"
     );
+    // One that answers and would leave out what it does not know: it says nothing of the plan, or knows another one.
+    let ready = RunReady {
+        pid: 1,
+        threads: 1,
+        ..RunReady::default()
+    };
+    for plan_crc32 in [None, Some(7)] {
+        let running = holdfast(&collector, &["load", "tcp", "127.0.0.1:9", "-y"]);
+        let answering = async {
+            loop {
+                let message = agent.hear().await.expect("an order");
+                let Some(collector_message::Body::Run(order)) = message else {
+                    continue;
+                };
+                if matches!(order.order, Some(run_order::Order::Prepare(_))) {
+                    let ready = RunReady { plan_crc32, ..ready };
+                    let event = RunEvent {
+                        run_id: order.run_id,
+                        event: Some(run_event::Event::Ready(ready)),
+                    };
+                    agent.send(agent_message::Body::Run(event)).await;
+                }
+            }
+        };
+        // Of the run before it heard too.
+        let output = tokio::select! {
+            output = running => output,
+            () = answering => unreachable!("it answers as long as it is asked"),
+        };
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(4), "{said}");
+        assert!(
+            said.contains("node-a2: knows only a part") && said.contains("its agent is \"0.0.9\""),
+            "{said}"
+        );
+    }
     collector.stop().await.unwrap();
 }
 

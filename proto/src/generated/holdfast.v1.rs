@@ -170,6 +170,10 @@ pub struct RunReady {
     pub pid: u32,
     #[prost(uint32, tag = "4")]
     pub threads: u32,
+    /// The CRC-32 of the plan as this agent knows it, encoded again: what an older one does not know of it is not in there, and
+    /// would not be done. Absent: an agent of before it was asked.
+    #[prost(fixed32, optional, tag = "5")]
+    pub plan_crc32: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunRefusal {
@@ -390,6 +394,19 @@ pub struct LoadReport {
     /// Which of the plan's targets this is of, if they are apart; the first is zero.
     #[prost(uint32, tag = "20")]
     pub target: u32,
+    /// Of a closed loop, of all threads of the generator together since the run's start: the time that they were watched for, and of
+    /// that what they ran or waited for a CPU nearly all of. Both zero: it is not known, or the loop is open.
+    #[prost(uint64, tag = "21")]
+    pub watched_ns: u64,
+    #[prost(uint64, tag = "22")]
+    pub saturated_ns: u64,
+    /// Of the requests that were not sent, those whose connection the target, or somebody on the way to it, refused or reset, or could
+    /// not be trusted: an answer, as it is one of the connection.
+    #[prost(uint64, tag = "23")]
+    pub denied: u64,
+    /// What TCP_INFO knows of handshakes could not be asked: there is no `network`, and `syn_retransmits` is not known.
+    #[prost(bool, tag = "24")]
+    pub lacks_handshakes: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LoadCounts {

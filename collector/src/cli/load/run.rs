@@ -513,18 +513,24 @@ async fn one(desk: &mut Desk<'_>, request: LoadRequest) -> Result<Made, Failure>
             }
             // Before anybody has reported there is nothing to tell.
             Some(run_update::Body::Progress(progress)) if !asked.reach.json && progress.elapsed_ns > 0 => {
-                stdout.write_all(line(&progress, counted, asked.debug).as_bytes())?;
-                stdout.flush()?;
+                let written = stdout.write_all(line(&progress, counted, asked.debug).as_bytes());
+                written
+                    .and_then(|()| stdout.flush())
+                    .map_err(|error| untold(error, &run_id))?;
             }
             Some(run_update::Body::Progress(_)) => {}
             Some(run_update::Body::Result(result)) => {
                 drop(view.take());
                 let row = Row::parse(&result.json)?;
-                if asked.reach.json {
-                    writeln!(stdout, "{}", result.json)?;
+                let text = if asked.reach.json {
+                    format!("{}\n", result.json)
                 } else {
-                    stdout.write_all(report(&row, &row.summary()?).as_bytes())?;
-                }
+                    report(&row, &row.summary()?)
+                };
+                let written = stdout.write_all(text.as_bytes());
+                written
+                    .and_then(|()| stdout.flush())
+                    .map_err(|error| untold(error, &run_id))?;
                 return Ok(Made::Run(Box::new(row)));
             }
             None => {
@@ -534,6 +540,16 @@ async fn one(desk: &mut Desk<'_>, request: LoadRequest) -> Result<Made, Failure>
                 )));
             }
         }
+    }
+}
+
+/// A run that cannot be told here: the disk may be full. What comes of it is stored all the same.
+fn untold(error: io::Error, run_id: &str) -> Failure {
+    match Failure::from(error) {
+        Failure::Undone(error) => Failure::Undone(error.context(format!(
+            "the run {run_id} is not told further; its result is stored, holdfast run show {run_id} has it"
+        ))),
+        failure => failure,
     }
 }
 

@@ -14,14 +14,18 @@ const MOST_PER_SECOND: f64 = 1e7;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Rate(pub(super) f64);
 
+impl Rate {
+    fn number(text: &str) -> Option<f64> {
+        let number = text.trim().strip_suffix("/s")?;
+        number.trim().parse().ok()
+    }
+}
+
 impl FromStr for Rate {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let rate = text
-            .trim()
-            .strip_suffix("/s")
-            .and_then(|number| number.trim().parse::<f64>().ok())
+        let rate = Self::number(text)
             .filter(|rate| rate.is_finite() && *rate > 0.0)
             .ok_or_else(|| format!("`{text}` is no rate, which is more than 0/s; write it like 500/s"))?;
         if rate > MOST_PER_SECOND {
@@ -49,6 +53,11 @@ impl FromStr for Stages {
         };
         let mut stages: Vec<LoadStage> = Vec::new();
         for part in text.split(',') {
+            // That it is too high says more than how stages are written.
+            let is_too_high = |word: &&str| Rate::number(word).is_some_and(|rate| rate > MOST_PER_SECOND);
+            if let Some(rate) = part.split_whitespace().find(is_too_high) {
+                rate.parse::<Rate>()?;
+            }
             let reached = stages.last().map(|stage| stage.to_per_second);
             stages.push(stage(part.trim(), reached).ok_or_else(|| fault(part))?);
         }
@@ -96,6 +105,18 @@ fn stage(text: &str, reached: Option<f64>) -> Option<LoadStage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stage_that_is_too_fast_says_how_fast_one_may_be() {
+        for wrong in [
+            "0 -> 99999999/s in 2m",
+            "5/s for 1s, 5/s -> 2e7/s in 2m",
+            "1e8/s for 3s",
+        ] {
+            let error = wrong.parse::<Stages>().unwrap_err();
+            assert!(error.contains("more than 10000000/s"), "{wrong}: {error}");
+        }
+    }
 
     #[test]
     fn a_rate_is_positive_and_no_more_than_a_machine_could_make() {

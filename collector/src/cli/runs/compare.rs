@@ -3,6 +3,8 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
+
 use super::super::Failure;
 use super::super::client::Reach;
 use super::super::table::{Align, BAD, Cell, FAINT, GOOD, Table};
@@ -30,11 +32,11 @@ Exit codes: 0 nothing is worse that can be told, 1 something is worse, 2 a wrong
 too short, or the plans differ in more than addresses (--different-plans judges them all the same), 4 it could not be done.")]
 pub(super) struct Args {
     /// The run to compare with, or how its id begins
-    #[arg(value_name = "A")]
+    #[arg(value_name = "A", value_parser = NonEmptyStringValueParser::new())]
     a: String,
 
     /// The run that is compared, or how its id begins
-    #[arg(value_name = "B")]
+    #[arg(value_name = "B", value_parser = NonEmptyStringValueParser::new())]
     b: String,
 
     /// Judge runs whose plans differ too
@@ -81,8 +83,19 @@ pub(super) async fn run(args: &Args) -> Result<(), Failure> {
 
 fn pair(rows: [Row; 2], summaries: [Summary; 2], different_plans: bool) -> Result<Pair, Failure> {
     let mut doubts = Vec::new();
+    if rows[0].run_id == rows[1].run_id {
+        return Err(Failure::Usage(anyhow::anyhow!(
+            "both are the run {}: give two runs, holdfast runs lists them",
+            rows[0].run_id
+        )));
+    }
     for (row, summary) in rows.iter().zip(&summaries) {
-        if !summary.is_over {
+        if row.state == "running" {
+            doubts.push(format!(
+                "the run {} still runs: wait for it, or end it with holdfast run stop {}",
+                row.run_id, row.run_id
+            ));
+        } else if !summary.is_over {
             doubts.push(format!(
                 "the run {} has no result: it is {}",
                 row.run_id, row.state
@@ -92,6 +105,11 @@ fn pair(rows: [Row; 2], summaries: [Summary; 2], different_plans: bool) -> Resul
                 "the run {} is unknown: {}",
                 row.run_id,
                 row.reasons.join("; ")
+            ));
+        } else if !summary.doubt.is_empty() {
+            doubts.push(format!(
+                "the times of the run {} may be its generator's own: {}",
+                row.run_id, summary.doubt
             ));
         }
     }
@@ -525,6 +543,8 @@ mod tests {
         meant.1 = other.1;
         assert_eq!(check(a(), meant, true).unwrap().comparison.shown(), Shown::Same);
 
+        // A run does not differ from itself.
+        assert!(matches!(check(a(), a(), true), Err(Failure::Usage(_))));
         let udp = one("19ae", "holds", "UDP", "10.0.0.1:80");
         assert!(matches!(check(a(), udp, true), Err(Failure::Usage(_))));
     }
@@ -537,6 +557,24 @@ mod tests {
             text(&unknown).contains("it cannot be told: the run 19ad is unknown: late"),
             "{}",
             text(&unknown)
+        );
+        let mut limited = one("19ad", "holds", "TCP", "10.0.0.1:80");
+        limited.1.doubt = "limited by the generator".into();
+        let limited = check(a(), limited, true).unwrap();
+        assert_eq!(limited.comparison.shown(), Shown::Unknown);
+        assert!(
+            text(&limited).contains("19ad may be its generator's own: limited by the generator"),
+            "{}",
+            text(&limited)
+        );
+        let mut running = one("19ad", "", "TCP", "10.0.0.1:80");
+        running.1.is_over = false;
+        running.0.state = "running".into();
+        let running = check(a(), running, true).unwrap();
+        assert!(
+            text(&running).contains("the run 19ad still runs"),
+            "{}",
+            text(&running)
         );
         let mut lost = one("19ad", "", "TCP", "10.0.0.1:80");
         lost.1.is_over = false;

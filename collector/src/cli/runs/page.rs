@@ -1034,6 +1034,12 @@ impl Run<'_> {
                 human(summary.skew_error_ns)
             ));
         }
+        if !summary.doubt.is_empty() {
+            text += &note(&format!(
+                "The loop is closed: {}. All times but the network's may be the generator's own.",
+                summary.doubt
+            ));
+        }
         section("The agents", &text)
     }
 
