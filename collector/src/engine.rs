@@ -12,6 +12,7 @@ pub mod files;
 pub mod heard;
 mod late;
 pub mod run;
+pub mod standing;
 pub mod suggest;
 pub mod trial;
 
