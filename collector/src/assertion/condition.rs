@@ -351,7 +351,9 @@ fn syscall_names() -> impl Iterator<Item = &'static str> {
 fn limit(typed: &str, signal: Chosen) -> Result<Limit, String> {
     let unit = signal.signal.unit;
     let wrong = |kind: &str| {
-        if typed.is_empty() {
+        if let Some((first, _)) = typed.split_once(" and ") {
+            format!("a condition ends after `{first}`: make `expect` a list, with one condition in each item")
+        } else if typed.is_empty() {
             format!("expected {kind} such as {}, got the end", unit.example())
         } else {
             format!(
@@ -659,6 +661,11 @@ mod tests {
                 "syscall(connect).errno = 0",
                 0,
                 "the errno comes in brackets behind `syscall.errno`, as in `syscall(connect).errno(ECONNREFUSED) = 0`",
+            ),
+            (
+                "node.up = true and agent.cpu < 5%",
+                10,
+                "a condition ends after `true`: make `expect` a list, with one condition in each item",
             ),
             ("node.up < true", 8, "`node.up` is true or false: use ="),
         ] {

@@ -999,7 +999,7 @@ async fn another_reason_why_it_is_unknown_is_stored_soon_and_not_with_every_wind
 assertions:
   - { name: a, from: all, to: all, expect: connect.refused = 0, over: 5s, every: 1s, by: from.node }
 tests:
-  - { assertion: a, given: { web-1 -> db-1: '5ms x60s, silent x26s, lost x40s' }, expect: { 50s: Holds } }
+  - { assertion: a, given: { web-1 -> db-1: '5ms x30s, lost x30s, silent x60s' }, expect: { 20s: Holds } }
 ";
     let (store, set, begin_ns) = laid_down(text).await;
     let mut every = Engine::new(store.clone(), set.clone(), begin_ns + 1, false);
@@ -1012,7 +1012,7 @@ tests:
         let record = records.iter().find(is_so);
         record.unwrap_or_else(|| panic!("{part}: {records:#?}")).judged_ns
     };
-    for part in ["is silent", "are missing"] {
+    for part in ["are missing", "is silent"] {
         let late_ns = first(&written, part) - first(&all, part);
         assert!(
             (0..=10 * SECOND_NS).contains(&late_ns),
