@@ -12,6 +12,7 @@ pub mod files;
 pub mod heard;
 mod late;
 pub mod run;
+pub mod standing;
 pub mod suggest;
 pub mod trial;
 
@@ -46,6 +47,13 @@ const HEARTBEAT_NS: i64 = 60_000_000_000;
 /// How far back stored verdicts are looked for at the start, from the last one of their assertion on: however long nobody
 /// judged, it goes on where it was. Keys that had not been judged for so long then begin anew.
 pub(crate) const REMEMBERED_NS: i64 = 24 * 3600 * 1_000_000_000;
+
+/// One that is unknown for another reason than was written is written again, so long after it was last: causes may flap too.
+const CAUSE_NS: i64 = 10_000_000_000;
+
+/// Windows of a schedule that are judged before what they came to is written: after a time without the store a violation does
+/// not wait for all that is to be judged yet.
+const MOST_AT_ONCE: usize = 32;
 
 /// Windows of a schedule that wait for their rows, or for the store. Older ones are given up: nothing is said of them.
 const MOST_OPEN: usize = 240;
@@ -172,6 +180,8 @@ struct Kept {
     seen_ns: i64,
     /// As it was written last.
     is_silenced: bool,
+    /// Why it was unknown when it was written last. `None`: it was not, or that is not known.
+    cause: Option<Cause>,
     /// What may change when rows come late.
     history: Option<History>,
 }
@@ -410,6 +420,7 @@ impl Engine {
                 written_ns: machine.judged_ns,
                 seen_ns: machine.judged_ns,
                 is_silenced: false,
+                cause: None,
                 machine,
                 history: None,
             };
@@ -734,7 +745,10 @@ impl Engine {
 
     async fn judge_schedule(&mut self, at: usize, now_ns: i64, step: &mut Step) -> Result<(), StoreError> {
         let mut place = 0;
-        while let Some(&tick) = self.schedules[at].open.get(place) {
+        let mut count = 0;
+        while let Some(&tick) = self.schedules[at].open.get(place)
+            && count < MOST_AT_ONCE
+        {
             let (anybody_waited_for, anybody_ready) = self.waiting_for(at, tick.window, now_ns);
             let is_whole = !anybody_waited_for;
             let is_time = now_ns >= tick.window.to_ns + PATIENCE_NS;
@@ -750,6 +764,7 @@ impl Engine {
                     continue;
                 }
             }
+            count += 1;
             let older = place
                 .checked_sub(1)
                 .map(|before| self.schedules[at].open[before].window.to_ns);
@@ -1132,6 +1147,7 @@ fn take(
         written_ns: i64::MIN,
         seen_ns: now_ns,
         is_silenced: false,
+        cause: None,
         history: None,
     });
     kept.machine = machine.clone();
@@ -1148,10 +1164,16 @@ fn take(
         place.silences.cover(of, now_ns)
     };
     let is_due = now_ns.saturating_sub(kept.written_ns) >= place.heartbeat_ns;
-    let is_written = is_transition || is_due || is_silenced != kept.is_silenced;
+    let is_other_cause = match (&kept.cause, &judgement.cause) {
+        (Some(written), Some(cause)) => !written.is_like(cause),
+        _ => false,
+    };
+    let is_news = is_other_cause && now_ns.saturating_sub(kept.written_ns) >= CAUSE_NS;
+    let is_written = is_transition || is_due || is_news || is_silenced != kept.is_silenced;
     kept.is_silenced = is_silenced;
     if is_written {
         kept.written_ns = now_ns;
+        kept.cause.clone_from(&judgement.cause);
     }
     let may_change = judgement.may_come || (before.is_none() && place.has_late);
     if may_change && kept.history.is_none() {

@@ -26,11 +26,13 @@ use crate::clock::WallClock;
 use crate::control::{Control, ControlError};
 use crate::engine::check::{self, Extent};
 use crate::engine::run::SharedSet;
+use crate::engine::standing::Standing;
 use crate::engine::suggest::{self, SuggestError, Wanted};
 use crate::engine::{explain, files};
 use crate::filter::Filter;
 use crate::metrics::Metrics;
 use crate::runs::{self, Desk, Runs};
+use crate::seat::Seat;
 use crate::silence::{SilenceError, Silencer};
 use crate::store::condition::filterable;
 use crate::store::native::Column;
@@ -56,6 +58,7 @@ pub struct Questions {
     pub store: Arc<dyn Store>,
     pub control: Arc<Control>,
     pub silencer: Arc<Silencer>,
+    pub seat: Arc<Seat>,
     pub runs: Arc<Runs>,
     pub metrics: Arc<Metrics>,
     pub clock: WallClock,
@@ -225,9 +228,16 @@ impl QueryService for Questions {
     async fn verdicts(&self, request: Request<VerdictsRequest>) -> Result<Response<Answer>, Status> {
         self.metrics.queried("verdicts");
         let VerdictsRequest { name, history_ns } = request.into_inner();
-        let back_ns = i64::try_from(history_ns).unwrap_or(i64::MAX);
-        let since_ns = (history_ns > 0).then(|| self.clock.now_ns().saturating_sub(back_ns));
-        self.ask(verdicts::shown(&name, since_ns)).await
+        let now_ns = self.clock.now_ns();
+        if history_ns > 0 {
+            let back_ns = i64::try_from(history_ns).unwrap_or(i64::MAX);
+            return self
+                .ask(verdicts::history(&name, now_ns.saturating_sub(back_ns)))
+                .await;
+        }
+        self.verdicts_of_now(&name, now_ns)
+            .await
+            .map_err(|error| status(&error))
     }
 
     async fn notifications(
@@ -449,14 +459,38 @@ impl Questions {
         }
     }
 
-    /// The declared assertion's explanation.
+    /// What was said last of every key, and whether it still stands.
+    async fn verdicts_of_now(&self, name: &str, now_ns: i64) -> Result<Response<Answer>, StoreError> {
+        let standing = Standing::now(self.assertions.as_ref(), &self.seat).await?;
+        // Where nobody judges any more, how it stood then.
+        let newest_ns = verdicts::newest_ns(&*self.store).await?;
+        let since_ns = standing.since_ns(newest_ns.map_or(now_ns, |newest_ns| newest_ns.min(now_ns)));
+        let chunks = self.store.query(verdicts::latest(name, since_ns, now_ns)).await?;
+        let annotated = chunks.scan(Vec::new(), move |partial: &mut Vec<u8>, chunk| {
+            let annotated = chunk.map(|data| {
+                partial.extend_from_slice(&data);
+                let end = partial
+                    .iter()
+                    .rposition(|byte| *byte == b'\n')
+                    .map_or(0, |at| at + 1);
+                let rest = partial.split_off(end);
+                let lines = std::mem::replace(partial, rest);
+                standing.annotate(&String::from_utf8_lossy(&lines))
+            });
+            std::future::ready(Some(annotated))
+        });
+        Ok(Response::new(Box::pin(
+            messages(Box::pin(annotated)).take_until(Box::pin(told(self.stopping.clone()))),
+        )))
+    }
+
+    /// The declared assertion's explanation, or the objective's.
     fn explanation(&self, name: &str) -> Result<String, Status> {
         let set = self.judged()?;
         explain::text(&set, name, self.clock.now_ns()).ok_or_else(|| {
-            let names = set.assertions.iter().map(|assertion| assertion.name.as_str());
             Status::invalid_argument(format!(
                 "there is no assertion `{name}`, {}",
-                instead(name, names)
+                instead(name, explain::names(&set))
             ))
         })
     }

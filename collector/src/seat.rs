@@ -37,6 +37,16 @@ pub struct Seat {
     looked: Mutex<Looked>,
 }
 
+/// Who has the seat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Occupant {
+    /// Whoever uses the store: there is nobody else.
+    Anybody,
+    Somebody,
+    /// Who had it last, if that is known, and for how long it has been silent.
+    Nobody(Option<(String, Duration)>),
+}
+
 #[derive(Default)]
 struct Looked {
     at: Option<Instant>,
@@ -56,6 +66,24 @@ impl Seat {
             looked: Mutex::default(),
             store,
         }
+    }
+
+    /// Who judges now, as far as the store knows.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn occupant(&self) -> Result<Occupant, StoreError> {
+        if self.store.writer().is_none() {
+            return Ok(Occupant::Anybody);
+        }
+        if *self.is_ours.borrow() {
+            return Ok(Occupant::Somebody);
+        }
+        Ok(match seat::holder(&*self.store, SEAT).await? {
+            Some(holder) if !holder.is_released && holder.silent < self.patience => Occupant::Somebody,
+            Some(holder) if !holder.host.is_empty() => Occupant::Nobody(Some((holder.host, holder.silent))),
+            _ => Occupant::Nobody(None),
+        })
     }
 
     /// Whether this collector judges, and whenever that changes.

@@ -316,6 +316,7 @@ async fn serve(
         store,
         control: control.clone(),
         silencer,
+        seat: seat.clone(),
         runs,
         metrics: metrics.clone(),
         clock: WallClock::system(),

@@ -154,6 +154,11 @@ impl Cause {
         matches!(self, Self::Silent { .. } | Self::Behind { .. })
     }
 
+    /// Whether it is the same but for its figures.
+    pub fn is_like(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other) && self.node() == other.node()
+    }
+
     /// The node that it is about.
     pub fn node(&self) -> Option<&str> {
         match self {

@@ -1,10 +1,11 @@
 //! One line of `expect:`, such as `connect.p99 < 20ms`: a signal, a comparison and a limit in the signal's unit.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::time::Duration;
 
 use super::problem::instead;
-use super::signal::{Chosen, Measure, Rows, Unit, names};
+use super::signal::{Chosen, Measure, Range, Rows, Signal, Unit, names};
 use crate::filter::Operator;
 
 /// A condition that can be judged.
@@ -61,7 +62,18 @@ const OPERATORS: [(&str, Operator); 8] = [
 ];
 
 impl Condition {
+    /// # Errors
+    /// Also for what no value, or any value, of the signal passes.
     pub fn parse(text: &str) -> Result<Self, Fault> {
+        let condition = Self::read(text)?;
+        if let Some(message) = condition.foregone() {
+            let character = first_operator(text).map_or(0, |(at, _)| text[..at].chars().count());
+            return fault(character, message);
+        }
+        Ok(condition)
+    }
+
+    fn read(text: &str) -> Result<Self, Fault> {
         let Some((at, &(sign, operator))) = first_operator(text) else {
             return fault(
                 text.chars().count(),
@@ -126,8 +138,103 @@ impl Condition {
         };
         Some(Self {
             over,
-            ..Self::parse(text).ok()?
+            ..Self::read(text).ok()?
         })
+    }
+
+    /// What is wrong with it where the signal's range alone decides.
+    fn foregone(&self) -> Option<String> {
+        let Signal { range, unit, .. } = *self.signal.signal;
+        let (least, most) = range.ends();
+        let limit = self.limit.value();
+        let never_holds = match self.operator {
+            Operator::Less => limit <= least,
+            Operator::LessOrEqual => limit < least,
+            Operator::Greater => limit >= most,
+            Operator::GreaterOrEqual => limit > most,
+            Operator::Equal => !(least..=most).contains(&limit),
+            Operator::NotEqual => false,
+        };
+        let never_fails = match self.operator {
+            Operator::Less => limit > most,
+            Operator::LessOrEqual => limit >= most,
+            Operator::Greater => limit < least,
+            Operator::GreaterOrEqual => limit <= least,
+            Operator::Equal => false,
+            Operator::NotEqual => !(least..=most).contains(&limit),
+        };
+        let signal = self.signal;
+        let range = || match range {
+            Range::Any => "any number".to_owned(),
+            Range::FromZero => format!("{} or more", value_text(unit, 0.0)),
+            Range::ZeroToOne => format!("from {} to {}", value_text(unit, 0.0), value_text(unit, 1.0)),
+        };
+        if never_holds {
+            return Some(format!("this can never hold: `{signal}` is {}", range()));
+        }
+        never_fails.then(|| {
+            format!(
+                "this can never fail: `{signal}` is {}; choose another limit",
+                range()
+            )
+        })
+    }
+
+    /// Whether no window can pass both.
+    pub fn contradicts(&self, other: &Self) -> bool {
+        let is_of_same = self.signal.signal == other.signal.signal
+            && (&self.syscalls, self.errno, self.over) == (&other.syscalls, other.errno, other.over);
+        if !is_of_same {
+            return false;
+        }
+        match self.signal.quantile.cmp(&other.signal.quantile) {
+            Ordering::Equal => !self.leaves_room_with(other),
+            // A lower quantile is never more than a higher one.
+            Ordering::Less => self.is_above(other),
+            Ordering::Greater => other.is_above(self),
+        }
+    }
+
+    /// Whether a value passes both.
+    fn leaves_room_with(&self, other: &Self) -> bool {
+        if self.is_above(other) || other.is_above(self) {
+            return false;
+        }
+        let excludes = |excluding: &Self, only: &Self| {
+            excluding.operator == Operator::NotEqual
+                && only.operator == Operator::Equal
+                && excluding.limit == only.limit
+        };
+        !excludes(self, other) && !excludes(other, self)
+    }
+
+    /// Whether all that passes is more than all that passes the other.
+    fn is_above(&self, other: &Self) -> bool {
+        let (Some((least, has_least)), Some((most, has_most))) = (self.least(), other.most()) else {
+            return false;
+        };
+        let is_whole = matches!(self.signal.signal.unit, Unit::Count | Unit::Bytes);
+        // Between two numbers that follow each other is no third one.
+        let is_empty_between = is_whole && !has_least && !has_most && most - least <= 1.0;
+        least > most || (least == most && !(has_least && has_most)) || is_empty_between
+    }
+
+    /// Below which nothing passes, and whether that itself does.
+    fn least(&self) -> Option<(f64, bool)> {
+        match self.operator {
+            Operator::Equal | Operator::GreaterOrEqual => Some((self.limit.value(), true)),
+            Operator::Greater => Some((self.limit.value(), false)),
+            _ => None,
+        }
+    }
+
+    /// Above which nothing passes, and whether that itself does.
+    fn most(&self) -> Option<(f64, bool)> {
+        match self.operator {
+            Operator::Equal | Operator::LessOrEqual => Some((self.limit.value(), true)),
+            Operator::Less => Some((self.limit.value(), false)),
+            _ => None,
+        }
     }
 
     /// Whether a value passes. Quantiles are not judged by their value but by counting: see [`Self::counts_from_us`].
@@ -244,7 +351,9 @@ fn syscall_names() -> impl Iterator<Item = &'static str> {
 fn limit(typed: &str, signal: Chosen) -> Result<Limit, String> {
     let unit = signal.signal.unit;
     let wrong = |kind: &str| {
-        if typed.is_empty() {
+        if let Some((first, _)) = typed.split_once(" and ") {
+            format!("a condition ends after `{first}`: make `expect` a list, with one condition in each item")
+        } else if typed.is_empty() {
             format!("expected {kind} such as {}, got the end", unit.example())
         } else {
             format!(
@@ -263,9 +372,6 @@ fn limit(typed: &str, signal: Chosen) -> Result<Limit, String> {
                 .strip_suffix('%')
                 .and_then(|number| decimal(number.trim_end()));
             let share = share.ok_or_else(|| wrong("a share in percent"))? / 100.0;
-            if share > 1.0 && !matches!(signal.signal.measure, Measure::Fullest) {
-                return Err(format!("`{signal}` is never more than 100%"));
-            }
             Ok(Limit::Ratio(share))
         }
         Unit::Count => whole(typed)
@@ -523,8 +629,8 @@ mod tests {
             ),
             (
                 "connect.refused_ratio < 101%",
-                24,
-                "`connect.refused_ratio` is never more than 100%",
+                22,
+                "this can never fail: `connect.refused_ratio` is from 0% to 100%; choose another limit",
             ),
             (
                 "connect.count < -1",
@@ -556,6 +662,11 @@ mod tests {
                 0,
                 "the errno comes in brackets behind `syscall.errno`, as in `syscall(connect).errno(ECONNREFUSED) = 0`",
             ),
+            (
+                "node.up = true and agent.cpu < 5%",
+                10,
+                "a condition ends after `true`: make `expect` a list, with one condition in each item",
+            ),
             ("node.up < true", 8, "`node.up` is true or false: use ="),
         ] {
             let fault = Condition::parse(text).expect_err(text);
@@ -565,6 +676,99 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn what_the_range_of_a_signal_decides_is_refused() {
+        for (text, message) in [
+            (
+                "connect.count < 0",
+                "this can never hold: `connect.count` is 0 or more",
+            ),
+            (
+                "connect.count >= 0",
+                "this can never fail: `connect.count` is 0 or more; ",
+            ),
+            (
+                "connect.p99 < 0ms",
+                "this can never hold: `connect.p99` is 0us or more",
+            ),
+            (
+                "connect.p99 >= 0ms",
+                "this can never fail: `connect.p99` is 0us or more; ",
+            ),
+            (
+                "connect.rate >= 0/s",
+                "this can never fail: `connect.rate` is 0/s or more; ",
+            ),
+            ("connections.bytes_sent < 0B", "this can never hold: "),
+            (
+                "connect.failed_ratio <= 100%",
+                "this can never fail: `connect.failed_ratio` is from 0% to 100%; ",
+            ),
+            ("connect.failed_ratio >= 0%", "this can never fail: "),
+            ("connect.failed_ratio != 101%", "this can never fail: "),
+            ("connect.failed_ratio > 100%", "this can never hold: "),
+            ("connect.failed_ratio >= 101%", "this can never hold: "),
+            ("connect.failed_ratio = 101%", "this can never hold: "),
+            ("connect.failed_ratio < 0%", "this can never hold: "),
+            (
+                "listener.backlog_ratio >= 0%",
+                "this can never fail: `listener.backlog_ratio` is 0% or more; ",
+            ),
+        ] {
+            let fault = Condition::parse(text).expect_err(text);
+            assert!(fault.message.starts_with(message), "{text}: {}", fault.message);
+            assert_eq!(Some(fault.character), text.find(['<', '>', '=', '!']), "{text}");
+            // What is stored of it is read still.
+            assert!(Condition::read_back(text).is_some(), "{text}");
+        }
+        for text in [
+            "connect.count <= 0",
+            "connect.count > 0",
+            "connect.p99 <= 0ms",
+            "connect.failed_ratio < 100%",
+            "connect.failed_ratio >= 100%",
+            "connect.failed_ratio > 0%",
+            "connect.failed_ratio = 0%",
+            "listener.backlog_ratio <= 100%",
+            "listener.backlog_ratio > 100%",
+            "agent.cpu <= 100%",
+            "node.up != true",
+            "node.up = false",
+            "value >= 0",
+            "value < -1",
+        ] {
+            Condition::parse(text).expect(text);
+        }
+    }
+
+    #[test]
+    fn two_conditions_that_no_window_passes_are_known() {
+        let check = |one: &str, other: &str, expected: bool| {
+            let [first, second] = [one, other].map(|text| Condition::parse(text).expect(text));
+            assert_eq!(first.contradicts(&second), expected, "{one}, {other}");
+            assert_eq!(second.contradicts(&first), expected, "{other}, {one}");
+        };
+        check("connect.p99 < 5ms", "connect.p99 > 10ms", true);
+        check("connect.p99 < 5ms", "connect.p99 >= 5ms", true);
+        check("connect.p99 < 5ms", "connect.p50 > 10ms", true);
+        check("connect.count = 0", "connect.count > 5", true);
+        check("connect.count = 0", "connect.count = 1", true);
+        check("connect.count = 3", "connect.count != 3", true);
+        check("connect.count > 3", "connect.count < 4", true);
+        check("node.up = true", "node.up = false", true);
+        check("syscall(read).count = 0", "syscall(read).count > 0", true);
+
+        check("connect.p99 < 10ms", "connect.p99 > 5ms", false);
+        check("connect.p99 <= 5ms", "connect.p99 >= 5ms", false);
+        check("connect.p50 < 5ms", "connect.p99 > 10ms", false);
+        check("connect.p99 < 5ms", "rtt.p99 > 10ms", false);
+        check("connect.count > 3", "connect.count < 5", false);
+        check("connect.count != 3", "connect.count != 4", false);
+        check("connect.rate > 3/s", "connect.rate < 4/s", false);
+        check("syscall(read).count = 0", "syscall(write).count > 0", false);
+        check("syscall.errno(EMFILE) = 0", "syscall.errno(ENFILE) > 0", false);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::condition::{self, Condition, Fault};
 use super::document::{self, Node, Source, Value};
 use super::group::{self, ALL, Members};
 use super::problem::{Problem, instead};
+use super::receiver::label_name;
 use super::signal::{End, Measure, Rows};
 use super::{Assertion, Dimension, NoData, Origin, Pace, Quorum, Set, Subject, Target, TargetPlace};
 use crate::filter::{Column, Filter, Network};
@@ -99,6 +100,7 @@ pub fn set(sources: &[Source<'_>], columns: impl Fn(Rows) -> Vec<Column>) -> Res
     let mut reader = Reader {
         columns: &columns,
         problems: Vec::new(),
+        is_partial: false,
         set: Set::default(),
         groups: BTreeMap::new(),
         names: BTreeMap::new(),
@@ -109,7 +111,10 @@ pub fn set(sources: &[Source<'_>], columns: impl Fn(Rows) -> Vec<Column>) -> Res
         match document::read(source) {
             Ok(Some(root)) => files.push((source, root)),
             Ok(None) => {}
-            Err(problem) => reader.problems.push(problem),
+            Err(problem) => {
+                reader.problems.push(problem);
+                reader.is_partial = true;
+            }
         }
     }
     // Groups of every file come first: an assertion may name one of another file.
@@ -135,6 +140,8 @@ pub fn set(sources: &[Source<'_>], columns: impl Fn(Rows) -> Vec<Column>) -> Res
 struct Reader<'a, F> {
     columns: &'a F,
     problems: Vec<Problem>,
+    /// Groups and assertions may be declared where it could not be read.
+    is_partial: bool,
     set: Set,
     /// Where each group is defined.
     groups: BTreeMap<String, (Source<'a>, &'a Node)>,
@@ -150,14 +157,11 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
     }
 
     fn file(&mut self, source: Source<'a>, root: &'a Node) -> Result<(), Problem> {
+        let entries =
+            entries(source, root, "a file of assertions").inspect_err(|_| self.is_partial = true)?;
         let known = FILE_KEYS.map(|(name, _)| name);
-        let entries = entries(source, root, "a file of assertions")?;
-        for (name, _) in entries {
-            let text = text(source, name)?;
-            if !known.contains(&text) {
-                let message = format!("unknown key `{text}`, {}", instead(text, known.into_iter()));
-                return Err(source.problem(name.place, message));
-            }
+        if !self.check_keys(source, entries, &known) {
+            self.is_partial = true;
         }
         let Some(groups) = find(entries, "groups") else {
             return Ok(());
@@ -167,6 +171,21 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             self.keep(outcome);
         }
         Ok(())
+    }
+
+    /// Whether all of these keys are known. Each that is not is told.
+    fn check_keys(&mut self, source: Source<'a>, entries: &[(Node, Node)], known: &[&str]) -> bool {
+        let before = self.problems.len();
+        for (name, _) in entries {
+            let Some(text) = self.keep(text(source, name)) else {
+                continue;
+            };
+            if !known.contains(&text) {
+                let message = format!("unknown key `{text}`, {}", instead(text, known.iter().copied()));
+                self.problems.push(source.problem(name.place, message));
+            }
+        }
+        self.problems.len() == before
     }
 
     fn group(&mut self, source: Source<'a>, name: &'a Node, definition: &'a Node) -> Result<(), Problem> {
@@ -182,13 +201,21 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
         if self.groups.len() == MOST_GROUPS {
             return Err(source.problem(name.place, format!("more than {MOST_GROUPS} groups")));
         }
-        let members = members(source, definition)?;
+        let members = members(source, definition);
+        // One that is wrong is there all the same, for those that name it.
+        let nobody = Members::Or(Vec::new());
         self.groups.insert(name_text.to_owned(), (source, definition));
-        self.set.groups.insert(name_text.to_owned(), members);
-        Ok(())
+        self.set.groups.insert(
+            name_text.to_owned(),
+            members.as_ref().map_or(nobody, Members::clone),
+        );
+        members.map(|_| ())
     }
 
     fn check_groups(&mut self) {
+        if self.is_partial {
+            return;
+        }
         let Some((name, fault)) = group::fault(&self.set.groups) else {
             return;
         };
@@ -223,111 +250,238 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
 
     fn assertions(&mut self, source: Source<'a>, root: &'a Node) {
         for item in self.items(source, root, "assertions") {
-            let outcome = self.assertion(source, item);
-            if let Some(assertions) = self.keep(outcome) {
-                self.set.assertions.extend(assertions);
+            let before = self.problems.len();
+            let assertions = self.assertion(source, item);
+            let problems = &mut self.problems[before..];
+            problems.sort_by_key(|problem| (problem.place.line, problem.place.column));
+            if problems.is_empty() {
+                self.set.assertions.extend(assertions.into_iter().flatten());
             }
         }
     }
 
-    /// One, or one for each rule of an objective.
-    fn assertion(&mut self, source: Source<'a>, item: &'a Node) -> Result<Vec<Assertion>, Problem> {
-        let entries = entries(source, item, "an assertion")?;
-        for (name, _) in entries {
-            let text = text(source, name)?;
-            if !KEYS.iter().any(|key| key.name == text) {
-                let known = KEYS.iter().map(|key| key.name);
-                let message = format!("unknown key `{text}`, {}", instead(text, known));
-                return Err(source.problem(name.place, message));
-            }
-        }
+    /// One, or one for each rule of an objective. Each key is read for itself, so that all that is wrong with them is told at
+    /// once; what depends on a key that is wrong is not looked at.
+    fn assertion(&mut self, source: Source<'a>, item: &'a Node) -> Option<Vec<Assertion>> {
+        let entries = self.keep(entries(source, item, "an assertion"))?;
+        let known = KEYS.map(|key| key.name);
+        let is_known = self.check_keys(source, entries, &known);
         let fields = Fields {
             source,
             item,
             entries,
         };
-        let name_node = fields.needed("name")?;
-        let name = checked_name(source, name_node)?.to_owned();
-        let origin = Origin {
-            file: source.file.to_owned(),
-            place: name_node.place,
-        };
-        if let Some(earlier) = self.names.get(&name) {
-            let (file, line) = (&earlier.file, earlier.place.line);
-            let message = format!("the assertion `{name}` is in {file}, line {line} already");
-            return Err(source.problem(name_node.place, message));
-        }
-        if self.names.len() == MOST_ASSERTIONS {
-            return Err(source.problem(name_node.place, format!("more than {MOST_ASSERTIONS} assertions")));
-        }
-        self.names.insert(name.clone(), origin.clone());
+        // What is missing may be what stands under a key that nobody knows.
+        let is_due = |key: &str| is_known || fields.get(key).is_some();
 
-        let burns = slo::rules(&fields)?;
-        let sql = sql::question(&fields)?;
-        let expect = match burns.first() {
-            Some(burn) => burn.conditions.to_vec(),
-            None => expect(&fields)?,
+        let name = match is_due("name") {
+            true => {
+                let outcome = self.name(&fields);
+                self.keep(outcome)
+            }
+            false => None,
         };
-        sql::check_conditions(&fields, &expect, sql.is_some())?;
-        let subject = self.subject(&fields, &expect)?;
-        let (over, every) = match burns.first() {
-            Some(burn) => (burn.long, slo::EVERY),
+        let burns = self.keep(slo::rules(&fields));
+        let sql = self.keep(sql::question(&fields));
+        let expect = match burns.as_ref().and_then(|burns| burns.first()) {
+            Some(burn) => Some(burn.conditions.to_vec()),
+            None if fields.get("slo").is_some() || !is_due("expect") => None,
+            None => self.expect(&fields),
+        };
+        let expect = expect.filter(|expect| {
+            let outcome = sql::check_conditions(&fields, expect, fields.get("sql").is_some());
+            self.keep(outcome).is_some()
+        });
+        let are_places = self.check_places(&fields);
+        let subject = match (&expect, &sql) {
+            (Some(expect), Some(_)) if are_places => {
+                let outcome = self.subject(&fields, expect);
+                self.keep(outcome)
+            }
+            _ => None,
+        };
+        let window = match burns.as_ref().and_then(|burns| burns.first()) {
+            Some(burn) => Some((burn.long, slo::EVERY)),
+            None if fields.get("slo").is_some() => None,
             None => {
-                let over = over(&fields, &expect)?;
-                (over, every(&fields, over)?)
+                let over = match is_due("over") {
+                    true => self.keep(over(&fields, expect.as_deref().unwrap_or_default())),
+                    false => None,
+                };
+                let every = match over {
+                    Some(over) => self.keep(every(&fields, over)),
+                    None => self.keep(fields.time("every")).flatten(),
+                };
+                over.zip(every)
             }
         };
-        let by = by(&fields, &subject, &expect)?;
-        let quorum = quorum(&fields, &by)?;
-        let filter = self.filter(&fields, &expect)?;
-        let time = |key| Ok::<_, Problem>(fields.time(key)?.unwrap_or_default());
-        let (clear_after, hold) = (time("clear_after")?, time("hold")?);
-        let deadline = fields.time("deadline")?.unwrap_or(DEADLINE);
-        if !(Duration::from_secs(1)..=Duration::from_secs(600)).contains(&deadline) {
-            return Err(fields.wrong(
-                "deadline",
-                "from 1s to 10m: evidence takes a second or two to come",
-            ));
-        }
+        let dimensions = self.keep(dimensions(&fields));
+        let by = match (dimensions, &subject, &expect) {
+            (Some(dimensions), Some(subject), Some(expect)) => {
+                self.keep(by(&fields, dimensions, subject, expect))
+            }
+            _ => None,
+        };
+        let share = self.keep(quorum_share(&fields));
+        let quorum = match (share, &by) {
+            (Some(share), Some(by)) => self.keep(quorum(&fields, share, by)),
+            _ => None,
+        };
+        let filter = expect.as_ref().and_then(|expect| {
+            let wanted = self.filter(&fields, "where", expect);
+            let ignored = self.filter(&fields, "ignore", expect);
+            let (wanted, ignored) = (self.keep(wanted)?, self.keep(ignored)?);
+            let ignored = ignored.map(|filter| Filter::Not(Box::new(filter)));
+            Some(match (wanted, ignored) {
+                (Some(wanted), Some(ignored)) => Some(Filter::And(vec![wanted, ignored])),
+                (one, other) => one.or(other),
+            })
+        });
+        let pace = self.keep(pace(&fields));
+        let [clear_after, hold] =
+            ["clear_after", "hold"].map(|key| self.keep(fields.time(key)).map(Option::unwrap_or_default));
+        let deadline = self.keep(deadline(&fields));
+        let min_samples = self.keep(fields.number("min_samples"));
+        let no_data = self.keep(fields.word("no_data"));
+        let [description, severity, runbook] =
+            ["description", "severity", "runbook"].map(|key| self.keep(fields.text_or(key, "")));
+        let labels = self.labels(&fields);
+
+        let (name, origin) = name?;
+        let (over, every) = window?;
         let assertion = Assertion {
             name,
-            description: fields.text_or("description", "")?,
-            subject,
-            filter,
-            min_samples: fields.number("min_samples")?.unwrap_or(0),
-            expect,
+            description: description?,
+            subject: subject?,
+            filter: filter?,
+            min_samples: min_samples?.unwrap_or(0),
+            expect: expect?,
             over,
             burn: None,
-            sql,
+            sql: sql?,
             every,
-            by,
-            pace: pace(&fields)?,
-            clear_after,
-            hold,
-            deadline,
-            no_data: match fields.word("no_data")? {
+            by: by?,
+            pace: pace?,
+            clear_after: clear_after?,
+            hold: hold?,
+            deadline: deadline?,
+            no_data: match no_data? {
                 Some("holds") => NoData::Holds,
                 Some("violated") => NoData::Violated,
                 _ => NoData::Unknown,
             },
-            quorum,
-            severity: fields.text_or("severity", "")?,
-            labels: fields.text_map("labels")?,
-            runbook: fields.text_or("runbook", "")?,
+            quorum: quorum?,
+            severity: severity?,
+            labels: labels?,
+            runbook: runbook?,
             origin,
         };
+        let burns = burns?;
         if burns.is_empty() {
-            return Ok(vec![assertion]);
+            return Some(vec![assertion]);
         }
         let parts: Vec<_> = burns.iter().map(|burn| slo::part(&assertion, burn)).collect();
         for part in &parts {
-            if let Some(earlier) = self.names.insert(part.name.clone(), part.origin.clone()) {
-                let (file, line) = (&earlier.file, earlier.place.line);
-                let message = format!("the assertion `{}` is in {file}, line {line} already", part.name);
-                return Err(source.problem(name_node.place, message));
-            }
+            let outcome = self.claim_name(source, &part.name, &part.origin);
+            self.keep(outcome)?;
         }
-        Ok(parts)
+        Some(parts)
+    }
+
+    fn name(&mut self, fields: &Fields<'a>) -> Result<(String, Origin), Problem> {
+        let node = fields.needed("name")?;
+        let name = checked_name(fields.source, node)?;
+        if self.names.len() == MOST_ASSERTIONS {
+            let message = format!("more than {MOST_ASSERTIONS} assertions");
+            return Err(fields.source.problem(node.place, message));
+        }
+        let origin = Origin {
+            file: fields.source.file.to_owned(),
+            place: node.place,
+        };
+        self.claim_name(fields.source, name, &origin)?;
+        Ok((name.to_owned(), origin))
+    }
+
+    fn claim_name(&mut self, source: Source<'_>, name: &str, origin: &Origin) -> Result<(), Problem> {
+        if let Some(earlier) = self.names.get(name) {
+            let (file, line) = (&earlier.file, earlier.place.line);
+            let message = format!("the assertion `{name}` is in {file}, line {line} already");
+            return Err(source.problem(origin.place, message));
+        }
+        self.names.insert(name.to_owned(), origin.clone());
+        Ok(())
+    }
+
+    /// All of them, or what is wrong with each.
+    fn expect(&mut self, fields: &Fields<'a>) -> Option<Vec<Condition>> {
+        let source = fields.source;
+        let place = self.keep(fields.needed("expect"))?.place;
+        let lines = fields.texts("expect");
+        if lines.is_empty() {
+            let problem = source.problem(place, "`expect` is empty: nothing would be asserted");
+            self.problems.push(problem);
+            return None;
+        }
+        let count = lines.len();
+        let mut known: Vec<Condition> = Vec::with_capacity(count);
+        for node in lines {
+            let read = text(source, node)
+                .and_then(|text| Condition::parse(text).map_err(|fault| within(source, node, fault)));
+            let Some(condition) = self.keep(read) else {
+                continue;
+            };
+            if let Some(other) = known.iter().find(|other| other.contradicts(&condition)) {
+                let message = format!("`{condition}` and `{other}` can never hold together");
+                self.problems.push(source.problem(node.place, message));
+                continue;
+            }
+            known.push(condition);
+        }
+        (known.len() == count).then_some(known)
+    }
+
+    /// Whether each place that is named can be one.
+    fn check_places(&mut self, fields: &Fields<'a>) -> bool {
+        let from = fields
+            .get("from")
+            .map(|node| self.members(fields.source, node).map(|_| ()));
+        let [to, on] = ["to", "on"].map(|key| {
+            let node = fields.get(key)?;
+            Some(self.target(fields.source, node).map(|_| ()))
+        });
+        let mut are_right = true;
+        for outcome in [from, to, on].into_iter().flatten() {
+            are_right &= self.keep(outcome).is_some();
+        }
+        are_right
+    }
+
+    /// What is passed on with notifications, under names of its own.
+    fn labels(&mut self, fields: &Fields<'a>) -> Option<BTreeMap<String, String>> {
+        let labels = self.keep(fields.text_map("labels"))?;
+        let names: Vec<&Node> = match fields.get("labels").map(|node| &node.value) {
+            Some(Value::Map(entries)) => entries.iter().map(|(name, _)| name).collect(),
+            _ => Vec::new(),
+        };
+        let mut passed_on: BTreeMap<String, &str> = BTreeMap::new();
+        let before = self.problems.len();
+        for node in names {
+            let name = self.keep(text(fields.source, node))?;
+            let message = if name.trim().is_empty() {
+                "a label has a name".to_owned()
+            } else if let Some((_, about)) = RESERVED_LABELS.iter().find(|(reserved, _)| *reserved == name) {
+                format!("`{name}` is {about} in notifications: give this label another name")
+            } else if let Some(other) = passed_on.insert(label_name(name), name) {
+                format!(
+                    "for an Alertmanager `{name}` and `{other}` are one label: give this one another name"
+                )
+            } else {
+                continue;
+            };
+            self.problems.push(fields.source.problem(node.place, message));
+        }
+        (self.problems.len() == before).then_some(labels)
     }
 
     fn subject(&self, fields: &Fields<'_>, expect: &[Condition]) -> Result<Subject, Problem> {
@@ -393,7 +547,7 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
 
     fn check_members(&self, source: Source<'_>, node: &Node, members: &Members) -> Result<(), Problem> {
         for (name, character) in members.groups() {
-            if name != ALL && !self.set.groups.contains_key(name) {
+            if name != ALL && !self.set.groups.contains_key(name) && !self.is_partial {
                 let known = self.set.groups.keys().map(String::as_str).chain([ALL]);
                 let message = format!(
                     "there is no group `{name}`, {}; one node is `node = {name}`",
@@ -450,43 +604,51 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
         })
     }
 
-    fn filter(&self, fields: &Fields<'_>, expect: &[Condition]) -> Result<Option<Filter>, Problem> {
+    /// The rows that `where` or `ignore` choose; nothing where it is left out.
+    fn filter(
+        &self,
+        fields: &Fields<'_>,
+        key: &str,
+        expect: &[Condition],
+    ) -> Result<Option<Filter>, Problem> {
         let kinds: BTreeSet<Rows> = expect
             .iter()
             .filter(|condition| condition.signal.signal.end != End::Target)
             .map(|condition| condition.signal.signal.rows)
             .collect();
-        let parsed = |key| -> Result<Option<Filter>, Problem> {
-            let Some(node) = fields.get(key) else {
-                return Ok(None);
-            };
-            let text = text(fields.source, node)?;
-            let mut filter = None;
-            for &rows in &kinds {
-                if matches!(rows, Rows::Agents | Rows::Namespaces | Rows::Overhead | Rows::Sql) {
-                    let message = format!("`{key}` chooses rows, and what is asserted is not made of rows");
-                    return Err(fields.source.problem(node.place, message));
-                }
-                let found = Filter::parse(text, &(self.columns)(rows)).map_err(|error| {
-                    let mut problem = fields
-                        .source
-                        .problem_within(node, error.column - 1, error.message);
-                    if error.line > 1 {
-                        problem = fields.source.problem(node.place, problem.message);
-                    }
-                    problem
-                })?;
-                filter = Some(found);
-            }
-            Ok(filter)
+        let Some(node) = fields.get(key) else {
+            return Ok(None);
         };
-        let ignored = parsed("ignore")?.map(|filter| Filter::Not(Box::new(filter)));
-        Ok(match (parsed("where")?, ignored) {
-            (Some(wanted), Some(ignored)) => Some(Filter::And(vec![wanted, ignored])),
-            (one, other) => one.or(other),
-        })
+        let text = text(fields.source, node)?;
+        let mut filter = None;
+        for &rows in &kinds {
+            if matches!(rows, Rows::Agents | Rows::Namespaces | Rows::Overhead | Rows::Sql) {
+                let message = format!("`{key}` chooses rows, and what is asserted is not made of rows");
+                return Err(fields.source.problem(node.place, message));
+            }
+            let found = Filter::parse(text, &(self.columns)(rows)).map_err(|error| {
+                let mut problem = fields
+                    .source
+                    .problem_within(node, error.column - 1, error.message);
+                if error.line > 1 {
+                    problem = fields.source.problem(node.place, problem.message);
+                }
+                problem
+            })?;
+            filter = Some(found);
+        }
+        Ok(filter)
     }
 }
+
+/// What a notification says under a name of its own, or a receiver and a silence ask for by it.
+const RESERVED_LABELS: [(&str, &str); 5] = [
+    ("alertname", "the assertion"),
+    ("assertion", "the assertion"),
+    ("key", "the key of the verdict"),
+    ("severity", "the `severity` of the assertion"),
+    ("verdict", "the verdict"),
+];
 
 /// What the listeners tell can only be had where it is known whose they are.
 fn seen_at_target(fields: &Fields<'_>, expect: &[Condition], subject: Subject) -> Result<Subject, Problem> {
@@ -569,15 +731,17 @@ impl<'a> Fields<'a> {
         };
         match condition::duration_of_any_length(text) {
             Some(time) if time <= condition::LONGEST => Ok(Some(time)),
-            Some(_) => {
-                let longest = condition::duration_text(condition::LONGEST);
-                Err(self.wrong(key, &format!("{longest} at most; `{text}` is longer")))
-            }
+            Some(_) => Err(self.too_long(key, text)),
             None => Err(self.wrong(
                 key,
                 &format!("a time with its unit, such as 30s or 5m; `{text}` is none"),
             )),
         }
+    }
+
+    fn too_long(&self, key: &str, text: &str) -> Problem {
+        let longest = condition::duration_text(condition::LONGEST);
+        self.wrong(key, &format!("{longest} at most; `{text}` is longer"))
     }
 
     fn number(&self, key: &str) -> Result<Option<u64>, Problem> {
@@ -624,14 +788,14 @@ impl<'a> Fields<'a> {
     }
 
     /// One text, or a list of them.
-    fn texts(&self, key: &str) -> Result<Vec<&'a Node>, Problem> {
+    fn texts(&self, key: &str) -> Vec<&'a Node> {
         match self.get(key) {
-            None => Ok(Vec::new()),
+            None => Vec::new(),
             Some(Node {
                 value: Value::List(items),
                 ..
-            }) => Ok(items.iter().collect()),
-            Some(node) => Ok(vec![node]),
+            }) => items.iter().collect(),
+            Some(node) => vec![node],
         }
     }
 }
@@ -693,22 +857,6 @@ fn network(address: &str, bits: &str) -> Option<Result<Network, String>> {
     Some(Ok(Network { address, bits }))
 }
 
-fn expect(fields: &Fields<'_>) -> Result<Vec<Condition>, Problem> {
-    let place = fields.needed("expect")?.place;
-    let lines = fields.texts("expect")?;
-    if lines.is_empty() {
-        return Err(fields
-            .source
-            .problem(place, "`expect` is empty: nothing would be asserted"));
-    }
-    lines
-        .into_iter()
-        .map(|node| {
-            Condition::parse(text(fields.source, node)?).map_err(|fault| within(fields.source, node, fault))
-        })
-        .collect()
-}
-
 fn over(fields: &Fields<'_>, expect: &[Condition]) -> Result<Duration, Problem> {
     fields.needed("over")?;
     // Its own bounds are narrower than those of every time.
@@ -755,9 +903,10 @@ pub fn default_every(over: Duration) -> Duration {
     }
 }
 
-fn by(fields: &Fields<'_>, subject: &Subject, expect: &[Condition]) -> Result<Vec<Dimension>, Problem> {
-    let mut by = Vec::new();
-    for node in fields.texts("by")? {
+/// What `by` names, and where.
+fn dimensions<'a>(fields: &Fields<'a>) -> Result<Vec<(Dimension, &'a Node)>, Problem> {
+    let mut by: Vec<(Dimension, &Node)> = Vec::new();
+    for node in fields.texts("by") {
         let name = text(fields.source, node)?;
         let fault = |message: String| Err(fields.source.problem(node.place, message));
         let Some(dimension) = Dimension::ALL.into_iter().find(|known| known.name() == name) else {
@@ -767,9 +916,23 @@ fn by(fields: &Fields<'_>, subject: &Subject, expect: &[Condition]) -> Result<Ve
                 instead(name, known.into_iter())
             ));
         };
-        if by.contains(&dimension) {
+        if by.iter().any(|(known, _)| *known == dimension) {
             return fault(format!("`{name}` is there twice"));
         }
+        by.push((dimension, node));
+    }
+    Ok(by)
+}
+
+fn by(
+    fields: &Fields<'_>,
+    dimensions: Vec<(Dimension, &Node)>,
+    subject: &Subject,
+    expect: &[Condition],
+) -> Result<Vec<Dimension>, Problem> {
+    let mut by = Vec::new();
+    for (dimension, node) in dimensions {
+        let fault = |message: String| Err(fields.source.problem(node.place, message));
         let fits = match (dimension, subject) {
             (Dimension::FromNode | Dimension::ToNode, Subject::Client { .. })
             | (Dimension::OnNode, Subject::Server { .. }) => true,
@@ -790,6 +953,7 @@ fn by(fields: &Fields<'_>, subject: &Subject, expect: &[Condition]) -> Result<Ve
                 .all(|condition| condition.signal.signal.rows.has_port()),
         };
         if !fits {
+            let name = dimension.name();
             return fault(format!("what is asserted cannot be told apart by `{name}`"));
         }
         by.push(dimension);
@@ -813,8 +977,9 @@ fn pace(fields: &Fields<'_>) -> Result<Pace, Problem> {
             )),
         };
     }
-    match condition::duration(text) {
-        Some(time) => Ok(Pace::For(time)),
+    match condition::duration_of_any_length(text) {
+        Some(time) if time <= condition::LONGEST => Ok(Pace::For(time)),
+        Some(_) => Err(fields.too_long("for", text)),
         None => Err(fields.wrong(
             "for",
             &format!("a time such as 2m, or `3 of 5` windows; `{text}` is neither"),
@@ -822,7 +987,19 @@ fn pace(fields: &Fields<'_>) -> Result<Pace, Problem> {
     }
 }
 
-fn quorum(fields: &Fields<'_>, by: &[Dimension]) -> Result<Option<Quorum>, Problem> {
+fn deadline(fields: &Fields<'_>) -> Result<Duration, Problem> {
+    let deadline = fields.time("deadline")?.unwrap_or(DEADLINE);
+    if !(Duration::from_secs(1)..=Duration::from_secs(600)).contains(&deadline) {
+        return Err(fields.wrong(
+            "deadline",
+            "from 1s to 10m: evidence takes a second or two to come",
+        ));
+    }
+    Ok(deadline)
+}
+
+/// Of `>= 95% of nodes`, 0.95.
+fn quorum_share(fields: &Fields<'_>) -> Result<Option<f64>, Problem> {
     let Some(text) = fields.text("quorum")? else {
         return Ok(None);
     };
@@ -833,10 +1010,13 @@ fn quorum(fields: &Fields<'_>, by: &[Dimension]) -> Result<Option<Quorum>, Probl
     if rest.trim() != "of nodes" || !(percent > 0.0 && percent <= 100.0) {
         return Err(wrong());
     }
+    Ok(Some(percent / 100.0))
+}
+
+fn quorum(fields: &Fields<'_>, share: Option<f64>, by: &[Dimension]) -> Result<Option<Quorum>, Problem> {
+    let Some(share) = share else { return Ok(None) };
     match by {
-        [Dimension::FromNode | Dimension::ToNode | Dimension::OnNode] => Ok(Some(Quorum {
-            share: percent / 100.0,
-        })),
+        [Dimension::FromNode | Dimension::ToNode | Dimension::OnNode] => Ok(Some(Quorum { share })),
         _ => Err(fields.wrong(
             "quorum",
             "a share of nodes: it needs `by` with one of from.node, to.node, on.node",

@@ -185,6 +185,17 @@ impl Template {
     }
 }
 
+/// The name of a label as an Alertmanager takes it: letters, digits and `_`, and no digit first.
+pub fn label_name(name: &str) -> String {
+    let valid = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    let text: String = name.chars().map(valid).collect();
+    if text.starts_with(|c: char| c.is_ascii_digit()) {
+        format!("_{text}")
+    } else {
+        text
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use super::parse::receivers::RECEIVER_KEYS;
 use super::parse::trial::TEST_KEYS;
 use super::parse::{FILE_KEYS, KEYS, Shape};
 use super::receiver::FIELDS;
-use super::signal::{Measure, QUANTILES, SIGNALS, Signal, names};
+use super::signal::{Measure, QUANTILES, Range, SIGNALS, Signal, Unit, names};
 use super::state::Verdict;
 
 /// `docs/SIGNALS.md`.
@@ -20,7 +20,7 @@ Made from the tables in `collector/src/assertion`, by `holdfast check --signals`
 
 A signal is read at one end of a connection, over the rows of one window. A row belongs to the window in which its time
 falls. Where there is nothing to read (no row, a quotient of nothing by nothing) a sum is 0 and everything else is
-`Unknown`.
+`Unknown`. A condition that what a signal can come to decides alone, such as `connect.count >= 0`, is refused.
 
 ## Signals
 
@@ -64,13 +64,15 @@ falls. Where there is nothing to read (no row, a quotient of nothing by nothing)
 
 /// The signals, a line each.
 pub fn signals_table() -> String {
-    let mut text =
-        String::from("| signal | compared with | meaning | read at | rows |\n|---|---|---|---|---|\n");
+    let mut text = String::from(
+        "| signal | compared with | comes to | meaning | read at | rows |\n|---|---|---|---|---|---|\n",
+    );
     for signal in &SIGNALS {
         text.push_str(&format!(
-            "| `{}` | {} | {} | {} | {} |\n",
+            "| `{}` | {} | {} | {} | {} | {} |\n",
             shown_name(signal),
             signal.unit.example(),
+            range_text(signal),
             signal.about,
             signal.end.about(),
             signal.rows.about()
@@ -83,6 +85,15 @@ fn shown_name(signal: &Signal) -> String {
     match signal.measure {
         Measure::Quantiles(_) => format!("{}.p..", signal.name),
         _ => signal.name.to_owned(),
+    }
+}
+
+fn range_text(signal: &Signal) -> &'static str {
+    match (signal.range, signal.unit) {
+        (Range::Any, _) => "any number",
+        (_, Unit::Truth) => "true or false",
+        (Range::FromZero, _) => "0 or more",
+        (Range::ZeroToOne, _) => "0% to 100%",
     }
 }
 

@@ -139,7 +139,39 @@ pub struct Signal {
     pub rows: Rows,
     pub unit: Unit,
     pub measure: Measure,
+    /// What it can come to.
+    pub range: Range,
     pub about: &'static str,
+}
+
+/// What a signal can come to, in its unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Range {
+    Any,
+    FromZero,
+    /// Of ratios: a part of all.
+    ZeroToOne,
+}
+
+impl Range {
+    /// The least and the most, both of them in it if they are finite.
+    pub fn ends(self) -> (f64, f64) {
+        match self {
+            Self::Any => (f64::NEG_INFINITY, f64::INFINITY),
+            Self::FromZero => (0.0, f64::INFINITY),
+            Self::ZeroToOne => (0.0, 1.0),
+        }
+    }
+}
+
+impl Unit {
+    const fn range(self) -> Range {
+        match self {
+            Self::Time | Self::Count | Self::Rate | Self::Bytes => Range::FromZero,
+            Self::Ratio | Self::Truth => Range::ZeroToOne,
+            Self::Number => Range::Any,
+        }
+    }
 }
 
 /// A quantile's name and how many of 10,000 values are at or below it.
@@ -166,6 +198,11 @@ const fn signal(
         rows,
         unit,
         measure,
+        range: match measure {
+            // A queue takes one more than its limit, and CPU time and the time that passed are not measured at one moment.
+            Measure::Fullest => Range::FromZero,
+            _ => unit.range(),
+        },
         about,
     }
 }

@@ -17,6 +17,11 @@ use super::table::{Align, Cell, Table};
 /// A collector that does not answer within this is taken for away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A collector that is asked and says nothing is pinged so often, and is taken for gone when it does not answer for so long: one
+/// that is stopped, or a network that drops everything, would keep the command waiting for ever.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_PATIENCE: Duration = Duration::from_secs(20);
+
 /// Collectors cut their answers at a megabyte.
 const MAX_CHUNK_BYTES: usize = 16 << 20;
 
@@ -58,6 +63,8 @@ impl Reach {
             })?;
         let channel = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_PATIENCE)
             .tcp_nodelay(true)
             .connect()
             .await;

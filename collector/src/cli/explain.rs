@@ -14,7 +14,7 @@ use super::verdicts;
 Examples:
   holdfast explain 'web reaches the database'")]
 pub(super) struct Args {
-    /// The name of an assertion that the collector judges
+    /// The name of an assertion that the collector judges, or of an objective
     #[arg(value_name = "NAME")]
     name: String,
 
@@ -56,6 +56,9 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         for line in row.evidence() {
             writeln!(stdout, "    {line}")?;
         }
+    }
+    for note in verdicts::notes(&rows) {
+        writeln!(stdout, "  {note}")?;
     }
     if rows.is_empty() {
         writeln!(stdout, "  none yet")?;

@@ -17,7 +17,8 @@ use crate::config::Span;
 /// Show what holds, what does not, and what cannot be told.
 ///
 /// A verdict is Holds, Pending (it fails, but not for long enough yet), Violated, or Unknown: the evidence does not tell, and
-/// the last column says why.
+/// the last column says why. One that nobody judges any more is marked as old, and says nothing of now: with one of these the
+/// exit code is 3, else 0, whatever the verdicts are (holdfast check --once tells by its exit code).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -77,7 +78,10 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         stdout.flush()?;
         drop(stdout);
         if !args.watch {
-            return Ok(());
+            return match rows.iter().any(|row| row.is_stale) {
+                true => Err(Failure::Unknown),
+                false => Ok(()),
+            };
         }
         tokio::select! {
             _ = tokio::signal::ctrl_c() => return Ok(()),
@@ -90,7 +94,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 /// If there is no verdict of an assertion of this name.
 async fn check_name(reach: &Reach, name: &str) -> Result<(), Failure> {
     let rows = fetch(reach, VerdictsRequest::default()).await?;
-    let names: BTreeSet<&str> = rows.iter().map(|row| row.assertion.as_str()).collect();
+    let names: BTreeSet<&str> = rows.iter().flat_map(Row::names).collect();
     if names.is_empty() || names.contains(name) {
         return Ok(());
     }
@@ -147,6 +151,15 @@ pub(super) struct Row {
     revision: u32,
     #[serde(default)]
     pub(super) is_final: bool,
+    /// How long ago it was judged, seconds.
+    #[serde(default)]
+    age_s: u64,
+    /// Nobody judges it any more, or judging is behind: it says nothing of now.
+    #[serde(default)]
+    is_stale: bool,
+    /// Why, or what else there is to know.
+    #[serde(default)]
+    note: String,
     /// What is to be said besides of when it was.
     #[serde(skip)]
     pub(super) when: String,
@@ -164,6 +177,13 @@ impl Row {
         })
     }
 
+    /// What it can be asked for by: its assertion, and the objective that this is a rule of.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let is_rule = self.condition.contains(" over ");
+        let objective = self.assertion.rsplit_once(": ").filter(|_| is_rule);
+        std::iter::once(self.assertion.as_str()).chain(objective.map(|(objective, _)| objective))
+    }
+
     fn value(&self) -> String {
         let value = self.value.filter(|_| self.has_value != Some(false));
         match (value, Condition::read_back(&self.condition)) {
@@ -177,6 +197,9 @@ impl Row {
         let mut reason = self.first_reason();
         if !self.when.is_empty() {
             reason = format!("{reason}; {}", self.when);
+        }
+        if self.is_stale {
+            reason = format!("{reason}; not judged for {}", age(self.age_s));
         }
         match self.revision {
             0 => reason,
@@ -203,6 +226,13 @@ impl Row {
         }
     }
 
+    fn shown_verdict(&self) -> String {
+        match self.is_stale {
+            true => format!("{} (old)", self.verdict),
+            false => self.verdict.clone(),
+        }
+    }
+
     pub(super) fn sentence(&self) -> String {
         let key = if self.key.is_empty() {
             String::new()
@@ -211,7 +241,7 @@ impl Row {
         };
         format!(
             "{}{key} since {}: {}",
-            self.verdict,
+            self.shown_verdict(),
             second(&self.since),
             self.reason()
         )
@@ -328,13 +358,14 @@ pub(super) fn text(rows: &[Row], is_history: bool) -> String {
         .iter()
         .map(|row| {
             let style = match row.verdict.as_str() {
+                _ if row.is_stale => FAINT,
                 "holds" => GOOD,
                 "violated" => BAD,
                 _ => anstyle::AnsiColor::Yellow.on_default(),
             };
             let time = if is_history { &row.window_to } else { &row.since };
             [
-                Cell::styled(row.verdict.clone(), style),
+                Cell::styled(row.shown_verdict(), style),
                 if row.silenced { "silenced" } else { "" }.into(),
                 Cell::styled(second(time), FAINT),
                 row.assertion.clone().into(),
@@ -399,7 +430,43 @@ pub(super) fn totals(rows: &[Row]) -> String {
     for (cause, count) in causes {
         text.push_str(&format!("{count} unknown: {cause}\n"));
     }
+    for line in notes(rows) {
+        text.push_str(&line);
+        text.push('\n');
+    }
     text
+}
+
+/// How many verdicts are old, and what is to be known about them.
+pub(super) fn notes(rows: &[Row]) -> Vec<String> {
+    let mut stale: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut others = BTreeSet::new();
+    for row in rows {
+        if row.is_stale {
+            *stale.entry(&row.note).or_default() += 1;
+        } else if !row.note.is_empty() {
+            others.insert(row.note.as_str());
+        }
+    }
+    let stale = stale.into_iter().map(|(note, count)| {
+        let of = if count == rows.len() {
+            "all".to_owned()
+        } else {
+            count.to_string()
+        };
+        format!("{of} old, which says nothing of now: {note}")
+    });
+    stale.chain(others.into_iter().map(str::to_owned)).collect()
+}
+
+/// Whole seconds, minutes, hours or days.
+fn age(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7_200 => format!("{}m", seconds / 60),
+        7_200..172_800 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
 }
 
 #[cfg(test)]
@@ -428,6 +495,46 @@ mod tests {
                 "1 silenced: nobody is told of them, holdfast silences says why",
             ]
         );
+    }
+
+    #[test]
+    fn what_nobody_judges_any_more_is_marked_and_says_why() {
+        let old = serde_json::json!({
+            "assertion": "a", "verdict": "holds", "since": "2026-03-01 12:00:00.5", "condition": "count = 0",
+            "age_s": 725, "is_stale": true, "note": "no collector judges",
+        });
+        let old = Row::parse(&old.to_string()).unwrap();
+        assert_eq!(
+            text(&[old.clone(), row("holds", false)], false)
+                .lines()
+                .collect::<Vec<_>>(),
+            [
+                "VERDICT      SINCE (UTC)          ASSERTION  KEY              WHY",
+                "holds (old)  2026-03-01 12:00:00  a                           count = 0; not judged for 12m",
+                "holds        2026-03-01 12:00:00  a          from.node=web-1  count = 0",
+                "2 verdicts: 2 holds",
+                "1 old, which says nothing of now: no collector judges",
+            ]
+        );
+        assert_eq!(
+            notes(&[old]),
+            ["all old, which says nothing of now: no collector judges"]
+        );
+    }
+
+    #[test]
+    fn a_rule_can_be_asked_for_by_its_objective() {
+        let of = |assertion: &str, condition: &str| {
+            let line =
+                serde_json::json!({ "assertion": assertion, "verdict": "holds", "condition": condition });
+            let row = Row::parse(&line.to_string()).unwrap();
+            row.names().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            of("shop: fast: page-1h", "connect.failed_ratio < 1.44% over 1h"),
+            ["shop: fast: page-1h", "shop: fast"]
+        );
+        assert_eq!(of("shop: fast", "connect.p99 < 5ms"), ["shop: fast"]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What an assertion means, in words, and how it is asked for.
 
+use std::collections::BTreeSet;
+
 use crate::assertion::condition::duration_text;
 use crate::assertion::coverage::Window;
 use crate::assertion::evaluate::members_text;
@@ -8,12 +10,40 @@ use crate::assertion::signal::QUANTILES;
 use crate::assertion::{Assertion, NoData, Pace, Set, Subject, TargetPlace};
 use crate::store::evidence;
 
-/// The text about the assertion of that name; `None`: there is none.
+/// The text about the assertion of that name, or about each rule of the objective; `None`: there is none.
 pub fn text(set: &Set, name: &str, now_ns: i64) -> Option<String> {
-    let index = set
+    let named = |assertion: &Assertion| assertion.name == name;
+    if let Some(index) = set.assertions.iter().position(named) {
+        return of_assertion(set, index, now_ns);
+    }
+    let is_rule = |assertion: &Assertion| assertion.burn.as_ref().is_some_and(|burn| burn.slo == name);
+    let rules = (0..set.assertions.len()).filter(|&index| is_rule(&set.assertions[index]));
+    let rules: Vec<_> = rules
+        .filter_map(|index| of_assertion(set, index, now_ns))
+        .collect();
+    if rules.is_empty() {
+        return None;
+    }
+    let noun = if rules.len() == 1 { "rule" } else { "rules" };
+    let count = rules.len();
+    Some(format!(
+        "{name}\nan objective of {count} {noun}\n\n{}",
+        rules.join("\n")
+    ))
+}
+
+/// Every name that there is something to say about.
+pub fn names(set: &Set) -> impl Iterator<Item = &str> {
+    let names = set.assertions.iter().map(|assertion| assertion.name.as_str());
+    let burns = set
         .assertions
         .iter()
-        .position(|assertion| assertion.name == name)?;
+        .filter_map(|assertion| assertion.burn.as_ref());
+    let objectives: BTreeSet<_> = burns.map(|burn| burn.slo.as_str()).collect();
+    names.chain(objectives)
+}
+
+fn of_assertion(set: &Set, index: usize, now_ns: i64) -> Option<String> {
     let assertion = &set.assertions[index];
     let mut text = format!("{}\n", assertion.name);
     if !assertion.description.is_empty() {

@@ -214,6 +214,7 @@ impl Engine {
                     written_ns: i64::MIN,
                     seen_ns: window.to_ns,
                     is_silenced: false,
+                    cause: None,
                     history: Some(history),
                 };
                 keys.insert(judgement.key.clone(), kept);

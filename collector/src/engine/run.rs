@@ -55,21 +55,54 @@ impl Declared {
 
 /// What is judged now, for those who ask.
 #[derive(Clone, Debug)]
-pub struct SharedSet(Arc<RwLock<Arc<Set>>>);
+pub struct SharedSet(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    set: RwLock<Arc<Set>>,
+    trouble: RwLock<Trouble>,
+}
+
+/// What is to be known about judging beside its verdicts, in words, with the next step.
+#[derive(Clone, Debug, Default)]
+pub struct Trouble {
+    /// The files are wrong, so another set is judged than what they declare.
+    pub wrong: Option<String>,
+    /// What is declared cannot be judged.
+    pub failing: Option<String>,
+}
 
 impl SharedSet {
     pub fn new(set: Set) -> Self {
-        Self(Arc::new(RwLock::new(Arc::new(set))))
+        Self(Arc::new(Shared {
+            set: RwLock::new(Arc::new(set)),
+            trouble: RwLock::default(),
+        }))
+    }
+
+    pub fn trouble(&self) -> Trouble {
+        let trouble = self.0.trouble.read();
+        trouble.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn now_wrong(&self, wrong: Option<String>) {
+        let mut trouble = self.0.trouble.write().unwrap_or_else(PoisonError::into_inner);
+        trouble.wrong = wrong;
+    }
+
+    fn now_failing(&self, failing: Option<String>) {
+        let mut trouble = self.0.trouble.write().unwrap_or_else(PoisonError::into_inner);
+        trouble.failing = failing;
     }
 
     /// Another one, by address, once it was replaced.
     pub fn now(&self) -> Arc<Set> {
         // What it guards is replaced as a whole.
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.set.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn put(&self, set: Set) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(set);
+        *self.0.set.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(set);
     }
 }
 
@@ -136,6 +169,7 @@ impl Judge {
             match outcome {
                 Ok(()) if is_failing => {
                     is_failing = false;
+                    self.shared.now_failing(None);
                     info!("assertions are judged again");
                 }
                 Ok(()) => {}
@@ -145,6 +179,9 @@ impl Judge {
                     self.metrics.assertions.failures.inc();
                     if !is_failing {
                         is_failing = true;
+                        let since = second(self.clock.now_ns());
+                        self.shared
+                            .now_failing(Some(format!("cannot be judged since {since}: {error}")));
                         warn!(%error, "assertions cannot be judged; windows wait");
                     }
                     ticks.reset_after(PAUSE);
@@ -217,6 +254,7 @@ impl Judge {
         match Declared::read(folder.to_owned()) {
             Ok(declared) => {
                 self.shared.put(declared.set.clone());
+                self.shared.now_wrong(None);
                 engine.replace(declared.set, self.clock.now_ns());
                 self.metrics.assertions.is_current.set(1);
                 info!(
@@ -226,10 +264,23 @@ impl Judge {
             }
             Err(problem) => {
                 self.metrics.assertions.is_current.set(0);
+                let since = second(self.clock.now_ns());
+                let told = problem.to_string();
+                self.shared.now_wrong(Some(format!(
+                    "the files are wrong since {since}, so those from before are judged: {}; `holdfast check {}` shows all of it",
+                    told.lines().next().unwrap_or_default(),
+                    folder.display()
+                )));
                 error!("the assertions are wrong, those from before are judged on: {problem}");
             }
         }
     }
+}
+
+/// `2026-03-01T12:00:00Z`.
+fn second(ns: i64) -> humantime::Rfc3339Timestamp {
+    let since = Duration::from_nanos(ns.max(0).unsigned_abs());
+    humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since)
 }
 
 /// A number made of what a set judges: another one where anything is judged otherwise.

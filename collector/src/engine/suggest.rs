@@ -1,7 +1,7 @@
 //! Assertions that hold: what was always so within a time, with room, as a file that can be declared.
 //!
 //! Who connected to whom says what there is to assert. Each signal of it is put to the same engine that judges, over
-//! windows of the past, with a limit that everything keeps; what the windows came to is what its limit is made of
+//! windows of the past, with a limit that nearly everything keeps; what the windows came to is what its limit is made of
 //! (`assertion/limit.rs`). So evidence that is incomplete counts here as little as in a verdict.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,7 +88,7 @@ enum Subject {
 #[derive(Debug)]
 struct Asked {
     unit: Unit,
-    /// What a window of the past is held against: everything keeps it.
+    /// What a window of the past is held against: whatever is worth a suggestion keeps it.
     always: &'static str,
     bad: Bad,
     /// How many a window has to have to say anything.
@@ -105,10 +105,10 @@ const fn asked(unit: Unit, always: &'static str, bad: Bad, samples: u64) -> Aske
 }
 
 static TIME: Asked = asked(Unit::Time, "< 1d", Bad::More, FEWEST_SAMPLES);
-static RATIO: Asked = asked(Unit::Ratio, "<= 100%", Bad::More, FEWEST_SAMPLES);
-static COUNT: Asked = asked(Unit::Count, ">= 0", Bad::More, FEWEST_SAMPLES);
-static FLOOR: Asked = asked(Unit::Rate, ">= 0/s", Bad::Less, FEWEST_SAMPLES);
-static NONE: Asked = asked(Unit::Count, ">= 0", Bad::Any, 1);
+static RATIO: Asked = asked(Unit::Ratio, "< 100%", Bad::More, FEWEST_SAMPLES);
+static COUNT: Asked = asked(Unit::Count, "< 1_000_000_000_000", Bad::More, FEWEST_SAMPLES);
+static FLOOR: Asked = asked(Unit::Rate, "< 1_000_000_000/s", Bad::Less, FEWEST_SAMPLES);
+static NONE: Asked = asked(Unit::Count, "< 1_000_000_000_000", Bad::Any, 1);
 
 /// Of who connects to whom.
 static OF_PAIRS: [(&str, &Asked); 6] = [

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::book::{Message, Notification};
 use crate::assertion::condition::{Condition, value_text};
-use crate::assertion::receiver::{ALERTMANAGER_REPEAT, Kind, Receiver};
+use crate::assertion::receiver::{ALERTMANAGER_REPEAT, Kind, Receiver, label_name};
 use crate::assertion::state::Verdict;
 
 /// The form of what is sent; it counts up when a field changes its meaning.
@@ -155,17 +155,6 @@ fn alert_labels(notification: &Notification, verdict: Verdict) -> BTreeMap<Strin
         }
     }
     labels
-}
-
-/// As an Alertmanager takes it: letters, digits and `_`, and no digit first.
-fn label_name(name: &str) -> String {
-    let valid = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
-    let text: String = name.chars().map(valid).collect();
-    if text.starts_with(|c: char| c.is_ascii_digit()) {
-        format!("_{text}")
-    } else {
-        text
-    }
 }
 
 fn annotations(notification: &Notification) -> Value {

@@ -315,33 +315,62 @@ async fn stood_since(store: &dyn Store, name: &str, since_ns: i64) -> Result<Vec
     Ok(stood.collect())
 }
 
-/// The verdicts of now, the worst first; or of one assertion every change since `since_ns`, oldest first.
-pub fn shown(name: &str, history_since_ns: Option<i64>) -> Query {
-    const FORMAT: &str = "JSONEachRow";
+/// Of one assertion, or of an objective all of its rules; nothing: of all.
+fn named(name: &str, params: &mut Vec<(String, String)>) -> &'static str {
+    if name.is_empty() {
+        return "true";
+    }
+    params.push(("name".to_owned(), statement::text_value(name)));
+    // Only conditions of rules have a window of their own.
+    "(assertion = {name:String} OR (startsWith(assertion, concat({name:String}, ': ')) AND position(condition, ' over ') > 0))"
+}
+
+/// Every change since then, oldest first.
+pub fn history(name: &str, since_ns: i64) -> Query {
     let mut params = Vec::new();
-    let named = if name.is_empty() {
-        "true"
-    } else {
-        params.push(("name".to_owned(), statement::text_value(name)));
-        "assertion = {name:String}"
-    };
-    let sql = match history_since_ns {
-        None => format!(
-            "SELECT * FROM verdicts WHERE {named} ORDER BY \
+    let named = named(name, &mut params);
+    params.push(("since".to_owned(), time_value(since_ns)));
+    Query {
+        sql: format!(
+            "SELECT * FROM verdict_changes WHERE {named} AND judged_at > {{since:DateTime64(9, 'UTC')}} \
+             ORDER BY window_to, revision, assertion, key"
+        ),
+        params,
+        format: "JSONEachRow".into(),
+        access: Access::Internal,
+    }
+}
+
+/// When anything was judged last; `None`: nothing ever was.
+pub async fn newest_ns(store: &dyn Store) -> Result<Option<i64>, StoreError> {
+    #[derive(serde::Deserialize)]
+    struct Newest {
+        at_ns: String,
+    }
+    let sql = "SELECT toString(toUnixTimestamp64Nano(max(judged_at))) AS at_ns FROM verdict_records HAVING count() > 0";
+    let newest: Vec<Newest> = rollups::lines(store, sql.to_owned(), vec![]).await?;
+    Ok(newest.first().and_then(|newest| newest.at_ns.parse().ok()))
+}
+
+/// Where every key that is judged still stood last, the worst first; keys that were judged after `since_ns`. Beside the columns
+/// of the view `verdicts`, `age_s` says how long before `now_ns` that was.
+pub fn latest(name: &str, since_ns: i64, now_ns: i64) -> Query {
+    let mut params = Vec::new();
+    let named = named(name, &mut params);
+    params.push(("since".to_owned(), time_value(since_ns)));
+    params.push(("now".to_owned(), time_value(now_ns)));
+    Query {
+        sql: format!(
+            "SELECT node, assertion, key, verdict, previous, is_transition, since, window_from, window_to, judged_at, cause, \
+             condition, has_value, value, threshold, samples, lag_us, flaps, silenced, severity, labels, evidence, revision, \
+             toUInt32(greatest(0, dateDiff('second', judged_at, {{now:DateTime64(9, 'UTC')}}))) AS age_s FROM \
+             (SELECT * FROM verdict_records WHERE {named} AND judged_at > {{since:DateTime64(9, 'UTC')}} \
+             ORDER BY window_to DESC, revision DESC LIMIT 1 BY assertion, key) AS latest \
+             WHERE evidence != '{IS_OVER}' ORDER BY \
              indexOf(['violated', 'unknown', 'pending', 'holds'], toString(verdict)), assertion, key"
         ),
-        Some(since_ns) => {
-            params.push(("since".to_owned(), time_value(since_ns)));
-            format!(
-                "SELECT * FROM verdict_changes WHERE {named} AND judged_at > {{since:DateTime64(9, 'UTC')}} \
-                 ORDER BY window_to, revision, key"
-            )
-        }
-    };
-    Query {
-        sql,
         params,
-        format: FORMAT.into(),
+        format: "JSONEachRow".into(),
         access: Access::Internal,
     }
 }

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use holdfast_collector::assertion::Set;
-use holdfast_collector::assertion::state::Verdict;
+use holdfast_collector::assertion::state::{Machine, Verdict};
 use holdfast_collector::engine::trial::{self, Outcome};
 use holdfast_collector::engine::{Engine, files};
 use holdfast_collector::notify::book::Change;
 use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::server::Server;
-use holdfast_collector::store::verdicts::Record;
+use holdfast_collector::store::verdicts::{self, Record, Stood};
 use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError, migrations, notifications};
 
 use crate::clickhouse_http::{PASSWORD, USER};
@@ -300,7 +300,7 @@ async fn what_was_said_is_found_again_however_long_nobody_judged() {
     let text = "
 assertions:
   - { name: a, from: all, to: all, expect: connect.refused = 0, over: 5s, every: 1s, by: from.node }
-  - { name: b, from: all, to: all, expect: connect.count >= 0, over: 5s, every: 1s, by: from.node }
+  - { name: b, from: all, to: all, expect: connect.count < 1_000_000, over: 5s, every: 1s, by: from.node }
 tests:
   - { assertion: a, given: { web-1 -> db-1: '5ms x20s, refused x40s' }, expect: { 50s: Violated } }
 ";
@@ -542,7 +542,7 @@ tests:
 async fn a_node_that_is_gone_for_good_is_told_and_then_not_expected_any_more() {
     let text = "
 assertions:
-  - { name: a, from: all, to: all, expect: connect.count >= 0, over: 1m, every: 1m, by: from.node }
+  - { name: a, from: all, to: all, expect: connect.count < 1_000_000, over: 1m, every: 1m, by: from.node }
 tests:
   - { assertion: a, given: { web-1 -> db-1: 'nothing x4m', web-2 -> db-1: 'nothing x4m' }, expect: { 3m: Holds } }
 ";
@@ -905,4 +905,215 @@ tests:
     engine.step(now).await.unwrap();
     let said = store_engine::ask(&*store, &last_of("b")).await;
     assert!(said.contains("is_over"), "{said}");
+}
+
+/// Steps twice a second from then until then, in seconds after `begin_ns`, and gives what was said.
+async fn stepped(engine: &mut Engine, begin_ns: i64, from: i64, until: i64) -> Vec<Record> {
+    let mut said = Vec::new();
+    for half in 2 * from..2 * until {
+        let step = engine.step(begin_ns + half * SECOND_NS / 2).await.unwrap();
+        said.extend(step.records);
+    }
+    said
+}
+
+#[tokio::test]
+async fn what_stood_for_a_group_without_nodes_gets_a_last_word_once_there_is_one() {
+    let text = "
+assertions:
+  - { name: a, from: node = web-1, to: all, expect: connect.refused = 0, over: 5s, every: 1s, by: from.node }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: '5ms x60s' }, expect: { 50s: Holds } }
+";
+    let (store, set, begin_ns) = laid_down(text).await;
+    let mut engine = Engine::new(store.clone(), set, begin_ns - 20 * SECOND_NS, true);
+    let said = stepped(&mut engine, begin_ns, -20, 40).await;
+    let of_nobody: Vec<_> = said.iter().filter(|record| record.key.is_empty()).collect();
+    assert_eq!(of_nobody[0].cause, "no node belongs to node = web-1");
+    let last = of_nobody.last().unwrap();
+    assert!(last.is_over(), "{last:?}");
+    assert_eq!(last.cause, "its assertion has no such key any more");
+    // What is said of the node that came is another key's.
+    let now = said
+        .iter()
+        .rfind(|record| record.key == "from.node=web-1")
+        .unwrap();
+    assert!(!now.is_over() && now.machine.verdict == Verdict::Holds, "{now:?}");
+    // The view shows what is judged.
+    let last = "SELECT key, evidence = '{\"is_over\":true}' FROM verdict_records ORDER BY window_to DESC LIMIT 1 BY key";
+    let stored = store_engine::ask(&*store, last).await;
+    let mut stored: Vec<_> = stored.lines().collect();
+    stored.sort_unstable();
+    assert_eq!(stored, ["\t1", "from.node=web-1\t0"]);
+}
+
+#[tokio::test]
+async fn keys_that_another_meaning_does_not_have_get_a_last_word_and_the_same_key_goes_on() {
+    let set = |by: &str, limit: &str| {
+        declared(&format!(
+            "
+assertions:
+  - {{ name: a, from: all, to: all, expect: connect.refused {limit}, over: 5s, every: 1s, {by} }}
+tests:
+  - {{ assertion: a, given: {{ web-1 -> db-1: 'refused x150s' }}, expect: {{ 50s: Violated }} }}
+"
+        ))
+    };
+    let store = database().await;
+    let begin_ns = (now_ns() - 3_600 * SECOND_NS).div_euclid(60 * SECOND_NS) * 60 * SECOND_NS;
+    let first = set("by: from.node", "= 0");
+    trial::run(store.clone(), &first, &first.tests[0], begin_ns)
+        .await
+        .unwrap();
+    let mut engine = Engine::new(store, first, begin_ns + 1, false);
+    stepped(&mut engine, begin_ns, 0, 20).await;
+    // Another limit, the same keys: that is no end.
+    engine.replace(set("by: from.node", "< 1"), begin_ns + 20 * SECOND_NS);
+    let said = stepped(&mut engine, begin_ns, 20, 40).await;
+    let ended: Vec<_> = said.iter().filter(|record| record.is_over()).collect();
+    assert!(ended.is_empty(), "{ended:?}");
+    assert!(said.iter().any(|record| record.key == "from.node=web-1"));
+    // Other keys: those from before are told to be over, once nothing can come to them any more.
+    engine.replace(set("for: 0s", "= 0"), begin_ns + 40 * SECOND_NS);
+    let said = stepped(&mut engine, begin_ns, 40, 140).await;
+    let ended: Vec<_> = said
+        .iter()
+        .filter(|record| record.is_over())
+        .map(|record| (record.key.as_str(), record.previous, record.cause.as_str()))
+        .collect();
+    let cause = "its assertion has no such key any more";
+    assert!(
+        ended.contains(&("from.node=web-1", Verdict::Violated, cause)),
+        "{ended:?}"
+    );
+    assert!(ended.iter().all(|(key, _, _)| !key.is_empty()), "{ended:?}");
+    assert!(
+        said.iter()
+            .any(|record| record.key.is_empty() && record.machine.verdict == Verdict::Violated)
+    );
+}
+
+#[tokio::test]
+async fn another_reason_why_it_is_unknown_is_stored_soon_and_not_with_every_window() {
+    let text = "
+assertions:
+  - { name: a, from: all, to: all, expect: connect.refused = 0, over: 5s, every: 1s, by: from.node }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: '5ms x30s, lost x30s, silent x60s' }, expect: { 20s: Holds } }
+";
+    let (store, set, begin_ns) = laid_down(text).await;
+    let mut every = Engine::new(store.clone(), set.clone(), begin_ns + 1, false);
+    every.tell_every_window();
+    let all = stepped(&mut every, begin_ns, 0, 120).await;
+    let mut engine = Engine::new(store, set, begin_ns + 1, true);
+    let written = stepped(&mut engine, begin_ns, 0, 120).await;
+    let first = |records: &[Record], part: &str| {
+        let is_so = |record: &&Record| record.key == "from.node=web-1" && record.cause.contains(part);
+        let record = records.iter().find(is_so);
+        record.unwrap_or_else(|| panic!("{part}: {records:#?}")).judged_ns
+    };
+    for part in ["are missing", "is silent"] {
+        let late_ns = first(&written, part) - first(&all, part);
+        assert!(
+            (0..=10 * SECOND_NS).contains(&late_ns),
+            "{part}: {late_ns} ns later"
+        );
+    }
+    let rows = written
+        .iter()
+        .filter(|record| record.key == "from.node=web-1")
+        .count();
+    assert!(rows < 12, "{rows} rows in two minutes");
+}
+
+#[tokio::test]
+async fn what_is_found_first_after_a_time_without_judging_is_stored_before_all_else_is_judged() {
+    let text = "
+assertions:
+  - { name: a, from: all, to: all, expect: connect.refused = 0, over: 1s, every: 500ms, by: from.node }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: 'refused x100s' }, expect: { 50s: Violated } }
+";
+    let (store, set, begin_ns) = laid_down(text).await;
+    let mut engine = Engine::new(store.clone(), set, begin_ns + 1, true);
+    let step = engine.step(begin_ns + 90 * SECOND_NS).await.unwrap();
+    assert!((1..=40).contains(&step.judged), "{} windows at once", step.judged);
+    let stored = "SELECT count() FROM verdict_records WHERE node = 'web-1' AND verdict = 'violated'";
+    assert!(number(&store, stored).await > 0);
+    let mut judged = step.judged;
+    for _ in 0..10 {
+        judged += engine.step(begin_ns + 90 * SECOND_NS).await.unwrap().judged;
+    }
+    assert!(judged > 160, "{judged} of 180 windows");
+}
+
+#[tokio::test]
+async fn an_objective_is_asked_for_by_its_name_and_is_all_of_its_rules() {
+    let store = database().await;
+    let now_ns = now_ns();
+    let record = |assertion: &str, condition: &str, judged_ns: i64| {
+        let stood = Stood {
+            assertion: assertion.to_owned(),
+            key: Vec::new(),
+            key_text: String::new(),
+            fingerprint: 1,
+            machine: Machine::new(judged_ns),
+            node: String::new(),
+            condition: condition.to_owned(),
+            severity: String::new(),
+            labels: Vec::new(),
+        };
+        Record {
+            evidence: "{}".to_owned(),
+            ..Record::over(stood, String::new(), judged_ns)
+        }
+    };
+    let records = [
+        record("shop: page-1h", "connect.failed_ratio < 1.44% over 1h", now_ns),
+        record(
+            "shop: ticket-3d",
+            "connect.failed_ratio < 0.1% over 3d",
+            now_ns - 900 * SECOND_NS,
+        ),
+        // Assertions of their own, whatever they are called.
+        record("shop: fast", "connect.p99 < 5ms", now_ns),
+        record("shopping", "connect.p99 < 5ms over 1h", now_ns),
+    ];
+    verdicts::write(&*store, "t", &records, None).await.unwrap();
+    let names = async |query: Query| {
+        let answer = store_engine::answer(&*store, query).await.unwrap();
+        let rows = answer
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let mut rows: Vec<_> = rows
+            .map(|row| {
+                (
+                    row["assertion"].as_str().unwrap().to_owned(),
+                    row["age_s"].as_u64(),
+                )
+            })
+            .collect();
+        rows.sort();
+        rows
+    };
+    let hour_ns = 3_600 * SECOND_NS;
+    let told = |names: &[(&str, Option<u64>)]| -> Vec<_> {
+        names
+            .iter()
+            .map(|(name, age)| ((*name).to_owned(), *age))
+            .collect()
+    };
+    assert_eq!(
+        names(verdicts::history("shop", now_ns - hour_ns)).await,
+        told(&[("shop: page-1h", None), ("shop: ticket-3d", None)])
+    );
+    assert_eq!(
+        names(verdicts::history("shop: fast", now_ns - hour_ns)).await,
+        told(&[("shop: fast", None)])
+    );
+    assert_eq!(verdicts::newest_ns(&*store).await.unwrap(), Some(now_ns));
+    assert_eq!(
+        names(verdicts::latest("shop", now_ns - hour_ns, now_ns + 5 * SECOND_NS)).await,
+        told(&[("shop: page-1h", Some(5)), ("shop: ticket-3d", Some(905))])
+    );
 }

@@ -165,6 +165,9 @@ async fn more_keys_than_are_judged_are_told_and_push_none_out_that_has_a_state()
         .collect();
     let cause = "1801 keys, of which 1000 are judged: narrow it, or leave something out of `by`";
     assert_eq!(beyond, BTreeSet::from([(Verdict::Unknown, cause)]));
+    let last = said.iter().rfind(|record| record.key == "...").unwrap();
+    assert!(last.is_over(), "{last:?}");
+    assert_eq!(last.cause, "its assertion has no such key any more");
     // What was never judged was never said to be anything.
     let never =
         "SELECT count() FROM verdict_records WHERE key LIKE '%comm=b-0399' OR key LIKE '%comm=b-1199'";

@@ -90,6 +90,16 @@ async fn a_set_that_is_wrong_is_not_taken_and_that_is_said_until_it_is_right() {
     assert_eq!(serving.logged(TAKEN), 0);
     let judged: Vec<_> = serving.rows(&["verdicts"]);
     assert!(judged.iter().all(is("first", "holds")), "{judged:?}");
+    // They are judged now, though by what is declared no more.
+    for row in &judged {
+        assert_eq!(row["is_stale"], false, "{row}");
+        let note = row["note"].as_str().unwrap();
+        assert!(
+            note.starts_with("the files are wrong since ") && note.contains(&nowhere),
+            "{note}"
+        );
+    }
+    assert!(serving.run(&["verdicts"]).contains("the files are wrong since "));
 
     // One that is right is taken, by itself and at SIGHUP, and the one that means the same goes on.
     fs::create_dir(&assertions).unwrap();
@@ -98,6 +108,8 @@ async fn a_set_that_is_wrong_is_not_taken_and_that_is_said_until_it_is_right() {
     serving.counts(IS_CURRENT, 1);
     serving.counts(DECLARED, 2);
     serving.wait("the new one is judged", is("second", "holds"));
+    let judged = serving.rows(&["verdicts"]);
+    assert!(judged.iter().all(|row| row["note"] == ""), "{judged:?}");
     let changes = serving.rows(&["verdicts", "--history", "first"]);
     let verdicts: Vec<_> = changes
         .iter()
@@ -111,6 +123,64 @@ async fn a_set_that_is_wrong_is_not_taken_and_that_is_said_until_it_is_right() {
     );
     serving.signal("HUP");
     serving.logs(TAKEN, 2);
+    serving.kill();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn verdicts_that_nobody_judges_any_more_are_old_and_say_so() {
+    let (store, assertions) = (folder("stale-store"), folder("stale-assertions"));
+    write(&assertions, &declared(&["first"]));
+    let serving = Serving::start(&store, &assertions);
+    serving.wait("it is judged", is("first", "holds"));
+    serving.kill();
+
+    let serving = Serving::start_judging_nothing(&store);
+    let why = "this collector judges nothing: start it with --assertions DIR";
+    let output = serving.output(&["verdicts", "--json"]);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let row: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(is("first", "holds")(&row), "{row}");
+    assert_eq!(
+        (&row["is_stale"], &row["note"]),
+        (&true.into(), &why.into()),
+        "{row}"
+    );
+    assert!(row["age_s"].as_u64().is_some_and(|age| age < 60), "{row}");
+    let output = serving.output(&["verdicts"]);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("holds (old)") && text.contains("; not judged for "),
+        "{text}"
+    );
+    assert!(
+        text.ends_with(&format!("all old, which says nothing of now: {why}\n")),
+        "{text}"
+    );
+    serving.kill();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_objective_is_explained_and_looked_back_at_by_its_name() {
+    let (store, assertions) = (folder("objective-store"), folder("objective-assertions"));
+    write(
+        &assertions,
+        "assertions:\n  - { name: in the long run, from: all, slo: connect.failed_ratio < 0.1% }\n",
+    );
+    let serving = Serving::start_alone(&store, &assertions);
+    let text = serving.run(&["explain", "in the long run"]);
+    for part in [
+        "an objective of 4 rules",
+        "in the long run: page-1h",
+        "in the long run: ticket-3d",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let output = serving.output(&["explain", "in the lng run"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("did you mean in the long run?"), "{said}");
+    serving.run(&["verdicts", "--history", "in the long run"]);
     serving.kill();
 }
 

@@ -1,5 +1,6 @@
 //! `holdfast serve --assertions` as a process, which can be killed and told to read its files again, and a node that it watches.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -75,11 +76,17 @@ impl Serving {
 
     /// Nobody is watched yet.
     pub(crate) fn start_alone(store: &Path, assertions: &Path) -> Self {
+        Self::begin(store, &["--assertions".as_ref(), assertions.as_os_str()])
+    }
+
+    /// Nothing is judged.
+    pub(crate) fn start_judging_nothing(store: &Path) -> Self {
+        Self::begin(store, &[])
+    }
+
+    fn begin(store: &Path, arguments: &[&OsStr]) -> Self {
         let store = format!("embedded:{}", store.display());
-        let mut process = serve(&store)
-            .args(["--assertions".as_ref(), assertions.as_os_str()])
-            .spawn()
-            .unwrap();
+        let mut process = serve(&store).args(arguments).spawn().unwrap();
         let lines = BufReader::new(process.stderr.take().unwrap())
             .lines()
             .map(Result::unwrap);

@@ -17,7 +17,7 @@ async fn what_is_suggested_is_accepted_and_holds() {
     // Half an hour until now, and another one: whoever checks what is suggested may take its time.
     let past = "
 assertions:
-  - { name: a, from: all, to: 'all:5432', expect: connect.count >= 0, over: 1m }
+  - { name: a, from: all, to: 'all:5432', expect: connect.count < 1_000_000, over: 1m }
 tests:
   - assertion: a
     given: { web-1 -> db-1: '4ms x60m', web-2 -> db-1: '4ms x25m, refused x5s, 4ms x34m' }

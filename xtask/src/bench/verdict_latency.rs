@@ -1,6 +1,9 @@
 //! The benchmark `verdict-latency`: from the first failed connection in the kernel until `violated` is stored, with windows
 //! of 5 s and no `for`.
 //!
+//! An assertion takes its turn in each round, so that nobody waits for the window of the last failure to be over: a hundred
+//! rounds take some minutes, and their 99th is no maximum.
+//!
 //! One attempt is refused, at a moment that no clock of ours chose. When it failed is what the kernel said (`decided_at`);
 //! when the verdict is stored is when somebody who asks every few milliseconds finds it, so the time that asking takes is
 //! in the figure. Agent and collector are the real ones, on one machine: no network between them.
@@ -17,10 +20,8 @@ use crate::failure::Failure;
 use crate::up::system::{Binaries, System};
 use crate::workspace;
 
-const ASSERTIONS: &str = "
-assertions:
-  - { name: latency, from: all, where: remote_port = PORT, expect: connect.refused = 0, over: 5s }
-";
+/// Assertions that take turns, each about a port of its own: of windows of 5 s, with a second a round.
+const TURNS: usize = 10;
 
 /// What is asked for of the median and of the 99th of a hundred.
 const MOST_P50_MS: f64 = 1_200.0;
@@ -34,21 +35,23 @@ const ASK_EVERY: Duration = Duration::from_millis(5);
 pub(super) fn run(rounds: u32, as_json: bool) -> anyhow::Result<()> {
     let binaries = Binaries::build(false)?;
     let state_dir = workspace::fresh_dir("bench-verdict-latency")?;
-    // A port that nobody listens on, and that nobody else fails to reach.
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+    let ports = closed_ports(TURNS)?;
     let declared = state_dir.join("assertions");
     fs::create_dir_all(&declared)?;
-    fs::write(
-        declared.join("a.yaml"),
-        ASSERTIONS.replace("PORT", &port.to_string()),
-    )?;
+    let mut text = "assertions:\n".to_owned();
+    for port in &ports {
+        text.push_str(&format!(
+            "  - {{ name: latency-{port}, from: all, where: remote_port = {port}, expect: connect.refused = 0, over: 5s }}\n"
+        ));
+    }
+    fs::write(declared.join("a.yaml"), text)?;
     let system = System::start_here_judging(&binaries, &state_dir, &declared, &AtomicBool::new(false))?;
-    let closed = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
 
     let mut latencies_ms = Vec::new();
     let mut moments = 0x2545_f491_u64;
-    for round in 1..=rounds {
-        wait(&system, "holds", 0)?;
+    for (round, port) in (1..=rounds).zip(ports.iter().copied().cycle()) {
+        let closed = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        wait(&system, port, "holds", 0)?;
         // Anywhere within a second: windows end twice a second.
         moments = moments
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -58,7 +61,7 @@ pub(super) fn run(rounds: u32, as_json: bool) -> anyhow::Result<()> {
         if TcpStream::connect(closed).is_ok() {
             bail!("somebody listens on port {port}");
         }
-        wait(&system, "violated", before_ns)?;
+        wait(&system, port, "violated", before_ns)?;
         let stored_ns = wall_ns()?;
         let failed_ns = system.number(&format!(
             "SELECT toUnixTimestamp64Nano(min(decided_at)) FROM attempts WHERE remote_port = {port} AND outcome = 'refused' \
@@ -90,11 +93,21 @@ pub(super) fn run(rounds: u32, as_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Ports that nobody listens on, and that nobody else fails to reach.
+fn closed_ports(count: usize) -> anyhow::Result<Vec<u16>> {
+    // All at once, or one may be given twice.
+    let listeners: Vec<_> = (0..count)
+        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
+        .collect::<Result<_, _>>()?;
+    let ports = listeners.iter().map(|listener| Ok(listener.local_addr()?.port()));
+    ports.collect()
+}
+
 /// Waits for a verdict about a window that ended later.
-fn wait(system: &System, verdict: &str, since_ns: u64) -> anyhow::Result<()> {
+fn wait(system: &System, port: u16, verdict: &str, since_ns: u64) -> anyhow::Result<()> {
     // Of what was said last, so that one that holds again is not taken for one that held before.
     let sql = format!(
-        "SELECT count() FROM (SELECT verdict, window_to FROM verdict_records WHERE assertion = 'latency' \
+        "SELECT count() FROM (SELECT verdict, window_to FROM verdict_records WHERE assertion = 'latency-{port}' \
          ORDER BY window_to DESC, revision DESC LIMIT 1) WHERE verdict = '{verdict}' \
          AND window_to >= fromUnixTimestamp64Nano(toInt64({since_ns}), 'UTC')"
     );

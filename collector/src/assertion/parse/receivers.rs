@@ -59,93 +59,135 @@ pub static RECEIVER_KEYS: [Key; 17] = [
 impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
     pub(super) fn receivers(&mut self, source: Source<'a>, root: &'a Node) {
         for item in self.items(source, root, "receivers") {
-            let outcome = self.receiver(source, item);
-            if let Some(receiver) = self.keep(outcome) {
-                self.set.receivers.push(receiver);
+            let before = self.problems.len();
+            let receiver = self.receiver(source, item);
+            let problems = &mut self.problems[before..];
+            problems.sort_by_key(|problem| (problem.place.line, problem.place.column));
+            if problems.is_empty() {
+                self.set.receivers.extend(receiver);
             }
         }
     }
 
-    fn receiver(&mut self, source: Source<'a>, item: &'a Node) -> Result<Receiver, Problem> {
-        let entries = entries(source, item, "a receiver")?;
-        for (name, _) in entries {
-            let text = text(source, name)?;
-            if !RECEIVER_KEYS.iter().any(|key| key.name == text) {
-                let known = RECEIVER_KEYS.iter().map(|key| key.name);
-                let message = format!("unknown key `{text}`, {}", instead(text, known));
-                return Err(source.problem(name.place, message));
-            }
-        }
+    /// Each key is read for itself, as those of an assertion are.
+    fn receiver(&mut self, source: Source<'a>, item: &'a Node) -> Option<Receiver> {
+        let entries = self.keep(entries(source, item, "a receiver"))?;
+        let known = RECEIVER_KEYS.map(|key| key.name);
+        let is_known = self.check_keys(source, entries, &known);
         let fields = Fields {
             source,
             item,
             entries,
         };
-        let needed = |key: &str| {
-            fields
-                .get(key)
-                .ok_or_else(|| source.problem(item.place, format!("this receiver has no `{key}`")))
+        let is_due = |key: &str| is_known || fields.get(key).is_some();
+        let name = match is_due("name") {
+            true => {
+                let outcome = self.receiver_name(&fields);
+                self.keep(outcome)
+            }
+            false => None,
         };
-        let name_node = needed("name")?;
-        let name = checked_name(source, name_node)?.to_owned();
+        let kind_text = match is_due("kind") {
+            true => self.keep(kind_text(&fields)),
+            false => None,
+        };
+        let kind = kind_text.and_then(|kind| {
+            for (name, _) in entries {
+                let Ok(key) = text(source, name) else { continue };
+                let is_of_other = OF_ONE_KIND
+                    .iter()
+                    .any(|(of_one, kinds_own)| *of_one == key && *kinds_own != kind);
+                let is_none_of_switch =
+                    kind == "dead_mans_switch" && known.contains(&key) && !OF_SWITCH.contains(&key);
+                if is_of_other || is_none_of_switch {
+                    let message = format!("`{key}` does nothing for a receiver of the kind {kind}");
+                    self.problems.push(source.problem(name.place, message));
+                }
+            }
+            match kind {
+                "alertmanager" => Some((Kind::Alertmanager, Some(ALERTMANAGER_REPEAT))),
+                "slack" => Some((Kind::Slack, None)),
+                "dead_mans_switch" => {
+                    let every = self.keep(time(&fields, "every", 10.0, 86_400.0))?;
+                    let every = every.unwrap_or(Duration::from_secs(60));
+                    Some((Kind::DeadMansSwitch { every }, None))
+                }
+                _ => {
+                    let (body, secret) = (self.keep(body(&fields)), self.keep(secret(&fields)));
+                    let (body, secret) = (body?, secret?);
+                    Some((Kind::Webhook { body, secret }, None))
+                }
+            }
+        });
+        let url = match is_known
+            || ["url", "url_file", "url_env"]
+                .iter()
+                .any(|key| fields.get(key).is_some())
+        {
+            true => self.keep(url(&fields)),
+            false => None,
+        };
+        let ca_file = self.keep(path(&fields, "ca_file"));
+        let matches = self.keep(fields.text_map("match"));
+        let on = self.keep(on(&fields));
+        let group_wait = self.keep(time(&fields, "group_wait", 0.0, 600.0));
+        let repeat = self.keep(time(&fields, "repeat", 10.0, 30.0 * 86_400.0));
+        let per_minute = self.keep(per_minute(&fields));
+        let give_up_after = self.keep(time(&fields, "give_up_after", 60.0, 7.0 * 86_400.0));
+        let timeout = self.keep(time(&fields, "timeout", 0.1, 60.0));
+        let (kind, default_repeat) = kind?;
+        Some(Receiver {
+            name: name?,
+            kind,
+            url: url?,
+            ca_file: ca_file?,
+            matches: matches?,
+            on: on?,
+            group_wait: group_wait?.unwrap_or(Duration::from_secs(5)),
+            repeat: repeat?.or(default_repeat),
+            per_minute: per_minute?,
+            give_up_after: give_up_after?.unwrap_or(Duration::from_secs(86_400)),
+            timeout: timeout?.unwrap_or(Duration::from_secs(10)),
+        })
+    }
+
+    fn receiver_name(&mut self, fields: &Fields<'a>) -> Result<String, Problem> {
+        let source = fields.source;
+        let node = needed(fields, "name")?;
+        let name = checked_name(source, node)?.to_owned();
         if let Some(earlier) = self.receivers.get(&name) {
             let (file, line) = (&earlier.file, earlier.place.line);
             let message = format!("the receiver `{name}` is in {file}, line {line} already");
-            return Err(source.problem(name_node.place, message));
+            return Err(source.problem(node.place, message));
         }
         if self.receivers.len() == MOST_RECEIVERS {
-            return Err(source.problem(name_node.place, format!("more than {MOST_RECEIVERS} receivers")));
+            return Err(source.problem(node.place, format!("more than {MOST_RECEIVERS} receivers")));
         }
         let origin = Origin {
             file: source.file.to_owned(),
-            place: name_node.place,
+            place: node.place,
         };
         self.receivers.insert(name.clone(), origin);
-
-        let kind_node = needed("kind")?;
-        let kind_text = text(source, kind_node)?;
-        if !KINDS.contains(&kind_text) {
-            let hint = instead(kind_text, KINDS.iter().copied());
-            let message = format!("there is no kind of receiver `{kind_text}`, {hint}");
-            return Err(source.problem(kind_node.place, message));
-        }
-        for (name, _) in entries {
-            let key = text(source, name)?;
-            let is_of_other = OF_ONE_KIND
-                .iter()
-                .any(|(of_one, kind)| *of_one == key && *kind != kind_text);
-            if is_of_other || (kind_text == "dead_mans_switch" && !OF_SWITCH.contains(&key)) {
-                let message = format!("`{key}` does nothing for a receiver of the kind {kind_text}");
-                return Err(source.problem(name.place, message));
-            }
-        }
-        let (kind, default_repeat) = match kind_text {
-            "alertmanager" => (Kind::Alertmanager, Some(ALERTMANAGER_REPEAT)),
-            "slack" => (Kind::Slack, None),
-            "dead_mans_switch" => {
-                let every = time(&fields, "every", 10.0, 86_400.0)?.unwrap_or(Duration::from_secs(60));
-                (Kind::DeadMansSwitch { every }, None)
-            }
-            _ => {
-                let (body, secret) = (body(&fields)?, secret(&fields)?);
-                (Kind::Webhook { body, secret }, None)
-            }
-        };
-        Ok(Receiver {
-            kind,
-            url: url(&fields)?,
-            ca_file: path(&fields, "ca_file")?,
-            matches: fields.text_map("match")?,
-            on: on(&fields)?,
-            group_wait: time(&fields, "group_wait", 0.0, 600.0)?.unwrap_or(Duration::from_secs(5)),
-            repeat: time(&fields, "repeat", 10.0, 30.0 * 86_400.0)?.or(default_repeat),
-            per_minute: per_minute(&fields)?,
-            give_up_after: time(&fields, "give_up_after", 60.0, 7.0 * 86_400.0)?
-                .unwrap_or(Duration::from_secs(86_400)),
-            timeout: time(&fields, "timeout", 0.1, 60.0)?.unwrap_or(Duration::from_secs(10)),
-            name,
-        })
+        Ok(name)
     }
+}
+
+fn needed<'a>(fields: &Fields<'a>, key: &str) -> Result<&'a Node, Problem> {
+    let missing = || format!("this receiver has no `{key}`");
+    fields
+        .get(key)
+        .ok_or_else(|| fields.source.problem(fields.item.place, missing()))
+}
+
+fn kind_text<'a>(fields: &Fields<'a>) -> Result<&'a str, Problem> {
+    let node = needed(fields, "kind")?;
+    let typed = text(fields.source, node)?;
+    if !KINDS.contains(&typed) {
+        let hint = instead(typed, KINDS.iter().copied());
+        let message = format!("there is no kind of receiver `{typed}`, {hint}");
+        return Err(fields.source.problem(node.place, message));
+    }
+    Ok(typed)
 }
 
 /// One of the keys that a text is given by, if any.
@@ -223,7 +265,7 @@ fn on(fields: &Fields<'_>) -> Result<Vec<Verdict>, Problem> {
         return Ok(vec![Verdict::Violated, Verdict::Unknown, Verdict::Holds]);
     }
     let mut on = Vec::new();
-    for node in fields.texts("on")? {
+    for node in fields.texts("on") {
         let name = text(fields.source, node)?;
         let verdict = VERDICTS
             .iter()

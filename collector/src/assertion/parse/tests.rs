@@ -219,6 +219,10 @@ fn what_cannot_be_is_refused() {
             "`for` is like `3 of 5`, of 64 windows at most; `6 of 5` is not",
         ),
         (
+            "expect: connect.count > 1\nover: 5s\nfor: 400d",
+            "`for` is 366d at most; `400d` is longer",
+        ),
+        (
             "expect: connect.count > 1\nover: 5s\nfor: soon",
             "`for` is a time such as 2m, or `3 of 5` windows; `soon` is neither",
         ),
@@ -314,6 +318,176 @@ assertions:
             "unknown key `ovre`, did you mean over?",
         ]
     );
+}
+
+/// What is wrong with a file, as `line: message`.
+fn faults(text: &str) -> Vec<String> {
+    let problems = parsed(text).expect_err(text);
+    problems
+        .iter()
+        .map(|problem| format!("{}: {}", problem.place.line, problem.message))
+        .collect()
+}
+
+#[test]
+fn every_key_of_an_assertion_tells_its_own_fault() {
+    let text = "
+groups: { web: role = web }
+assertions:
+  - name: a
+    from: wbe
+    to: dbb:5432
+    expect:
+      - connect.cuont > 1
+      - connect.p99 < 20
+      - connect.count > 1
+    over: 5
+    every: never
+    by: from.nod
+    for: soon
+    clear_after: 1
+    hold: x
+    deadline: 1h
+    min_samples: few
+    no_data: fine
+    quorum: most
+    labels: { verdict: x, '': y }
+receivers:
+  - { name: r, kind: slck, url: 'ftp://x', on: gone, repeat: 1s, per_minute: 0 }
+tests:
+  - { assertion: b, given: { web-1 -> db-1: 'late x60s' }, expect: { 60: Holds } }
+";
+    let expected = [
+        "5: there is no group `wbe`, did you mean web; one node is `node = wbe`",
+        "6: there is no group `dbb`, there are: web, all; one node is `node = dbb`",
+        "8: there is no signal `connect.cuont`, did you mean connect.count?",
+        "9: `connect.p99` is a time with its unit, such as 20ms; `20` is none",
+        "11: `over` is a time with its unit, such as 30s or 5m; `5` is none",
+        "12: `every` is a time with its unit, such as 30s or 5m; `never` is none",
+        "13: there is no dimension `from.nod`, did you mean from.node?",
+        "14: `for` is a time such as 2m, or `3 of 5` windows; `soon` is neither",
+        "15: `clear_after` is a time with its unit, such as 30s or 5m; `1` is none",
+        "16: `hold` is a time with its unit, such as 30s or 5m; `x` is none",
+        "17: `deadline` is from 1s to 10m: evidence takes a second or two to come",
+        "18: `min_samples` is a whole number, `few` is none",
+        "19: `no_data` is one of unknown, holds, violated; `fine` is none",
+        "20: `quorum` is like `>= 95% of nodes`; `most` is not",
+        "21: `verdict` is the verdict in notifications: give this label another name",
+        "21: a label has a name",
+        "25: there is no assertion `b`, did you mean a?",
+        "25: ",
+        "25: `60` is no time with its unit, such as 90s",
+        "23: there is no kind of receiver `slck`, did you mean slack?",
+        "23: `url` is a URL such as https://hooks.example.com/a",
+        "23: there is no verdict `gone`, there are: holds, pending, violated, unknown",
+        "23: `repeat` is from 10s to 30d",
+        "23: `per_minute` is from 1 to 6000",
+    ];
+    let found = faults(text);
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found}, not {expected}");
+    }
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+}
+
+#[test]
+fn a_fault_is_told_once_and_not_again_by_what_depends_on_it() {
+    for (text, expected) in [
+        // What is missing stands under the key that is unknown.
+        (
+            "assertions:\n  - { name: a, expct: connect.count > 1, over: 5s }\n",
+            &["2: unknown key `expct`, did you mean expect?"][..],
+        ),
+        // Where a node's signal is not known, `on` may be right.
+        (
+            "assertions:\n  - { name: a, expect: node.upp = true, over: 5s, by: on.node, quorum: '>= 95% of nodes' }\n",
+            &["2: there is no signal `node.upp`, did you mean node.up?"],
+        ),
+        // A group that is wrong is there.
+        (
+            "groups: { web: 'role =' }\nassertions:\n  - { name: a, from: web, expect: connect.count > 1, over: 5s }\n",
+            &["1: "],
+        ),
+        // Groups may stand under a key that nobody knows, and assertions too.
+        (
+            "grups: { web: role = web }\nassertions:\n  - { name: a, from: web, expect: connect.count > 1, over: 5s }\n",
+            &["1: unknown key `grups`, did you mean groups?"],
+        ),
+        (
+            "assrtions: []\ntests:\n  - { assertion: a, given: { a -> b: 'refused x5s' }, expect: { 5s: Holds } }\n",
+            &["1: unknown key `assrtions`, did you mean assertions?"],
+        ),
+        // An objective that is wrong has no rules.
+        (
+            "assertions:\n  - { name: a, slo: connect.p99 < 5ms }\ntests:\n  - { assertion: 'a: page-1h', given: { a -> b: \
+             'refused x5s' }, expect: { 5s: Holds } }\n",
+            &["2: `slo` is a ratio of what may go wrong, above zero, such as `connect.failed_ratio < 0.1%`"],
+        ),
+        (
+            "assertions:\n  - { name: a, expect: value < 1, from: all, sql: 'SELECT 1 AS value', over: 5s }\n",
+            &["2: `from` does not go with `sql`: the question itself says what it is about"],
+        ),
+    ] {
+        let found = faults(text);
+        assert_eq!(found.len(), expected.len(), "{text}: {found:#?}");
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(found.starts_with(expected), "{text}: {found}");
+        }
+    }
+    // The groups of a file that is no YAML are not known.
+    let broken = Source {
+        file: "1.yaml",
+        text: "groups: { web: role = web\n",
+    };
+    let naming = Source {
+        file: "2.yaml",
+        text: "assertions:\n  - { name: a, from: web, expect: connect.count > 1, over: 5s }\n",
+    };
+    let problems = set(&[broken, naming], columns).expect_err("the first is no YAML");
+    assert_eq!(problems.len(), 1, "{problems:?}");
+}
+
+#[test]
+fn what_can_never_hold_or_never_fail_is_refused_in_its_place() {
+    check(
+        "expect: [connect.count > 1, connect.count >= 0]\nover: 5s",
+        "a.yaml:5:47: this can never fail: `connect.count` is 0 or more; choose another limit\n      expect: [connect.count > 1, \
+         connect.count >= 0]\n                                                ^",
+    );
+    check(
+        "expect: [connect.p99 < 5ms, connect.p50 > 10ms]\nover: 5s",
+        "a.yaml:5:33: `connect.p50 > 10ms` and `connect.p99 < 5ms` can never hold together\n      expect: [connect.p99 < 5ms, \
+         connect.p50 > 10ms]\n                                  ^",
+    );
+}
+
+#[test]
+fn a_label_that_would_be_lost_in_notifications_is_refused() {
+    for (labels, message) in [
+        (
+            "{ alertname: x }",
+            "`alertname` is the assertion in notifications: give this label another name",
+        ),
+        (
+            "{ key: x }",
+            "`key` is the key of the verdict in notifications: give this label another name",
+        ),
+        (
+            "{ severity: x }",
+            "`severity` is the `severity` of the assertion in notifications: give this label another name",
+        ),
+        (
+            "{ a-b: x, a_b: y }",
+            "for an Alertmanager `a_b` and `a-b` are one label: give this one another name",
+        ),
+    ] {
+        let text = format!(
+            "assertions:\n  - {{ name: a, expect: connect.count > 1, over: 5s, labels: {labels} }}\n"
+        );
+        assert_eq!(faults(&text), [format!("2: {message}")], "{labels}");
+    }
+    let right = "assertions:\n  - { name: a, expect: connect.count > 1, over: 5s, labels: { team: x, Severity: y } }\n";
+    assert_eq!(parsed(right).expect("it is right").assertions[0].labels.len(), 2);
 }
 
 #[test]
