@@ -10,6 +10,7 @@ mod clickhouse_http;
 mod command_line;
 mod delivery;
 mod door;
+mod earlier;
 mod evidence;
 mod exactly_once;
 mod fairness;
