@@ -15,6 +15,7 @@ mod evidence;
 mod exactly_once;
 mod fairness;
 mod faults;
+mod full_disk;
 mod fuzz_corpus;
 mod harness;
 mod late;
