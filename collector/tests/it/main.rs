@@ -27,6 +27,7 @@ mod runs;
 mod seat;
 mod serving;
 mod store_blocks;
+mod store_cluster;
 mod store_contract;
 mod store_embedded;
 mod store_engine;
