@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 
 use crate::workspace;
 
-/// A folder of the target directory, and what it has once all is built, in bytes: measured on x86-64 with Rust 1.9x, debug
+/// A folder of the target directory, and what it has once all is built, in bytes: measured on x86-64 with Rust 1.95, debug
 /// information included.
 pub(crate) struct Part {
     folder: &'static str,
