@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use bytes::{Buf, BufMut, Bytes};
 use holdfast_proto::v1::{
-    AgentMessage, Batch, Gap, GapReason, GapRows, SealedBatch, Status, Stream, StreamCounters, agent_message,
-    batch::Columns,
+    AgentMessage, Batch, Cgroup, CgroupRows, Gap, GapReason, GapRows, Listener, ListenerRows, Namespace,
+    NamespaceRows, OpenConnections, Overhead, OverheadRows, Peer, PeerRows, Process, SealedBatch, Status,
+    Stream, StreamCounters, agent_message, batch::Columns,
 };
 use prost::Message;
 use protox::prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, ReflectMessage, Value};
@@ -20,6 +21,7 @@ use tonic::transport::Endpoint;
 use crate::harness::{Collector, database, number};
 use crate::store_engine::ask;
 use crate::synthetic::{batch, hello, now_ns};
+use crate::syscalls;
 
 /// The first revision whose agents deliver to today's collector, and one from when most streams were there.
 const UNDERSTOOD: [&str; 2] = ["5f9364c", "438144c"];
@@ -370,6 +372,154 @@ async fn earlier_agents_deliver_to_todays_collector_and_understand_its_answers()
         let balance =
             "SELECT opened, rows_stored, is_witnessed, difference FROM ledger WHERE stream = 'connections'";
         assert_eq!(ask(&*store, balance).await, "200\t200\tfalse\t0\n", "{commit}");
+    }
+}
+
+/// A batch of each kind of looks and intervals that an agent made when most streams were there.
+fn looks() -> Vec<Batch> {
+    let now_ns = now_ns().unsigned_abs();
+    let second_ns = 1_000_000_000;
+    let Some(Columns::Connections(mut open)) = batch(1, 4).columns else {
+        unreachable!()
+    };
+    open.flags = vec![0; 4].into();
+    let process = Process {
+        pid: 100,
+        comm: "postgres".to_owned(),
+        ..Process::default()
+    };
+    let of = |stream: Stream, rows: u32, columns: Columns| Batch {
+        stream: stream.into(),
+        sequence: 1,
+        rows,
+        boot_id: "b1".to_owned(),
+        clock_ns: 0,
+        columns: Some(columns),
+    };
+    let address = Bytes::from_static(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, 0, 0, 1]);
+    vec![
+        of(
+            Stream::OpenConnections,
+            4,
+            Columns::OpenConnections(OpenConnections {
+                observed_at_ns: now_ns,
+                one_in: 1,
+                connections: Some(open),
+            }),
+        ),
+        of(
+            Stream::Listeners,
+            1,
+            Columns::Listeners(ListenerRows {
+                observed_at_ns: now_ns,
+                listeners: vec![Listener {
+                    cookie: 9,
+                    address: vec![0; 16].into(),
+                    port: 5432,
+                    process: Some(process),
+                    backlog: 3,
+                    backlog_limit: 128,
+                    ..Listener::default()
+                }],
+            }),
+        ),
+        of(
+            Stream::Overhead,
+            1,
+            Columns::Overhead(OverheadRows {
+                intervals: vec![Overhead {
+                    began_ns: now_ns - 10 * second_ns,
+                    ended_ns: now_ns,
+                    cpus: 2,
+                    agent_cpu_ns: 1_000_000,
+                    resident_bytes: 30 << 20,
+                    ..Overhead::default()
+                }],
+            }),
+        ),
+        of(
+            Stream::Namespaces,
+            1,
+            Columns::Namespaces(NamespaceRows {
+                observed_at_ns: now_ns,
+                namespaces: vec![Namespace {
+                    netns: 4_026_531_840,
+                    addresses: vec![address.clone()],
+                    listen_overflows: 5,
+                    ..Namespace::default()
+                }],
+            }),
+        ),
+        of(
+            Stream::Peers,
+            1,
+            Columns::Peers(PeerRows {
+                began_ns: now_ns - second_ns,
+                ended_ns: now_ns,
+                peers: vec![Peer {
+                    netns: 4_026_531_840,
+                    address,
+                    resets_received: 2,
+                    ..Peer::default()
+                }],
+            }),
+        ),
+        of(
+            Stream::Cgroups,
+            1,
+            Columns::Cgroups(CgroupRows {
+                observed_at_ns: now_ns,
+                cgroups: vec![Cgroup {
+                    id: 9,
+                    path: "/system.slice/nginx.service".to_owned(),
+                    unit: "nginx.service".to_owned(),
+                    ..Cgroup::default()
+                }],
+            }),
+        ),
+        syscalls::interval(1),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_stream_of_an_earlier_agent_is_stored_as_it_was_meant() {
+    let revision = Revision::earlier(UNDERSTOOD[1]);
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let mut agent = Agent::dial(&collector).await;
+    agent
+        .say(revision.said(agent_message::Body::Hello(hello("a1"))))
+        .await;
+    agent.hear_of(&revision, "welcome").await;
+    for batch in looks() {
+        let sealed = revision.sealed(&batch);
+        agent.say(revision.said(agent_message::Body::Batch(sealed))).await;
+        let acknowledgement = agent.hear_of(&revision, "acknowledgement").await;
+        let stream = number_of(&acknowledgement, "stream");
+        assert_eq!(stream, u64::try_from(batch.stream).unwrap());
+    }
+    collector.stop().await.unwrap();
+    for (condition, table, rows) in [
+        ("remote_port = 5432 AND comm != ''", "open_connections", 4),
+        (
+            "local_port = 5432 AND backlog = 3 AND backlog_limit = 128 AND pid = 100",
+            "listeners",
+            1,
+        ),
+        // What it did not say is not known, which is no zero.
+        (
+            "namespace_overflows IS NULL AND namespace_drops IS NULL",
+            "listeners",
+            1,
+        ),
+        ("resident_bytes = 31457280", "overhead", 1),
+        ("netns = 4026531840 AND listen_overflows = 5", "namespaces", 1),
+        ("netns = 4026531840 AND resets_received = 2", "peers", 1),
+        ("unit = 'nginx.service'", "cgroups", 1),
+        ("pid IN (100, 101) AND calls > 0", "syscalls", 3),
+    ] {
+        let sql = format!("SELECT countIf({condition}) FROM {table}");
+        assert_eq!(number(&store, &sql).await, rows, "{condition}");
     }
 }
 
