@@ -59,6 +59,13 @@ pub enum SessionError {
     Refused(tonic::Status),
     #[error("the connection broke: {}", .0.message())]
     Broken(tonic::Status),
+    #[error(
+        "what the collector says cannot be read: {}: if it is of another version than this agent ({}), upgrade the older of \
+         the two",
+        .0.message(),
+        env!("CARGO_PKG_VERSION")
+    )]
+    Unreadable(tonic::Status),
     #[error("the collector closed the connection")]
     Closed,
     #[error("no welcome within {} s", WELCOME_TIMEOUT.as_secs())]
@@ -76,10 +83,14 @@ impl From<tonic::Status> for SessionError {
             InvalidArgument | FailedPrecondition | AlreadyExists | PermissionDenied | Unauthenticated => {
                 Self::Refused(status)
             }
+            _ if status.message().starts_with(NO_MESSAGE) => Self::Unreadable(status),
             _ => Self::Broken(status),
         }
     }
 }
+
+/// How the library under gRPC begins to say that bytes are no message of the kind that is due.
+const NO_MESSAGE: &str = "failed to decode Protobuf message";
 
 /// Whether a report says something else than the one before, whenever it was made.
 fn is_news(report: &Option<ProbeReport>, before: &Option<ProbeReport>) -> bool {
@@ -613,6 +624,18 @@ mod tests {
             wall_now_ns: Arc::new(|| 1_000),
             boot_now: Arc::new(|| Duration::from_nanos(10)),
         }
+    }
+
+    #[test]
+    fn who_cannot_be_understood_is_to_be_upgraded_or_we_are() {
+        let no_message = <CollectorMessage as prost::Message>::decode(&[0x0a, 0x02, 0x20, 0x00, 0x0b][..]);
+        let said = tonic::Status::internal(no_message.expect_err("no message").to_string());
+        let error = SessionError::from(said).to_string();
+        assert!(
+            error.starts_with("what the collector says cannot be read: failed to decode Protobuf message")
+                && error.ends_with("upgrade the older of the two"),
+            "{error}"
+        );
     }
 
     #[tokio::test]

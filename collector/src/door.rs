@@ -7,6 +7,7 @@
 //! connection has two of that kind.
 
 mod body;
+mod memory;
 mod refused;
 
 use std::convert::Infallible;
@@ -35,6 +36,7 @@ use tonic::transport::server::Connected;
 use crate::metrics::{Metrics, refusal};
 pub use body::Pace;
 use body::Paced;
+pub use memory::Memory;
 use refused::{Outgoing, Told};
 
 /// How long a connection may be without a request.
@@ -65,6 +67,9 @@ pub const ASKING_PACE: Pace = Pace {
     message: Duration::from_secs(60),
     next: None,
 };
+
+/// What all questions together take at most: 64 of the largest.
+pub const QUESTION_BYTES: usize = 64 << 20;
 
 /// Requests that one connection may have open. A program that asks a lot at once has what is more wait, as HTTP/2 tells
 /// it; what comes all the same is reset.
@@ -344,6 +349,8 @@ impl AsyncWrite for Connection {
 pub struct Counted<S> {
     pub service: S,
     pub pace: Pace,
+    /// Of what is asked; `None` where something else bounds what comes in.
+    pub memory: Option<Arc<Memory>>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -366,7 +373,9 @@ where
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let asking = request.extensions().get::<Caller>().map(Caller::asks);
-        let request = request.map(|body| Body::new(Paced::new(body, self.pace, self.metrics.clone())));
+        let held = self.memory.as_ref().map(|memory| Arc::new(memory.hold()));
+        let request =
+            request.map(|body| Body::new(Paced::new(body, self.pace, held.clone(), self.metrics.clone())));
         let answer = self.service.call(request);
         let metrics = self.metrics.clone();
         Box::pin(async move {
@@ -379,7 +388,7 @@ where
             let answer = if is_unknown { unknown(&metrics) } else { answer };
             Ok(answer.map(|body| {
                 Body::new(body.map_frame(move |frame| {
-                    let _until_the_body_is_dropped = &asking;
+                    let _until_the_body_is_dropped = (&asking, &held);
                     frame
                 }))
             }))

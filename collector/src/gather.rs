@@ -14,7 +14,7 @@ pub mod room;
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,6 +49,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest pause. A store that is back waits no longer than this for its rows.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How often it is said that the store's disk is nearly full.
+const SAY_HALVED_EVERY: Duration = Duration::from_secs(60);
 
 /// Parcels between the agents' tasks and the gathering one. Room bounds their memory; this only saves wake-ups.
 const QUEUE: usize = 64;
@@ -322,6 +325,7 @@ pub fn start(
         rooms,
         quarantine,
         claims: claims.clone(),
+        said_halved_at: Mutex::default(),
     };
     tokio::spawn(gather(incoming, limits, wanted));
     let settled = async move {
@@ -384,6 +388,8 @@ struct Settling {
     rooms: Rooms,
     quarantine: Quarantine,
     claims: Claims,
+    /// When it was said last that blocks are made smaller.
+    said_halved_at: Mutex<Option<Instant>>,
 }
 
 /// Why a block is not stored.
@@ -398,6 +404,8 @@ enum Unsettled {
     },
     /// It does not reach the store within a lease. Nothing of it is stored.
     Late,
+    /// The store's disk has no room for so many rows at once. Nothing of it is stored.
+    TooLarge,
 }
 
 impl Settling {
@@ -419,15 +427,16 @@ impl Settling {
 
     /// Stores the parcels of one block. When the store refuses the block, halves of it are tried until what it
     /// refuses is a single parcel: that one is refused, the others are stored, in order. So are halves of a block that
-    /// is too large for the way to the store. What belongs to agents that
+    /// is too large for the way to the store, or for what its disk has left. What belongs to agents that
     /// another collector has is dropped.
     async fn settle(&self, parcels: Vec<Parcel>) {
         let mut untried = vec![parcels];
         while let Some(mut parcels) = untried.pop() {
             self.health.insert_began(Instant::now());
             let inserted = self.insert(&parcels).await;
-            // A half of what is late has waited as long as the whole.
-            let had_failed = !matches!(inserted, Err(Unsettled::Late)) && self.health.insert_ended();
+            // A half of what is late or too large has waited as long as the whole.
+            let is_to_be_halved = matches!(inserted, Err(Unsettled::Late | Unsettled::TooLarge));
+            let had_failed = !is_to_be_halved && self.health.insert_ended();
             if had_failed && inserted.is_ok() {
                 info!("the store takes rows again");
             }
@@ -456,7 +465,7 @@ impl Settling {
                         self.refuse(parcel, &reason);
                     }
                 }
-                Err(Unsettled::Refused(_) | Unsettled::Late) => {
+                Err(Unsettled::Refused(_) | Unsettled::Late | Unsettled::TooLarge) => {
                     let second_half = parcels.split_off(parcels.len() / 2);
                     untried.push(second_half);
                     untried.push(parcels);
@@ -487,8 +496,8 @@ impl Settling {
                 Ok(lease) => {
                     block.deadline_ms = lease.deadline_ms;
                     let inserted = self.store.insert(table, &token, block.clone()).await;
-                    let is_known_absent = matches!(inserted, Err(StoreError::LeaseEnded))
-                        && self.store.layout() == Layout::OneServer;
+                    let says_so = matches!(inserted, Err(StoreError::LeaseEnded | StoreError::Full { .. }));
+                    let is_known_absent = says_so && self.store.layout() == Layout::OneServer;
                     is_unknown |= inserted.is_err() && !is_known_absent;
                     inserted
                 }
@@ -499,6 +508,22 @@ impl Settling {
                     self.health.answered(Instant::now());
                     self.metrics.stored(table, rows, bytes, started.elapsed());
                     return Ok(());
+                }
+                Err(StoreError::Full { message }) => {
+                    self.metrics.store_unavailable.inc();
+                    if parcels.len() > 1 && !is_unknown {
+                        self.say_halved(&message);
+                        return Err(Unsettled::TooLarge);
+                    }
+                    if self.health.insert_failed(
+                        &format!("the disk of the store is full: {message}"),
+                        Instant::now(),
+                    ) {
+                        warn!(table, rows, %message, "the disk of the store is full: the rows wait until there is space");
+                    }
+                    self.claims.read_the_clock_again();
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
                 }
                 Err(error @ (StoreError::Unavailable { .. } | StoreError::LeaseEnded)) => {
                     let message = error.to_string();
@@ -539,6 +564,20 @@ impl Settling {
                     return Err(Unsettled::Refused(reason));
                 }
             }
+        }
+    }
+
+    /// The disk is nearly full: whoever reads the log hears of it before nothing fits any more.
+    fn say_halved(&self, message: &str) {
+        let now = Instant::now();
+        let mut said_at = self.said_halved_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if said_at.is_none_or(|said_at| now.duration_since(said_at) >= SAY_HALVED_EVERY) {
+            *said_at = Some(now);
+            warn!(
+                %message,
+                "the disk of the store is nearly full: rows are stored in smaller blocks while these find room; make space \
+                 there, or shorten --retention"
+            );
         }
     }
 

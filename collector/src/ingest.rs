@@ -98,6 +98,9 @@ const STATUS_ROWS: u32 = 64;
 /// How long a connected agent may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How the library under gRPC begins to say that bytes are no message of the kind that is due.
+const NO_MESSAGE: &str = "failed to decode Protobuf message";
+
 /// Agents' side of the collector.
 pub struct Ingest {
     pub store: Arc<dyn Store>,
@@ -580,12 +583,15 @@ impl Session {
             return status.clone();
         }
         self.metrics.refused(refusal::UNREADABLE);
-        warn!(
-            remote = self.remote,
-            reason = status.message(),
-            "a message cannot be read"
-        );
-        Status::invalid_argument(status.message())
+        let reason = status.message();
+        warn!(remote = self.remote, reason, "a message cannot be read");
+        if !reason.starts_with(NO_MESSAGE) {
+            return Status::invalid_argument(reason);
+        }
+        Status::invalid_argument(format!(
+            "{reason}: if the agent is of another version than this collector ({}), upgrade the older of the two",
+            env!("CARGO_PKG_VERSION")
+        ))
     }
 
     async fn take(&self, visit: &mut Visit, message: AgentMessage) -> Result<(), Status> {

@@ -543,7 +543,7 @@ async fn follow(
                 }
             }
             // The store is away: what is stored once it is back is found then.
-            Err(StoreError::Unavailable { .. } | StoreError::LeaseEnded) => {
+            Err(StoreError::Unavailable { .. } | StoreError::Full { .. } | StoreError::LeaseEnded) => {
                 ticks.tick().await;
             }
             Err(error @ StoreError::Rejected { .. }) => {

@@ -1210,7 +1210,9 @@ impl Run<'_> {
         for attempt in 1..=STORE_ATTEMPTS {
             match store_runs::record(&*self.desk.store, &record).await {
                 Ok(()) => break,
-                Err(StoreError::Unavailable { .. }) if attempt < STORE_ATTEMPTS => sleep(STORE_PAUSE).await,
+                Err(StoreError::Unavailable { .. } | StoreError::Full { .. }) if attempt < STORE_ATTEMPTS => {
+                    sleep(STORE_PAUSE).await;
+                }
                 Err(error) => {
                     warn!(run = self.id, %error, "the end of a run cannot be stored");
                     record

@@ -435,11 +435,13 @@ async fn grpc(
     let uplink = Counted {
         service: uplink,
         pace: limits.agents_pace,
+        memory: None,
         metrics: metrics.clone(),
     };
     let query = Counted {
         service: query,
         pace: door::ASKING_PACE,
+        memory: Some(door::Memory::new(door::QUESTION_BYTES)),
         metrics: metrics.clone(),
     };
     let services = Routes::new(InterceptedService::new(uplink, admit.clone()))

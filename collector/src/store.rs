@@ -110,6 +110,10 @@ pub enum StoreError {
     /// The store cannot be reached, or is full or busy, or broke down on the way. Nothing is known of the outcome.
     #[error("{message}")]
     Unavailable { message: String },
+    /// The store's disk has no room for a block of this size; for a smaller one it may have. One server has stored nothing of
+    /// it; in a cluster some shards may have had room.
+    #[error("{message}")]
+    Full { message: String },
     /// The insert came after its block's deadline. One server has stored nothing of it; in a cluster some shards may
     /// have been in time. With another deadline the same again can succeed.
     #[error("the lease of this insert has ended")]

@@ -19,6 +19,7 @@ mod netns;
 mod process;
 mod progress;
 mod setup;
+mod space;
 mod span;
 mod test;
 mod torture;

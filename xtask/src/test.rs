@@ -8,7 +8,7 @@ use anyhow::Context;
 
 use crate::failure::Failure;
 use crate::setup::{self, Need};
-use crate::{fuzz, kernel_test, process, span, torture, workspace};
+use crate::{fuzz, kernel_test, process, space, span, torture, workspace};
 
 /// Set up, then check format and lints and run every test: unit, property, integration, kernel (also on other kernels,
 /// where they can be had), the fuzzers.
@@ -40,6 +40,7 @@ pub(crate) struct Tally {
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let started = Instant::now();
+    space::check(space::TESTED)?;
     setup::provide(&[Need::Build, Need::Up, Need::Test])?;
     if !process::is_root() {
         eprintln!("note: not root; the kernel tests will fail");

@@ -123,6 +123,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 async fn show(args: &Args, client: &mut QueryClient<Channel>) -> Result<(), Failure> {
     let mut rows = ask(args, client).await?;
     args.check_names(&rows)?;
+    let has_anybody_reported = !rows.is_empty();
     rows.retain(|row| args.is_about(&row.node));
     let began = Instant::now();
     let mut is_said = false;
@@ -160,7 +161,7 @@ async fn show(args: &Args, client: &mut QueryClient<Channel>) -> Result<(), Fail
         }
     }
     stdout.flush()?;
-    if rows.is_empty() && !args.without.is_empty() {
+    if rows.is_empty() && has_anybody_reported {
         super::tell("all nodes that have reported are left out");
         return Err(Failure::Unknown);
     }
@@ -188,6 +189,11 @@ async fn show(args: &Args, client: &mut QueryClient<Channel>) -> Result<(), Fail
         for (node, since) in silent(&rows) {
             super::tell(&format!(
                 "{node} is silent since {since} UTC: what it counted since then cannot be told before it reports again"
+            ));
+        }
+        if let Some(command) = without_the_silent(args, &rows) {
+            super::tell(&format!(
+                "of one that is gone for good nothing will be heard: leave it out with {command}"
             ));
         }
     }
@@ -260,6 +266,48 @@ fn silent(rows: &[Row]) -> BTreeSet<(&str, &str)> {
             )
         })
         .collect()
+}
+
+/// The same question without the nodes that are silent; `None` if it would leave nothing, or nothing out.
+fn without_the_silent(args: &Args, rows: &[Row]) -> Option<String> {
+    // One of which anything else is told is there, or does not close.
+    let heard: BTreeSet<&str> = rows
+        .iter()
+        .filter(|row| row.balance != Balance::Silent)
+        .map(|row| row.node.as_str())
+        .collect();
+    let silent = rows.iter().filter(|row| row.balance == Balance::Silent);
+    let gone: BTreeSet<&str> = silent
+        .map(|row| row.node.as_str())
+        .filter(|node| !heard.contains(node))
+        .collect();
+    if gone.is_empty() || heard.is_empty() {
+        return None;
+    }
+    let mut command = format!("holdfast ledger --collector {}", args.reach.collector);
+    if args.all {
+        command.push_str(" --all");
+    }
+    // Those that are asked for by name are others.
+    if !args.node.is_empty() {
+        for node in args.node.iter().filter(|node| !gone.contains(node.as_str())) {
+            command.push_str(&format!(" --node {}", quoted(node)));
+        }
+        return Some(command);
+    }
+    for node in args.without.iter().map(String::as_str).chain(gone) {
+        command.push_str(&format!(" --without {}", quoted(node)));
+    }
+    Some(command)
+}
+
+/// A name as a shell takes it for one.
+fn quoted(name: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/@".contains(&byte);
+    if !name.is_empty() && name.bytes().all(is_plain) {
+        return name.to_owned();
+    }
+    format!("'{}'", name.replace('\'', r"'\''"))
 }
 
 async fn ask(args: &Args, client: &mut QueryClient<Channel>) -> Result<Vec<Row>, Failure> {
@@ -485,6 +533,48 @@ mod tests {
         ];
         let named: Vec<_> = silent(&rows).into_iter().collect();
         assert_eq!(named, [("n", "2026-03-01 12:00:01")]);
+    }
+
+    #[test]
+    fn who_is_gone_for_good_is_left_out_by_a_command_that_is_told() {
+        let check = |args: &[&[&str]; 2], rows: &[(&str, &str)], expected: Option<&str>| {
+            let names = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+            let args = Args {
+                watch: false,
+                all: false,
+                node: names(args[0]),
+                without: names(args[1]),
+                reach: Reach {
+                    collector: "http://c:7443".to_owned(),
+                    json: false,
+                },
+            };
+            let rows: Vec<Row> = rows
+                .iter()
+                .map(
+                    |(node, balance)| row(&serde_json::json!({"node": node, "balance": balance}).to_string()),
+                )
+                .collect();
+            let expected = expected.map(|rest| format!("holdfast ledger --collector http://c:7443 {rest}"));
+            assert_eq!(without_the_silent(&args, &rows), expected);
+        };
+        let nobody: &[&[&str]; 2] = &[&[], &[]];
+        check(nobody, &[("a", "closes")], None);
+        check(nobody, &[("a", "silent")], None);
+        check(nobody, &[("a", "silent"), ("a", "open"), ("b", "closes")], None);
+        let rows = [
+            ("a", "silent"),
+            ("it's b", "silent"),
+            ("c", "closes"),
+            ("d", "closes"),
+        ];
+        check(nobody, &rows, Some(r"--without a --without 'it'\''s b'"));
+        check(
+            &[&[], &["old"]],
+            &rows[..3],
+            Some(r"--without old --without a --without 'it'\''s b'"),
+        );
+        check(&[&["a", "c"], &[]], &[rows[0], rows[2]], Some("--node c"));
     }
 
     #[test]

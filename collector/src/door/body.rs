@@ -2,7 +2,8 @@
 //!
 //! A message is in memory from its first byte on, and a request whose message never comes keeps its connection's place. So
 //! one that has begun has to go on and to come to its end, and the first one has to come. Only the time counts in which
-//! somebody waits for the body: an agent that is not read, for lack of room, is not late.
+//! somebody waits for the body: an agent that is not read, for lack of room, is not late. What is asked counts with all
+//! other questions (`memory`), and is refused where these leave no room for it.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use tokio::time::{Instant, Sleep};
 use tonic::Status;
 use tonic::body::Body;
 
+use super::memory::Held;
 use crate::metrics::{Metrics, refusal};
 
 /// How long is waited for the messages of a request.
@@ -27,6 +29,9 @@ pub struct Pace {
     /// For the first byte of each message after the first one; `None`: for ever.
     pub next: Option<Duration>,
 }
+
+/// What one is told whose question finds no room.
+const NO_ROOM: &str = "what others ask at this moment leaves no room for this question: ask again";
 
 /// What gRPC puts before a message: whether it is compressed, and its length.
 const HEAD_BYTES: u8 = 5;
@@ -70,12 +75,15 @@ impl Framing {
     }
 }
 
-/// A body that ends with a status when it takes too long.
+/// A body that ends with a status when it takes too long, or too much.
 pub(super) struct Paced {
     body: Body,
     pace: Pace,
     framing: Framing,
     has_message: bool,
+    held: Option<Arc<Held>>,
+    /// Of that, what the first message takes: it is needed for as long as it is worked on.
+    first_bytes: usize,
     /// How long was waited for the message that has begun.
     waited: Duration,
     /// While somebody waits: since when, and until when.
@@ -85,12 +93,14 @@ pub(super) struct Paced {
 }
 
 impl Paced {
-    pub(super) fn new(body: Body, pace: Pace, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(body: Body, pace: Pace, held: Option<Arc<Held>>, metrics: Arc<Metrics>) -> Self {
         Self {
             body,
             pace,
             framing: Framing::default(),
             has_message: false,
+            held,
+            first_bytes: 0,
             waited: Duration::ZERO,
             wait: None,
             is_over: false,
@@ -110,10 +120,14 @@ impl Paced {
         }
     }
 
-    fn came(&mut self, bytes: &[u8]) {
+    /// False if there is no room for these bytes.
+    fn came(&mut self, bytes: &[u8]) -> bool {
         // A frame without a byte is no progress.
         if bytes.is_empty() {
-            return;
+            return true;
+        }
+        if self.held.as_ref().is_some_and(|held| !held.take(bytes.len())) {
+            return false;
         }
         if let Some((since, _)) = self.wait.take()
             && self.framing.is_within()
@@ -122,8 +136,15 @@ impl Paced {
         }
         if self.framing.take(bytes) {
             self.waited = Duration::ZERO;
+            if let Some(held) = &self.held {
+                match self.has_message {
+                    true => held.shrink_to(self.first_bytes),
+                    false => self.first_bytes = held.held_bytes(),
+                }
+            }
             self.has_message = true;
         }
+        true
     }
 }
 
@@ -142,8 +163,11 @@ impl body::Body for Paced {
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
             if let Some(Ok(frame)) = &frame
                 && let Some(bytes) = frame.data_ref()
+                && !this.came(bytes)
             {
-                this.came(bytes);
+                this.is_over = true;
+                this.metrics.refused(refusal::CROWD);
+                return Poll::Ready(Some(Err(Status::resource_exhausted(NO_ROOM))));
             }
             return Poll::Ready(frame);
         }
@@ -183,6 +207,7 @@ mod tests {
     use tokio_stream::wrappers::UnboundedReceiverStream;
 
     use super::*;
+    use crate::door::memory::Memory;
 
     const PACE: Pace = Pace {
         byte: Duration::from_secs(30),
@@ -204,7 +229,7 @@ mod tests {
         let frames = UnboundedReceiverStream::new(receiver)
             .map(|bytes: Vec<u8>| Ok::<_, Status>(Frame::data(Bytes::from(bytes))));
         let metrics = Arc::new(Metrics::new(&[]).unwrap());
-        let mut body = Paced::new(Body::new(StreamBody::new(frames)), pace, metrics.clone());
+        let mut body = Paced::new(Body::new(StreamBody::new(frames)), pace, None, metrics.clone());
         let began = Instant::now();
         let _sending = tokio::spawn(async move {
             for (pause, piece) in pieces {
@@ -279,7 +304,7 @@ mod tests {
         let frames = UnboundedReceiverStream::new(receiver)
             .map(|bytes: Vec<u8>| Ok::<_, Status>(Frame::data(Bytes::from(bytes))));
         let metrics = Arc::new(Metrics::new(&[]).unwrap());
-        let mut body = Paced::new(Body::new(StreamBody::new(frames)), PACE, metrics);
+        let mut body = Paced::new(Body::new(StreamBody::new(frames)), PACE, None, metrics);
         let whole = message(100);
         for piece in whole.chunks(10) {
             sender.send(piece.to_vec()).unwrap();
@@ -288,6 +313,41 @@ mod tests {
         }
         sender.send(message(1)).unwrap();
         body.frame().await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_question_holds_its_bytes_and_one_without_room_ends() {
+        let memory = Memory::new(40);
+        let metrics = Arc::new(Metrics::new(&[]).unwrap());
+        let body = |messages: &[u32], held: &Arc<Held>| {
+            let frames: Vec<_> = messages
+                .iter()
+                .map(|length| Ok::<_, Status>(Frame::data(Bytes::from(message(*length)))))
+                .collect();
+            let body = Body::new(StreamBody::new(tokio_stream::iter(frames)));
+            Paced::new(body, PACE, Some(held.clone()), metrics.clone())
+        };
+        let first = Arc::new(memory.hold());
+        let mut asking = body(&[15, 10, 10], &first);
+        for _ in 0..3 {
+            asking.frame().await.unwrap().unwrap();
+        }
+        // Also after the body is read: what was asked is worked on. What was said later is not kept.
+        drop(asking);
+        assert_eq!(first.held_bytes(), 20);
+        let second = Arc::new(memory.hold());
+        let mut crowded = body(&[16, 1], &second);
+        let status = crowded.frame().await.unwrap().unwrap_err();
+        assert_eq!(
+            (status.code(), status.message()),
+            (tonic::Code::ResourceExhausted, NO_ROOM)
+        );
+        assert!(crowded.frame().await.is_none());
+        let line = "holdfast_refusals_total{reason=\"crowd\"} 1\n";
+        assert!(metrics.exposition().unwrap().contains(line));
+        drop(first);
+        let mut again = body(&[16], &second);
+        again.frame().await.unwrap().unwrap();
     }
 
     proptest! {

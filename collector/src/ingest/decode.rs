@@ -70,7 +70,7 @@ const UNTIL_NS: i64 = i64::MAX / 2;
 /// What is wrong with a message. The text goes back to the agent and to the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    #[error("stream {0} is unknown to this collector")]
+    #[error("stream {0} is unknown to this collector: upgrade the collector")]
     Stream(i32),
     #[error("sequence 0 (the first is 1)")]
     Sequence,
@@ -568,6 +568,10 @@ fn connections(
     }
     if columns.accept_wait.is_empty() {
         columns.accept_wait = vec![0; rows];
+    }
+    // Agents of this protocol's first days name no causes.
+    if columns.local_cause.is_empty() {
+        columns.local_cause = vec![0; rows].into();
     }
     check_lengths(&columns, rows)?;
     check_processes(&columns.processes, rows)?;

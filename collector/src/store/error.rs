@@ -20,7 +20,6 @@ const UNAVAILABLE: &[u32] = &[
     236,  // ABORTED
     241,  // MEMORY_LIMIT_EXCEEDED
     242,  // TABLE_IS_READ_ONLY
-    243,  // NOT_ENOUGH_SPACE
     244,  // UNEXPECTED_ZOOKEEPER_ERROR
     252,  // TOO_MANY_PARTS
     279,  // ALL_CONNECTION_TRIES_FAILED
@@ -35,6 +34,10 @@ const UNAVAILABLE: &[u32] = &[
     999,  // KEEPER_EXCEPTION
     1000, // POCO_EXCEPTION
 ];
+
+/// Room for a part is reserved before anything of it is written (src/Storages/MergeTree/MergeTreeData.cpp, reserveSpace): by
+/// what the block takes in memory, and a mebibyte at least.
+const NOT_ENOUGH_SPACE: u32 = 243;
 
 /// What follows in a syntax error: every token of ClickHouse's grammar that would have done.
 const EXPECTED_TOKENS: &str = " Expected one of: ";
@@ -62,6 +65,7 @@ impl StoreError {
         let message = one_line(text);
         match code(text) {
             Some(395) if message.contains(LEASE_ENDED) => Self::LeaseEnded,
+            Some(NOT_ENOUGH_SPACE) => Self::Full { message },
             Some(code) if UNAVAILABLE.contains(&code) => Self::Unavailable { message },
             Some(code) => Self::Rejected { code, message },
             None => Self::Rejected { code: 0, message },
@@ -170,7 +174,7 @@ mod tests {
         );
         check(
             "Code: 243. DB::Exception: Cannot reserve 1.00 MiB. (NOT_ENOUGH_SPACE)",
-            "Unavailable { message: \"Cannot reserve 1.00 MiB. (NOT_ENOUGH_SPACE)\" }",
+            "Full { message: \"Cannot reserve 1.00 MiB. (NOT_ENOUGH_SPACE)\" }",
         );
         check(
             "Code: 252. DB::Exception: Too many parts (TOO_MANY_PARTS)",

@@ -235,10 +235,10 @@ impl MigrationError {
         matches!(
             self,
             Self::Failed {
-                source: StoreError::Unavailable { .. },
+                source: StoreError::Unavailable { .. } | StoreError::Full { .. },
                 ..
             } | Self::Unreadable {
-                source: StoreError::Unavailable { .. }
+                source: StoreError::Unavailable { .. } | StoreError::Full { .. }
             }
         )
     }

@@ -2,18 +2,24 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use holdfast_collector::config::Limits;
 use holdfast_collector::door::Pace;
+use holdfast_proto::v1::query_client::QueryClient;
 use holdfast_proto::v1::uplink_client::UplinkClient;
 use holdfast_proto::v1::{
-    AgentMessage, CollectorMessage, NodesRequest, Status, agent_message, collector_message,
+    AgentMessage, CollectorMessage, NodesRequest, SqlRequest, Status, agent_message, collector_message,
 };
+use http_body_util::StreamBody;
+use hyper::body::Frame;
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::http::uri::PathAndQuery;
+use tonic::codegen::{Service, http};
 use tonic::transport::Channel;
 use tonic::{Code, Streaming};
 use tonic_prost::ProstCodec;
@@ -368,5 +374,57 @@ async fn a_method_that_is_not_there_is_refused_in_words_and_counted() {
         );
         refused(&collector, "method", number as u64 + 1).await;
     }
+    collector.stop().await.unwrap();
+}
+
+/// Begins a question of so many bytes, sends most of it and never the rest; the status once it is refused.
+async fn half_asked(mut channel: Channel, bytes: u32) -> Code {
+    let mut head = vec![0];
+    head.extend(bytes.to_be_bytes());
+    let piece = Bytes::from(vec![7; 50 << 10]);
+    let pieces =
+        std::iter::once(Bytes::from(head)).chain(std::iter::repeat_n(piece, bytes as usize / (51 << 10)));
+    let frames = tokio_stream::iter(pieces.map(|bytes| Ok::<_, tonic::Status>(Frame::data(bytes))));
+    let body = StreamBody::new(frames.chain(tokio_stream::pending()));
+    let request = http::Request::post("/holdfast.v1.Query/Sql")
+        .header("content-type", "application/grpc")
+        .body(tonic::body::Body::new(body))
+        .unwrap();
+    std::future::poll_fn(|context| channel.poll_ready(context))
+        .await
+        .unwrap();
+    let answer = channel.call(request).await.unwrap();
+    let code = answer.headers().get("grpc-status").expect("refused at once");
+    Code::from_bytes(code.as_bytes())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_questions_together_take_so_much_and_small_ones_have_room_besides() {
+    let collector = Collector::start(database().await).await;
+    let mut asking = tokio::task::JoinSet::new();
+    // Of 64 MiB, three quarters are for these, which come to 110 MiB.
+    for _ in 0..2 {
+        let channel = channel(&collector).await;
+        for _ in 0..60 {
+            asking.spawn(half_asked(channel.clone(), 1_000_000));
+        }
+    }
+    let refused_at_once = async {
+        for _ in 0..60 {
+            let code = asking.join_next().await.unwrap().unwrap();
+            assert_eq!(code, Code::ResourceExhausted);
+        }
+    };
+    tokio::time::timeout(PATIENCE, refused_at_once)
+        .await
+        .expect("all of it was taken in");
+
+    let mut client = QueryClient::new(channel(&collector).await);
+    let question = SqlRequest {
+        sql: "SELECT 1".to_owned(),
+        format: String::new(),
+    };
+    client.sql(question).await.expect("a small question");
+    asking.shutdown().await;
     collector.stop().await.unwrap();
 }

@@ -118,6 +118,8 @@ async fn what_cannot_be_told_ends_with_3_and_says_why() {
         collector.url()
     );
     assert_eq!(stderr(&nobody), expected);
+    let without = output(ledger(&collector, &["--without", "db-1"])).await;
+    assert_eq!((without.status.code(), stderr(&without)), (Some(3), expected));
 
     let minute_ago = Value::Number((now_ns() - 60 * SECOND_NS).cast_unsigned());
     let heard: Row = vec![

@@ -516,7 +516,7 @@ async fn merges_on_a_disk_that_is_full() {
 const FREE_BYTES: u64 = 8 << 20;
 
 /// Writes a file until nothing fits beside it.
-fn fill(path: &Path) {
+pub(crate) fn fill(path: &Path) {
     let mut file = std::fs::File::create(path).unwrap();
     let mut chunk = 1 << 20;
     while chunk >= 4_096 {

@@ -109,9 +109,24 @@ fn engine() -> &'static Embedded {
     static ENGINE: OnceLock<Embedded> = OnceLock::new();
     ENGINE.get_or_init(|| {
         remove_leftovers();
+        let more = data_folder().join("engine.d");
+        std::fs::create_dir_all(&more).unwrap();
+        std::fs::write(more.join("cluster.xml"), cluster()).unwrap();
         let library = library::locate().unwrap();
         Embedded::open(&data_folder(), &library, "test").unwrap()
     })
+}
+
+/// A cluster that this engine is the only server of.
+pub(crate) const CLUSTER: &str = "one";
+
+/// What the engine reads beside its configuration. A replica at its own port is itself; nobody listens there.
+fn cluster() -> String {
+    format!(
+        "<clickhouse><tcp_port>9000</tcp_port><remote_servers><{CLUSTER}><shard><internal_replication>true\
+         </internal_replication><replica><host>127.0.0.1</host><port>9000</port></replica></shard></{CLUSTER}>\
+         </remote_servers></clickhouse>"
+    )
 }
 
 /// The engine lives as long as the process, so its folder is removed by a later one.

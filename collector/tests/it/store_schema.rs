@@ -93,7 +93,7 @@ async fn every_column_and_every_table_has_a_comment() {
     }
 }
 
-/// Nothing here executes what is for a cluster: the library has neither replication nor distributed tables.
+/// What of it is for a cluster is carried out in `store_cluster`, but for replicas and what runs on all servers.
 #[tokio::test]
 async fn every_statement_parses_for_one_server_and_for_a_cluster() {
     let store = database();

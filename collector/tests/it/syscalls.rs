@@ -16,7 +16,7 @@ const A_MICROSECOND: u32 = 64;
 const A_MILLISECOND: u32 = 144;
 
 /// nginx (two processes in one cgroup), and those without a place of their own.
-fn interval(sequence: u64) -> Batch {
+pub(crate) fn interval(sequence: u64) -> Batch {
     let caller = |pid, cgroup_id| SyscallCaller {
         pid,
         comm: "nginx".into(),

@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::lab::{CLOSED_PORT, HTTP_PORT, LAB_NETWORK, Lab};
 use crate::netns::Netns;
 use crate::process::{Place, Service};
-use crate::{progress, span, workspace};
+use crate::{progress, space, span, workspace};
 
 /// Where the collector listens, if nobody else does.
 const COLLECTOR_PORT: u16 = 7443;
@@ -41,6 +41,10 @@ pub(crate) struct Binaries {
 impl Binaries {
     /// `as_tested` takes what `cargo test` builds too, without optimisation: after it there is nothing left to build.
     pub(crate) fn build(as_tested: bool) -> anyhow::Result<Self> {
+        // What is tested was looked at before the tests.
+        if !as_tested {
+            space::check(space::OPTIMISED)?;
+        }
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         if as_tested {
             cargo.args(["test", "--workspace", "--no-run"]);

@@ -178,7 +178,7 @@ fn a_batch_of_another_stream_or_without_a_place_is_refused() {
     };
     assert_eq!(
         refused(|batch| batch.stream = 99),
-        "stream 99 is unknown to this collector"
+        "stream 99 is unknown to this collector: upgrade the collector"
     );
     assert_eq!(refused(|batch| batch.sequence = 0), "sequence 0 (the first is 1)");
     assert_eq!(refused(|batch| batch.columns = None), "no columns of its stream");

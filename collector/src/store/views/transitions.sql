@@ -33,7 +33,7 @@ UNION ALL
 SELECT
     node, service, role, recorded_at - toIntervalMicrosecond(duration_us) AS opened_at,
     recorded_at - toIntervalMicrosecond(duration_us - us) AS at, toUInt8(of_path) AS step,
-    if(of_path = 1 OR startsWith(entered, '...'), '', states[of_path - 1]) AS from_state,
+    if(of_path = 1 OR startsWith(entered, '...'), '', steps[of_path - 1]) AS from_state,
     replaceOne(entered, '...', '') AS to_state, pid, comm, netns, cgroup_id, local_ip, local_port, remote_ip,
     remote_port, recorded_at, cookie, agent_id, boot_id, agent_epoch, sequence, false AS is_streamed
 FROM
@@ -41,10 +41,10 @@ FROM
     SELECT
         node, service, role, pid, comm, netns, cgroup_id, local_ip, local_port, remote_ip, remote_port, recorded_at,
         duration_us, cookie, agent_id, boot_id, agent_epoch, sequence, streamed, path_us,
-        splitByChar('>', path) AS states
+        splitByChar('>', path) AS steps
     FROM connection_records
     WHERE is_final
 ) AS ends
-ARRAY JOIN path_us AS us, arrayEnumerate(path_us) AS of_path, states AS entered
+ARRAY JOIN path_us AS us, arrayEnumerate(path_us) AS of_path, steps AS entered
 WHERE NOT bitTest(streamed, of_path - 1)
 COMMENT 'State changes of TCP connections: one row each. Those of finished connections, and where they are streamed those of open ones and of listeners';
