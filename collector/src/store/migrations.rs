@@ -145,6 +145,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "over",
         sql: "", // Views only.
     },
+    Migration {
+        version: 27,
+        name: "transitions_of_shards",
+        sql: "", // Views only.
+    },
 ];
 
 /// What people see of the tables. All are made anew with the newest step, so each stands in one place, as it is now; a change of
