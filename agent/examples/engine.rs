@@ -60,7 +60,7 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         threads: u32,
     },
-    /// Send requests by io_uring and take any bytes for an answer: the least that a request can cost a client here
+    /// Send requests by io_uring and take any bytes for an answer: what a client of that kind costs at least
     Ask {
         target: SocketAddr,
         /// In all, each with one request at a time
@@ -439,7 +439,8 @@ fn answer_all(listener: &OwnedFd) -> anyhow::Result<()> {
     }
 }
 
-/// Two entries of a ring for each request and one call for all that are due: no client can do less, and this one does not read what it gets.
+/// Two entries of a ring for each request and one call for all that are due, and nobody reads what comes: what is left of a client if
+/// its calls are taken away.
 fn ask(target: SocketAddr, connections: usize, threads: usize, time: Duration) -> anyhow::Result<()> {
     ensure!(
         (1..=connections).contains(&threads),

@@ -128,7 +128,7 @@ fn words(text: &str) -> Vec<String> {
 }
 
 const OURS: &str = "holdfast load";
-const FLOOR: &str = "bare io_uring";
+const RING: &str = "bare io_uring";
 
 fn ours<'a>(engine: &'a Engine, arguments: &str) -> Client<'a> {
     let millis = SECONDS * 1_000;
@@ -215,7 +215,7 @@ fn peers<'a>(
         // No client: two entries of a ring for each request, and answers that nobody reads.
         let millis = SECONDS * 1_000;
         let ask = format!("ask {TARGET} --threads {THREADS} --connections {CONNECTIONS} --millis {millis}");
-        all.push(peer(FLOOR, engine.program.clone(), ask, Told::Json("/answered")));
+        all.push(peer(RING, engine.program.clone(), ask, Told::Json("/answered")));
     }
     Ok(all)
 }
