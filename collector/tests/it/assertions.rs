@@ -772,6 +772,28 @@ tests:
 }
 
 #[tokio::test]
+async fn a_test_of_what_is_not_declared_is_no_test_that_passed() {
+    let mut set = declared(
+        "
+assertions:
+  - { name: a, from: all, to: all, expect: connect.refused = 0, over: 5s }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: '5ms x10s' }, expect: { 10s: Holds } }
+",
+    );
+    set.tests[0].assertion = "b".to_owned();
+    let outcome = trial::run(
+        database().await,
+        &set,
+        &set.tests[0],
+        now_ns() - 3_600 * SECOND_NS,
+    )
+    .await;
+    let error = outcome.expect_err("there is no `b`").to_string();
+    assert_eq!(error, "there is no assertion `b`: nothing would be tested");
+}
+
+#[tokio::test]
 async fn long_windows_are_read_from_minutes_and_come_to_the_same() {
     use holdfast_collector::assertion::{coverage::Window, plan};
     use holdfast_collector::store::evidence;

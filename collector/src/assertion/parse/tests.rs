@@ -491,6 +491,21 @@ fn a_label_that_would_be_lost_in_notifications_is_refused() {
 }
 
 #[test]
+fn a_test_is_of_a_rule_and_not_of_its_objective() {
+    let text = |name: &str| {
+        format!(
+            "assertions:\n  - {{ name: a, slo: connect.failed_ratio < 0.1%, burn: {{ page-6h: off, ticket-1d: off }} }}\n\
+             tests:\n  - {{ assertion: '{name}', given: {{ a -> b: 'refused x5s' }}, expect: {{ 5s: Holds }} }}\n"
+        )
+    };
+    assert_eq!(
+        faults(&text("a")),
+        ["4: `a` is an objective: test one of its rules, `a: page-1h`, `a: ticket-3d`"]
+    );
+    assert_eq!(parsed(&text("a: page-1h")).expect("it is right").tests.len(), 1);
+}
+
+#[test]
 fn a_long_chain_of_groups_is_no_danger() {
     let mut text = "groups:\n  g0: a = b\n".to_owned();
     for at in 1..MOST_GROUPS {

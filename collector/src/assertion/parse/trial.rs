@@ -175,6 +175,16 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             let message = format!("there is no assertion `{name}`, {}", instead(name, known));
             return Err(source.problem(node.place, message));
         }
+        let burns = self.set.assertions.iter().filter_map(|known| {
+            let is_of_it = known.burn.as_ref().is_some_and(|burn| burn.slo == name);
+            is_of_it.then(|| format!("`{}`", known.name))
+        });
+        let rules: Vec<_> = burns.collect();
+        if !rules.is_empty() {
+            let rules = rules.join(", ");
+            let message = format!("`{name}` is an objective: test one of its rules, {rules}");
+            return Err(source.problem(node.place, message));
+        }
         Ok(name.to_owned())
     }
 }
