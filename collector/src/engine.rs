@@ -746,8 +746,10 @@ impl Engine {
     async fn judge_schedule(&mut self, at: usize, now_ns: i64, step: &mut Step) -> Result<(), StoreError> {
         let mut place = 0;
         let mut count = 0;
+        // Where nothing is written, nothing waits for it.
+        let most = if self.is_writing { MOST_AT_ONCE } else { usize::MAX };
         while let Some(&tick) = self.schedules[at].open.get(place)
-            && count < MOST_AT_ONCE
+            && count < most
         {
             let (anybody_waited_for, anybody_ready) = self.waiting_for(at, tick.window, now_ns);
             let is_whole = !anybody_waited_for;

@@ -1057,6 +1057,11 @@ tests:
   - { assertion: a, given: { web-1 -> db-1: 'refused x100s' }, expect: { 50s: Violated } }
 ";
     let (store, set, begin_ns) = laid_down(text).await;
+    // Who only looks is told of all of it at once.
+    let mut engine = Engine::new(store.clone(), set.clone(), begin_ns + 1, false);
+    let judged = engine.step(begin_ns + 90 * SECOND_NS).await.unwrap().judged;
+    assert!(judged > 160, "{judged} of 180 windows");
+
     let mut engine = Engine::new(store.clone(), set, begin_ns + 1, true);
     let step = engine.step(begin_ns + 90 * SECOND_NS).await.unwrap();
     assert!((1..=40).contains(&step.judged), "{} windows at once", step.judged);
