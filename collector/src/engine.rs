@@ -323,6 +323,21 @@ impl Engine {
         self.end_ns = end_ns;
     }
 
+    /// Judges of each schedule one window: the last that ends by then.
+    pub fn only_last_until(&mut self, end_ns: i64) {
+        self.end_ns = end_ns;
+        for active in &mut self.schedules {
+            let every_ns = ns(active.schedule.every);
+            active.next_ns = end_ns.div_euclid(every_ns) * every_ns;
+        }
+    }
+
+    /// How long a window may wait though all of its rows are there.
+    pub fn settles_ns(&self) -> i64 {
+        let reads_minutes = (0..self.schedules.len()).any(|at| self.reads_minutes(at));
+        if reads_minutes { MINUTES_SETTLE_NS } else { 0 }
+    }
+
     /// Tells what every window came to, also where nothing changes.
     pub fn tell_every_window(&mut self) {
         self.heartbeat_ns = 0;
@@ -339,7 +354,7 @@ impl Engine {
         every.unwrap_or(Duration::from_secs(1))
     }
 
-    /// Every key with the last of its records, brought up to date; and every assertion without any.
+    /// Every key with its record in `latest`; and every assertion without any.
     pub fn standings<'a>(
         &self,
         latest: &'a BTreeMap<(String, String), Record>,

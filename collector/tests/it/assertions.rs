@@ -1,12 +1,14 @@
 //! Assertions on the real engine: made-up pasts, judged window by window.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use holdfast_collector::assertion::Set;
 use holdfast_collector::assertion::state::{Machine, Verdict};
+use holdfast_collector::clock::WallClock;
+use holdfast_collector::engine::check::{self, Extent};
 use holdfast_collector::engine::trial::{self, Outcome};
 use holdfast_collector::engine::{Engine, files};
 use holdfast_collector::notify::book::Change;
@@ -743,6 +745,42 @@ tests:
             outcome.text()
         );
     }
+}
+
+#[tokio::test]
+async fn a_check_of_now_tells_of_the_last_window_of_each_assertion() {
+    let text = "
+assertions:
+  - { name: a, from: all, to: all, expect: connect.refused = 0, over: 1s }
+  - { name: b, from: all, expect: connect.failed_ratio < 100%, over: 30m }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: 'refused x50s, 5ms x45s, nothing x25s' }, expect: { 30s: Violated } }
+";
+    let (store, set, begin_ns) = laid_down(text).await;
+    // A minute takes a second: long windows wait for their minutes.
+    let started = OnceLock::new();
+    let clock = WallClock::new(move || {
+        let elapsed = started.get_or_init(Instant::now).elapsed();
+        begin_ns + 110 * SECOND_NS + 60 * elapsed.as_nanos() as i64
+    });
+    let (answer, mut lines) = tokio::sync::mpsc::channel(100);
+    check::check(store, set, &clock, Extent::Once, &answer)
+        .await
+        .unwrap();
+    drop(answer);
+    let mut told = Vec::new();
+    while let Some(line) = lines.recv().await {
+        let row: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+        let window_ns = [("a", 110), ("b", 60)].map(|(name, after_s)| (name, begin_ns + after_s * SECOND_NS));
+        let (name, to_ns) = window_ns
+            .into_iter()
+            .find(|(name, _)| row["assertion"] == *name)
+            .unwrap();
+        assert_eq!(row["window_to"], check::utc(to_ns), "{name}: {row}");
+        told.push((name, row["verdict"].as_str().unwrap().to_owned()));
+    }
+    told.sort_unstable();
+    assert_eq!(told, [("a", "holds".to_owned()), ("b", "unknown".to_owned())]);
 }
 
 #[tokio::test]
