@@ -96,7 +96,8 @@ impl Standing {
             (Some(failing), _) if is_stale => failing.clone(),
             (_, Some(wrong)) => wrong.clone(),
             _ if is_stale => {
-                "it ought to have been judged since: see the log of the collector that judges".to_owned()
+                "it ought to have been judged since: see the log of the collector that judges, which stands still or is behind"
+                    .to_owned()
             }
             _ => String::new(),
         };
@@ -124,11 +125,12 @@ impl Standing {
     }
 }
 
-/// Within what time a verdict that stays is told again, however late its evidence may come.
+/// Within what time after its window's end a verdict that stays is told again, however late its evidence may come.
 fn renewed_ns(assertion: &Assertion) -> i64 {
+    // The window that is shown may have been judged at once, and the one that it is told again with only at its deadline.
     HEARTBEAT_NS
         .saturating_add(ns(assertion.every))
-        .saturating_add(ns(assertion.deadline))
+        .saturating_add(ns(assertion.deadline).saturating_mul(2))
         .saturating_add(SLACK_NS)
 }
 

@@ -353,7 +353,8 @@ pub async fn newest_ns(store: &dyn Store) -> Result<Option<i64>, StoreError> {
 }
 
 /// Where every key that is judged still stood last, the worst first; keys that were judged after `since_ns`. Beside the columns
-/// of the view `verdicts`, `age_s` says how long before `now_ns` that was.
+/// of the view `verdicts`, `age_s` says how long before `now_ns` its window ended: where judging is behind, one that was judged just
+/// now is old too.
 pub fn latest(name: &str, since_ns: i64, now_ns: i64) -> Query {
     let mut params = Vec::new();
     let named = named(name, &mut params);
@@ -363,7 +364,7 @@ pub fn latest(name: &str, since_ns: i64, now_ns: i64) -> Query {
         sql: format!(
             "SELECT node, assertion, key, verdict, previous, is_transition, since, window_from, window_to, judged_at, cause, \
              condition, has_value, value, threshold, samples, lag_us, flaps, silenced, severity, labels, evidence, revision, \
-             toUInt32(greatest(0, dateDiff('second', judged_at, {{now:DateTime64(9, 'UTC')}}))) AS age_s FROM \
+             toUInt32(greatest(0, dateDiff('second', window_to, {{now:DateTime64(9, 'UTC')}}))) AS age_s FROM \
              (SELECT * FROM verdict_records WHERE {named} AND judged_at > {{since:DateTime64(9, 'UTC')}} \
              ORDER BY window_to DESC, revision DESC LIMIT 1 BY assertion, key) AS latest \
              WHERE evidence != '{IS_OVER}' ORDER BY \

@@ -1130,6 +1130,8 @@ async fn an_objective_is_asked_for_by_its_name_and_is_all_of_its_rules() {
         };
         Record {
             evidence: "{}".to_owned(),
+            window_from_ns: judged_ns - SECOND_NS,
+            window_to_ns: judged_ns,
             ..Record::over(stood, String::new(), judged_ns)
         }
     };
@@ -1140,6 +1142,11 @@ async fn an_objective_is_asked_for_by_its_name_and_is_all_of_its_rules() {
             "connect.failed_ratio < 0.1% over 3d",
             now_ns - 900 * SECOND_NS,
         ),
+        // Judged just now, of a window that ended long ago.
+        Record {
+            window_to_ns: now_ns - 700 * SECOND_NS,
+            ..record("shop: page-6h", "connect.failed_ratio < 0.6% over 6h", now_ns)
+        },
         // Assertions of their own, whatever they are called.
         record("shop: fast", "connect.p99 < 5ms", now_ns),
         record("shopping", "connect.p99 < 5ms over 1h", now_ns),
@@ -1170,7 +1177,11 @@ async fn an_objective_is_asked_for_by_its_name_and_is_all_of_its_rules() {
     };
     assert_eq!(
         names(verdicts::history("shop", now_ns - hour_ns)).await,
-        told(&[("shop: page-1h", None), ("shop: ticket-3d", None)])
+        told(&[
+            ("shop: page-1h", None),
+            ("shop: page-6h", None),
+            ("shop: ticket-3d", None)
+        ])
     );
     assert_eq!(
         names(verdicts::history("shop: fast", now_ns - hour_ns)).await,
@@ -1179,6 +1190,10 @@ async fn an_objective_is_asked_for_by_its_name_and_is_all_of_its_rules() {
     assert_eq!(verdicts::newest_ns(&*store).await.unwrap(), Some(now_ns));
     assert_eq!(
         names(verdicts::latest("shop", now_ns - hour_ns, now_ns + 5 * SECOND_NS)).await,
-        told(&[("shop: page-1h", Some(5)), ("shop: ticket-3d", Some(905))])
+        told(&[
+            ("shop: page-1h", Some(5)),
+            ("shop: page-6h", Some(705)),
+            ("shop: ticket-3d", Some(905))
+        ])
     );
 }
