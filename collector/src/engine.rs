@@ -142,8 +142,9 @@ pub struct Engine {
     looks: Looks,
     /// It is looked what speaks against verdicts.
     is_accusing: bool,
-    /// Windows that were given up, and questions that were asked, since the start.
+    /// Windows that were given up since somebody took this number.
     pub given_up: u64,
+    /// Questions that were asked since the start.
     pub asked: u64,
 }
 

@@ -213,14 +213,14 @@ impl Judge {
         }
         engine.silence(self.silencer.now().await?);
         let begun = Instant::now();
-        let step = engine.step(now_ns).await?;
-        self.ear.judged(now_ns);
+        let stepped = engine.step(now_ns).await;
         let shown = &self.metrics.assertions;
+        // Another engine begins to count anew, and this one may be given up while the store is away.
+        shown.given_up.inc_by(std::mem::take(&mut engine.given_up));
+        let step = stepped?;
+        self.ear.judged(now_ns);
         shown.seconds.inc_by(begun.elapsed().as_secs_f64());
         shown.windows.inc_by(step.judged);
-        shown
-            .given_up
-            .inc_by(engine.given_up.saturating_sub(shown.given_up.get()));
         shown.declared.set(engine.set().assertions.len() as i64);
         for (verdict, count) in engine.verdicts() {
             shown
