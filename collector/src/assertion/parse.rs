@@ -281,7 +281,8 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             }
             false => None,
         };
-        let burns = self.keep(slo::rules(&fields));
+        let burns = slo::rules(&fields);
+        let burns = burns.map_err(|problems| self.problems.extend(problems)).ok();
         let sql = self.keep(sql::question(&fields));
         let expect = match burns.as_ref().and_then(|burns| burns.first()) {
             Some(burn) => Some(burn.conditions.to_vec()),
@@ -330,7 +331,8 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
         let filter = expect.as_ref().and_then(|expect| {
             let wanted = self.filter(&fields, "where", expect);
             let ignored = self.filter(&fields, "ignore", expect);
-            let (wanted, ignored) = (self.keep(wanted)?, self.keep(ignored)?);
+            let (wanted, ignored) = (self.keep(wanted), self.keep(ignored));
+            let (wanted, ignored) = (wanted?, ignored?);
             let ignored = ignored.map(|filter| Filter::Not(Box::new(filter)));
             Some(match (wanted, ignored) {
                 (Some(wanted), Some(ignored)) => Some(Filter::And(vec![wanted, ignored])),

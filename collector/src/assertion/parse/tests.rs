@@ -391,6 +391,37 @@ tests:
 }
 
 #[test]
+fn one_key_that_is_wrong_hides_no_other() {
+    let text = "
+assertions:
+  - name: a
+    expect: connect.count > 1
+    over: 5s
+    where: remote_prot = 5
+    ignore: cmm = 'x'
+  - name: b
+    slo: connect.p99 < 5ms
+    over: 5s
+    burn:
+      page-1h: soon
+      page-2h: off
+";
+    let expected = [
+        "6: there is no column \"remote_prot\"",
+        "7: there is no column \"cmm\"",
+        "9: `slo` is a ratio of what may go wrong",
+        "10: `over` does not go with `slo`",
+        "12: expected a rule such as",
+        "13: there is no rule `page-2h`",
+    ];
+    let found = faults(text);
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found}, not {expected}");
+    }
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+}
+
+#[test]
 fn a_fault_is_told_once_and_not_again_by_what_depends_on_it() {
     for (text, expected) in [
         // What is missing stands under the key that is unknown.
