@@ -100,7 +100,8 @@ pub fn set(sources: &[Source<'_>], columns: impl Fn(Rows) -> Vec<Column>) -> Res
     let mut reader = Reader {
         columns: &columns,
         problems: Vec::new(),
-        is_partial: false,
+        misses_groups: false,
+        misses_assertions: false,
         set: Set::default(),
         groups: BTreeMap::new(),
         names: BTreeMap::new(),
@@ -113,7 +114,7 @@ pub fn set(sources: &[Source<'_>], columns: impl Fn(Rows) -> Vec<Column>) -> Res
             Ok(None) => {}
             Err(problem) => {
                 reader.problems.push(problem);
-                reader.is_partial = true;
+                reader.misses_all();
             }
         }
     }
@@ -140,8 +141,10 @@ pub fn set(sources: &[Source<'_>], columns: impl Fn(Rows) -> Vec<Column>) -> Res
 struct Reader<'a, F> {
     columns: &'a F,
     problems: Vec<Problem>,
-    /// Groups and assertions may be declared where it could not be read.
-    is_partial: bool,
+    /// Groups may be declared where it could not be read, so one that is not known may be there.
+    misses_groups: bool,
+    /// Likewise of assertions.
+    misses_assertions: bool,
     set: Set,
     /// Where each group is defined.
     groups: BTreeMap<String, (Source<'a>, &'a Node)>,
@@ -156,17 +159,21 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
         outcome.map_err(|problem| self.problems.push(problem)).ok()
     }
 
+    fn misses_all(&mut self) {
+        (self.misses_groups, self.misses_assertions) = (true, true);
+    }
+
     fn file(&mut self, source: Source<'a>, root: &'a Node) -> Result<(), Problem> {
-        let entries =
-            entries(source, root, "a file of assertions").inspect_err(|_| self.is_partial = true)?;
+        let entries = entries(source, root, "a file of assertions").inspect_err(|_| self.misses_all())?;
         let known = FILE_KEYS.map(|(name, _)| name);
         if !self.check_keys(source, entries, &known) {
-            self.is_partial = true;
+            self.misses_all();
         }
         let Some(groups) = find(entries, "groups") else {
             return Ok(());
         };
-        for (name, definition) in self::entries(source, groups, "`groups`")? {
+        let groups = self::entries(source, groups, "`groups`").inspect_err(|_| self.misses_groups = true)?;
+        for (name, definition) in groups {
             let outcome = self.group(source, name, definition);
             self.keep(outcome);
         }
@@ -189,7 +196,7 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
     }
 
     fn group(&mut self, source: Source<'a>, name: &'a Node, definition: &'a Node) -> Result<(), Problem> {
-        let name_text = checked_name(source, name)?;
+        let name_text = checked_name(source, name).inspect_err(|_| self.misses_groups = true)?;
         if name_text == ALL {
             return Err(source.problem(name.place, "`all` is every node, and needs no definition"));
         }
@@ -199,6 +206,7 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             return Err(source.problem(name.place, message));
         }
         if self.groups.len() == MOST_GROUPS {
+            self.misses_groups = true;
             return Err(source.problem(name.place, format!("more than {MOST_GROUPS} groups")));
         }
         let members = members(source, definition);
@@ -213,7 +221,7 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
     }
 
     fn check_groups(&mut self) {
-        if self.is_partial {
+        if self.misses_groups {
             return;
         }
         let Some((name, fault)) = group::fault(&self.set.groups) else {
@@ -243,6 +251,7 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             _ => {
                 let message = format!("`{key}` is a list (`- name: ...`), this is {}", list.what());
                 self.problems.push(source.problem(list.place, message));
+                self.misses_assertions |= key == "assertions";
                 &[]
             }
         }
@@ -263,7 +272,10 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
     /// One, or one for each rule of an objective. Each key is read for itself, so that all that is wrong with them is told at
     /// once; what depends on a key that is wrong is not looked at.
     fn assertion(&mut self, source: Source<'a>, item: &'a Node) -> Option<Vec<Assertion>> {
-        let entries = self.keep(entries(source, item, "an assertion"))?;
+        let Some(entries) = self.keep(entries(source, item, "an assertion")) else {
+            self.misses_assertions = true;
+            return None;
+        };
         let known = KEYS.map(|key| key.name);
         let is_known = self.check_keys(source, entries, &known);
         let fields = Fields {
@@ -281,6 +293,7 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             }
             false => None,
         };
+        self.misses_assertions |= name.is_none();
         let burns = slo::rules(&fields);
         let burns = burns.map_err(|problems| self.problems.extend(problems)).ok();
         let sql = self.keep(sql::question(&fields));
@@ -549,7 +562,7 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
 
     fn check_members(&self, source: Source<'_>, node: &Node, members: &Members) -> Result<(), Problem> {
         for (name, character) in members.groups() {
-            if name != ALL && !self.set.groups.contains_key(name) && !self.is_partial {
+            if name != ALL && !self.set.groups.contains_key(name) && !self.misses_groups {
                 let known = self.set.groups.keys().map(String::as_str).chain([ALL]);
                 let message = format!(
                     "there is no group `{name}`, {}; one node is `node = {name}`",

@@ -448,6 +448,23 @@ fn a_fault_is_told_once_and_not_again_by_what_depends_on_it() {
             "assrtions: []\ntests:\n  - { assertion: a, given: { a -> b: 'refused x5s' }, expect: { 5s: Holds } }\n",
             &["1: unknown key `assrtions`, did you mean assertions?"],
         ),
+        (
+            "groups: [web]\nassertions:\n  - { name: a, from: web, expect: connect.count > 1, over: 5s }\n",
+            &["1: `groups` is keys and values, this is a list"],
+        ),
+        (
+            "assertions: { a: b }\ntests:\n  - { assertion: a, given: { a -> b: 'refused x5s' }, expect: { 5s: Holds } }\n",
+            &["1: `assertions` is a list (`- name: ...`), this is "],
+        ),
+        // The test may be of what has no right name; of a group that is not there that says nothing.
+        (
+            "assertions:\n  - { name: ' a', expect: connect.count > 1, over: 5s }\n  - { name: b, from: web, expect: connect.count > \
+             1, over: 5s }\ntests:\n  - { assertion: a, given: { a -> b: 'refused x5s' }, expect: { 5s: Holds } }\n",
+            &[
+                "2: a name is a line of text without blanks around it",
+                "3: there is no group `web`",
+            ],
+        ),
         // An objective that is wrong has no rules.
         (
             "assertions:\n  - { name: a, slo: connect.p99 < 5ms }\ntests:\n  - { assertion: 'a: page-1h', given: { a -> b: \

@@ -170,7 +170,7 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
         let objective = name.rsplit_once(": ").map(|(objective, _)| objective);
         let may_be_wrong = !self.problems.is_empty()
             && objective.is_some_and(|objective| self.names.contains_key(objective));
-        if !self.names.contains_key(name) && !may_be_wrong && !self.is_partial {
+        if !self.names.contains_key(name) && !may_be_wrong && !self.misses_assertions {
             let known = self.names.keys().map(String::as_str);
             let message = format!("there is no assertion `{name}`, {}", instead(name, known));
             return Err(source.problem(node.place, message));
