@@ -284,7 +284,8 @@ impl QueryService for Questions {
             .into_iter()
             .map(|file| (file.name, file.text))
             .collect();
-        let set = files::declared(&files).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let set = files::declared(&files)
+            .map_err(|error| Status::invalid_argument(within_a_header(error.to_string())))?;
         let span = |ns: u64| Duration::from_nanos(ns);
         let extent = match (request.since_ns, request.for_ns) {
             (0, 0) => Extent::Once,
@@ -443,6 +444,17 @@ impl QueryService for Questions {
         ))
         .await
     }
+}
+
+/// Longest text of a status: it travels in a header of 16 KiB at most, and takes up to three bytes for each of these.
+const STATUS_BYTES: usize = 4_000;
+
+fn within_a_header(mut text: String) -> String {
+    if text.len() > STATUS_BYTES {
+        text.truncate(text.floor_char_boundary(STATUS_BYTES));
+        text.push_str("...\nand more: `holdfast check FILES` shows all of it");
+    }
+    text
 }
 
 /// Updates of a run that wait for a slow caller.

@@ -22,6 +22,10 @@ use crate::filter::{Column, Filter, Network};
 /// In all files together.
 pub const MOST_ASSERTIONS: usize = 10_000;
 pub const MOST_GROUPS: usize = 500;
+/// Of one assertion. Each is held against all others.
+const MOST_CONDITIONS: usize = 100;
+/// That are told at once: nothing is read after so many.
+pub const MOST_FAULTS: usize = 200;
 const NAME_CHARS: usize = 120;
 
 /// How long after a window's end its evidence may come, where the assertion does not say.
@@ -131,6 +135,7 @@ pub fn set(sources: &[Source<'_>], columns: impl Fn(Rows) -> Vec<Column>) -> Res
         reader.trials(*source, root);
         reader.receivers(*source, root);
     }
+    reader.problems.truncate(MOST_FAULTS);
     if reader.problems.is_empty() {
         Ok(reader.set)
     } else {
@@ -159,6 +164,11 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
         outcome.map_err(|problem| self.problems.push(problem)).ok()
     }
 
+    /// Whether more faults than these would not be told.
+    fn is_enough(&self) -> bool {
+        self.problems.len() >= MOST_FAULTS
+    }
+
     fn misses_all(&mut self) {
         (self.misses_groups, self.misses_assertions) = (true, true);
     }
@@ -174,6 +184,9 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
         };
         let groups = self::entries(source, groups, "`groups`").inspect_err(|_| self.misses_groups = true)?;
         for (name, definition) in groups {
+            if self.is_enough() {
+                break;
+            }
             let outcome = self.group(source, name, definition);
             self.keep(outcome);
         }
@@ -184,6 +197,9 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
     fn check_keys(&mut self, source: Source<'a>, entries: &[(Node, Node)], known: &[&str]) -> bool {
         let before = self.problems.len();
         for (name, _) in entries {
+            if self.is_enough() {
+                break;
+            }
             let Some(text) = self.keep(text(source, name)) else {
                 continue;
             };
@@ -259,6 +275,9 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
 
     fn assertions(&mut self, source: Source<'a>, root: &'a Node) {
         for item in self.items(source, root, "assertions") {
+            if self.is_enough() {
+                break;
+            }
             let before = self.problems.len();
             let assertions = self.assertion(source, item);
             let problems = &mut self.problems[before..];
@@ -439,6 +458,11 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             return None;
         }
         let count = lines.len();
+        if let Some(node) = lines.get(MOST_CONDITIONS) {
+            let message = format!("`expect` has at most {MOST_CONDITIONS} conditions, this one has {count}");
+            self.problems.push(source.problem(node.place, message));
+            return None;
+        }
         let mut known: Vec<Condition> = Vec::with_capacity(count);
         for node in lines {
             let read = text(source, node)
@@ -482,6 +506,9 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
         let mut passed_on: BTreeMap<String, &str> = BTreeMap::new();
         let before = self.problems.len();
         for node in names {
+            if self.is_enough() {
+                break;
+            }
             let name = self.keep(text(fields.source, node))?;
             let message = if name.trim().is_empty() {
                 "a label has a name".to_owned()

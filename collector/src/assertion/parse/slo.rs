@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Fields, Problem, condition, entries, text, within};
+use super::{Fields, MOST_FAULTS, Problem, condition, entries, text, within};
 use crate::assertion::condition::{Condition, Limit, duration_text};
 use crate::assertion::document::{Node, Source};
 use crate::assertion::signal::{Measure, Unit};
@@ -137,7 +137,7 @@ fn pairs(fields: &Fields<'_>) -> Result<BTreeMap<String, Pair>, Vec<Problem>> {
     let changed = rules
         .iter()
         .map(|(name, rule)| change(fields.source, &mut pairs, name, rule));
-    let mut problems: Vec<_> = changed.filter_map(Result::err).collect();
+    let mut problems: Vec<_> = changed.filter_map(Result::err).take(MOST_FAULTS).collect();
     if problems.is_empty() && pairs.is_empty() {
         let message = "no rule is left: nothing would be judged";
         problems.push(fields.source.problem(node.place, message));

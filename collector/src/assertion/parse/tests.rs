@@ -422,6 +422,54 @@ assertions:
 }
 
 #[test]
+fn what_would_take_for_ever_to_read_or_to_tell_is_cut_short() {
+    let list = |count: usize, item: &dyn Fn(usize) -> String| {
+        let items: Vec<_> = (0..count).map(item).collect();
+        items.join("\n")
+    };
+    let conditions = |count| {
+        let conditions = list(count, &|at| format!("      - connect.count != {at}"));
+        format!("assertions:\n  - name: a\n    over: 5s\n    expect:\n{conditions}\n")
+    };
+    assert!(parsed(&conditions(100)).is_ok());
+    assert_eq!(
+        faults(&conditions(30_000)),
+        ["105: `expect` has at most 100 conditions, this one has 30000"]
+    );
+
+    for text in [
+        format!("groups:\n{}\n", list(10_000, &|at| format!("  g{at}: 'role ='"))),
+        list(10_000, &|at| format!("key{at}: x")),
+        format!(
+            "assertions:\n{}\n",
+            list(5_000, &|at| format!(
+                "  - {{ name: a{at}, expect: connect.cuont > 1, over: 5s }}"
+            ))
+        ),
+        format!(
+            "assertions:\n  - name: a\n    slo: connect.failed_ratio < 0.1%\n    burn:\n{}\n",
+            list(10_000, &|at| format!("      r{at}: soon"))
+        ),
+        format!(
+            "assertions:\n  - name: a\n    over: 5s\n    expect: connect.count > 1\n    labels:\n{}\n",
+            list(300, &|at| format!("      '{}': x", " ".repeat(at)))
+        ),
+        format!(
+            "assertions: [{{ name: a, over: 5s, expect: connect.count > 1 }}]\ntests:\n{}\n",
+            list(5_000, &|at| format!(
+                "  - {{ assertion: other {at}, given: {{ a -> b: '5ms x5s' }}, expect: {{ 5s: Holds }} }}"
+            ))
+        ),
+        format!(
+            "receivers:\n{}\n",
+            list(5_000, &|at| format!("  - {{ name: r{at}, kind: webhook }}"))
+        ),
+    ] {
+        assert_eq!(faults(&text).len(), MOST_FAULTS, "{}", &text[..200]);
+    }
+}
+
+#[test]
 fn a_fault_is_told_once_and_not_again_by_what_depends_on_it() {
     for (text, expected) in [
         // What is missing stands under the key that is unknown.

@@ -118,6 +118,9 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             }
         };
         for item in items {
+            if self.is_enough() {
+                break;
+            }
             if let Some(trial) = self.trial(source, item) {
                 self.set.tests.push(trial);
             }
