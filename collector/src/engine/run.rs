@@ -68,6 +68,8 @@ struct Shared {
 pub struct Trouble {
     /// The files are wrong, so another set is judged than what they declare.
     pub wrong: Option<String>,
+    /// Since when, however often they were changed meanwhile.
+    wrong_since_ns: Option<i64>,
     /// What is declared cannot be judged.
     pub failing: Option<String>,
 }
@@ -85,9 +87,18 @@ impl SharedSet {
         trouble.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn now_wrong(&self, wrong: Option<String>) {
+    fn now_right(&self) {
         let mut trouble = self.0.trouble.write().unwrap_or_else(PoisonError::into_inner);
-        trouble.wrong = wrong;
+        (trouble.wrong, trouble.wrong_since_ns) = (None, None);
+    }
+
+    /// `told`: what is wrong, and what to do.
+    fn now_wrong(&self, now_ns: i64, told: &str) {
+        let mut trouble = self.0.trouble.write().unwrap_or_else(PoisonError::into_inner);
+        let since = second(*trouble.wrong_since_ns.get_or_insert(now_ns));
+        trouble.wrong = Some(format!(
+            "the files are wrong since {since}, so those from before are judged: {told}"
+        ));
     }
 
     fn now_failing(&self, failing: Option<String>) {
@@ -254,7 +265,7 @@ impl Judge {
         match Declared::read(folder.to_owned()) {
             Ok(declared) => {
                 self.shared.put(declared.set.clone());
-                self.shared.now_wrong(None);
+                self.shared.now_right();
                 engine.replace(declared.set, self.clock.now_ns());
                 self.metrics.assertions.is_current.set(1);
                 info!(
@@ -264,13 +275,13 @@ impl Judge {
             }
             Err(problem) => {
                 self.metrics.assertions.is_current.set(0);
-                let since = second(self.clock.now_ns());
                 let told = problem.to_string();
-                self.shared.now_wrong(Some(format!(
-                    "the files are wrong since {since}, so those from before are judged: {}; `holdfast check {}` shows all of it",
+                let told = format!(
+                    "{}; `holdfast check {}` shows all of it",
                     told.lines().next().unwrap_or_default(),
                     folder.display()
-                )));
+                );
+                self.shared.now_wrong(self.clock.now_ns(), &told);
                 error!("the assertions are wrong, those from before are judged on: {problem}");
             }
         }

@@ -64,6 +64,13 @@ async fn a_set_that_is_wrong_is_not_taken_and_that_is_said_until_it_is_right() {
         "{said}"
     );
     serving.counts(IS_CURRENT, 0);
+    let wrong_since = |serving: &Serving| {
+        let rows = serving.rows(&["verdicts"]);
+        let note = rows[0]["note"].as_str().unwrap();
+        let since = note.strip_prefix("the files are wrong since ").expect(note);
+        since.split_once(',').unwrap().0.to_owned()
+    };
+    let since = wrong_since(&serving);
     // What is asked about is what is judged.
     assert!(serving.run(&["explain", "first"]).contains("connect.refused"));
     assert_eq!(serving.output(&["explain", "other"]).status.code(), Some(2));
@@ -100,6 +107,7 @@ async fn a_set_that_is_wrong_is_not_taken_and_that_is_said_until_it_is_right() {
         );
     }
     assert!(serving.run(&["verdicts"]).contains("the files are wrong since "));
+    assert_eq!(wrong_since(&serving), since, "they were wrong all the time");
 
     // One that is right is taken, by itself and at SIGHUP, and the one that means the same goes on.
     fs::create_dir(&assertions).unwrap();
