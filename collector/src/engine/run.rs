@@ -191,8 +191,9 @@ impl Judge {
                     if !is_failing {
                         is_failing = true;
                         let since = second(self.clock.now_ns());
-                        self.shared
-                            .now_failing(Some(format!("cannot be judged since {since}: {error}")));
+                        self.shared.now_failing(Some(format!(
+                            "cannot be judged since {since}: {error}; see the log of holdfast serve, and whether the store answers"
+                        )));
                         warn!(%error, "assertions cannot be judged; windows wait");
                     }
                     ticks.reset_after(PAUSE);

@@ -93,7 +93,7 @@ impl Standing {
         let renewed_ns = self.renewed_ns.get(assertion).copied().unwrap_or(UNDECLARED_NS);
         let is_stale = Duration::from_secs(age_s).as_nanos() > i128::from(renewed_ns).unsigned_abs();
         let note = match (&self.failing, &self.wrong) {
-            (Some(failing), _) if is_stale => failing.clone(),
+            (Some(failing), _) => failing.clone(),
             (_, Some(wrong)) => wrong.clone(),
             _ if is_stale => {
                 "it ought to have been judged since: see the log of the collector that judges, which stands still or is behind"
@@ -166,7 +166,7 @@ mod tests {
             failing: Some("cannot be judged".to_owned()),
             ..standing()
         };
-        check(&failing, "a", 5, false, "");
+        check(&failing, "a", 5, false, "cannot be judged");
         check(&failing, "a", 131, true, "cannot be judged");
         let wrong = Standing {
             wrong: Some("the files are wrong".to_owned()),
