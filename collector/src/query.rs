@@ -476,8 +476,8 @@ impl Questions {
         let standing = Standing::now(self.assertions.as_ref(), &self.seat).await?;
         // Where nobody judges any more, how it stood then.
         let newest_ns = verdicts::newest_ns(&*self.store).await?;
-        let since_ns = standing.since_ns(newest_ns.map_or(now_ns, |newest_ns| newest_ns.min(now_ns)));
-        let chunks = self.store.query(verdicts::latest(name, since_ns, now_ns)).await?;
+        let reach = standing.reach(newest_ns.map_or(now_ns, |newest_ns| newest_ns.min(now_ns)));
+        let chunks = self.store.query(verdicts::latest(name, reach, now_ns)).await?;
         let annotated = chunks.scan(Vec::new(), move |partial: &mut Vec<u8>, chunk| {
             let annotated = chunk.map(|data| {
                 partial.extend_from_slice(&data);

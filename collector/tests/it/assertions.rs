@@ -14,7 +14,7 @@ use holdfast_collector::engine::{Engine, files};
 use holdfast_collector::notify::book::Change;
 use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::server::Server;
-use holdfast_collector::store::verdicts::{self, Record, Stood};
+use holdfast_collector::store::verdicts::{self, Reach, Record, Stood};
 use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError, migrations, notifications};
 
 use crate::clickhouse_http::{PASSWORD, USER};
@@ -1169,6 +1169,10 @@ async fn an_objective_is_asked_for_by_its_name_and_is_all_of_its_rules() {
         rows
     };
     let hour_ns = 3_600 * SECOND_NS;
+    let reach = |back_ns: i64, rare_back_ns: i64| Reach {
+        since_ns: now_ns - back_ns,
+        rare_since_ns: now_ns - rare_back_ns,
+    };
     let told = |names: &[(&str, Option<u64>)]| -> Vec<_> {
         names
             .iter()
@@ -1189,11 +1193,53 @@ async fn an_objective_is_asked_for_by_its_name_and_is_all_of_its_rules() {
     );
     assert_eq!(verdicts::newest_ns(&*store).await.unwrap(), Some(now_ns));
     assert_eq!(
-        names(verdicts::latest("shop", now_ns - hour_ns, now_ns + 5 * SECOND_NS)).await,
+        names(verdicts::latest(
+            "shop",
+            reach(hour_ns, hour_ns),
+            now_ns + 5 * SECOND_NS
+        ))
+        .await,
         told(&[
             ("shop: page-1h", Some(5)),
             ("shop: page-6h", Some(705)),
             ("shop: ticket-3d", Some(905))
         ])
     );
+
+    // What has long windows may be judged rarely, and what is judged no more is so also if it had long windows.
+    let rare = |assertion: &str, ago_s: i64, window_s: i64| {
+        let to_ns = now_ns - ago_s * SECOND_NS;
+        let mut record = record(assertion, "connect.refused = 0", to_ns);
+        record.window_from_ns = to_ns - window_s * SECOND_NS;
+        record.machine.judged_ns = to_ns;
+        record
+    };
+    let gone = rare("gone", 5_000, 7_200);
+    let stood = Stood {
+        assertion: gone.assertion.clone(),
+        key: Vec::new(),
+        key_text: String::new(),
+        fingerprint: 1,
+        machine: gone.machine.clone(),
+        node: String::new(),
+        condition: String::new(),
+        severity: String::new(),
+        labels: Vec::new(),
+    };
+    let records = [
+        rare("rare", 4_000, 7_200),
+        rare("rare", 5_000, 7_200),
+        rare("often", 4_000, 10),
+        gone,
+        Record::over(stood, "no more".to_owned(), now_ns - 4_500 * SECOND_NS),
+    ];
+    verdicts::write(&*store, "rare", &records, None).await.unwrap();
+    for (name, expected) in [("rare", Some(4_000)), ("often", None), ("gone", None)] {
+        let found = names(verdicts::latest(name, reach(hour_ns, 24 * hour_ns), now_ns)).await;
+        let expected: Vec<_> = expected
+            .map(|age| (name.to_owned(), Some(age)))
+            .into_iter()
+            .collect();
+        assert_eq!(found, expected, "{name}");
+    }
 }
