@@ -188,7 +188,14 @@ async fn an_objective_is_explained_and_looked_back_at_by_its_name() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("did you mean in the long run?"), "{said}");
-    serving.run(&["verdicts", "--history", "in the long run"]);
+    // Its windows are judged once they are whole: so far there is nothing to look back at.
+    let output = serving.output(&["verdicts", "--history", "in the long run"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+    assert!(
+        said.contains("no verdict of that name has changed within that time"),
+        "{said}"
+    );
     serving.kill();
 }
 
