@@ -23,7 +23,7 @@ use crate::filter::{Column, Filter, Network};
 pub const MOST_ASSERTIONS: usize = 10_000;
 pub const MOST_GROUPS: usize = 500;
 /// Of one assertion. Each is held against all others.
-const MOST_CONDITIONS: usize = 100;
+pub const MOST_CONDITIONS: usize = 100;
 /// That are told at once: nothing is read after so many.
 pub const MOST_FAULTS: usize = 200;
 const NAME_CHARS: usize = 120;
@@ -684,7 +684,7 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
 }
 
 /// What a notification says under a name of its own, or a receiver and a silence ask for by it.
-const RESERVED_LABELS: [(&str, &str); 5] = [
+pub const RESERVED_LABELS: [(&str, &str); 5] = [
     ("alertname", "the assertion"),
     ("assertion", "the assertion"),
     ("key", "the key of the verdict"),
