@@ -142,8 +142,9 @@ pub struct Engine {
     looks: Looks,
     /// It is looked what speaks against verdicts.
     is_accusing: bool,
-    /// Windows that were given up, and questions that were asked, since the start.
+    /// Windows that were given up since somebody took this number.
     pub given_up: u64,
+    /// Questions that were asked since the start.
     pub asked: u64,
 }
 
@@ -323,6 +324,21 @@ impl Engine {
         self.end_ns = end_ns;
     }
 
+    /// Judges of each schedule one window: the last that ends by then.
+    pub fn only_last_until(&mut self, end_ns: i64) {
+        self.end_ns = end_ns;
+        for active in &mut self.schedules {
+            let every_ns = ns(active.schedule.every);
+            active.next_ns = end_ns.div_euclid(every_ns) * every_ns;
+        }
+    }
+
+    /// How long a window may wait though all of its rows are there.
+    pub fn settles_ns(&self) -> i64 {
+        let reads_minutes = (0..self.schedules.len()).any(|at| self.reads_minutes(at));
+        if reads_minutes { MINUTES_SETTLE_NS } else { 0 }
+    }
+
     /// Tells what every window came to, also where nothing changes.
     pub fn tell_every_window(&mut self) {
         self.heartbeat_ns = 0;
@@ -339,7 +355,7 @@ impl Engine {
         every.unwrap_or(Duration::from_secs(1))
     }
 
-    /// Every key with the last of its records, brought up to date; and every assertion without any.
+    /// Every key with its record in `latest`; and every assertion without any.
     pub fn standings<'a>(
         &self,
         latest: &'a BTreeMap<(String, String), Record>,
@@ -746,8 +762,10 @@ impl Engine {
     async fn judge_schedule(&mut self, at: usize, now_ns: i64, step: &mut Step) -> Result<(), StoreError> {
         let mut place = 0;
         let mut count = 0;
+        // Where nothing is written, nothing waits for it.
+        let most = if self.is_writing { MOST_AT_ONCE } else { usize::MAX };
         while let Some(&tick) = self.schedules[at].open.get(place)
-            && count < MOST_AT_ONCE
+            && count < most
         {
             let (anybody_waited_for, anybody_ready) = self.waiting_for(at, tick.window, now_ns);
             let is_whole = !anybody_waited_for;

@@ -284,7 +284,8 @@ impl QueryService for Questions {
             .into_iter()
             .map(|file| (file.name, file.text))
             .collect();
-        let set = files::declared(&files).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let set = files::declared(&files)
+            .map_err(|error| Status::invalid_argument(within_a_header(error.to_string())))?;
         let span = |ns: u64| Duration::from_nanos(ns);
         let extent = match (request.since_ns, request.for_ns) {
             (0, 0) => Extent::Once,
@@ -445,6 +446,17 @@ impl QueryService for Questions {
     }
 }
 
+/// Longest text of a status: it travels in a header of 16 KiB at most, and takes up to three bytes for each of these.
+const STATUS_BYTES: usize = 4_000;
+
+fn within_a_header(mut text: String) -> String {
+    if text.len() > STATUS_BYTES {
+        text.truncate(text.floor_char_boundary(STATUS_BYTES));
+        text.push_str("...\nand more: `holdfast check FILES` shows all of it");
+    }
+    text
+}
+
 /// Updates of a run that wait for a slow caller.
 const UPDATES: usize = 8;
 
@@ -464,8 +476,8 @@ impl Questions {
         let standing = Standing::now(self.assertions.as_ref(), &self.seat).await?;
         // Where nobody judges any more, how it stood then.
         let newest_ns = verdicts::newest_ns(&*self.store).await?;
-        let since_ns = standing.since_ns(newest_ns.map_or(now_ns, |newest_ns| newest_ns.min(now_ns)));
-        let chunks = self.store.query(verdicts::latest(name, since_ns, now_ns)).await?;
+        let reach = standing.reach(newest_ns.map_or(now_ns, |newest_ns| newest_ns.min(now_ns)));
+        let chunks = self.store.query(verdicts::latest(name, reach, now_ns)).await?;
         let annotated = chunks.scan(Vec::new(), move |partial: &mut Vec<u8>, chunk| {
             let annotated = chunk.map(|data| {
                 partial.extend_from_slice(&data);

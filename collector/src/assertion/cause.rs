@@ -156,7 +156,14 @@ impl Cause {
 
     /// Whether it is the same but for its figures.
     pub fn is_like(&self, other: &Self) -> bool {
-        std::mem::discriminant(self) == std::mem::discriminant(other) && self.node() == other.node()
+        let text = |cause: &Self| -> String {
+            let text = cause.to_string();
+            text.chars().filter(|c| !c.is_ascii_digit()).collect()
+        };
+        self == other
+            || std::mem::discriminant(self) == std::mem::discriminant(other)
+                && self.node() == other.node()
+                && text(self) == text(other)
     }
 
     /// The node that it is about.
@@ -267,3 +274,51 @@ impl Cause {
 
 /// A node that was heard of within this time is expected to be there.
 pub const EXPECTED_FOR: Duration = Duration::from_secs(3600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_like_another_one_that_differs_in_its_figures_alone() {
+        let node = |name: &str| name.to_owned();
+        let missing = |name: &str, rows| Cause::Missing {
+            node: node(name),
+            rows,
+        };
+        let off = |switch, reason| Cause::Off {
+            node: node("web-1"),
+            switch,
+            reason,
+        };
+        let clock = |ahead| Cause::Clock {
+            node: node("web-1"),
+            ahead,
+        };
+        let few = |samples| Cause::TooFewSamples { samples, needed: 50 };
+        let sql = |text: &str| Cause::Sql(text.to_owned());
+        let store = |text: &str| Cause::Store(text.to_owned());
+        for (one, other, is_like) in [
+            (missing("web-1", 1), missing("web-1", 200), true),
+            (missing("web-1", 1), missing("web-2", 1), false),
+            (few(3), few(49), true),
+            (few(0), few(3), false),
+            (clock(true), clock(false), false),
+            (
+                off(Switch::Listeners, OffReason::Budget),
+                off(Switch::Listeners, OffReason::Collector),
+                false,
+            ),
+            (
+                off(Switch::Listeners, OffReason::Unsaid),
+                off(Switch::Syscalls, OffReason::Unsaid),
+                false,
+            ),
+            (sql("took 10.5 seconds"), sql("took 11.4 seconds"), true),
+            (sql("no table a"), sql("no column b"), false),
+            (store("refused"), store("timed out"), false),
+        ] {
+            assert_eq!(one.is_like(&other), is_like, "{one:?} and {other:?}");
+        }
+    }
+}

@@ -22,6 +22,10 @@ use crate::filter::{Column, Filter, Network};
 /// In all files together.
 pub const MOST_ASSERTIONS: usize = 10_000;
 pub const MOST_GROUPS: usize = 500;
+/// Of one assertion. Each is held against all others.
+pub const MOST_CONDITIONS: usize = 100;
+/// That are told at once: nothing is read after so many.
+pub const MOST_FAULTS: usize = 200;
 const NAME_CHARS: usize = 120;
 
 /// How long after a window's end its evidence may come, where the assertion does not say.
@@ -100,7 +104,8 @@ pub fn set(sources: &[Source<'_>], columns: impl Fn(Rows) -> Vec<Column>) -> Res
     let mut reader = Reader {
         columns: &columns,
         problems: Vec::new(),
-        is_partial: false,
+        misses_groups: false,
+        misses_assertions: false,
         set: Set::default(),
         groups: BTreeMap::new(),
         names: BTreeMap::new(),
@@ -113,7 +118,7 @@ pub fn set(sources: &[Source<'_>], columns: impl Fn(Rows) -> Vec<Column>) -> Res
             Ok(None) => {}
             Err(problem) => {
                 reader.problems.push(problem);
-                reader.is_partial = true;
+                reader.misses_all();
             }
         }
     }
@@ -130,6 +135,7 @@ pub fn set(sources: &[Source<'_>], columns: impl Fn(Rows) -> Vec<Column>) -> Res
         reader.trials(*source, root);
         reader.receivers(*source, root);
     }
+    reader.problems.truncate(MOST_FAULTS);
     if reader.problems.is_empty() {
         Ok(reader.set)
     } else {
@@ -140,8 +146,10 @@ pub fn set(sources: &[Source<'_>], columns: impl Fn(Rows) -> Vec<Column>) -> Res
 struct Reader<'a, F> {
     columns: &'a F,
     problems: Vec<Problem>,
-    /// Groups and assertions may be declared where it could not be read.
-    is_partial: bool,
+    /// Groups may be declared where it could not be read, so one that is not known may be there.
+    misses_groups: bool,
+    /// Likewise of assertions.
+    misses_assertions: bool,
     set: Set,
     /// Where each group is defined.
     groups: BTreeMap<String, (Source<'a>, &'a Node)>,
@@ -156,17 +164,29 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
         outcome.map_err(|problem| self.problems.push(problem)).ok()
     }
 
+    /// Whether more faults than these would not be told.
+    fn is_enough(&self) -> bool {
+        self.problems.len() >= MOST_FAULTS
+    }
+
+    fn misses_all(&mut self) {
+        (self.misses_groups, self.misses_assertions) = (true, true);
+    }
+
     fn file(&mut self, source: Source<'a>, root: &'a Node) -> Result<(), Problem> {
-        let entries =
-            entries(source, root, "a file of assertions").inspect_err(|_| self.is_partial = true)?;
+        let entries = entries(source, root, "a file of assertions").inspect_err(|_| self.misses_all())?;
         let known = FILE_KEYS.map(|(name, _)| name);
         if !self.check_keys(source, entries, &known) {
-            self.is_partial = true;
+            self.misses_all();
         }
         let Some(groups) = find(entries, "groups") else {
             return Ok(());
         };
-        for (name, definition) in self::entries(source, groups, "`groups`")? {
+        let groups = self::entries(source, groups, "`groups`").inspect_err(|_| self.misses_groups = true)?;
+        for (name, definition) in groups {
+            if self.is_enough() {
+                break;
+            }
             let outcome = self.group(source, name, definition);
             self.keep(outcome);
         }
@@ -177,6 +197,9 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
     fn check_keys(&mut self, source: Source<'a>, entries: &[(Node, Node)], known: &[&str]) -> bool {
         let before = self.problems.len();
         for (name, _) in entries {
+            if self.is_enough() {
+                break;
+            }
             let Some(text) = self.keep(text(source, name)) else {
                 continue;
             };
@@ -189,7 +212,7 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
     }
 
     fn group(&mut self, source: Source<'a>, name: &'a Node, definition: &'a Node) -> Result<(), Problem> {
-        let name_text = checked_name(source, name)?;
+        let name_text = checked_name(source, name).inspect_err(|_| self.misses_groups = true)?;
         if name_text == ALL {
             return Err(source.problem(name.place, "`all` is every node, and needs no definition"));
         }
@@ -199,6 +222,7 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             return Err(source.problem(name.place, message));
         }
         if self.groups.len() == MOST_GROUPS {
+            self.misses_groups = true;
             return Err(source.problem(name.place, format!("more than {MOST_GROUPS} groups")));
         }
         let members = members(source, definition);
@@ -213,7 +237,7 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
     }
 
     fn check_groups(&mut self) {
-        if self.is_partial {
+        if self.misses_groups {
             return;
         }
         let Some((name, fault)) = group::fault(&self.set.groups) else {
@@ -243,6 +267,7 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             _ => {
                 let message = format!("`{key}` is a list (`- name: ...`), this is {}", list.what());
                 self.problems.push(source.problem(list.place, message));
+                self.misses_assertions |= key == "assertions";
                 &[]
             }
         }
@@ -250,6 +275,9 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
 
     fn assertions(&mut self, source: Source<'a>, root: &'a Node) {
         for item in self.items(source, root, "assertions") {
+            if self.is_enough() {
+                break;
+            }
             let before = self.problems.len();
             let assertions = self.assertion(source, item);
             let problems = &mut self.problems[before..];
@@ -263,7 +291,10 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
     /// One, or one for each rule of an objective. Each key is read for itself, so that all that is wrong with them is told at
     /// once; what depends on a key that is wrong is not looked at.
     fn assertion(&mut self, source: Source<'a>, item: &'a Node) -> Option<Vec<Assertion>> {
-        let entries = self.keep(entries(source, item, "an assertion"))?;
+        let Some(entries) = self.keep(entries(source, item, "an assertion")) else {
+            self.misses_assertions = true;
+            return None;
+        };
         let known = KEYS.map(|key| key.name);
         let is_known = self.check_keys(source, entries, &known);
         let fields = Fields {
@@ -281,7 +312,9 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             }
             false => None,
         };
-        let burns = self.keep(slo::rules(&fields));
+        self.misses_assertions |= name.is_none();
+        let burns = slo::rules(&fields);
+        let burns = burns.map_err(|problems| self.problems.extend(problems)).ok();
         let sql = self.keep(sql::question(&fields));
         let expect = match burns.as_ref().and_then(|burns| burns.first()) {
             Some(burn) => Some(burn.conditions.to_vec()),
@@ -330,7 +363,8 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
         let filter = expect.as_ref().and_then(|expect| {
             let wanted = self.filter(&fields, "where", expect);
             let ignored = self.filter(&fields, "ignore", expect);
-            let (wanted, ignored) = (self.keep(wanted)?, self.keep(ignored)?);
+            let (wanted, ignored) = (self.keep(wanted), self.keep(ignored));
+            let (wanted, ignored) = (wanted?, ignored?);
             let ignored = ignored.map(|filter| Filter::Not(Box::new(filter)));
             Some(match (wanted, ignored) {
                 (Some(wanted), Some(ignored)) => Some(Filter::And(vec![wanted, ignored])),
@@ -424,6 +458,11 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             return None;
         }
         let count = lines.len();
+        if let Some(node) = lines.get(MOST_CONDITIONS) {
+            let message = format!("`expect` has at most {MOST_CONDITIONS} conditions, this one has {count}");
+            self.problems.push(source.problem(node.place, message));
+            return None;
+        }
         let mut known: Vec<Condition> = Vec::with_capacity(count);
         for node in lines {
             let read = text(source, node)
@@ -467,6 +506,9 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
         let mut passed_on: BTreeMap<String, &str> = BTreeMap::new();
         let before = self.problems.len();
         for node in names {
+            if self.is_enough() {
+                break;
+            }
             let name = self.keep(text(fields.source, node))?;
             let message = if name.trim().is_empty() {
                 "a label has a name".to_owned()
@@ -547,7 +589,7 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
 
     fn check_members(&self, source: Source<'_>, node: &Node, members: &Members) -> Result<(), Problem> {
         for (name, character) in members.groups() {
-            if name != ALL && !self.set.groups.contains_key(name) && !self.is_partial {
+            if name != ALL && !self.set.groups.contains_key(name) && !self.misses_groups {
                 let known = self.set.groups.keys().map(String::as_str).chain([ALL]);
                 let message = format!(
                     "there is no group `{name}`, {}; one node is `node = {name}`",
@@ -642,7 +684,7 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
 }
 
 /// What a notification says under a name of its own, or a receiver and a silence ask for by it.
-const RESERVED_LABELS: [(&str, &str); 5] = [
+pub const RESERVED_LABELS: [(&str, &str); 5] = [
     ("alertname", "the assertion"),
     ("assertion", "the assertion"),
     ("key", "the key of the verdict"),

@@ -70,20 +70,37 @@ fn around(line: &str, column: usize) -> (String, usize) {
 
 impl std::error::Error for Problem {}
 
+/// Of names that are listed: all signals, and not each of ten thousand assertions.
+const LISTED_BYTES: usize = 2_000;
+
 /// `did you mean X?`, or what there is.
 pub fn instead<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> String {
     let names: Vec<_> = names.collect();
-    match nearest(typed, &names) {
-        Some(meant) => format!("did you mean {meant}?"),
-        None => format!("there are: {}", names.join(", ")),
+    if let Some(meant) = nearest(typed, &names) {
+        return format!("did you mean {meant}?");
+    }
+    let mut bytes = 0;
+    let listed = names.iter().take_while(|name| {
+        bytes += name.len() + 2;
+        bytes <= LISTED_BYTES
+    });
+    let listed: Vec<&str> = listed.copied().collect();
+    match names.len() - listed.len() {
+        0 => format!("there are: {}", listed.join(", ")),
+        more => format!("there are: {} and {more} more", listed.join(", ")),
     }
 }
 
 /// The name that is a slip of the finger away: at most a third of its letters differ.
 fn nearest<'a>(typed: &str, names: &[&'a str]) -> Option<&'a str> {
     let typed = typed.to_lowercase();
+    let chars = typed.chars().count();
+    // Each letter more is a difference: of a name that is much longer or shorter the others need not be looked for.
+    let is_as_long =
+        |name: &&&str| name.to_lowercase().chars().count().abs_diff(chars) <= name.len().div_ceil(3);
     names
         .iter()
+        .filter(is_as_long)
         .map(|name| (strsim::damerau_levenshtein(&typed, &name.to_lowercase()), *name))
         .filter(|(distance, name)| *distance <= name.len().div_ceil(3))
         // Of two that are as near, one of the same length: letters change places more often than they are missing.
@@ -101,6 +118,22 @@ mod tests {
         assert_eq!(hint("form"), "did you mean from?");
         assert_eq!(hint("fr"), "did you mean for?");
         assert_eq!(hint("severity"), "there are: for, from, to, over");
+    }
+
+    #[test]
+    fn of_many_names_the_first_are_told_and_how_many_more_there_are() {
+        let names: Vec<_> = (0..10_000).map(|at| format!("assertion {at}")).collect();
+        let told = instead("something else altogether", names.iter().map(String::as_str));
+        assert!(
+            told.starts_with("there are: assertion 0, assertion 1, "),
+            "{told}"
+        );
+        assert!(told.len() < 2_100 && told.ends_with(" more"), "{told}");
+        let more: usize = told.rsplit(' ').nth(1).unwrap().parse().unwrap();
+        assert_eq!(told.matches("assertion ").count() + more, names.len(), "{told}");
+        // A text of a megabyte is compared with none of them.
+        let long = "x".repeat(1 << 20);
+        assert!(instead(&long, names.iter().map(String::as_str)).starts_with("there are: "));
     }
 
     #[test]

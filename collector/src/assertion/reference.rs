@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::Dimension;
 use super::parse::receivers::RECEIVER_KEYS;
 use super::parse::trial::TEST_KEYS;
-use super::parse::{FILE_KEYS, KEYS, Shape};
+use super::parse::{FILE_KEYS, KEYS, MOST_CONDITIONS, RESERVED_LABELS, Shape};
 use super::receiver::FIELDS;
 use super::signal::{Measure, QUANTILES, Range, SIGNALS, Signal, Unit, names};
 use super::state::Verdict;
@@ -186,6 +186,14 @@ fn property(name: &str, shape: Shape, about: &str) -> Value {
             json!({ "anyOf": [item, { "type": "array", "items": item, "minItems": 1 }] })
         }
     };
+    match name {
+        "expect" => value["anyOf"][1]["maxItems"] = json!(MOST_CONDITIONS),
+        "labels" => {
+            let reserved = RESERVED_LABELS.map(|(name, _)| name);
+            value["propertyNames"] = json!({ "not": { "enum": reserved } });
+        }
+        _ => {}
+    }
     value["description"] = json!(about);
     value
 }

@@ -151,7 +151,7 @@ pub(super) struct Row {
     revision: u32,
     #[serde(default)]
     pub(super) is_final: bool,
-    /// How long ago it was judged, seconds.
+    /// How long ago its window ended, seconds.
     #[serde(default)]
     age_s: u64,
     /// Nobody judges it any more, or judging is behind: it says nothing of now.

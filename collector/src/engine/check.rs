@@ -40,12 +40,6 @@ pub async fn check(
     answer: &mpsc::Sender<Result<String, StoreError>>,
 ) -> Result<(), StoreError> {
     let now_ns = clock.now_ns();
-    let longest = set
-        .assertions
-        .iter()
-        .map(|assertion| assertion.every)
-        .max()
-        .unwrap_or_default();
     let patience = set
         .assertions
         .iter()
@@ -53,8 +47,7 @@ pub async fn check(
         .max()
         .unwrap_or_default();
     let (begin_ns, end_ns) = match extent {
-        // The last window of each schedule has ended.
-        Extent::Once => (now_ns - ns(longest) + 1, now_ns),
+        Extent::Once => (now_ns, now_ns),
         Extent::For(time) => (now_ns, now_ns.saturating_add(ns(time))),
         Extent::Since(time) => (now_ns.saturating_sub(ns(time)), now_ns),
     };
@@ -66,7 +59,12 @@ pub async fn check(
         }
     }
     let mut engine = Engine::new(store, set, begin_ns, false);
-    engine.stop_at(end_ns);
+    match extent {
+        // It has ended, and what it came to is told whatever it is.
+        Extent::Once => engine.only_last_until(end_ns),
+        Extent::For(_) | Extent::Since(_) => engine.stop_at(end_ns),
+    }
+    let patience_ns = ns(patience) + engine.settles_ns() + 5_000_000_000;
     if matches!(extent, Extent::Since(_)) {
         // What comes of the past is counted: nobody reads what spoke against each verdict of it.
         engine.without_worst();
@@ -99,7 +97,7 @@ pub async fn check(
             }
             latest.insert(place, record);
         }
-        if engine.is_done(at_ns) || at_ns > end_ns.saturating_add(ns(patience) + 5_000_000_000) {
+        if engine.is_done(at_ns) || at_ns > end_ns.saturating_add(patience_ns) {
             break;
         }
         if is_past {

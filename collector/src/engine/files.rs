@@ -4,9 +4,10 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use crate::assertion::Set;
 use crate::assertion::document::{FILE_BYTES, Source};
+use crate::assertion::parse::{self, MOST_FAULTS};
 use crate::assertion::problem::Problem;
-use crate::assertion::{Set, parse};
 use crate::store::evidence;
 
 /// Files in one folder.
@@ -17,12 +18,23 @@ const MOST_FILES: usize = 1_000;
 pub enum FilesError {
     #[error("cannot read {}: {cause}", path.display())]
     Unreadable { path: PathBuf, cause: String },
-    #[error("{}", problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    #[error("{}", text(problems))]
     Wrong { problems: Vec<Problem> },
     #[error("there are no assertions in {place}: write a file that ends in .yaml with `assertions:`")]
     None { place: String },
     #[error("more than {MOST_FILES} files in {}", path.display())]
     TooMany { path: PathBuf },
+}
+
+/// A fault after the other.
+fn text(problems: &[Problem]) -> String {
+    let mut lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    if problems.len() >= MOST_FAULTS {
+        lines.push(format!(
+            "no more than {MOST_FAULTS} faults are told at once: there may be others"
+        ));
+    }
+    lines.join("\n")
 }
 
 /// A file's name and its text.

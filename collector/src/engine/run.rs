@@ -68,6 +68,8 @@ struct Shared {
 pub struct Trouble {
     /// The files are wrong, so another set is judged than what they declare.
     pub wrong: Option<String>,
+    /// Since when, however often they were changed meanwhile.
+    wrong_since_ns: Option<i64>,
     /// What is declared cannot be judged.
     pub failing: Option<String>,
 }
@@ -85,9 +87,18 @@ impl SharedSet {
         trouble.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn now_wrong(&self, wrong: Option<String>) {
+    fn now_right(&self) {
         let mut trouble = self.0.trouble.write().unwrap_or_else(PoisonError::into_inner);
-        trouble.wrong = wrong;
+        (trouble.wrong, trouble.wrong_since_ns) = (None, None);
+    }
+
+    /// `told`: what is wrong, and what to do.
+    fn now_wrong(&self, now_ns: i64, told: &str) {
+        let mut trouble = self.0.trouble.write().unwrap_or_else(PoisonError::into_inner);
+        let since = second(*trouble.wrong_since_ns.get_or_insert(now_ns));
+        trouble.wrong = Some(format!(
+            "the files are wrong since {since}, so those from before are judged: {told}"
+        ));
     }
 
     fn now_failing(&self, failing: Option<String>) {
@@ -180,8 +191,9 @@ impl Judge {
                     if !is_failing {
                         is_failing = true;
                         let since = second(self.clock.now_ns());
-                        self.shared
-                            .now_failing(Some(format!("cannot be judged since {since}: {error}")));
+                        self.shared.now_failing(Some(format!(
+                            "cannot be judged since {since}: {error}; see the log of holdfast serve, and whether the store answers"
+                        )));
                         warn!(%error, "assertions cannot be judged; windows wait");
                     }
                     ticks.reset_after(PAUSE);
@@ -213,14 +225,14 @@ impl Judge {
         }
         engine.silence(self.silencer.now().await?);
         let begun = Instant::now();
-        let step = engine.step(now_ns).await?;
-        self.ear.judged(now_ns);
+        let stepped = engine.step(now_ns).await;
         let shown = &self.metrics.assertions;
+        // Another engine begins to count anew, and this one may be given up while the store is away.
+        shown.given_up.inc_by(std::mem::take(&mut engine.given_up));
+        let step = stepped?;
+        self.ear.judged(now_ns);
         shown.seconds.inc_by(begun.elapsed().as_secs_f64());
         shown.windows.inc_by(step.judged);
-        shown
-            .given_up
-            .inc_by(engine.given_up.saturating_sub(shown.given_up.get()));
         shown.declared.set(engine.set().assertions.len() as i64);
         for (verdict, count) in engine.verdicts() {
             shown
@@ -254,7 +266,7 @@ impl Judge {
         match Declared::read(folder.to_owned()) {
             Ok(declared) => {
                 self.shared.put(declared.set.clone());
-                self.shared.now_wrong(None);
+                self.shared.now_right();
                 engine.replace(declared.set, self.clock.now_ns());
                 self.metrics.assertions.is_current.set(1);
                 info!(
@@ -264,13 +276,13 @@ impl Judge {
             }
             Err(problem) => {
                 self.metrics.assertions.is_current.set(0);
-                let since = second(self.clock.now_ns());
                 let told = problem.to_string();
-                self.shared.now_wrong(Some(format!(
-                    "the files are wrong since {since}, so those from before are judged: {}; `holdfast check {}` shows all of it",
+                let told = format!(
+                    "{}; `holdfast check {}` shows all of it",
                     told.lines().next().unwrap_or_default(),
                     folder.display()
-                )));
+                );
+                self.shared.now_wrong(self.clock.now_ns(), &told);
                 error!("the assertions are wrong, those from before are judged on: {problem}");
             }
         }

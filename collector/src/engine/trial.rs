@@ -53,6 +53,8 @@ pub struct Outcome {
 /// Why a test could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum TrialError {
+    #[error("there is no assertion `{0}`: nothing would be tested")]
+    NoAssertion(String),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -68,17 +70,11 @@ pub async fn run(
     begin_ns: i64,
 ) -> Result<Outcome, TrialError> {
     let begin_ns = begin_ns.div_euclid(60 * SECOND_NS) * 60 * SECOND_NS;
-    let Some(assertion) = set
+    let assertion = set
         .assertions
         .iter()
         .find(|assertion| assertion.name == trial.assertion)
-    else {
-        return Ok(Outcome {
-            assertion: trial.assertion.clone(),
-            timeline: Vec::new(),
-            differences: Vec::new(),
-        });
-    };
+        .ok_or_else(|| TrialError::NoAssertion(trial.assertion.clone()))?;
     let assertion = placed(assertion, trial);
     lay_past(&*store, &assertion, trial, begin_ns).await?;
 

@@ -352,22 +352,42 @@ pub async fn newest_ns(store: &dyn Store) -> Result<Option<i64>, StoreError> {
     Ok(newest.first().and_then(|newest| newest.at_ns.parse().ok()))
 }
 
-/// Where every key that is judged still stood last, the worst first; keys that were judged after `since_ns`. Beside the columns
-/// of the view `verdicts`, `age_s` says how long before `now_ns` that was.
-pub fn latest(name: &str, since_ns: i64, now_ns: i64) -> Query {
+/// When a key that is judged still was judged last, at the earliest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reach {
+    pub since_ns: i64,
+    /// Of windows of [`RARE_NS`] at least, which may be judged as rarely.
+    pub rare_since_ns: i64,
+}
+
+/// Windows that are shorter are judged so often that their keys are written every few minutes.
+pub const RARE_NS: i64 = 150_000_000_000;
+
+/// Where every key that is judged still stood last, the worst first. Beside the columns of the view `verdicts`, `age_s` says how
+/// long before `now_ns` its window ended: where judging is behind, one that was judged just now is old too.
+pub fn latest(name: &str, reach: Reach, now_ns: i64) -> Query {
     let mut params = Vec::new();
     let named = named(name, &mut params);
-    params.push(("since".to_owned(), time_value(since_ns)));
+    params.push(("since".to_owned(), time_value(reach.since_ns)));
+    params.push(("rare_since".to_owned(), time_value(reach.rare_since_ns)));
     params.push(("now".to_owned(), time_value(now_ns)));
+    // The last word on a key has a window of a nanosecond, whatever its windows were.
+    let lately = format!(
+        "{named} AND judged_at > {{rare_since:DateTime64(9, 'UTC')}} AND (judged_at > {{since:DateTime64(9, 'UTC')}} \
+         OR toUnixTimestamp64Nano(window_to) - toUnixTimestamp64Nano(window_from) NOT BETWEEN 2 AND {})",
+        RARE_NS - 1
+    );
+    // Which rows are the last is decided by their short columns: of all others the evidence need not be kept.
     Query {
         sql: format!(
             "SELECT node, assertion, key, verdict, previous, is_transition, since, window_from, window_to, judged_at, cause, \
              condition, has_value, value, threshold, samples, lag_us, flaps, silenced, severity, labels, evidence, revision, \
-             toUInt32(greatest(0, dateDiff('second', judged_at, {{now:DateTime64(9, 'UTC')}}))) AS age_s FROM \
-             (SELECT * FROM verdict_records WHERE {named} AND judged_at > {{since:DateTime64(9, 'UTC')}} \
-             ORDER BY window_to DESC, revision DESC LIMIT 1 BY assertion, key) AS latest \
-             WHERE evidence != '{IS_OVER}' ORDER BY \
-             indexOf(['violated', 'unknown', 'pending', 'holds'], toString(verdict)), assertion, key"
+             toUInt32(greatest(0, dateDiff('second', window_to, {{now:DateTime64(9, 'UTC')}}))) AS age_s FROM verdict_records \
+             WHERE {lately} AND (assertion, key, window_to, revision) GLOBAL IN (SELECT assertion, key, last.1, last.2 FROM \
+             (SELECT assertion, key, max((window_to, revision)) AS last FROM verdict_records WHERE {lately} \
+             GROUP BY assertion, key)) AND evidence != '{IS_OVER}' ORDER BY \
+             indexOf(['violated', 'unknown', 'pending', 'holds'], toString(verdict)), assertion, key LIMIT 1 BY assertion, key \
+             SETTINGS max_threads = 2, max_memory_usage = 2000000000"
         ),
         params,
         format: "JSONEachRow".into(),

@@ -1,18 +1,20 @@
 //! Assertions on the real engine: made-up pasts, judged window by window.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use holdfast_collector::assertion::Set;
 use holdfast_collector::assertion::state::{Machine, Verdict};
+use holdfast_collector::clock::WallClock;
+use holdfast_collector::engine::check::{self, Extent};
 use holdfast_collector::engine::trial::{self, Outcome};
 use holdfast_collector::engine::{Engine, files};
 use holdfast_collector::notify::book::Change;
 use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::server::Server;
-use holdfast_collector::store::verdicts::{self, Record, Stood};
+use holdfast_collector::store::verdicts::{self, Reach, Record, Stood};
 use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError, migrations, notifications};
 
 use crate::clickhouse_http::{PASSWORD, USER};
@@ -746,6 +748,42 @@ tests:
 }
 
 #[tokio::test]
+async fn a_check_of_now_tells_of_the_last_window_of_each_assertion() {
+    let text = "
+assertions:
+  - { name: a, from: all, to: all, expect: connect.refused = 0, over: 1s }
+  - { name: b, from: all, expect: connect.failed_ratio < 100%, over: 30m }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: 'refused x50s, 5ms x45s, nothing x25s' }, expect: { 30s: Violated } }
+";
+    let (store, set, begin_ns) = laid_down(text).await;
+    // A minute takes a second: long windows wait for their minutes.
+    let started = OnceLock::new();
+    let clock = WallClock::new(move || {
+        let elapsed = started.get_or_init(Instant::now).elapsed();
+        begin_ns + 110 * SECOND_NS + 60 * elapsed.as_nanos() as i64
+    });
+    let (answer, mut lines) = tokio::sync::mpsc::channel(100);
+    check::check(store, set, &clock, Extent::Once, &answer)
+        .await
+        .unwrap();
+    drop(answer);
+    let mut told = Vec::new();
+    while let Some(line) = lines.recv().await {
+        let row: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+        let window_ns = [("a", 110), ("b", 60)].map(|(name, after_s)| (name, begin_ns + after_s * SECOND_NS));
+        let (name, to_ns) = window_ns
+            .into_iter()
+            .find(|(name, _)| row["assertion"] == *name)
+            .unwrap();
+        assert_eq!(row["window_to"], check::utc(to_ns), "{name}: {row}");
+        told.push((name, row["verdict"].as_str().unwrap().to_owned()));
+    }
+    told.sort_unstable();
+    assert_eq!(told, [("a", "holds".to_owned()), ("b", "unknown".to_owned())]);
+}
+
+#[tokio::test]
 async fn a_budget_burns_where_it_does_in_both_windows() {
     let text = |given: &str, expect: &str| {
         format!(
@@ -769,6 +807,28 @@ tests:
         "{ 12m: Holds, 13m: Holds, 14m: Holds, 17m: Holds }",
     ))
     .await;
+}
+
+#[tokio::test]
+async fn a_test_of_what_is_not_declared_is_no_test_that_passed() {
+    let mut set = declared(
+        "
+assertions:
+  - { name: a, from: all, to: all, expect: connect.refused = 0, over: 5s }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: '5ms x10s' }, expect: { 10s: Holds } }
+",
+    );
+    set.tests[0].assertion = "b".to_owned();
+    let outcome = trial::run(
+        database().await,
+        &set,
+        &set.tests[0],
+        now_ns() - 3_600 * SECOND_NS,
+    )
+    .await;
+    let error = outcome.expect_err("there is no `b`").to_string();
+    assert_eq!(error, "there is no assertion `b`: nothing would be tested");
 }
 
 #[tokio::test]
@@ -1035,6 +1095,11 @@ tests:
   - { assertion: a, given: { web-1 -> db-1: 'refused x100s' }, expect: { 50s: Violated } }
 ";
     let (store, set, begin_ns) = laid_down(text).await;
+    // Who only looks is told of all of it at once.
+    let mut engine = Engine::new(store.clone(), set.clone(), begin_ns + 1, false);
+    let judged = engine.step(begin_ns + 90 * SECOND_NS).await.unwrap().judged;
+    assert!(judged > 160, "{judged} of 180 windows");
+
     let mut engine = Engine::new(store.clone(), set, begin_ns + 1, true);
     let step = engine.step(begin_ns + 90 * SECOND_NS).await.unwrap();
     assert!((1..=40).contains(&step.judged), "{} windows at once", step.judged);
@@ -1065,6 +1130,8 @@ async fn an_objective_is_asked_for_by_its_name_and_is_all_of_its_rules() {
         };
         Record {
             evidence: "{}".to_owned(),
+            window_from_ns: judged_ns - SECOND_NS,
+            window_to_ns: judged_ns,
             ..Record::over(stood, String::new(), judged_ns)
         }
     };
@@ -1075,6 +1142,11 @@ async fn an_objective_is_asked_for_by_its_name_and_is_all_of_its_rules() {
             "connect.failed_ratio < 0.1% over 3d",
             now_ns - 900 * SECOND_NS,
         ),
+        // Judged just now, of a window that ended long ago.
+        Record {
+            window_to_ns: now_ns - 700 * SECOND_NS,
+            ..record("shop: page-6h", "connect.failed_ratio < 0.6% over 6h", now_ns)
+        },
         // Assertions of their own, whatever they are called.
         record("shop: fast", "connect.p99 < 5ms", now_ns),
         record("shopping", "connect.p99 < 5ms over 1h", now_ns),
@@ -1097,6 +1169,10 @@ async fn an_objective_is_asked_for_by_its_name_and_is_all_of_its_rules() {
         rows
     };
     let hour_ns = 3_600 * SECOND_NS;
+    let reach = |back_ns: i64, rare_back_ns: i64| Reach {
+        since_ns: now_ns - back_ns,
+        rare_since_ns: now_ns - rare_back_ns,
+    };
     let told = |names: &[(&str, Option<u64>)]| -> Vec<_> {
         names
             .iter()
@@ -1105,7 +1181,11 @@ async fn an_objective_is_asked_for_by_its_name_and_is_all_of_its_rules() {
     };
     assert_eq!(
         names(verdicts::history("shop", now_ns - hour_ns)).await,
-        told(&[("shop: page-1h", None), ("shop: ticket-3d", None)])
+        told(&[
+            ("shop: page-1h", None),
+            ("shop: page-6h", None),
+            ("shop: ticket-3d", None)
+        ])
     );
     assert_eq!(
         names(verdicts::history("shop: fast", now_ns - hour_ns)).await,
@@ -1113,7 +1193,53 @@ async fn an_objective_is_asked_for_by_its_name_and_is_all_of_its_rules() {
     );
     assert_eq!(verdicts::newest_ns(&*store).await.unwrap(), Some(now_ns));
     assert_eq!(
-        names(verdicts::latest("shop", now_ns - hour_ns, now_ns + 5 * SECOND_NS)).await,
-        told(&[("shop: page-1h", Some(5)), ("shop: ticket-3d", Some(905))])
+        names(verdicts::latest(
+            "shop",
+            reach(hour_ns, hour_ns),
+            now_ns + 5 * SECOND_NS
+        ))
+        .await,
+        told(&[
+            ("shop: page-1h", Some(5)),
+            ("shop: page-6h", Some(705)),
+            ("shop: ticket-3d", Some(905))
+        ])
     );
+
+    // What has long windows may be judged rarely, and what is judged no more is so also if it had long windows.
+    let rare = |assertion: &str, ago_s: i64, window_s: i64| {
+        let to_ns = now_ns - ago_s * SECOND_NS;
+        let mut record = record(assertion, "connect.refused = 0", to_ns);
+        record.window_from_ns = to_ns - window_s * SECOND_NS;
+        record.machine.judged_ns = to_ns;
+        record
+    };
+    let gone = rare("gone", 5_000, 7_200);
+    let stood = Stood {
+        assertion: gone.assertion.clone(),
+        key: Vec::new(),
+        key_text: String::new(),
+        fingerprint: 1,
+        machine: gone.machine.clone(),
+        node: String::new(),
+        condition: String::new(),
+        severity: String::new(),
+        labels: Vec::new(),
+    };
+    let records = [
+        rare("rare", 4_000, 7_200),
+        rare("rare", 5_000, 7_200),
+        rare("often", 4_000, 10),
+        gone,
+        Record::over(stood, "no more".to_owned(), now_ns - 4_500 * SECOND_NS),
+    ];
+    verdicts::write(&*store, "rare", &records, None).await.unwrap();
+    for (name, expected) in [("rare", Some(4_000)), ("often", None), ("gone", None)] {
+        let found = names(verdicts::latest(name, reach(hour_ns, 24 * hour_ns), now_ns)).await;
+        let expected: Vec<_> = expected
+            .map(|age| (name.to_owned(), Some(age)))
+            .into_iter()
+            .collect();
+        assert_eq!(found, expected, "{name}");
+    }
 }

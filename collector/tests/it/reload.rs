@@ -64,6 +64,13 @@ async fn a_set_that_is_wrong_is_not_taken_and_that_is_said_until_it_is_right() {
         "{said}"
     );
     serving.counts(IS_CURRENT, 0);
+    let wrong_since = |serving: &Serving| {
+        let rows = serving.rows(&["verdicts"]);
+        let note = rows[0]["note"].as_str().unwrap();
+        let since = note.strip_prefix("the files are wrong since ").expect(note);
+        since.split_once(',').unwrap().0.to_owned()
+    };
+    let since = wrong_since(&serving);
     // What is asked about is what is judged.
     assert!(serving.run(&["explain", "first"]).contains("connect.refused"));
     assert_eq!(serving.output(&["explain", "other"]).status.code(), Some(2));
@@ -100,6 +107,7 @@ async fn a_set_that_is_wrong_is_not_taken_and_that_is_said_until_it_is_right() {
         );
     }
     assert!(serving.run(&["verdicts"]).contains("the files are wrong since "));
+    assert_eq!(wrong_since(&serving), since, "they were wrong all the time");
 
     // One that is right is taken, by itself and at SIGHUP, and the one that means the same goes on.
     fs::create_dir(&assertions).unwrap();
@@ -180,7 +188,14 @@ async fn an_objective_is_explained_and_looked_back_at_by_its_name() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("did you mean in the long run?"), "{said}");
-    serving.run(&["verdicts", "--history", "in the long run"]);
+    // Its windows are judged once they are whole: so far there is nothing to look back at.
+    let output = serving.output(&["verdicts", "--history", "in the long run"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+    assert!(
+        said.contains("no verdict of that name has changed within that time"),
+        "{said}"
+    );
     serving.kill();
 }
 

@@ -3,7 +3,8 @@
 //!
 //! The collector's example `judging_cost` is all of it in one process, with the embedded store: it takes rows in alone, and
 //! then with the engine that `serve` has, so what judging costs is the difference of two neighbouring minutes, with its
-//! questions to the store and its verdicts in it.
+//! questions to the store and its verdicts in it. The first 75 s of judging are not in it, nor is what is judged after the second
+//! minute, when the last windows are waited for: no step of these is bounded; the longest one of the start is told.
 
 use std::process::{Command, Stdio};
 

@@ -59,6 +59,9 @@ pub static RECEIVER_KEYS: [Key; 17] = [
 impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
     pub(super) fn receivers(&mut self, source: Source<'a>, root: &'a Node) {
         for item in self.items(source, root, "receivers") {
+            if self.is_enough() {
+                break;
+            }
             let before = self.problems.len();
             let receiver = self.receiver(source, item);
             let problems = &mut self.problems[before..];

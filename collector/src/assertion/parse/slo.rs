@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Fields, Problem, condition, entries, text, within};
+use super::{Fields, MOST_FAULTS, Problem, condition, entries, text, within};
 use crate::assertion::condition::{Condition, Limit, duration_text};
+use crate::assertion::document::{Node, Source};
 use crate::assertion::signal::{Measure, Unit};
 use crate::assertion::{Assertion, Burn};
 use crate::filter::Operator;
@@ -45,36 +46,32 @@ struct Pair {
     severity: &'static str,
 }
 
-/// The rules of an assertion with `slo`; none without it.
-pub(super) fn rules(fields: &Fields<'_>) -> Result<Vec<Rule>, Problem> {
+/// The rules of an assertion with `slo`, or all that is wrong with its keys; none without it.
+pub(super) fn rules(fields: &Fields<'_>) -> Result<Vec<Rule>, Vec<Problem>> {
     let source = fields.source;
     let Some(node) = fields.get("slo") else {
         return match fields.get("burn") {
             Some(node) => {
-                Err(source.problem(node.place, "`burn` needs `slo`: the objective whose budget burns"))
+                let problem =
+                    source.problem(node.place, "`burn` needs `slo`: the objective whose budget burns");
+                Err(vec![problem])
             }
             None => Ok(Vec::new()),
         };
     };
-    for other in ["expect", "over", "every", "sql", "quorum"] {
-        if let Some(node) = fields.get(other) {
+    let others = ["expect", "over", "every", "sql", "quorum"].into_iter();
+    let mut problems: Vec<_> = others
+        .filter_map(|other| {
             let message =
                 format!("`{other}` does not go with `slo`, which has windows and conditions of its own");
-            return Err(source.problem(node.place, message));
-        }
-    }
-    let objective = Condition::parse(text(source, node)?).map_err(|fault| within(source, node, fault))?;
-    let is_below = matches!(objective.operator, Operator::Less | Operator::LessOrEqual);
-    let budget = match (objective.signal.signal.measure, objective.limit) {
-        (Measure::Ratio(..), Limit::Ratio(budget)) if is_below && budget > 0.0 => budget,
-        _ => {
-            return Err(fields.wrong(
-                "slo",
-                "a ratio of what may go wrong, above zero, such as `connect.failed_ratio < 0.1%`",
-            ));
-        }
+            Some(source.problem(fields.get(other)?.place, message))
+        })
+        .collect();
+    let objective = objective(fields, node).map_err(|problem| problems.push(problem));
+    let pairs = pairs(fields).map_err(|faults| problems.extend(faults));
+    let (Ok((objective, budget)), Ok(pairs), true) = (objective, pairs, problems.is_empty()) else {
+        return Err(problems);
     };
-    let pairs = pairs(fields)?;
     let rules = pairs.into_iter().map(|(name, pair)| {
         let limit = pair.factor * budget;
         if limit >= 1.0 {
@@ -85,7 +82,7 @@ pub(super) fn rules(fields: &Fields<'_>) -> Result<Vec<Rule>, Problem> {
                 pair.factor,
                 condition::value_text(unit, budget)
             );
-            return Err(source.problem(node.place, message));
+            return Err(vec![source.problem(node.place, message)]);
         }
         let condition = |over| Condition {
             limit: Limit::Ratio(limit),
@@ -104,8 +101,22 @@ pub(super) fn rules(fields: &Fields<'_>) -> Result<Vec<Rule>, Problem> {
     rules.collect()
 }
 
+/// What is to hold in the long run, and which share of it may go wrong.
+fn objective(fields: &Fields<'_>, node: &Node) -> Result<(Condition, f64), Problem> {
+    let source = fields.source;
+    let objective = Condition::parse(text(source, node)?).map_err(|fault| within(source, node, fault))?;
+    let is_below = matches!(objective.operator, Operator::Less | Operator::LessOrEqual);
+    match (objective.signal.signal.measure, objective.limit) {
+        (Measure::Ratio(..), Limit::Ratio(budget)) if is_below && budget > 0.0 => Ok((objective, budget)),
+        _ => Err(fields.wrong(
+            "slo",
+            "a ratio of what may go wrong, above zero, such as `connect.failed_ratio < 0.1%`",
+        )),
+    }
+}
+
 /// The standard ones, changed by `burn`.
-fn pairs(fields: &Fields<'_>) -> Result<BTreeMap<String, Pair>, Problem> {
+fn pairs(fields: &Fields<'_>) -> Result<BTreeMap<String, Pair>, Vec<Problem>> {
     let minutes = |minutes| Duration::from_secs(minutes * 60);
     let mut pairs: BTreeMap<String, Pair> = STANDARD
         .into_iter()
@@ -122,26 +133,41 @@ fn pairs(fields: &Fields<'_>) -> Result<BTreeMap<String, Pair>, Problem> {
     let Some(node) = fields.get("burn") else {
         return Ok(pairs);
     };
-    for (name, rule) in entries(fields.source, node, "`burn`")? {
-        let name_text = super::checked_name(fields.source, name)?;
-        let rule_text = text(fields.source, rule)?;
-        if rule_text == "off" {
-            if pairs.remove(name_text).is_none() {
-                let known: Vec<_> = pairs.keys().cloned().collect();
-                let message = format!("there is no rule `{name_text}`; there are {}", known.join(", "));
-                return Err(fields.source.problem(name.place, message));
-            }
-            continue;
+    let rules = entries(fields.source, node, "`burn`").map_err(|problem| vec![problem])?;
+    let changed = rules
+        .iter()
+        .map(|(name, rule)| change(fields.source, &mut pairs, name, rule));
+    let mut problems: Vec<_> = changed.filter_map(Result::err).take(MOST_FAULTS).collect();
+    if problems.is_empty() && pairs.is_empty() {
+        let message = "no rule is left: nothing would be judged";
+        problems.push(fields.source.problem(node.place, message));
+    }
+    match problems.is_empty() {
+        true => Ok(pairs),
+        false => Err(problems),
+    }
+}
+
+/// Takes a line of `burn`.
+fn change(
+    source: Source<'_>,
+    pairs: &mut BTreeMap<String, Pair>,
+    name: &Node,
+    rule: &Node,
+) -> Result<(), Problem> {
+    let name_text = super::checked_name(source, name)?;
+    let rule_text = text(source, rule)?;
+    if rule_text == "off" {
+        if pairs.remove(name_text).is_none() {
+            let known: Vec<_> = pairs.keys().cloned().collect();
+            let message = format!("there is no rule `{name_text}`; there are {}", known.join(", "));
+            return Err(source.problem(name.place, message));
         }
-        let pair = pair(rule_text).map_err(|message| fields.source.problem(rule.place, message))?;
-        pairs.insert(name_text.to_owned(), pair);
+        return Ok(());
     }
-    if pairs.is_empty() {
-        return Err(fields
-            .source
-            .problem(node.place, "no rule is left: nothing would be judged"));
-    }
-    Ok(pairs)
+    let pair = pair(rule_text).map_err(|message| source.problem(rule.place, message))?;
+    pairs.insert(name_text.to_owned(), pair);
+    Ok(())
 }
 
 /// `14.4x over 1h and 5m`.

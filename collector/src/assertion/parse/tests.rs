@@ -391,6 +391,85 @@ tests:
 }
 
 #[test]
+fn one_key_that_is_wrong_hides_no_other() {
+    let text = "
+assertions:
+  - name: a
+    expect: connect.count > 1
+    over: 5s
+    where: remote_prot = 5
+    ignore: cmm = 'x'
+  - name: b
+    slo: connect.p99 < 5ms
+    over: 5s
+    burn:
+      page-1h: soon
+      page-2h: off
+";
+    let expected = [
+        "6: there is no column \"remote_prot\"",
+        "7: there is no column \"cmm\"",
+        "9: `slo` is a ratio of what may go wrong",
+        "10: `over` does not go with `slo`",
+        "12: expected a rule such as",
+        "13: there is no rule `page-2h`",
+    ];
+    let found = faults(text);
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found}, not {expected}");
+    }
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+}
+
+#[test]
+fn what_would_take_for_ever_to_read_or_to_tell_is_cut_short() {
+    let list = |count: usize, item: &dyn Fn(usize) -> String| {
+        let items: Vec<_> = (0..count).map(item).collect();
+        items.join("\n")
+    };
+    let conditions = |count| {
+        let conditions = list(count, &|at| format!("      - connect.count != {at}"));
+        format!("assertions:\n  - name: a\n    over: 5s\n    expect:\n{conditions}\n")
+    };
+    assert!(parsed(&conditions(100)).is_ok());
+    assert_eq!(
+        faults(&conditions(30_000)),
+        ["105: `expect` has at most 100 conditions, this one has 30000"]
+    );
+
+    for text in [
+        format!("groups:\n{}\n", list(10_000, &|at| format!("  g{at}: 'role ='"))),
+        list(10_000, &|at| format!("key{at}: x")),
+        format!(
+            "assertions:\n{}\n",
+            list(5_000, &|at| format!(
+                "  - {{ name: a{at}, expect: connect.cuont > 1, over: 5s }}"
+            ))
+        ),
+        format!(
+            "assertions:\n  - name: a\n    slo: connect.failed_ratio < 0.1%\n    burn:\n{}\n",
+            list(10_000, &|at| format!("      r{at}: soon"))
+        ),
+        format!(
+            "assertions:\n  - name: a\n    over: 5s\n    expect: connect.count > 1\n    labels:\n{}\n",
+            list(300, &|at| format!("      '{}': x", " ".repeat(at)))
+        ),
+        format!(
+            "assertions: [{{ name: a, over: 5s, expect: connect.count > 1 }}]\ntests:\n{}\n",
+            list(5_000, &|at| format!(
+                "  - {{ assertion: other {at}, given: {{ a -> b: '5ms x5s' }}, expect: {{ 5s: Holds }} }}"
+            ))
+        ),
+        format!(
+            "receivers:\n{}\n",
+            list(5_000, &|at| format!("  - {{ name: r{at}, kind: webhook }}"))
+        ),
+    ] {
+        assert_eq!(faults(&text).len(), MOST_FAULTS, "{}", &text[..200]);
+    }
+}
+
+#[test]
 fn a_fault_is_told_once_and_not_again_by_what_depends_on_it() {
     for (text, expected) in [
         // What is missing stands under the key that is unknown.
@@ -416,6 +495,23 @@ fn a_fault_is_told_once_and_not_again_by_what_depends_on_it() {
         (
             "assrtions: []\ntests:\n  - { assertion: a, given: { a -> b: 'refused x5s' }, expect: { 5s: Holds } }\n",
             &["1: unknown key `assrtions`, did you mean assertions?"],
+        ),
+        (
+            "groups: [web]\nassertions:\n  - { name: a, from: web, expect: connect.count > 1, over: 5s }\n",
+            &["1: `groups` is keys and values, this is a list"],
+        ),
+        (
+            "assertions: { a: b }\ntests:\n  - { assertion: a, given: { a -> b: 'refused x5s' }, expect: { 5s: Holds } }\n",
+            &["1: `assertions` is a list (`- name: ...`), this is "],
+        ),
+        // The test may be of what has no right name; of a group that is not there that says nothing.
+        (
+            "assertions:\n  - { name: ' a', expect: connect.count > 1, over: 5s }\n  - { name: b, from: web, expect: connect.count > \
+             1, over: 5s }\ntests:\n  - { assertion: a, given: { a -> b: 'refused x5s' }, expect: { 5s: Holds } }\n",
+            &[
+                "2: a name is a line of text without blanks around it",
+                "3: there is no group `web`",
+            ],
         ),
         // An objective that is wrong has no rules.
         (
@@ -488,6 +584,21 @@ fn a_label_that_would_be_lost_in_notifications_is_refused() {
     }
     let right = "assertions:\n  - { name: a, expect: connect.count > 1, over: 5s, labels: { team: x, Severity: y } }\n";
     assert_eq!(parsed(right).expect("it is right").assertions[0].labels.len(), 2);
+}
+
+#[test]
+fn a_test_is_of_a_rule_and_not_of_its_objective() {
+    let text = |name: &str| {
+        format!(
+            "assertions:\n  - {{ name: a, slo: connect.failed_ratio < 0.1%, burn: {{ page-6h: off, ticket-1d: off }} }}\n\
+             tests:\n  - {{ assertion: '{name}', given: {{ a -> b: 'refused x5s' }}, expect: {{ 5s: Holds }} }}\n"
+        )
+    };
+    assert_eq!(
+        faults(&text("a")),
+        ["4: `a` is an objective: test one of its rules, `a: page-1h`, `a: ticket-3d`"]
+    );
+    assert_eq!(parsed(&text("a: page-1h")).expect("it is right").tests.len(), 1);
 }
 
 #[test]

@@ -118,6 +118,9 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             }
         };
         for item in items {
+            if self.is_enough() {
+                break;
+            }
             if let Some(trial) = self.trial(source, item) {
                 self.set.tests.push(trial);
             }
@@ -170,9 +173,19 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
         let objective = name.rsplit_once(": ").map(|(objective, _)| objective);
         let may_be_wrong = !self.problems.is_empty()
             && objective.is_some_and(|objective| self.names.contains_key(objective));
-        if !self.names.contains_key(name) && !may_be_wrong && !self.is_partial {
+        if !self.names.contains_key(name) && !may_be_wrong && !self.misses_assertions {
             let known = self.names.keys().map(String::as_str);
             let message = format!("there is no assertion `{name}`, {}", instead(name, known));
+            return Err(source.problem(node.place, message));
+        }
+        let burns = self.set.assertions.iter().filter_map(|known| {
+            let is_of_it = known.burn.as_ref().is_some_and(|burn| burn.slo == name);
+            is_of_it.then(|| format!("`{}`", known.name))
+        });
+        let rules: Vec<_> = burns.collect();
+        if !rules.is_empty() {
+            let rules = rules.join(", ");
+            let message = format!("`{name}` is an objective: test one of its rules, {rules}");
             return Err(source.problem(node.place, message));
         }
         Ok(name.to_owned())
