@@ -324,8 +324,14 @@ const OURS: &str = "role = 'active' \
     AND has(arrayZip({nodes:Array(String)}, {pids:Array(UInt32)}), (toString(node), pid)) \
     AND has(arrayZip({addresses:Array(String)}, {ports:Array(UInt16)}), (toString(remote_ip), remote_port))";
 
+/// Rows of connections that never left their network namespace: from an address to itself, or with a loopback's. Others have the same addresses
+/// and ports elsewhere.
+const INSIDE: &str = "(local_ip = remote_ip OR arrayExists(ip -> ip = toIPv6('::1') \
+    OR ip BETWEEN toIPv6('::ffff:127.0.0.0') AND toIPv6('::ffff:127.255.255.255'), [local_ip, remote_ip]))";
+
 /// What the kernels recorded of a run's connections, at both ends. A connection is found at the other end by its addresses and
-/// ports; since a pair of ports serves many connections one after another, of each pair no more than were made of it.
+/// ports, and by its node and namespace where it never left those; since a pair of ports serves many connections one after another, of each
+/// pair no more than were made of it.
 pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, StoreError> {
     let sql = format!(
         "SELECT count() AS attempts, countIf(outcome = 'established') AS established, countIf(outcome = 'refused') AS refused, \
@@ -345,21 +351,24 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
         taken: u64,
         served: u64,
     }
-    let names = "local_ip, local_port, remote_ip, remote_port";
+    let at = format!("if({INSIDE}, toString(node), ''), if({INSIDE}, netns, 0)");
+    let names = format!("local_ip, local_port, remote_ip, remote_port, ({at}) AS at");
+    let by = "local_ip, local_port, remote_ip, remote_port, at";
     let sql = format!(
         "SELECT sum(least(made, established_there)) AS established, sum(least(made, taken_there)) AS taken, \
          sum(least(made, served_there)) AS served FROM \
          (SELECT {names}, count() AS made FROM attempts \
-          WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE} GROUP BY {names}) AS mine \
+          WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE} GROUP BY {by}) AS mine \
          INNER JOIN \
          (SELECT {names}, countIf(is_first) AS established_there, \
               greatest(countIf(is_first AND accept_wait_us IS NOT NULL), \
                   countIf(is_final AND (accept_wait_us IS NOT NULL OR attribution = 'exact' OR bytes_sent > 0))) AS taken_there, \
               countIf(is_final AND bytes_sent > 0) AS served_there \
           FROM connection_records WHERE role = 'passive' AND outcome = 'established' \
-              AND has({{ports:Array(UInt16)}}, local_port) AND decided_at {MEANWHILE_THERE} GROUP BY {names}) AS theirs \
+              AND has({{ports:Array(UInt16)}}, local_port) AND decided_at {MEANWHILE_THERE} GROUP BY {by}) AS theirs \
          ON mine.local_ip = theirs.remote_ip AND mine.local_port = theirs.remote_port \
-             AND mine.remote_ip = theirs.local_ip AND mine.remote_port = theirs.local_port"
+             AND mine.remote_ip = theirs.local_ip AND mine.remote_port = theirs.local_port \
+             AND mine.at = theirs.at"
     );
     let There {
         established,
@@ -380,7 +389,7 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
     let there = format!(
         "SELECT {ends} FROM connections WHERE role = 'passive' AND outcome = 'established' \
          AND has({{ports:Array(UInt16)}}, local_port) AND decided_at {MEANWHILE_THERE} \
-         AND (remote_ip, remote_port, local_ip, local_port) GLOBAL IN \
+         AND (remote_ip, remote_port, local_ip, local_port, ({at})) GLOBAL IN \
              (SELECT {names} FROM attempts WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE}) {by}"
     );
     kernel.ends_at_target = lines(store, there, run.params()).await?;

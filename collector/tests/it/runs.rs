@@ -17,6 +17,7 @@ use holdfast_agent::load::run::Caps;
 use holdfast_agent::runs::Runs;
 use holdfast_agent::spool::{self, Spool};
 use holdfast_agent::uplink;
+use holdfast_collector::runs::result::Connections;
 use holdfast_collector::runs::seconds::Slot;
 use holdfast_collector::store::embedded::Embedded;
 use holdfast_proto::PROTOCOL;
@@ -1275,4 +1276,71 @@ async fn goes_on_without_an_agent() -> bool {
     first.stop().await;
     collector.stop().await.unwrap();
     found.is_some()
+}
+
+#[tokio::test]
+async fn the_other_end_of_a_connection_that_never_left_its_namespace_is_not_looked_for_elsewhere() {
+    let store = database().await;
+    let began_at_ns = synthetic::now_ns() - 60_000_000_000;
+    let at = format!("fromUnixTimestamp64Nano(toInt64({began_at_ns}), 'UTC')");
+    // Both nodes make the same connections; only one has an agent that sees what comes out of a listener.
+    let record = |node: &str, netns: u32, (local, remote): (&str, &str), is_active: bool| {
+        let ((from, from_port), (to, to_port), role) = match is_active {
+            true => ((local, 40_000), (remote, 80), "active"),
+            false => ((remote, 80), (local, 40_000), "passive"),
+        };
+        let pid = if is_active { 7 } else { 9 };
+        format!(
+            "('{node}', '{role}', 'established', {at}, true, true, {pid}, {netns}, \
+             toIPv6('{from}'), {from_port}, toIPv6('{to}'), {to_port}, 'exact', 5)"
+        )
+    };
+    let check = async |pair: (&str, &str), theirs: (&str, u32), expected: u64| {
+        store.execute("TRUNCATE TABLE connection_records").await.unwrap();
+        let rows = [
+            record("web-1", 1, pair, true),
+            record("web-2", 1, pair, true),
+            record(theirs.0, theirs.1, pair, false),
+            record(theirs.0, theirs.1, pair, false),
+        ];
+        store
+            .execute(&format!(
+                "INSERT INTO connection_records (node, role, outcome, recorded_at, is_first, is_final, pid, netns, \
+                 local_ip, local_port, remote_ip, remote_port, attribution, bytes_sent) VALUES {}",
+                rows.join(", ")
+            ))
+            .await
+            .unwrap();
+        let run = Connections {
+            generators: vec![("web-1".into(), 7), ("web-2".into(), 7)],
+            targets: vec![(pair.1.into(), 80)],
+            began_at_ns,
+            ended_at_ns: began_at_ns + 1_000_000_000,
+            margin_ns: 0,
+        };
+        let kernel = holdfast_collector::store::runs::kernel(&*store, &run)
+            .await
+            .unwrap();
+        assert_eq!(kernel.established, 2, "{kernel:?}");
+        let seen = (
+            kernel.seen_by_target,
+            kernel.taken_by_target,
+            kernel.served_by_target,
+        );
+        assert_eq!(seen, (expected, expected, expected), "{pair:?} {theirs:?}");
+        let ended: u64 = kernel.ends_at_target.iter().map(|ends| ends.connections).sum();
+        assert_eq!(ended, if expected == 0 { 0 } else { 2 }, "{kernel:?}");
+    };
+    for inside in [
+        ("::ffff:127.0.0.1", "::ffff:127.0.0.2"),
+        ("::1", "::1"),
+        ("::ffff:172.17.0.1", "::ffff:172.17.0.1"),
+    ] {
+        check(inside, ("web-2", 1), 1).await;
+        // Another namespace of that node, and another node, have a loopback of their own.
+        check(inside, ("web-2", 2), 0).await;
+        check(inside, ("db-1", 1), 0).await;
+    }
+    // What went over a network is found wherever it came to.
+    check(("::ffff:10.0.0.1", "::ffff:10.0.0.2"), ("db-1", 1), 2).await;
 }
