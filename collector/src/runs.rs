@@ -733,10 +733,9 @@ impl Run<'_> {
                 Some(run_event::Event::Ready(_)) => {
                     part.is_over = true;
                     refused.push(format!(
-                        "{}: knows only a part of what is asked for: its agent is {:?} and this collector {:?}, upgrade the older one",
+                        "{}: its agent ({:?}) is older than this collector and knows only a part of what is asked for: upgrade the agent",
                         part.node(),
-                        part.member.agent.version,
-                        env!("CARGO_PKG_VERSION")
+                        part.member.agent.version
                     ));
                 }
                 Some(run_event::Event::Serving(serving)) => match serving.address.parse() {
