@@ -193,7 +193,7 @@ impl Runs {
         let mut reason = reason;
         for (node, (at, why)) in &*lock(&self.turned_away) {
             if at.elapsed() < TURNED_AWAY && (nodes.is_empty() || nodes.contains(node)) {
-                reason += &format!("\n          {node} was turned away: {why}");
+                reason += &format!("{BELOW}{node} was turned away: {why}");
             }
         }
         Status::failed_precondition(reason)
@@ -249,6 +249,9 @@ impl Runs {
         Ok(members)
     }
 }
+
+/// Before what is told in a line of its own, below how the command begins.
+const BELOW: &str = "\n          ";
 
 /// The next step of whoever misses agents. A collector that has just begun is dialled again after 15 s at most.
 const WHERE_AGENTS_ARE: &str =
@@ -716,11 +719,13 @@ impl Run<'_> {
                     .filter(is_silent)
                     .map(|part| in_words(&part.member.agent))
                     .collect();
-                return Err(Status::unavailable(format!(
+                let silent = format!(
                     "no answer from {} within {} s: the agent may not know such runs, or its link is slow, or it hangs; its log says more",
                     silent.join(", "),
                     REGISTRATION.as_secs()
-                )));
+                );
+                refused.insert(0, silent);
+                return Err(Status::unavailable(refused.join(BELOW)));
             };
             let Some(part) = self.parts.get_mut(&agent_id) else {
                 continue;
@@ -755,7 +760,7 @@ impl Run<'_> {
         if refused.is_empty() {
             Ok(())
         } else {
-            Err(Status::failed_precondition(refused.join("\n          ")))
+            Err(Status::failed_precondition(refused.join(BELOW)))
         }
     }
 

@@ -719,6 +719,17 @@ async fn an_agent_of_another_version_is_missed_by_name_and_what_to_upgrade_is_sa
         said.contains("no answer from") && said.contains(&versions),
         "{said}"
     );
+    // What another one refuses is told as well.
+    let generator = Generator::start(&collector, "web-1", 50);
+    agents(&collector, 2).await;
+    let output = holdfast(&collector, &["load", "tcp", "10.0.0.1:9", "-y", "--agents", "2"]).await;
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(
+        said.contains("no answer from node-a2") && said.contains("web-1:") && said.contains("--load-targets"),
+        "{said}"
+    );
+    generator.stop().await;
     // One that answers and would leave out what it does not know: it says nothing of the plan, or knows another one.
     let ready = RunReady {
         pid: 1,
