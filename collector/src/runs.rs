@@ -82,6 +82,14 @@ const LONGEST_NAME: usize = 256;
 const STORE_ATTEMPTS: u32 = 5;
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 
+/// The end of a run as whoever made it is told.
+#[derive(serde::Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    record: &'a RunRecord,
+    is_stored: bool,
+}
+
 /// The connected agents as runs see them, and the runs that are under way.
 #[derive(Default)]
 pub struct Runs {
@@ -1211,9 +1219,13 @@ impl Run<'_> {
             verdict = record.verdict,
             "a run ends"
         );
+        let mut is_stored = false;
         for attempt in 1..=STORE_ATTEMPTS {
             match store_runs::record(&*self.desk.store, &record).await {
-                Ok(()) => break,
+                Ok(()) => {
+                    is_stored = true;
+                    break;
+                }
                 Err(StoreError::Unavailable { .. } | StoreError::Full { .. }) if attempt < STORE_ATTEMPTS => {
                     sleep(STORE_PAUSE).await;
                 }
@@ -1226,8 +1238,12 @@ impl Run<'_> {
                 }
             }
         }
+        let told = Told {
+            record: &record,
+            is_stored,
+        };
         RunResult {
-            json: serde_json::to_string(&record).expect("numbers and texts"),
+            json: serde_json::to_string(&told).expect("numbers and texts"),
         }
     }
 

@@ -98,6 +98,14 @@ pub(super) struct Row {
     /// Only where it was asked for.
     #[serde(default)]
     seconds: Seconds,
+    /// False where its collector says that it could not store the result.
+    #[serde(default = "is_stored")]
+    pub(super) is_stored: bool,
+}
+
+/// What comes from the store is.
+fn is_stored() -> bool {
+    true
 }
 
 const COLUMNS: [(&str, Align); 7] = [

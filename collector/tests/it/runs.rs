@@ -427,22 +427,25 @@ async fn a_run_that_is_stopped_or_whose_agent_leaves_ends_and_is_kept() {
         assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     }
 
-    // What cannot be told, since the disk is full, is stored all the same.
-    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
-    command
-        .args(["load", "tcp", &target, "-y", "-c", "2", "--json"])
-        .env("HOLDFAST_COLLECTOR", collector.url())
-        .stdin(Stdio::null())
-        .stdout(full);
-    let output = tokio::task::spawn_blocking(move || command.output().unwrap())
-        .await
-        .unwrap();
-    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
-    let said = stderr(&output);
-    let (_, id) = said.split_once("holdfast run show ").expect("where it is found");
-    let shown = holdfast(&collector, &["run", "show", id.split(' ').next().unwrap_or("")]).await;
-    assert!(stdout(&shown).contains("finished from web-1"), "{said}");
+    // What cannot be told, since the disk is full, goes on and is stored all the same.
+    for (lines, is_told_of) in [("--json", false), ("--debug", true)] {
+        let arguments = ["-y", "-c", "20", "-s", "30ms", "-i", "100ms", lines];
+        let output = to_full_disk(&collector, &[&["load", "tcp", &target], &arguments[..]].concat()).await;
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(4), "{said}");
+        assert_eq!(
+            said.contains("goes on and is told no further"),
+            is_told_of,
+            "{said}"
+        );
+        let (_, id) = said.split_once("holdfast run show ").expect("where it is found");
+        let shown = holdfast(&collector, &["run", "show", id.split(' ').next().unwrap_or("")]).await;
+        let shown = stdout(&shown);
+        assert!(
+            shown.contains("finished from web-1") && shown.contains("20 established"),
+            "{said}{shown}"
+        );
+    }
 
     // The agent leaves in the middle.
     let running = holdfast(&collector, &hold);
@@ -1127,6 +1130,20 @@ fn begin(collector: &Collector, arguments: &[&str]) -> JoinHandle<Output> {
         .env("HOLDFAST_COLLECTOR", collector.url())
         .stdin(Stdio::null());
     tokio::task::spawn_blocking(move || command.output().unwrap())
+}
+
+/// A command whose output finds no room.
+async fn to_full_disk(collector: &Collector, arguments: &[&str]) -> Output {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+    command
+        .args(arguments)
+        .env("HOLDFAST_COLLECTOR", collector.url())
+        .stdin(Stdio::null())
+        .stdout(full);
+    tokio::task::spawn_blocking(move || command.output().unwrap())
+        .await
+        .unwrap()
 }
 
 /// Waits until the run that is under way has reported so many established connections. False if it ended before.

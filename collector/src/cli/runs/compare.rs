@@ -500,6 +500,7 @@ mod tests {
             targets: vec!["<web>:80".into()],
             reasons: vec!["late".into()],
             result: String::new(),
+            is_stored: true,
             seconds: Seconds {
                 step_us: 1_000_000,
                 slots: (0..20).map(slot).collect(),
