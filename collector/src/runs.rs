@@ -2,7 +2,7 @@
 //!
 //! A run is driven by one task. It asks the agents that it chose whether they may and can; when all have said yes, it names
 //! the moment to begin; while the run lasts it says ten times a second that it is still wanted, and takes the reports in;
-//! at the end, however that came, it judges and stores. All but this file and `runs/known.rs` is pure.
+//! at the end, however that came, it judges and stores. All but this file, `runs/known.rs` and `runs/unstored.rs` is pure.
 
 pub mod compare;
 pub mod concurrent;
@@ -13,6 +13,7 @@ pub mod known;
 pub mod plan;
 pub mod result;
 pub mod seconds;
+pub mod unstored;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -41,6 +42,7 @@ use doubts::Doubts;
 use expect::Expectation;
 use plan::Plan;
 use result::{Cause, Connections, Kernel, Outcome, Pair, PartOf, Summary, Times, buckets, decode};
+use unstored::Unstored;
 
 /// How long the agents may take to say whether they will.
 const REGISTRATION: Duration = Duration::from_secs(5);
@@ -78,10 +80,6 @@ const TURNED_AWAY: Duration = Duration::from_secs(60);
 const MOST_TURNED_AWAY: usize = 64;
 const LONGEST_NAME: usize = 256;
 
-/// How often the end of a run is tried to be stored, and the pause between.
-const STORE_ATTEMPTS: u32 = 5;
-const STORE_PAUSE: Duration = Duration::from_millis(500);
-
 /// The end of a run as whoever made it is told.
 #[derive(serde::Serialize)]
 struct Told<'a> {
@@ -97,6 +95,8 @@ pub struct Runs {
     active: Mutex<HashMap<String, Active>>,
     /// Nodes whose agents were turned away for the version that they speak: when last, and what they were told.
     turned_away: Mutex<BTreeMap<String, (Instant, String)>>,
+    /// Ends of runs that wait for the store.
+    unstored: Unstored,
 }
 
 /// An agent that can be ordered.
@@ -1219,25 +1219,9 @@ impl Run<'_> {
             verdict = record.verdict,
             "a run ends"
         );
-        let mut is_stored = false;
-        for attempt in 1..=STORE_ATTEMPTS {
-            match store_runs::record(&*self.desk.store, &record).await {
-                Ok(()) => {
-                    is_stored = true;
-                    break;
-                }
-                Err(StoreError::Unavailable { .. } | StoreError::Full { .. }) if attempt < STORE_ATTEMPTS => {
-                    sleep(STORE_PAUSE).await;
-                }
-                Err(error) => {
-                    warn!(run = self.id, %error, "the end of a run cannot be stored");
-                    record
-                        .reasons
-                        .push(format!("the result could not be stored: {error}"));
-                    break;
-                }
-            }
-        }
+        let stored = self.desk.runs.unstored.store(&self.desk.store, &record).await;
+        let is_stored = stored.is_ok();
+        record.reasons.extend(stored.err());
         let told = Told {
             record: &record,
             is_stored,

@@ -4,8 +4,10 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use holdfast_agent::clock;
 use holdfast_agent::clock_offset::ClockOffset;
 use holdfast_agent::counters::Counters;
@@ -20,6 +22,7 @@ use holdfast_agent::uplink;
 use holdfast_collector::runs::result::Connections;
 use holdfast_collector::runs::seconds::Slot;
 use holdfast_collector::store::embedded::Embedded;
+use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError};
 use holdfast_proto::PROTOCOL;
 use holdfast_proto::v1::{Hello, RunEvent, RunReady, agent_message, collector_message, run_event, run_order};
 use serde_json::Value;
@@ -1305,6 +1308,76 @@ async fn goes_on_without_an_agent() -> bool {
     first.stop().await;
     collector.stop().await.unwrap();
     found.is_some()
+}
+
+/// A store that has no room for the ends of runs while it is full.
+struct Full {
+    store: Arc<Embedded>,
+    is_full: AtomicBool,
+}
+
+#[async_trait]
+impl Store for Full {
+    async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError> {
+        let is_end = table == "run_records" && token.ends_with("-2");
+        if is_end && self.is_full.load(Ordering::Relaxed) {
+            return Err(StoreError::Full {
+                message: "no room".into(),
+            });
+        }
+        self.store.insert(table, token, block).await
+    }
+
+    async fn query(&self, query: Query) -> Result<Chunks, StoreError> {
+        self.store.query(query).await
+    }
+
+    async fn execute(&self, sql: &str) -> Result<(), StoreError> {
+        self.store.execute(sql).await
+    }
+
+    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError> {
+        self.store.derive(sql, params).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_finds_no_room_is_stored_once_there_is_some() {
+    let store = database().await;
+    let full = Arc::new(Full {
+        store: store.clone(),
+        is_full: true.into(),
+    });
+    let collector = Collector::start(full.clone()).await;
+    let generator = Generator::start(&collector, "web-1", 50);
+    agents(&collector, 1).await;
+    let target = keeper().await.to_string();
+    let asked = ["load", "tcp", &target, "-y", "-c", "3"];
+    let report = stdout(&holdfast(&collector, &asked).await);
+    assert!(
+        report.contains("verdict: holds") || report.contains("lack CPU"),
+        "{report}"
+    );
+    assert!(
+        report.contains("the result is not stored yet: ") && report.contains("no room"),
+        "{report}"
+    );
+    // Nor is there room for the report: that the result is stored is not said.
+    let said = stderr(&to_full_disk(&collector, &asked).await);
+    assert!(
+        said.contains("is over and cannot be told; its verdict is") && said.contains("not stored yet"),
+        "{said}"
+    );
+    let ended = "SELECT count() FROM runs WHERE state = 'finished' AND NOT arrayExists(why -> why LIKE '%not stored%', reasons)";
+    assert_eq!(number(&store, ended).await, 0);
+    full.is_full.store(false, Ordering::Relaxed);
+    let waiting = std::time::Instant::now();
+    while number(&store, ended).await < 2 {
+        assert!(waiting.elapsed() < Duration::from_secs(60), "it is not stored");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    generator.stop().await;
+    collector.stop().await.unwrap();
 }
 
 #[tokio::test]
