@@ -1138,7 +1138,9 @@ impl Run<'_> {
         let connections = self.connections(ended_at_ns);
         let kernel = self.kernel(&connections).await;
         let own_doing = self.own_doing();
-        self.outcome.confirmed = kernel.as_ref().map_or(0, Kernel::confirmed);
+        self.outcome.confirmed = kernel
+            .as_ref()
+            .map_or(0, |kernel| kernel.confirmed(counts.abandoned));
         if matches!(self.plan.arrivals, Some(load_plan::Arrivals::Loop(_))) {
             self.look_at_generators();
         }
