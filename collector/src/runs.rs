@@ -413,7 +413,7 @@ impl Toward {
             from: from.to_owned(),
             to: self.node.clone(),
             address: self.address.clone(),
-            counts: counts::named(&self.counts),
+            counts: result::known(counts::named(&self.counts), self.lacks_handshakes),
             connect: times(&self.connect),
             network: times(&self.network),
             is_over: self.is_over,
@@ -1000,6 +1000,7 @@ impl Run<'_> {
             most_open: most_of_part,
             cpu_us: part.cpu_ns / 1_000,
             counts: report.counts.unwrap_or_default(),
+            lacks_handshakes: report.lacks_handshakes,
             connect,
             network,
             request,
@@ -1400,6 +1401,18 @@ mod tests {
         // 40 t^2 attempts are due until t.
         assert_eq!((due_ms(0.0, 400.0, 0), due_ms(0.0, 400.0, 1)), (0, 158));
         assert_eq!(due_ms(400.0, 0.0, 1), 2);
+    }
+
+    #[test]
+    fn what_could_not_be_counted_of_a_pair_is_not_zero() {
+        let again = |lacks_handshakes| {
+            let toward = Toward {
+                lacks_handshakes,
+                ..Toward::default()
+            };
+            toward.pair("web-1").counts.get(counts::OF_HANDSHAKES).copied()
+        };
+        assert_eq!((again(false), again(true)), (Some(0), None));
     }
 
     /// Where a mesh reaches its agents, each with where its stream comes from and to, and its own addresses.

@@ -565,7 +565,7 @@ impl Kernel {
 /// Counts without what nobody could count: that is not known to be zero.
 pub fn known(mut counts: BTreeMap<String, u64>, lacks_handshakes: bool) -> BTreeMap<String, u64> {
     if lacks_handshakes {
-        counts.remove("syn_retransmits");
+        counts.remove(counts::OF_HANDSHAKES);
     }
     counts
 }

@@ -45,6 +45,8 @@ pub struct LoadSample {
     pub most_open: u64,
     pub cpu_us: u64,
     pub counts: LoadCounts,
+    /// SYNs that were sent again are not among them.
+    pub lacks_handshakes: bool,
     pub connect: Option<Histogram<u64>>,
     pub network: Option<Histogram<u64>>,
     pub request: Option<Histogram<u64>>,
@@ -104,6 +106,13 @@ fn sample_block(run_id: &str, samples: &[LoadSample]) -> Result<super::Block, Bl
     block.u64s("most_open", &column(samples, |sample| sample.most_open))?;
     block.u64s("cpu_us", &column(samples, |sample| sample.cpu_us))?;
     for (index, name) in counts::NAMES.iter().enumerate() {
+        if *name == counts::OF_HANDSHAKES {
+            let known = |sample: &LoadSample| {
+                (!sample.lacks_handshakes).then_some(counts::values(&sample.counts)[index])
+            };
+            block.nullable_u64s(name, &column(samples, known))?;
+            continue;
+        }
         let values = column(samples, |sample| counts::values(&sample.counts)[index]);
         block.u64s(name, &values)?;
     }
@@ -160,7 +169,7 @@ pub async fn rows(store: &dyn Store, run_id: &str, limit: u64) -> Result<Vec<Str
 /// What is in the store of a run that has no result.
 #[derive(Debug, Default)]
 pub struct Samples {
-    /// Sums of the nodes' counts by name, and beside them `most_open` and `elapsed_us`, the greatest of a node, and `cpu_us`.
+    /// Sums of the nodes' counts by name, without what not all of them could count, and beside them `most_open` and `elapsed_us`, the greatest of a node, and `cpu_us`.
     pub numbers: BTreeMap<String, u64>,
     /// Log buckets of microseconds and what is in each.
     pub connect: Vec<(u16, u64)>,
@@ -175,7 +184,7 @@ pub async fn samples(store: &dyn Store, run_id: &str) -> Result<Samples, StoreEr
     let params = vec![("run_id".to_owned(), text_value(run_id))];
     let sums: Vec<_> = counts::NAMES
         .iter()
-        .map(|name| format!("sum({name}) AS {name}"))
+        .map(|name| format!("if(count({name}) < count(), NULL, ifNull(sum({name}), 0)) AS {name}"))
         .collect();
     let sql = format!(
         "SELECT {}, max(most_open) AS most_open, max(elapsed_us) AS elapsed_us, sum(cpu_us) AS cpu_us \
@@ -183,6 +192,10 @@ pub async fn samples(store: &dyn Store, run_id: &str) -> Result<Samples, StoreEr
         sums.join(", ")
     );
     let numbers = one(lines(store, sql, params.clone()).await?)?;
+    let known = |numbers: BTreeMap<String, Option<u64>>| {
+        let known = numbers.into_iter();
+        known.filter_map(|(name, number)| Some((name, number?))).collect()
+    };
 
     #[derive(serde::Deserialize)]
     struct Part {
@@ -190,7 +203,7 @@ pub async fn samples(store: &dyn Store, run_id: &str) -> Result<Samples, StoreEr
         most_open: u64,
         cpu_us: u64,
         #[serde(flatten)]
-        counts: BTreeMap<String, u64>,
+        counts: BTreeMap<String, Option<u64>>,
     }
     let sql = format!(
         "SELECT toString(node) AS node, most_open, cpu_us, {} FROM run_results WHERE run_id = {{run_id:String}} ORDER BY node",
@@ -199,7 +212,7 @@ pub async fn samples(store: &dyn Store, run_id: &str) -> Result<Samples, StoreEr
     let parts: Vec<Part> = lines(store, sql, params.clone()).await?;
     let parts = parts.into_iter().map(|part| PartOf {
         node: part.node,
-        counts: part.counts,
+        counts: known(part.counts),
         most_open: part.most_open,
         cpu_ns: part.cpu_us * 1_000,
         ..PartOf::default()
@@ -222,7 +235,7 @@ pub async fn samples(store: &dyn Store, run_id: &str) -> Result<Samples, StoreEr
     } = one(lines(store, sql.into(), params).await?)?;
     let pairs = |(ids, numbers): (Vec<u16>, Vec<u64>)| ids.into_iter().zip(numbers).collect();
     Ok(Samples {
-        numbers,
+        numbers: known(numbers),
         connect: pairs(connect),
         network: pairs(network),
         request: pairs(request),
@@ -240,9 +253,11 @@ pub async fn seconds(store: &dyn Store, run_id: &str) -> Result<Seconds, StoreEr
     let sql = "SELECT max(elapsed_us) AS elapsed_us FROM load_samples WHERE run_id = {run_id:String}";
     let Longest { elapsed_us } = one(lines(store, sql.into(), params.clone()).await?)?;
     let step_us = step_us(elapsed_us);
+    // Of what may not be known there is no picture.
     let sums = |of: &str| {
         let sums: Vec<_> = counts::NAMES
             .iter()
+            .filter(|name| **name != counts::OF_HANDSHAKES)
             .map(|name| format!("sum({of}.{name}) AS {name}"))
             .collect();
         sums.join(", ")

@@ -1,6 +1,6 @@
 //! Runs of load end to end: the command line, a collector, and the parts of agents that make load and talk.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -19,12 +19,16 @@ use holdfast_agent::load::run::Caps;
 use holdfast_agent::runs::Runs;
 use holdfast_agent::spool::{self, Spool};
 use holdfast_agent::uplink;
-use holdfast_collector::runs::result::Connections;
+use holdfast_collector::runs::known;
+use holdfast_collector::runs::result::{Connections, Summary};
 use holdfast_collector::runs::seconds::Slot;
 use holdfast_collector::store::embedded::Embedded;
+use holdfast_collector::store::runs::{self as store_runs, LoadSample};
 use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError};
 use holdfast_proto::PROTOCOL;
-use holdfast_proto::v1::{Hello, RunEvent, RunReady, agent_message, collector_message, run_event, run_order};
+use holdfast_proto::v1::{
+    Hello, LoadCounts, RunEvent, RunReady, agent_message, collector_message, run_event, run_order,
+};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -1378,6 +1382,53 @@ async fn a_result_that_finds_no_room_is_stored_once_there_is_some() {
     }
     generator.stop().await;
     collector.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_run_without_a_result_could_not_count_is_not_zero() {
+    let store = database().await;
+    let sample = |node: &str, lacks_handshakes, elapsed_us| LoadSample {
+        node: node.into(),
+        observed_at_ns: synthetic::now_ns(),
+        elapsed_us,
+        open: 0,
+        most_open: 0,
+        cpu_us: 0,
+        counts: LoadCounts {
+            started: 10,
+            syn_retransmits: if lacks_handshakes { 0 } else { 2 },
+            ..LoadCounts::default()
+        },
+        lacks_handshakes,
+        connect: None,
+        network: None,
+        request: None,
+    };
+    for (run_id, lacks_handshakes, expected) in [("a", false, Some(6)), ("b", true, None)] {
+        let samples = [
+            sample("web-1", false, 1_000_000),
+            sample("web-2", lacks_handshakes, 1_000_000),
+            sample("web-2", false, 2_000_000),
+        ];
+        store_runs::sample(&*store, run_id, 1, &samples).await.unwrap();
+        let result = serde_json::to_string(&Summary::default()).unwrap();
+        let line = serde_json::json!({ "run_id": run_id, "result": result }).to_string();
+        let line = known::complete(&*store, &line, true).await.unwrap();
+        let row: Value = serde_json::from_str(&line).unwrap();
+        let summary: Summary = serde_json::from_str(row["result"].as_str().unwrap()).unwrap();
+        let again = |counts: &BTreeMap<String, u64>| counts.get("syn_retransmits").copied();
+        assert_eq!(summary.counts["started"], 30);
+        assert_eq!(
+            (again(&summary.counts), summary.lacks_handshakes),
+            (expected, lacks_handshakes)
+        );
+        let of_parts: Vec<_> = summary.parts.iter().map(|part| again(&part.counts)).collect();
+        assert_eq!(of_parts, [Some(2), expected.map(|_| 4)], "{run_id}");
+        assert_eq!(row["seconds"]["slots"].as_array().unwrap().len(), 2, "{row}");
+        let sql =
+            format!("SELECT countIf(syn_retransmits IS NULL) FROM run_results WHERE run_id = '{run_id}'");
+        assert_eq!(number(&store, &sql).await, u64::from(lacks_handshakes));
+    }
 }
 
 #[tokio::test]
