@@ -626,7 +626,7 @@ impl Summary {
         }
     }
 
-    /// Whether the run shows what was expected, and why not. Where nothing was, that there were no errors and no losses. A
+    /// Whether the run shows what was expected, and why not; or what limited it though it does. Where nothing was, that there were no errors and no losses. A
     /// generator that was the limit proves nothing against the target, nor for it; but that the target said no, or that the kernels of
     /// both ends know who dropped what it sent, it does prove.
     pub fn verdict(&self) -> (Verdict, Vec<String>) {
@@ -672,7 +672,13 @@ impl Summary {
         }
         reasons.extend(silences);
         if reasons.is_empty() {
-            (Verdict::Holds, reasons)
+            // That nothing failed was seen, and the rate is one that both ends can do.
+            let limited = format!("{}: its rate is what that could do", self.doubt);
+            let is_limited = !self.doubt.is_empty();
+            (
+                Verdict::Holds,
+                is_limited.then_some(limited).into_iter().collect(),
+            )
         } else {
             (Verdict::Violated, reasons)
         }
@@ -942,7 +948,12 @@ mod tests {
             ..Outcome::default()
         };
         (outcome.counts.started, outcome.counts.established) = (10, 10);
-        assert_eq!(Summary::of(&outcome, &[]).verdict().0, Verdict::Holds);
+        let (verdict, reasons) = Summary::of(&outcome, &[]).verdict();
+        assert_eq!(verdict, Verdict::Holds);
+        assert!(
+            reasons[0].starts_with("limited by the generator") && reasons[0].contains("what that could do"),
+            "{reasons:?}"
+        );
         outcome.counts.timed_out = 2;
         let (verdict, reasons) = Summary::of(&outcome, &[]).verdict();
         assert_eq!(verdict, Verdict::Unknown);
