@@ -2,7 +2,7 @@
 //!
 //! A run is driven by one task. It asks the agents that it chose whether they may and can; when all have said yes, it names
 //! the moment to begin; while the run lasts it says ten times a second that it is still wanted, and takes the reports in;
-//! at the end, however that came, it judges and stores. All but this file and `runs/known.rs` is pure.
+//! at the end, however that came, it judges and stores. All but this file, `runs/known.rs` and `runs/unstored.rs` is pure.
 
 pub mod compare;
 pub mod concurrent;
@@ -13,6 +13,7 @@ pub mod known;
 pub mod plan;
 pub mod result;
 pub mod seconds;
+pub mod unstored;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -41,6 +42,7 @@ use doubts::Doubts;
 use expect::Expectation;
 use plan::Plan;
 use result::{Cause, Connections, Kernel, Outcome, Pair, PartOf, Summary, Times, buckets, decode};
+use unstored::Unstored;
 
 /// How long the agents may take to say whether they will.
 const REGISTRATION: Duration = Duration::from_secs(5);
@@ -78,9 +80,13 @@ const TURNED_AWAY: Duration = Duration::from_secs(60);
 const MOST_TURNED_AWAY: usize = 64;
 const LONGEST_NAME: usize = 256;
 
-/// How often the end of a run is tried to be stored, and the pause between.
-const STORE_ATTEMPTS: u32 = 5;
-const STORE_PAUSE: Duration = Duration::from_millis(500);
+/// The end of a run as whoever made it is told.
+#[derive(serde::Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    record: &'a RunRecord,
+    is_stored: bool,
+}
 
 /// The connected agents as runs see them, and the runs that are under way.
 #[derive(Default)]
@@ -89,6 +95,8 @@ pub struct Runs {
     active: Mutex<HashMap<String, Active>>,
     /// Nodes whose agents were turned away for the version that they speak: when last, and what they were told.
     turned_away: Mutex<BTreeMap<String, (Instant, String)>>,
+    /// Ends of runs that wait for the store.
+    unstored: Unstored,
 }
 
 /// An agent that can be ordered.
@@ -193,7 +201,7 @@ impl Runs {
         let mut reason = reason;
         for (node, (at, why)) in &*lock(&self.turned_away) {
             if at.elapsed() < TURNED_AWAY && (nodes.is_empty() || nodes.contains(node)) {
-                reason += &format!("\n          {node} was turned away: {why}");
+                reason += &format!("{BELOW}{node} was turned away: {why}");
             }
         }
         Status::failed_precondition(reason)
@@ -249,6 +257,9 @@ impl Runs {
         Ok(members)
     }
 }
+
+/// Before what is told in a line of its own, below how the command begins.
+const BELOW: &str = "\n          ";
 
 /// The next step of whoever misses agents. A collector that has just begun is dialled again after 15 s at most.
 const WHERE_AGENTS_ARE: &str =
@@ -402,7 +413,7 @@ impl Toward {
             from: from.to_owned(),
             to: self.node.clone(),
             address: self.address.clone(),
-            counts: counts::named(&self.counts),
+            counts: result::known(counts::named(&self.counts), self.lacks_handshakes),
             connect: times(&self.connect),
             network: times(&self.network),
             is_over: self.is_over,
@@ -716,11 +727,13 @@ impl Run<'_> {
                     .filter(is_silent)
                     .map(|part| in_words(&part.member.agent))
                     .collect();
-                return Err(Status::unavailable(format!(
+                let silent = format!(
                     "no answer from {} within {} s: the agent may not know such runs, or its link is slow, or it hangs; its log says more",
                     silent.join(", "),
                     REGISTRATION.as_secs()
-                )));
+                );
+                refused.insert(0, silent);
+                return Err(Status::unavailable(refused.join(BELOW)));
             };
             let Some(part) = self.parts.get_mut(&agent_id) else {
                 continue;
@@ -733,10 +746,9 @@ impl Run<'_> {
                 Some(run_event::Event::Ready(_)) => {
                     part.is_over = true;
                     refused.push(format!(
-                        "{}: knows only a part of what is asked for: its agent is {:?} and this collector {:?}, upgrade the older one",
+                        "{}: its agent ({:?}) is older than this collector and knows only a part of what is asked for: upgrade the agent",
                         part.node(),
-                        part.member.agent.version,
-                        env!("CARGO_PKG_VERSION")
+                        part.member.agent.version
                     ));
                 }
                 Some(run_event::Event::Serving(serving)) => match serving.address.parse() {
@@ -756,7 +768,7 @@ impl Run<'_> {
         if refused.is_empty() {
             Ok(())
         } else {
-            Err(Status::failed_precondition(refused.join("\n          ")))
+            Err(Status::failed_precondition(refused.join(BELOW)))
         }
     }
 
@@ -988,6 +1000,7 @@ impl Run<'_> {
             most_open: most_of_part,
             cpu_us: part.cpu_ns / 1_000,
             counts: report.counts.unwrap_or_default(),
+            lacks_handshakes: report.lacks_handshakes,
             connect,
             network,
             request,
@@ -1126,7 +1139,9 @@ impl Run<'_> {
         let connections = self.connections(ended_at_ns);
         let kernel = self.kernel(&connections).await;
         let own_doing = self.own_doing();
-        self.outcome.confirmed = kernel.as_ref().map_or(0, Kernel::confirmed);
+        self.outcome.confirmed = kernel
+            .as_ref()
+            .map_or(0, |kernel| kernel.confirmed(counts.abandoned));
         if matches!(self.plan.arrivals, Some(load_plan::Arrivals::Loop(_))) {
             self.look_at_generators();
         }
@@ -1207,23 +1222,15 @@ impl Run<'_> {
             verdict = record.verdict,
             "a run ends"
         );
-        for attempt in 1..=STORE_ATTEMPTS {
-            match store_runs::record(&*self.desk.store, &record).await {
-                Ok(()) => break,
-                Err(StoreError::Unavailable { .. } | StoreError::Full { .. }) if attempt < STORE_ATTEMPTS => {
-                    sleep(STORE_PAUSE).await;
-                }
-                Err(error) => {
-                    warn!(run = self.id, %error, "the end of a run cannot be stored");
-                    record
-                        .reasons
-                        .push(format!("the result could not be stored: {error}"));
-                    break;
-                }
-            }
-        }
+        let stored = self.desk.runs.unstored.store(&self.desk.store, &record).await;
+        let is_stored = stored.is_ok();
+        record.reasons.extend(stored.err());
+        let told = Told {
+            record: &record,
+            is_stored,
+        };
         RunResult {
-            json: serde_json::to_string(&record).expect("numbers and texts"),
+            json: serde_json::to_string(&told).expect("numbers and texts"),
         }
     }
 
@@ -1394,6 +1401,18 @@ mod tests {
         // 40 t^2 attempts are due until t.
         assert_eq!((due_ms(0.0, 400.0, 0), due_ms(0.0, 400.0, 1)), (0, 158));
         assert_eq!(due_ms(400.0, 0.0, 1), 2);
+    }
+
+    #[test]
+    fn what_could_not_be_counted_of_a_pair_is_not_zero() {
+        let again = |lacks_handshakes| {
+            let toward = Toward {
+                lacks_handshakes,
+                ..Toward::default()
+            };
+            toward.pair("web-1").counts.get(counts::OF_HANDSHAKES).copied()
+        };
+        assert_eq!((again(false), again(true)), (Some(0), None));
     }
 
     /// Where a mesh reaches its agents, each with where its stream comes from and to, and its own addresses.

@@ -98,6 +98,14 @@ pub(super) struct Row {
     /// Only where it was asked for.
     #[serde(default)]
     seconds: Seconds,
+    /// False where its collector says that it could not store the result.
+    #[serde(default = "is_stored")]
+    pub(super) is_stored: bool,
+}
+
+/// What comes from the store is.
+fn is_stored() -> bool {
+    true
 }
 
 const COLUMNS: [(&str, Align); 7] = [
@@ -407,7 +415,7 @@ fn body(summary: &Summary) -> String {
     text += "              connect: from when it was due; dial: from connect(); network: the handshake's round trip by TCP_INFO\n";
     text += &matrix(&summary.pairs);
     if let Some(kernel) = &summary.kernel {
-        text += &lines_of_kernel(kernel);
+        text += &lines_of_kernel(kernel, summary.lacks_handshakes);
     } else {
         text += "kernel:       no records of these connections came in time\n";
     }
@@ -669,8 +677,8 @@ fn taken(kernel: &Kernel) -> String {
     }
 }
 
-/// What the kernels of both ends recorded.
-fn lines_of_kernel(kernel: &Kernel) -> String {
+/// What the kernels of both ends recorded, which alone knows of SYNs that were sent again where the generator could not count them.
+fn lines_of_kernel(kernel: &Kernel, lacks_handshakes: bool) -> String {
     let times = match kernel.established {
         0 => String::new(),
         _ => format!(
@@ -683,7 +691,10 @@ fn lines_of_kernel(kernel: &Kernel) -> String {
         "kernel:       {} attempts recorded: {} established{times}, {} refused, {} timed out, {} aborted by the generator\n",
         kernel.attempts, kernel.established, kernel.refused, kernel.timed_out, kernel.aborted
     );
-    if let Some(again @ 1..) = kernel.syn_retransmits {
+    if let Some(again) = kernel
+        .syn_retransmits
+        .filter(|again| *again > 0 || lacks_handshakes)
+    {
         text += &format!("              {again} SYNs sent again\n");
     }
     let by = |ends: &Ends| match (ends.comm.as_str(), ends.pid) {
@@ -752,5 +763,29 @@ fn bytes(bytes: u64) -> String {
         1_024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1_024.0),
         1_048_576..1_073_741_824 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
         _ => format!("{:.1} GiB", bytes as f64 / 1_073_741_824.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_the_generator_could_not_count_what_the_kernel_did_is_told_though_it_is_zero() {
+        let told = |lacks_handshakes, again| {
+            let summary = Summary {
+                lacks_handshakes,
+                kernel: Some(Kernel {
+                    attempts: 5,
+                    syn_retransmits: again,
+                    ..Kernel::default()
+                }),
+                ..Summary::default()
+            };
+            let text = body(&summary);
+            text.lines().any(|line| line.trim_start() == "0 SYNs sent again")
+        };
+        assert!(told(true, Some(0)));
+        assert!(!told(true, None) && !told(true, Some(1)) && !told(false, Some(0)));
     }
 }

@@ -42,6 +42,13 @@ pub enum Statistic {
     ErrorRatio,
 }
 
+impl Statistic {
+    /// Whether it is one of the times, which may be the generator's own.
+    pub fn is_time(self) -> bool {
+        !matches!(self, Self::Rate | Self::ErrorRatio)
+    }
+}
+
 const STATISTICS: [Statistic; 6] = [
     Statistic::P50,
     Statistic::P90,
@@ -87,9 +94,35 @@ pub struct Comparison {
     pub block: usize,
     /// Why nothing can be told, where it cannot.
     pub doubts: Vec<String>,
+    /// Why nothing can be told of times, where the rest can be.
+    pub doubts_of_times: Vec<String>,
 }
 
 impl Comparison {
+    /// Nothing can be told, if there is any such reason.
+    pub fn doubt(&mut self, reasons: Vec<String>) {
+        if !reasons.is_empty() {
+            self.forget(|_| true);
+            self.doubts.splice(0..0, reasons);
+        }
+    }
+
+    /// Nothing can be told of times, if there is any such reason.
+    pub fn doubt_times(&mut self, reasons: Vec<String>) {
+        if !reasons.is_empty() {
+            self.forget(Statistic::is_time);
+            self.doubts_of_times.extend(reasons);
+        }
+    }
+
+    fn forget(&mut self, is_doubted: impl Fn(Statistic) -> bool) {
+        for difference in &mut self.differences {
+            if is_doubted(difference.statistic) {
+                difference.shown = Shown::Unknown;
+            }
+        }
+    }
+
     /// What all of it comes to: worse if anything is.
     pub fn shown(&self) -> Shown {
         let any = |wanted| {
@@ -187,6 +220,7 @@ fn compare_by(
         seconds: runs.each_ref().map(|run| run.slots.len()),
         block,
         doubts,
+        doubts_of_times: Vec::new(),
     }
 }
 

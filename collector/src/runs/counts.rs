@@ -7,6 +7,9 @@ use holdfast_proto::v1::LoadCounts;
 /// How many counts there are.
 pub const COUNTS: usize = 33;
 
+/// The one that is not known where sockets could not be asked of their handshakes.
+pub const OF_HANDSHAKES: &str = "syn_retransmits";
+
 /// Their names, as fields of the message and columns of the store are called.
 pub const NAMES: [&str; COUNTS] = [
     "started",

@@ -53,10 +53,11 @@ fn add_samples(summary: &mut Summary, samples: &store_runs::Samples) {
     summary.elapsed_ns = number("elapsed_us") * 1_000;
     summary.cpu_ns = number("cpu_us") * 1_000;
     summary.most_open = number("most_open");
-    summary.counts = counts::NAMES
+    let known = counts::NAMES
         .iter()
-        .map(|name| ((*name).to_owned(), number(name)))
-        .collect();
+        .filter_map(|name| samples.numbers.get_key_value(*name));
+    summary.counts = known.map(|(name, number)| (name.clone(), *number)).collect();
+    summary.lacks_handshakes = !summary.counts.contains_key(counts::OF_HANDSHAKES);
     for (name, buckets) in [
         ("connect", &samples.connect),
         ("network", &samples.network),

@@ -541,10 +541,15 @@ impl Cause {
 }
 
 impl Kernel {
-    /// Attempts that both ends know to have failed for what is behind the generator.
-    pub fn confirmed(&self) -> u64 {
-        let of_the_target = self.causes.iter().filter(|cause| cause.is_of_the_target());
-        of_the_target.map(|cause| cause.attempts).sum()
+    /// Attempts that timed out for what both ends know to be behind the generator. To the kernel those that the end of the run cut off, so
+    /// many, are aborted by the generator too, and any of these may be one of them.
+    pub fn confirmed(&self, abandoned: u64) -> u64 {
+        let of_the_target = |outcome: &str| -> u64 {
+            let causes = self.causes.iter().filter(|cause| cause.outcome == outcome);
+            let of_the_target = causes.filter(|cause| cause.is_of_the_target());
+            of_the_target.map(|cause| cause.attempts).sum()
+        };
+        of_the_target("timed_out") + of_the_target("aborted").saturating_sub(abandoned)
     }
 
     /// Attempts that failed for a reason that is named, confirmed or not: an other end without an agent never says anything.
@@ -560,7 +565,7 @@ impl Kernel {
 /// Counts without what nobody could count: that is not known to be zero.
 pub fn known(mut counts: BTreeMap<String, u64>, lacks_handshakes: bool) -> BTreeMap<String, u64> {
     if lacks_handshakes {
-        counts.remove("syn_retransmits");
+        counts.remove(counts::OF_HANDSHAKES);
     }
     counts
 }
@@ -621,7 +626,7 @@ impl Summary {
         }
     }
 
-    /// Whether the run shows what was expected, and why not. Where nothing was, that there were no errors and no losses. A
+    /// Whether the run shows what was expected, and why not; or what limited it though it does. Where nothing was, that there were no errors and no losses. A
     /// generator that was the limit proves nothing against the target, nor for it; but that the target said no, or that the kernels of
     /// both ends know who dropped what it sent, it does prove.
     pub fn verdict(&self) -> (Verdict, Vec<String>) {
@@ -667,7 +672,13 @@ impl Summary {
         }
         reasons.extend(silences);
         if reasons.is_empty() {
-            (Verdict::Holds, reasons)
+            // That nothing failed was seen, and the rate is one that both ends can do.
+            let limited = format!("{}: its rate is what that could do", self.doubt);
+            let is_limited = !self.doubt.is_empty();
+            (
+                Verdict::Holds,
+                is_limited.then_some(limited).into_iter().collect(),
+            )
         } else {
             (Verdict::Violated, reasons)
         }
@@ -688,8 +699,13 @@ impl Summary {
         }
         let mut reasons = self.bad(&ANSWERS);
         // Silence alone is none, but its cause may be.
+        let abandoned = self.counts.get("abandoned").copied().unwrap_or(0);
+        let kernel = self
+            .kernel
+            .iter()
+            .filter(|kernel| kernel.confirmed(abandoned) > 0);
         if !has_own_doing && !self.bad(&["timed_out"]).is_empty() {
-            let causes = self.kernel.iter().flat_map(|kernel| &kernel.causes);
+            let causes = kernel.flat_map(|kernel| &kernel.causes);
             reasons.extend(causes.filter(|cause| cause.is_of_the_target()).map(|cause| {
                 let (outcome, why) = (cause.outcome.replace('_', " "), cause.cause.replace('_', " "));
                 format!("{} {outcome}: {why}", cause.attempts)
@@ -830,8 +846,8 @@ mod tests {
         outcome.counts.timed_out = 10;
         outcome.counts.late = 5;
         outcome.lateness.record_n(2_000_000, 10).unwrap();
-        let found = |cause: Cause, own_doing: u64| {
-            let mut summary = Summary::of(&outcome, &[]);
+        let found = |outcome: &Outcome, cause: Cause, own_doing: u64| {
+            let mut summary = Summary::of(outcome, &[]);
             summary.own_doing = [("timed_out".to_owned(), own_doing)].into();
             summary.kernel = Some(Kernel {
                 causes: vec![cause],
@@ -846,7 +862,7 @@ mod tests {
             attempts: 10,
             ..Cause::default()
         };
-        let (verdict, reasons) = found(full.clone(), 0);
+        let (verdict, reasons) = found(&outcome, full.clone(), 0);
         assert_eq!(
             (verdict, reasons[0].as_str()),
             (Verdict::Violated, "10 aborted: listener full")
@@ -855,19 +871,25 @@ mod tests {
             is_confirmed: false,
             ..full.clone()
         };
-        assert_eq!(found(unconfirmed, 0).0, Verdict::Unknown);
+        assert_eq!(found(&outcome, unconfirmed, 0).0, Verdict::Unknown);
+        // Nor is what the end of the run cut off.
+        outcome.counts.abandoned = 9;
+        assert_eq!(found(&outcome, full.clone(), 0).0, Verdict::Violated);
+        outcome.counts.abandoned = 10;
+        assert_eq!(found(&outcome, full.clone(), 0).0, Verdict::Unknown);
+        outcome.counts.abandoned = 0;
         // What is the generator's own, and what came of a lost agent of a mesh, is none.
         let gave_up = Cause {
             cause: "process_gave_up".into(),
             ..full.clone()
         };
-        assert_eq!(found(gave_up, 0).0, Verdict::Unknown);
-        assert_eq!(found(full.clone(), 1).0, Verdict::Unknown);
+        assert_eq!(found(&outcome, gave_up, 0).0, Verdict::Unknown);
+        assert_eq!(found(&outcome, full.clone(), 1).0, Verdict::Unknown);
         let slow = Cause {
             outcome: "established".into(),
             ..full
         };
-        assert_eq!(found(slow, 0).0, Verdict::Unknown);
+        assert_eq!(found(&outcome, slow, 0).0, Verdict::Unknown);
     }
 
     #[test]
@@ -898,9 +920,13 @@ mod tests {
             }],
             ..Kernel::default()
         };
-        assert_eq!(kernel("timed_out", true).confirmed(), 5);
-        assert_eq!(kernel("timed_out", false).confirmed(), 0);
-        assert_eq!(kernel("established", true).confirmed(), 0);
+        assert_eq!(kernel("timed_out", true).confirmed(0), 5);
+        assert_eq!(kernel("timed_out", false).confirmed(0), 0);
+        assert_eq!(kernel("established", true).confirmed(0), 0);
+        // What the end of the run cut off did not time out to us, and only what timed out to the kernel is none of it.
+        assert_eq!(kernel("aborted", true).confirmed(3), 2);
+        assert_eq!(kernel("aborted", true).confirmed(7), 0);
+        assert_eq!(kernel("timed_out", true).confirmed(3), 5);
 
         let mut outcome = Outcome::default();
         (outcome.counts.requests, outcome.counts.unsent) = (10, 10);
@@ -922,7 +948,12 @@ mod tests {
             ..Outcome::default()
         };
         (outcome.counts.started, outcome.counts.established) = (10, 10);
-        assert_eq!(Summary::of(&outcome, &[]).verdict().0, Verdict::Holds);
+        let (verdict, reasons) = Summary::of(&outcome, &[]).verdict();
+        assert_eq!(verdict, Verdict::Holds);
+        assert!(
+            reasons[0].starts_with("limited by the generator") && reasons[0].contains("what that could do"),
+            "{reasons:?}"
+        );
         outcome.counts.timed_out = 2;
         let (verdict, reasons) = Summary::of(&outcome, &[]).verdict();
         assert_eq!(verdict, Verdict::Unknown);

@@ -150,6 +150,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "transitions_of_shards",
         sql: "", // Views only.
     },
+    Migration {
+        version: 28,
+        name: "handshakes",
+        sql: include_str!("migrations/0028_handshakes.sql"),
+    },
 ];
 
 /// What people see of the tables. All are made anew with the newest step, so each stands in one place, as it is now; a change of

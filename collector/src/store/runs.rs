@@ -45,6 +45,8 @@ pub struct LoadSample {
     pub most_open: u64,
     pub cpu_us: u64,
     pub counts: LoadCounts,
+    /// SYNs that were sent again are not among them.
+    pub lacks_handshakes: bool,
     pub connect: Option<Histogram<u64>>,
     pub network: Option<Histogram<u64>>,
     pub request: Option<Histogram<u64>>,
@@ -104,6 +106,13 @@ fn sample_block(run_id: &str, samples: &[LoadSample]) -> Result<super::Block, Bl
     block.u64s("most_open", &column(samples, |sample| sample.most_open))?;
     block.u64s("cpu_us", &column(samples, |sample| sample.cpu_us))?;
     for (index, name) in counts::NAMES.iter().enumerate() {
+        if *name == counts::OF_HANDSHAKES {
+            let known = |sample: &LoadSample| {
+                (!sample.lacks_handshakes).then_some(counts::values(&sample.counts)[index])
+            };
+            block.nullable_u64s(name, &column(samples, known))?;
+            continue;
+        }
         let values = column(samples, |sample| counts::values(&sample.counts)[index]);
         block.u64s(name, &values)?;
     }
@@ -160,7 +169,7 @@ pub async fn rows(store: &dyn Store, run_id: &str, limit: u64) -> Result<Vec<Str
 /// What is in the store of a run that has no result.
 #[derive(Debug, Default)]
 pub struct Samples {
-    /// Sums of the nodes' counts by name, and beside them `most_open` and `elapsed_us`, the greatest of a node, and `cpu_us`.
+    /// Sums of the nodes' counts by name, without what not all of them could count, and beside them `most_open` and `elapsed_us`, the greatest of a node, and `cpu_us`.
     pub numbers: BTreeMap<String, u64>,
     /// Log buckets of microseconds and what is in each.
     pub connect: Vec<(u16, u64)>,
@@ -175,7 +184,7 @@ pub async fn samples(store: &dyn Store, run_id: &str) -> Result<Samples, StoreEr
     let params = vec![("run_id".to_owned(), text_value(run_id))];
     let sums: Vec<_> = counts::NAMES
         .iter()
-        .map(|name| format!("sum({name}) AS {name}"))
+        .map(|name| format!("if(count({name}) < count(), NULL, ifNull(sum({name}), 0)) AS {name}"))
         .collect();
     let sql = format!(
         "SELECT {}, max(most_open) AS most_open, max(elapsed_us) AS elapsed_us, sum(cpu_us) AS cpu_us \
@@ -183,6 +192,10 @@ pub async fn samples(store: &dyn Store, run_id: &str) -> Result<Samples, StoreEr
         sums.join(", ")
     );
     let numbers = one(lines(store, sql, params.clone()).await?)?;
+    let known = |numbers: BTreeMap<String, Option<u64>>| {
+        let known = numbers.into_iter();
+        known.filter_map(|(name, number)| Some((name, number?))).collect()
+    };
 
     #[derive(serde::Deserialize)]
     struct Part {
@@ -190,7 +203,7 @@ pub async fn samples(store: &dyn Store, run_id: &str) -> Result<Samples, StoreEr
         most_open: u64,
         cpu_us: u64,
         #[serde(flatten)]
-        counts: BTreeMap<String, u64>,
+        counts: BTreeMap<String, Option<u64>>,
     }
     let sql = format!(
         "SELECT toString(node) AS node, most_open, cpu_us, {} FROM run_results WHERE run_id = {{run_id:String}} ORDER BY node",
@@ -199,7 +212,7 @@ pub async fn samples(store: &dyn Store, run_id: &str) -> Result<Samples, StoreEr
     let parts: Vec<Part> = lines(store, sql, params.clone()).await?;
     let parts = parts.into_iter().map(|part| PartOf {
         node: part.node,
-        counts: part.counts,
+        counts: known(part.counts),
         most_open: part.most_open,
         cpu_ns: part.cpu_us * 1_000,
         ..PartOf::default()
@@ -222,7 +235,7 @@ pub async fn samples(store: &dyn Store, run_id: &str) -> Result<Samples, StoreEr
     } = one(lines(store, sql.into(), params).await?)?;
     let pairs = |(ids, numbers): (Vec<u16>, Vec<u64>)| ids.into_iter().zip(numbers).collect();
     Ok(Samples {
-        numbers,
+        numbers: known(numbers),
         connect: pairs(connect),
         network: pairs(network),
         request: pairs(request),
@@ -240,9 +253,11 @@ pub async fn seconds(store: &dyn Store, run_id: &str) -> Result<Seconds, StoreEr
     let sql = "SELECT max(elapsed_us) AS elapsed_us FROM load_samples WHERE run_id = {run_id:String}";
     let Longest { elapsed_us } = one(lines(store, sql.into(), params.clone()).await?)?;
     let step_us = step_us(elapsed_us);
+    // Of what may not be known there is no picture.
     let sums = |of: &str| {
         let sums: Vec<_> = counts::NAMES
             .iter()
+            .filter(|name| **name != counts::OF_HANDSHAKES)
             .map(|name| format!("sum({of}.{name}) AS {name}"))
             .collect();
         sums.join(", ")
@@ -324,8 +339,14 @@ const OURS: &str = "role = 'active' \
     AND has(arrayZip({nodes:Array(String)}, {pids:Array(UInt32)}), (toString(node), pid)) \
     AND has(arrayZip({addresses:Array(String)}, {ports:Array(UInt16)}), (toString(remote_ip), remote_port))";
 
+/// Rows of connections that never left their network namespace: from an address to itself, or with a loopback's. Others have the same addresses
+/// and ports elsewhere.
+const INSIDE: &str = "(local_ip = remote_ip OR arrayExists(ip -> ip = toIPv6('::1') \
+    OR ip BETWEEN toIPv6('::ffff:127.0.0.0') AND toIPv6('::ffff:127.255.255.255'), [local_ip, remote_ip]))";
+
 /// What the kernels recorded of a run's connections, at both ends. A connection is found at the other end by its addresses and
-/// ports; since a pair of ports serves many connections one after another, of each pair no more than were made of it.
+/// ports, and by its node and namespace where it never left those; since a pair of ports serves many connections one after another, of each
+/// pair no more than were made of it.
 pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, StoreError> {
     let sql = format!(
         "SELECT count() AS attempts, countIf(outcome = 'established') AS established, countIf(outcome = 'refused') AS refused, \
@@ -345,21 +366,24 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
         taken: u64,
         served: u64,
     }
-    let names = "local_ip, local_port, remote_ip, remote_port";
+    let at = format!("if({INSIDE}, toString(node), ''), if({INSIDE}, netns, 0)");
+    let names = format!("local_ip, local_port, remote_ip, remote_port, ({at}) AS at");
+    let by = "local_ip, local_port, remote_ip, remote_port, at";
     let sql = format!(
         "SELECT sum(least(made, established_there)) AS established, sum(least(made, taken_there)) AS taken, \
          sum(least(made, served_there)) AS served FROM \
          (SELECT {names}, count() AS made FROM attempts \
-          WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE} GROUP BY {names}) AS mine \
+          WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE} GROUP BY {by}) AS mine \
          INNER JOIN \
          (SELECT {names}, countIf(is_first) AS established_there, \
               greatest(countIf(is_first AND accept_wait_us IS NOT NULL), \
                   countIf(is_final AND (accept_wait_us IS NOT NULL OR attribution = 'exact' OR bytes_sent > 0))) AS taken_there, \
               countIf(is_final AND bytes_sent > 0) AS served_there \
           FROM connection_records WHERE role = 'passive' AND outcome = 'established' \
-              AND has({{ports:Array(UInt16)}}, local_port) AND decided_at {MEANWHILE_THERE} GROUP BY {names}) AS theirs \
+              AND has({{ports:Array(UInt16)}}, local_port) AND decided_at {MEANWHILE_THERE} GROUP BY {by}) AS theirs \
          ON mine.local_ip = theirs.remote_ip AND mine.local_port = theirs.remote_port \
-             AND mine.remote_ip = theirs.local_ip AND mine.remote_port = theirs.local_port"
+             AND mine.remote_ip = theirs.local_ip AND mine.remote_port = theirs.local_port \
+             AND mine.at = theirs.at"
     );
     let There {
         established,
@@ -380,7 +404,7 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
     let there = format!(
         "SELECT {ends} FROM connections WHERE role = 'passive' AND outcome = 'established' \
          AND has({{ports:Array(UInt16)}}, local_port) AND decided_at {MEANWHILE_THERE} \
-         AND (remote_ip, remote_port, local_ip, local_port) GLOBAL IN \
+         AND (remote_ip, remote_port, local_ip, local_port, ({at})) GLOBAL IN \
              (SELECT {names} FROM attempts WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE}) {by}"
     );
     kernel.ends_at_target = lines(store, there, run.params()).await?;

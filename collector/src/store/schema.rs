@@ -588,7 +588,7 @@ const LOAD_SAMPLES_COLUMNS: [Column; 46] = [
     column("lost_unreachable", Kind::UInt64),
     column("lost_failed", Kind::UInt64),
     column("late", Kind::UInt64),
-    column("syn_retransmits", Kind::UInt64),
+    column("syn_retransmits", Kind::NullableUInt64),
     column("bytes_sent", Kind::UInt64),
     column("bytes_received", Kind::UInt64),
     column("requests", Kind::UInt64),

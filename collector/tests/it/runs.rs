@@ -1,11 +1,13 @@
 //! Runs of load end to end: the command line, a collector, and the parts of agents that make load and talk.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use holdfast_agent::clock;
 use holdfast_agent::clock_offset::ClockOffset;
 use holdfast_agent::counters::Counters;
@@ -17,10 +19,16 @@ use holdfast_agent::load::run::Caps;
 use holdfast_agent::runs::Runs;
 use holdfast_agent::spool::{self, Spool};
 use holdfast_agent::uplink;
+use holdfast_collector::runs::known;
+use holdfast_collector::runs::result::{Connections, Summary};
 use holdfast_collector::runs::seconds::Slot;
 use holdfast_collector::store::embedded::Embedded;
+use holdfast_collector::store::runs::{self as store_runs, LoadSample};
+use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError};
 use holdfast_proto::PROTOCOL;
-use holdfast_proto::v1::{Hello, RunEvent, RunReady, agent_message, collector_message, run_event, run_order};
+use holdfast_proto::v1::{
+    Hello, LoadCounts, RunEvent, RunReady, agent_message, collector_message, run_event, run_order,
+};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -426,22 +434,25 @@ async fn a_run_that_is_stopped_or_whose_agent_leaves_ends_and_is_kept() {
         assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     }
 
-    // What cannot be told, since the disk is full, is stored all the same.
-    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
-    command
-        .args(["load", "tcp", &target, "-y", "-c", "2", "--json"])
-        .env("HOLDFAST_COLLECTOR", collector.url())
-        .stdin(Stdio::null())
-        .stdout(full);
-    let output = tokio::task::spawn_blocking(move || command.output().unwrap())
-        .await
-        .unwrap();
-    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
-    let said = stderr(&output);
-    let (_, id) = said.split_once("holdfast run show ").expect("where it is found");
-    let shown = holdfast(&collector, &["run", "show", id.split(' ').next().unwrap_or("")]).await;
-    assert!(stdout(&shown).contains("finished from web-1"), "{said}");
+    // What cannot be told, since the disk is full, goes on and is stored all the same.
+    for (lines, is_told_of) in [("--json", false), ("--debug", true)] {
+        let arguments = ["-y", "-c", "20", "-s", "30ms", "-i", "100ms", lines];
+        let output = to_full_disk(&collector, &[&["load", "tcp", &target], &arguments[..]].concat()).await;
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(4), "{said}");
+        assert_eq!(
+            said.contains("goes on and is told no further"),
+            is_told_of,
+            "{said}"
+        );
+        let (_, id) = said.split_once("holdfast run show ").expect("where it is found");
+        let shown = holdfast(&collector, &["run", "show", id.split(' ').next().unwrap_or("")]).await;
+        let shown = stdout(&shown);
+        assert!(
+            shown.contains("finished from web-1") && shown.contains("20 established"),
+            "{said}{shown}"
+        );
+    }
 
     // The agent leaves in the middle.
     let running = holdfast(&collector, &hold);
@@ -718,6 +729,17 @@ async fn an_agent_of_another_version_is_missed_by_name_and_what_to_upgrade_is_sa
         said.contains("no answer from") && said.contains(&versions),
         "{said}"
     );
+    // What another one refuses is told as well.
+    let generator = Generator::start(&collector, "web-1", 50);
+    agents(&collector, 2).await;
+    let output = holdfast(&collector, &["load", "tcp", "10.0.0.1:9", "-y", "--agents", "2"]).await;
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(
+        said.contains("no answer from node-a2") && said.contains("web-1:") && said.contains("--load-targets"),
+        "{said}"
+    );
+    generator.stop().await;
     // One that answers and would leave out what it does not know: it says nothing of the plan, or knows another one.
     let ready = RunReady {
         pid: 1,
@@ -750,7 +772,8 @@ async fn an_agent_of_another_version_is_missed_by_name_and_what_to_upgrade_is_sa
         let said = stderr(&output);
         assert_eq!(output.status.code(), Some(4), "{said}");
         assert!(
-            said.contains("node-a2: knows only a part") && said.contains("its agent is \"0.0.9\""),
+            said.contains("node-a2: its agent (\"0.0.9\") is older than this collector")
+                && said.ends_with("upgrade the agent\n"),
             "{said}"
         );
     }
@@ -1116,6 +1139,20 @@ fn begin(collector: &Collector, arguments: &[&str]) -> JoinHandle<Output> {
     tokio::task::spawn_blocking(move || command.output().unwrap())
 }
 
+/// A command whose output finds no room.
+async fn to_full_disk(collector: &Collector, arguments: &[&str]) -> Output {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+    command
+        .args(arguments)
+        .env("HOLDFAST_COLLECTOR", collector.url())
+        .stdin(Stdio::null())
+        .stdout(full);
+    tokio::task::spawn_blocking(move || command.output().unwrap())
+        .await
+        .unwrap()
+}
+
 /// Waits until the run that is under way has reported so many established connections. False if it ended before.
 async fn are_held(store: &Embedded, wanted: u64, run: &JoinHandle<Output>) -> bool {
     let sql = "SELECT sum(established) FROM load_samples WHERE run_id IN (SELECT run_id FROM runs WHERE state = 'running')";
@@ -1275,4 +1312,188 @@ async fn goes_on_without_an_agent() -> bool {
     first.stop().await;
     collector.stop().await.unwrap();
     found.is_some()
+}
+
+/// A store that has no room for the ends of runs while it is full.
+struct Full {
+    store: Arc<Embedded>,
+    is_full: AtomicBool,
+}
+
+#[async_trait]
+impl Store for Full {
+    async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError> {
+        let is_end = table == "run_records" && token.ends_with("-2");
+        if is_end && self.is_full.load(Ordering::Relaxed) {
+            return Err(StoreError::Full {
+                message: "no room".into(),
+            });
+        }
+        self.store.insert(table, token, block).await
+    }
+
+    async fn query(&self, query: Query) -> Result<Chunks, StoreError> {
+        self.store.query(query).await
+    }
+
+    async fn execute(&self, sql: &str) -> Result<(), StoreError> {
+        self.store.execute(sql).await
+    }
+
+    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError> {
+        self.store.derive(sql, params).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_finds_no_room_is_stored_once_there_is_some() {
+    let store = database().await;
+    let full = Arc::new(Full {
+        store: store.clone(),
+        is_full: true.into(),
+    });
+    let collector = Collector::start(full.clone()).await;
+    let generator = Generator::start(&collector, "web-1", 50);
+    agents(&collector, 1).await;
+    let target = keeper().await.to_string();
+    let asked = ["load", "tcp", &target, "-y", "-c", "3"];
+    let report = stdout(&holdfast(&collector, &asked).await);
+    assert!(
+        report.contains("verdict: holds") || report.contains("lack CPU"),
+        "{report}"
+    );
+    assert!(
+        report.contains("the result is not stored yet: ") && report.contains("no room"),
+        "{report}"
+    );
+    // Nor is there room for the report: that the result is stored is not said.
+    let said = stderr(&to_full_disk(&collector, &asked).await);
+    assert!(
+        said.contains("is over and cannot be told; its verdict is") && said.contains("not stored yet"),
+        "{said}"
+    );
+    let ended = "SELECT count() FROM runs WHERE state = 'finished' AND NOT arrayExists(why -> why LIKE '%not stored%', reasons)";
+    assert_eq!(number(&store, ended).await, 0);
+    full.is_full.store(false, Ordering::Relaxed);
+    let waiting = std::time::Instant::now();
+    while number(&store, ended).await < 2 {
+        assert!(waiting.elapsed() < Duration::from_secs(60), "it is not stored");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    generator.stop().await;
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_run_without_a_result_could_not_count_is_not_zero() {
+    let store = database().await;
+    let sample = |node: &str, lacks_handshakes, elapsed_us| LoadSample {
+        node: node.into(),
+        observed_at_ns: synthetic::now_ns(),
+        elapsed_us,
+        open: 0,
+        most_open: 0,
+        cpu_us: 0,
+        counts: LoadCounts {
+            started: 10,
+            syn_retransmits: if lacks_handshakes { 0 } else { 2 },
+            ..LoadCounts::default()
+        },
+        lacks_handshakes,
+        connect: None,
+        network: None,
+        request: None,
+    };
+    for (run_id, lacks_handshakes, expected) in [("a", false, Some(6)), ("b", true, None)] {
+        let samples = [
+            sample("web-1", false, 1_000_000),
+            sample("web-2", lacks_handshakes, 1_000_000),
+            sample("web-2", false, 2_000_000),
+        ];
+        store_runs::sample(&*store, run_id, 1, &samples).await.unwrap();
+        let result = serde_json::to_string(&Summary::default()).unwrap();
+        let line = serde_json::json!({ "run_id": run_id, "result": result }).to_string();
+        let line = known::complete(&*store, &line, true).await.unwrap();
+        let row: Value = serde_json::from_str(&line).unwrap();
+        let summary: Summary = serde_json::from_str(row["result"].as_str().unwrap()).unwrap();
+        let again = |counts: &BTreeMap<String, u64>| counts.get("syn_retransmits").copied();
+        assert_eq!(summary.counts["started"], 30);
+        assert_eq!(
+            (again(&summary.counts), summary.lacks_handshakes),
+            (expected, lacks_handshakes)
+        );
+        let of_parts: Vec<_> = summary.parts.iter().map(|part| again(&part.counts)).collect();
+        assert_eq!(of_parts, [Some(2), expected.map(|_| 4)], "{run_id}");
+        assert_eq!(row["seconds"]["slots"].as_array().unwrap().len(), 2, "{row}");
+        let sql =
+            format!("SELECT countIf(syn_retransmits IS NULL) FROM run_results WHERE run_id = '{run_id}'");
+        assert_eq!(number(&store, &sql).await, u64::from(lacks_handshakes));
+    }
+}
+
+#[tokio::test]
+async fn the_other_end_of_a_connection_that_never_left_its_namespace_is_not_looked_for_elsewhere() {
+    let store = database().await;
+    let began_at_ns = synthetic::now_ns() - 60_000_000_000;
+    let at = format!("fromUnixTimestamp64Nano(toInt64({began_at_ns}), 'UTC')");
+    // Both nodes make the same connections; only one has an agent that sees what comes out of a listener.
+    let record = |node: &str, netns: u32, (local, remote): (&str, &str), is_active: bool| {
+        let ((from, from_port), (to, to_port), role) = match is_active {
+            true => ((local, 40_000), (remote, 80), "active"),
+            false => ((remote, 80), (local, 40_000), "passive"),
+        };
+        let pid = if is_active { 7 } else { 9 };
+        format!(
+            "('{node}', '{role}', 'established', {at}, true, true, {pid}, {netns}, \
+             toIPv6('{from}'), {from_port}, toIPv6('{to}'), {to_port}, 'exact', 5)"
+        )
+    };
+    let check = async |pair: (&str, &str), theirs: (&str, u32), expected: u64| {
+        store.execute("TRUNCATE TABLE connection_records").await.unwrap();
+        let rows = [
+            record("web-1", 1, pair, true),
+            record("web-2", 1, pair, true),
+            record(theirs.0, theirs.1, pair, false),
+            record(theirs.0, theirs.1, pair, false),
+        ];
+        store
+            .execute(&format!(
+                "INSERT INTO connection_records (node, role, outcome, recorded_at, is_first, is_final, pid, netns, \
+                 local_ip, local_port, remote_ip, remote_port, attribution, bytes_sent) VALUES {}",
+                rows.join(", ")
+            ))
+            .await
+            .unwrap();
+        let run = Connections {
+            generators: vec![("web-1".into(), 7), ("web-2".into(), 7)],
+            targets: vec![(pair.1.into(), 80)],
+            began_at_ns,
+            ended_at_ns: began_at_ns + 1_000_000_000,
+            margin_ns: 0,
+        };
+        let kernel = holdfast_collector::store::runs::kernel(&*store, &run)
+            .await
+            .unwrap();
+        assert_eq!(kernel.established, 2, "{kernel:?}");
+        let seen = (
+            kernel.seen_by_target,
+            kernel.taken_by_target,
+            kernel.served_by_target,
+        );
+        assert_eq!(seen, (expected, expected, expected), "{pair:?} {theirs:?}");
+        let ended: u64 = kernel.ends_at_target.iter().map(|ends| ends.connections).sum();
+        assert_eq!(ended, if expected == 0 { 0 } else { 2 }, "{kernel:?}");
+    };
+    for inside in [
+        ("::ffff:127.0.0.1", "::ffff:127.0.0.2"),
+        ("::1", "::1"),
+        ("::ffff:172.17.0.1", "::ffff:172.17.0.1"),
+    ] {
+        check(inside, ("web-2", 1), 1).await;
+        // Another namespace of that node, and another node, have a loopback of their own.
+        check(inside, ("web-2", 2), 0).await;
+        check(inside, ("db-1", 1), 0).await;
+    }
+    // What went over a network is found wherever it came to.
+    check(("::ffff:10.0.0.1", "::ffff:10.0.0.2"), ("db-1", 1), 2).await;
 }

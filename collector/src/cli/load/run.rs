@@ -463,11 +463,12 @@ async fn one(desk: &mut Desk<'_>, request: LoadRequest) -> Result<Made, Failure>
     let mut updates = updates
         .map_err(|status| asked.reach.failure(&status))?
         .into_inner();
-    let mut stdout = io::stdout();
     let mut is_stopping = false;
     let mut run_id = String::new();
     // Cleared whichever way this is left.
     let mut view: Option<View> = None;
+    // Why it is told no further; it goes on, for who leaves stops it.
+    let mut untold: Option<io::Error> = None;
     let tell = |view: &mut Option<View>, line: &str| match view {
         Some(view) => view.say(line),
         None => crate::cli::tell(line),
@@ -506,17 +507,23 @@ async fn one(desk: &mut Desk<'_>, request: LoadRequest) -> Result<Made, Failure>
                 }
                 run_id = begun.run_id;
             }
-            Some(run_update::Body::Progress(progress)) if view.is_some() => {
-                if let Some(view) = &mut view {
-                    view.show(progress)?;
+            Some(run_update::Body::Progress(progress)) if untold.is_none() => {
+                let told = match &mut view {
+                    Some(view) => view.show(progress),
+                    // Before anybody has reported there is nothing to tell.
+                    None if asked.reach.json || progress.elapsed_ns == 0 => Ok(()),
+                    None => write(&line(&progress, counted, asked.debug)),
+                };
+                if let Err(error) = told {
+                    if error.kind() == io::ErrorKind::BrokenPipe {
+                        return Err(Failure::NobodyReads);
+                    }
+                    view = None;
+                    crate::cli::tell(&format!(
+                        "cannot write the output: {error}; the run {run_id} goes on and is told no further, Ctrl-C stops it"
+                    ));
+                    untold = Some(error);
                 }
-            }
-            // Before anybody has reported there is nothing to tell.
-            Some(run_update::Body::Progress(progress)) if !asked.reach.json && progress.elapsed_ns > 0 => {
-                let written = stdout.write_all(line(&progress, counted, asked.debug).as_bytes());
-                written
-                    .and_then(|()| stdout.flush())
-                    .map_err(|error| untold(error, &run_id))?;
             }
             Some(run_update::Body::Progress(_)) => {}
             Some(run_update::Body::Result(result)) => {
@@ -527,10 +534,9 @@ async fn one(desk: &mut Desk<'_>, request: LoadRequest) -> Result<Made, Failure>
                 } else {
                     report(&row, &row.summary()?)
                 };
-                let written = stdout.write_all(text.as_bytes());
-                written
-                    .and_then(|()| stdout.flush())
-                    .map_err(|error| untold(error, &run_id))?;
+                untold
+                    .map_or_else(|| write(&text), Err)
+                    .map_err(|error| not_told(error, &row))?;
                 return Ok(Made::Run(Box::new(row)));
             }
             None => {
@@ -543,11 +549,30 @@ async fn one(desk: &mut Desk<'_>, request: LoadRequest) -> Result<Made, Failure>
     }
 }
 
-/// A run that cannot be told here: the disk may be full. What comes of it is stored all the same.
-fn untold(error: io::Error, run_id: &str) -> Failure {
+fn write(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+/// A run that cannot be told here: the disk may be full. What came of it is stored all the same, if the store has room.
+fn not_told(error: io::Error, row: &Row) -> Failure {
+    let run_id = &row.run_id;
+    let where_it_is = if row.is_stored {
+        format!("its result is stored, holdfast run show {run_id} has it")
+    } else {
+        // The last reason is why.
+        format!(
+            "its verdict is {}, and {}",
+            row.verdict,
+            row.reasons
+                .last()
+                .map_or("its result is not stored", String::as_str)
+        )
+    };
     match Failure::from(error) {
         Failure::Undone(error) => Failure::Undone(error.context(format!(
-            "the run {run_id} is not told further; its result is stored, holdfast run show {run_id} has it"
+            "the run {run_id} is over and cannot be told; {where_it_is}"
         ))),
         failure => failure,
     }

@@ -20,7 +20,7 @@ use crate::store::buckets::middle;
 /// Percentiles, rate and errors of B are held against those of A. The intervals are of 99 % each and come from drawing stretches of
 /// seconds of both runs again and again, because what happens at the same time is not independent. They know what varied within
 /// the runs, not what differs from run to run: repeat runs before believing a small difference. The same two runs always give
-/// the same answer.
+/// the same answer. Times of a closed loop that its generator was the limit of are not judged, for they may be its own.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -82,7 +82,7 @@ pub(super) async fn run(args: &Args) -> Result<(), Failure> {
 }
 
 fn pair(rows: [Row; 2], summaries: [Summary; 2], different_plans: bool) -> Result<Pair, Failure> {
-    let mut doubts = Vec::new();
+    let (mut doubts, mut doubts_of_times) = (Vec::new(), Vec::new());
     if rows[0].run_id == rows[1].run_id {
         return Err(Failure::Usage(anyhow::anyhow!(
             "both are the run {}: give two runs, holdfast runs lists them",
@@ -107,7 +107,7 @@ fn pair(rows: [Row; 2], summaries: [Summary; 2], different_plans: bool) -> Resul
                 row.reasons.join("; ")
             ));
         } else if !summary.doubt.is_empty() {
-            doubts.push(format!(
+            doubts_of_times.push(format!(
                 "the times of the run {} may be its generator's own: {}",
                 row.run_id, summary.doubt
             ));
@@ -145,7 +145,8 @@ fn pair(rows: [Row; 2], summaries: [Summary; 2], different_plans: bool) -> Resul
     }
     let [a, b] = [0, 1].map(|which| (&summaries[which], &rows[which].seconds));
     let mut comparison = compare(a, b, others.is_empty());
-    comparison.doubts.splice(0..0, doubts);
+    comparison.doubt_times(doubts_of_times);
+    comparison.doubt(doubts);
     Ok(Pair {
         rows,
         summaries,
@@ -189,7 +190,7 @@ fn signed(statistic: Statistic, difference: Option<f64>) -> String {
 }
 
 /// The columns of a difference: name, both values, how far apart, in percent, the interval, and what that shows.
-fn columns(difference: &Difference) -> [String; 7] {
+fn columns(difference: &Difference, comparison: &Comparison) -> [String; 7] {
     let Difference {
         statistic,
         a,
@@ -214,16 +215,19 @@ fn columns(difference: &Difference) -> [String; 7] {
         signed(statistic, apart),
         share,
         interval,
-        words(shown, statistic).to_owned(),
+        words(shown, statistic, comparison).to_owned(),
     ]
 }
 
-fn words(shown: Shown, statistic: Statistic) -> &'static str {
+fn words(shown: Shown, statistic: Statistic, comparison: &Comparison) -> &'static str {
     match (shown, statistic) {
         (Shown::Better, _) => "better",
         (Shown::Worse, _) => "worse",
         (Shown::Same, _) => "no difference that can be told",
         (Shown::Unknown, Statistic::Max) => "one value tells nothing",
+        (Shown::Unknown, _) if statistic.is_time() && !comparison.doubts_of_times.is_empty() => {
+            "may be a generator's own"
+        }
         (Shown::Unknown, _) => "cannot be told",
     }
 }
@@ -244,7 +248,19 @@ fn verdict(pair: &Pair) -> String {
         Shown::Better => "B is better than A".to_owned(),
         Shown::Worse => "B is worse than A".to_owned(),
         Shown::Same => "no difference that can be told".to_owned(),
-        Shown::Unknown => format!("it cannot be told: {}", pair.comparison.doubts.join("; ")),
+        Shown::Unknown => {
+            let Comparison {
+                doubts,
+                doubts_of_times,
+                ..
+            } = &pair.comparison;
+            let why = if doubts.is_empty() {
+                doubts_of_times
+            } else {
+                doubts
+            };
+            format!("it cannot be told: {}", why.join("; "))
+        }
     }
 }
 
@@ -292,7 +308,7 @@ fn text(pair: &Pair) -> String {
                 Shown::Worse => BAD,
                 _ => FAINT,
             };
-            let mut cells = columns(difference).map(Cell::from);
+            let mut cells = columns(difference, &pair.comparison).map(Cell::from);
             cells[6].style = style;
             cells
         })
@@ -303,7 +319,11 @@ fn text(pair: &Pair) -> String {
     for row in &rows {
         text += &table.line(row);
     }
-    text += &format!("{}\n{}\n", method(&pair.comparison), verdict(pair));
+    text += &format!("{}\n", method(&pair.comparison));
+    for doubt in &pair.comparison.doubts_of_times {
+        text += &format!("{doubt}\n");
+    }
+    text += &format!("{}\n", verdict(pair));
     text
 }
 
@@ -376,7 +396,7 @@ fn page(pair: &Pair) -> String {
         .differences
         .iter()
         .map(|difference| {
-            let mut cells = columns(difference).map(|text| Escaped(&text).to_string());
+            let mut cells = columns(difference, &pair.comparison).map(|text| Escaped(&text).to_string());
             let class = match difference.shown {
                 Shown::Better => "good",
                 Shown::Worse => "bad",
@@ -389,7 +409,14 @@ fn page(pair: &Pair) -> String {
         })
         .collect();
     let head_row = ["", "A", "B", "B - A", "", "99% interval", ""];
+    let doubts: String = pair
+        .comparison
+        .doubts_of_times
+        .iter()
+        .map(|doubt| note(doubt))
+        .collect();
     let differences = table("numbers", &head_row, &rows)
+        + &doubts
         + &note(&method(&pair.comparison))
         + &note(
             "Stretches of seconds are drawn, not single attempts, for what happens at the same time is not independent. The intervals know what \
@@ -473,6 +500,7 @@ mod tests {
             targets: vec!["<web>:80".into()],
             reasons: vec!["late".into()],
             result: String::new(),
+            is_stored: true,
             seconds: Seconds {
                 step_us: 1_000_000,
                 slots: (0..20).map(slot).collect(),
@@ -550,6 +578,53 @@ mod tests {
     }
 
     #[test]
+    fn of_a_loop_that_its_generator_limits_all_but_the_times_is_compared() {
+        let limited = |run_id: &str, per_second: u64, bucket: u16, verdict: &str| {
+            let (mut row, mut summary) = one(run_id, verdict, "TCP", "10.0.0.1:80");
+            for slot in &mut row.seconds.slots {
+                slot.connect = (vec![bucket], vec![per_second]);
+                slot.counts = ["started", "established"]
+                    .map(|name| (name.to_owned(), per_second))
+                    .into();
+            }
+            summary.connect.count = 20 * per_second;
+            summary.connect.p50_ns = (middle(bucket) * 1e3) as u64;
+            summary.doubt = "limited by the generator".into();
+            (row, summary)
+        };
+        let a = || limited("19ac", 20, 100, "holds");
+        let shown = |pair: &Pair, statistic| {
+            let mut differences = pair.comparison.differences.iter();
+            let found = differences.find(|difference| difference.statistic == statistic);
+            found.unwrap().shown
+        };
+        let worse = check(a(), limited("19ad", 10, 200, "holds"), false).unwrap();
+        assert_eq!(worse.comparison.shown(), Shown::Worse);
+        assert_eq!(shown(&worse, Statistic::Rate), Shown::Worse);
+        assert_eq!(shown(&worse, Statistic::P50), Shown::Unknown);
+        let words = text(&worse);
+        assert!(
+            words
+                .contains("the times of the run 19ad may be its generator's own: limited by the generator\n")
+                && words.contains("may be a generator's own")
+                && words.ends_with("B is worse than A\n"),
+            "{words}"
+        );
+        assert!(
+            page(&worse).contains("19ad may be its generator"),
+            "{}",
+            page(&worse)
+        );
+        let same = check(a(), limited("19ad", 20, 200, "holds"), false).unwrap();
+        assert_eq!(same.comparison.shown(), Shown::Same);
+        // Where nothing at all can be told, no row tells it.
+        let unknown = check(a(), limited("19ad", 10, 200, "unknown"), false).unwrap();
+        assert_eq!(unknown.comparison.shown(), Shown::Unknown);
+        assert_eq!(shown(&unknown, Statistic::Rate), Shown::Unknown);
+        assert!(!page(&unknown).contains("badge bad"), "{}", page(&unknown));
+    }
+
+    #[test]
     fn a_run_that_proves_nothing_is_not_compared_with_confidence() {
         let a = || one("19ac", "holds", "TCP", "10.0.0.1:80");
         let unknown = check(a(), one("19ad", "unknown", "TCP", "10.0.0.1:80"), true).unwrap();
@@ -557,15 +632,6 @@ mod tests {
             text(&unknown).contains("it cannot be told: the run 19ad is unknown: late"),
             "{}",
             text(&unknown)
-        );
-        let mut limited = one("19ad", "holds", "TCP", "10.0.0.1:80");
-        limited.1.doubt = "limited by the generator".into();
-        let limited = check(a(), limited, true).unwrap();
-        assert_eq!(limited.comparison.shown(), Shown::Unknown);
-        assert!(
-            text(&limited).contains("19ad may be its generator's own: limited by the generator"),
-            "{}",
-            text(&limited)
         );
         let mut running = one("19ad", "", "TCP", "10.0.0.1:80");
         running.1.is_over = false;

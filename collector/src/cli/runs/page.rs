@@ -1221,6 +1221,7 @@ mod tests {
             reasons: vec![HOSTILE.into()],
             result: String::new(),
             seconds: Seconds::default(),
+            is_stored: true,
         }
     }
 

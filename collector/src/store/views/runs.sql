@@ -8,7 +8,7 @@ CREATE OR REPLACE VIEW runs{everywhere}
     nodes Array(String) COMMENT 'The nodes that took part',
     targets Array(String) COMMENT 'The targets as they were written',
     expect Array(String) COMMENT 'What was expected',
-    reasons Array(String) COMMENT 'Why the verdict is not holds',
+    reasons Array(String) COMMENT 'Why the verdict is not holds; where it is, what limited the run',
     result String COMMENT 'The whole result, JSON, times in nanoseconds; while it runs, who makes it'
 )
 AS SELECT
