@@ -186,6 +186,13 @@ impl Plan {
         }
     }
 
+    /// Whether something is sent only once what was sent before is back or over, so that it waits for the generator's threads as well: in a
+    /// closed loop, and where payload goes back and forth.
+    pub fn waits_for_answers(&self) -> bool {
+        let has_rounds = self.payload.is_some_and(|payload| payload.rounds > 1);
+        has_rounds || matches!(self.arrivals, Arrivals::Closed { .. })
+    }
+
     /// The longest that the run lasts if every answer comes: the last attempt, its handshake, its hold. Of a request it is its wait, and then
     /// the handshake of a connection that was opened when it had waited almost as long as it may.
     pub fn longest(&self) -> Duration {

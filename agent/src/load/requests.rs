@@ -200,7 +200,8 @@ impl Requests {
             if self.part.shared.stop.load(Ordering::Relaxed) || self.is_done() {
                 return Ok(());
             }
-            wait(&self.epoll, &mut events, self.sleep_ns())?;
+            let slept_ns = wait(&self.epoll, &mut events, self.sleep_ns())?;
+            self.part.saturation.slept(slept_ns);
             for event in events.drain(..) {
                 self.follow(event.data.u64() as u32, event.flags);
             }

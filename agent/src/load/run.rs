@@ -155,7 +155,7 @@ pub struct Report {
     pub most_open: u64,
     /// CPU time of the generator's threads since the run's start.
     pub cpu: Duration,
-    /// Of a closed loop, of all threads together since the run's start: the time that they were watched for, and of that what they
+    /// Of what waits for answers, of all threads together since the run's start: the time that they were watched for, and of that what they
     /// had none left in, see [`Saturation`].
     pub watched: Duration,
     pub saturated: Duration,
