@@ -584,3 +584,75 @@ fn a_cap_that_is_reached_stops_the_run_and_names_its_setting() {
         end => panic!("{end:?}"),
     }
 }
+
+#[test]
+fn a_cap_on_how_long_a_run_lasts_stops_it_within_a_second() {
+    let allowed = Duration::from_millis(500);
+    let plan = Plan {
+        hold: PATIENCE,
+        ..count(keeper(), 3)
+    };
+    let caps = Caps {
+        duration: allowed,
+        ..UNBOUNDED
+    };
+    let (_, last) = run(plan, caps, |_, _| {});
+    assert!(
+        last.elapsed > allowed && last.elapsed < allowed + Duration::from_secs(1),
+        "{:?}",
+        last.elapsed
+    );
+    let Some(End::Capped(reason)) = last.end else {
+        panic!("{:?}", last.end);
+    };
+    assert!(reason.contains("HOLDFAST_LOAD_DURATION="), "{reason}");
+}
+
+#[test]
+fn a_cap_on_cpus_stops_what_uses_more() {
+    let mut plan = closed_loop(nobody(), 8);
+    plan.arrivals = Arrivals::Closed {
+        concurrency: 8,
+        duration: PATIENCE,
+    };
+    let caps = Caps {
+        cpus: 0.01,
+        ..UNBOUNDED
+    };
+    let (_, last) = run(plan, caps, |_, _| {});
+    // CPU time is looked at over a second at least.
+    assert!(last.elapsed < PATIENCE / 2, "{:?}", last.elapsed);
+    let Some(End::Capped(reason)) = last.end else {
+        panic!("{:?}", last.end);
+    };
+    assert!(
+        reason.contains("and no more than 0.01 are allowed here") && reason.contains("HOLDFAST_LOAD_CPUS="),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_run_that_nobody_wants_any_more_ends_within_a_second() {
+    let plan = Plan {
+        hold: PATIENCE,
+        ..count(keeper(), 3)
+    };
+    let ended_after = || {
+        let mut last_beat: Option<Duration> = None;
+        let (tally, last) = run(plan.clone(), UNBOUNDED, |report, shared| {
+            last_beat.get_or_insert_with(|| {
+                shared.beat_ns.store(monotonic_ns(), Ordering::Relaxed);
+                report.elapsed
+            });
+        });
+        assert_eq!((last.end, tally.closed), (Some(End::Orphaned), 3));
+        last.elapsed - last_beat.expect("a report")
+    };
+    // Of several the shortest: a machine may stand still for a moment.
+    let all: Vec<Duration> = (0..3).map(|_| ended_after()).collect();
+    let shortest = all.iter().min().expect("three");
+    assert!(
+        (Duration::from_millis(700)..Duration::from_secs(1)).contains(shortest),
+        "{all:?}"
+    );
+}
