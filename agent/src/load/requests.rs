@@ -260,12 +260,15 @@ impl Requests {
                 Wait::Request(serial) => self.too_late(moment.link, serial, now_ns),
             }
         }
-        while self
-            .waiting
-            .front()
-            .is_some_and(|due_ns| due_ns + self.timeout_ns() <= now_ns)
-        {
-            self.unsent();
+        let timeout_ns = self.timeout_ns();
+        let is_too_late = |due_ns: &u64| due_ns + timeout_ns <= now_ns;
+        if self.waiting.front().is_some_and(is_too_late) {
+            // The time of a request is over before that of the connection that was to carry it.
+            let is_dialing = self.links.iter().any(|link| link.phase == Phase::Dialing);
+            while self.waiting.front().is_some_and(is_too_late) {
+                self.unsent();
+                self.tally.unanswered += u64::from(is_dialing);
+            }
         }
     }
 
@@ -814,7 +817,12 @@ impl Requests {
         self.opening -= 1;
         self.release(index, false);
         let is_answer = matches!(outcome, Outcome::Refused | Outcome::Reset | Outcome::Unreachable);
-        self.tally.denied += u64::from(self.unsent() && is_answer);
+        let is_unsent = u64::from(self.unsent());
+        match outcome {
+            Outcome::TimedOut => self.tally.unanswered += is_unsent,
+            _ if is_answer => self.tally.denied += is_unsent,
+            _ => {}
+        }
     }
 
     fn insecure(&mut self, index: u32, why: String) {

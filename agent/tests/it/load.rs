@@ -243,7 +243,7 @@ fn the_end_of_what_has_no_files_is_seen_as_well() {
 }
 
 /// A listener that takes three, and nobody accepts.
-fn full_after_three() -> (OwnedFd, SocketAddr) {
+pub(crate) fn full_after_three() -> (OwnedFd, SocketAddr) {
     let listener = rustix::net::socket_with(
         rustix::net::AddressFamily::INET,
         rustix::net::SocketType::STREAM,

@@ -47,9 +47,10 @@ pub struct Outcome {
     /// Each attempt waits for one before; else only payload does, on its connection.
     pub is_closed_loop: bool,
     /// Attempts that timed out for what the kernels of both ends know to be behind the generator; and requests that were not sent since
-    /// somebody denied them a connection.
+    /// somebody denied them a connection, or while nothing answered an attempt to connect.
     pub confirmed: u64,
     pub denied: u64,
+    pub unanswered: u64,
     /// Of some handshakes TCP_INFO could not be asked.
     pub lacks_handshakes: bool,
     pub lost: Vec<Lost>,
@@ -97,6 +98,7 @@ impl Default for Outcome {
             is_closed_loop: false,
             confirmed: 0,
             denied: 0,
+            unanswered: 0,
             lacks_handshakes: false,
             lost: Vec::new(),
             is_stopped: false,
@@ -197,6 +199,7 @@ impl Outcome {
         }
         counts::add(&mut self.counts, &report.counts.unwrap_or_default());
         self.denied = self.denied.saturating_add(report.denied);
+        self.unanswered = self.unanswered.saturating_add(report.unanswered);
         self.lacks_handshakes |= report.lacks_handshakes;
         self.elapsed_ns = self.elapsed_ns.max(report.elapsed_ns);
         let room = LOSSES.saturating_sub(self.lost.len());
@@ -217,6 +220,11 @@ impl Outcome {
                 share(self.saturated_ns, self.watched_ns)
             )
         })
+    }
+
+    /// Requests that were not sent for what is known to be behind the generator.
+    pub fn denied(&self) -> u64 {
+        self.denied.saturating_add(self.unanswered.min(self.confirmed))
     }
 
     /// What kept the generator from making the load that was asked for, in words.
@@ -938,6 +946,7 @@ mod tests {
         let mut outcome = Outcome {
             watched_ns: 1_000,
             saturated_ns: 900,
+            is_closed_loop: true,
             ..Outcome::default()
         };
         (outcome.counts.started, outcome.counts.established) = (10, 10);

@@ -407,6 +407,10 @@ pub struct LoadReport {
     /// What TCP_INFO knows of handshakes could not be asked: there is no `network`, and `syn_retransmits` is not known.
     #[prost(bool, tag = "24")]
     pub lacks_handshakes: bool,
+    /// Of the requests that were not sent, those that waited in vain while nothing answered an attempt to connect: an answer as far as the
+    /// kernels of both ends know it to be the target's.
+    #[prost(uint64, tag = "25")]
+    pub unanswered: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LoadCounts {
