@@ -508,7 +508,7 @@ impl Requests {
                 link.secure = Some(Box::new(secure));
                 self.secure(index);
             }
-            Err(trouble) => self.insecure(index, trouble.in_words()),
+            Err(trouble) => self.not_secured(index, &trouble),
         }
     }
 
@@ -520,7 +520,7 @@ impl Requests {
         match secure.handshake(socket) {
             Ok(true) => self.speak(index),
             Ok(false) => {}
-            Err(trouble) => self.insecure(index, trouble.in_words()),
+            Err(trouble) => self.not_secured(index, &trouble),
         }
     }
 
@@ -825,18 +825,30 @@ impl Requests {
         }
     }
 
-    fn insecure(&mut self, index: u32, why: String) {
-        self.remark(why);
-        self.tally.insecure += 1;
-        self.opening -= 1;
-        self.close(index);
-        self.tally.denied += u64::from(self.unsent());
+    fn not_secured(&mut self, index: u32, trouble: &Trouble) {
+        let now_ns = self.part.now();
+        self.remark(trouble.in_words());
+        match trouble {
+            Trouble::Socket(errno) if !trouble.is_of_the_peer() => {
+                self.lose(index, Loss::of(*errno), now_ns);
+            }
+            _ => {
+                self.tally.insecure += 1;
+                self.opening -= 1;
+                self.close(index);
+                self.tally.denied += u64::from(self.unsent());
+            }
+        }
     }
 
-    /// Nothing says that the peer cannot be trusted: a connection was established, and lost for want of an answer.
     fn not_secured_in_time(&mut self, index: u32, now_ns: u64) {
         self.remark("the handshake of TLS took too long".into());
-        self.tally.lost(Loss::TimedOut, now_ns);
+        self.lose(index, Loss::TimedOut, now_ns);
+    }
+
+    /// Nothing says that the peer cannot be trusted: a connection was established, and lost before it took a request.
+    fn lose(&mut self, index: u32, loss: Loss, now_ns: u64) {
+        self.tally.lost(loss, now_ns);
         self.opening -= 1;
         self.not_open();
         self.release(index, false);
