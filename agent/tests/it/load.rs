@@ -530,14 +530,12 @@ fn a_thread_that_waits_for_a_cpu_has_no_time_left_either() {
         one.set(0).expect("a first CPU");
         // Threads have what the one has that starts them.
         sched_setaffinity(Pid::from_raw(0), &one).expect("a CPU of its own");
-        let is_over = Arc::new(AtomicBool::new(false));
+        let spinners = Spinners::default();
         for _ in 0..3 {
-            let is_over = Arc::clone(&is_over);
+            let is_over = Arc::clone(&spinners.is_over);
             thread::spawn(move || while !is_over.load(Ordering::Relaxed) {});
         }
-        let (_, last) = run(closed_loop(target, 8), UNBOUNDED, |_, _| {});
-        is_over.store(true, Ordering::Relaxed);
-        last
+        run(closed_loop(target, 400), UNBOUNDED, |_, _| {}).1
     });
     let last = starved.join().expect("a run");
     // It had little of its CPU, and waited for the rest; now and then for ksoftirqd, which had none either, and that is the network.
@@ -548,7 +546,7 @@ fn a_thread_that_waits_for_a_cpu_has_no_time_left_either() {
         last.watched
     );
     assert!(
-        last.saturated > last.watched / 4,
+        last.saturated > last.watched / 2,
         "{:?} of {:?}",
         last.saturated,
         last.watched
