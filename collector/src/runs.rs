@@ -390,7 +390,7 @@ struct Toward {
     open: Option<u64>,
     said: Source,
     cpu_ns: u64,
-    /// Of the generator's threads in a closed loop.
+    /// Of the generator's threads, where something waits for answers.
     watched_ns: u64,
     saturated_ns: u64,
     lacks_handshakes: bool,
@@ -1142,9 +1142,8 @@ impl Run<'_> {
         self.outcome.confirmed = kernel
             .as_ref()
             .map_or(0, |kernel| kernel.confirmed(counts.abandoned));
-        if matches!(self.plan.arrivals, Some(load_plan::Arrivals::Loop(_))) {
-            self.look_at_generators();
-        }
+        self.outcome.is_closed_loop = matches!(self.plan.arrivals, Some(load_plan::Arrivals::Loop(_)));
+        self.look_at_generators();
         let mut summary = Summary::of(&self.outcome, &self.expectations);
         summary.own_doing = counts::named(&own_doing);
         // Of a mesh each makes the first attempt.
@@ -1234,15 +1233,14 @@ impl Run<'_> {
         }
     }
 
-    /// Whether the generators of a closed loop were its limit, as far as they say.
+    /// Whether the generators were the limit of what waits for answers.
     fn look_at_generators(&mut self) {
+        let outcome = &mut self.outcome;
         for part in self.parts.values() {
             let watched_ns = part.sum(|toward| toward.watched_ns);
-            if watched_ns == 0 && part.counts.started + part.counts.requests > 0 {
-                self.outcome.unwatched.push(part.node().to_owned());
-            }
-            self.outcome.watched_ns += watched_ns;
-            self.outcome.saturated_ns += part.sum(|toward| toward.saturated_ns);
+            let saturated_ns = part.sum(|toward| toward.saturated_ns);
+            outcome.watched_ns = outcome.watched_ns.saturating_add(watched_ns);
+            outcome.saturated_ns = outcome.saturated_ns.saturating_add(saturated_ns);
         }
     }
 

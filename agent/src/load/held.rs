@@ -260,7 +260,7 @@ impl Worker {
             }
         }
         let is_decided = self.schedule.peek().is_none() && self.undecided == 0;
-        self.holding.look(&self.part, is_decided, now_ns);
+        self.holding.look(&mut self.part, is_decided, now_ns);
         Ok(())
     }
 

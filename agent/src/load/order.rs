@@ -164,6 +164,7 @@ pub fn report(report: &Report) -> LoadReport {
         watched_ns: report.watched.as_nanos() as u64,
         saturated_ns: report.saturated.as_nanos() as u64,
         denied: tally.denied,
+        unanswered: tally.unanswered,
         lacks_handshakes: tally.lacks_handshakes,
         first_ns: report.first_ns.unwrap_or(0),
         end: end.map(Into::into),

@@ -15,6 +15,12 @@ pub const MAX_PAYLOAD_BYTES: usize = 64 << 10;
 /// Most attempts a second that a plan may ask for: far above what one machine makes.
 pub const MAX_PER_SECOND: f64 = 10_000_000.0;
 
+/// How long a port stays taken after this end closed with a FIN (TCP_TIMEWAIT_LEN, include/net/tcp.h).
+const TIME_WAIT_SECONDS: f64 = 60.0;
+
+/// More connections than a machine makes in a second.
+const FASTEST_PER_SECOND: f64 = 100_000.0;
+
 /// The part of one agent in a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -186,6 +192,13 @@ impl Plan {
         }
     }
 
+    /// Whether something is sent only once what was sent before is back or over, so that it waits for the generator's threads as well: in a
+    /// closed loop, and where payload goes back and forth.
+    pub fn waits_for_answers(&self) -> bool {
+        let has_rounds = self.payload.is_some_and(|payload| payload.rounds > 1);
+        has_rounds || matches!(self.arrivals, Arrivals::Closed { .. })
+    }
+
     /// The longest that the run lasts if every answer comes: the last attempt, its handshake, its hold. Of a request it is its wait, and then
     /// the handshake of a connection that was opened when it had waited almost as long as it may.
     pub fn longest(&self) -> Duration {
@@ -268,7 +281,6 @@ impl Plan {
         if self.udp.is_some() {
             return 1;
         }
-        const TIME_WAIT_SECONDS: f64 = 60.0;
         let lingering = match (self.close, self.per_second()) {
             _ if self.http.as_ref().is_some_and(|http| http.keep_alive) => 0,
             // One end of a connection to be held is closed once, at the end of the run.
@@ -277,7 +289,7 @@ impl Plan {
             (Close::Finish, Some(rate)) => {
                 (rate * TIME_WAIT_SECONDS.min(self.sending().as_secs_f64())).ceil() as u64
             }
-            // A machine makes no more than this of them; what it does make is watched while it runs.
+            // How many come to be only the target says: see [`Self::may_linger`].
             (Close::Finish, None) => 0,
         };
         let open = match &self.arrivals {
@@ -287,6 +299,22 @@ impl Plan {
             _ => self.at_once(),
         };
         open + lingering
+    }
+
+    /// Ports on top of that which a closed loop may leave behind, if the target is as fast as any: each place has its next connection when it
+    /// has held the one before, and no machine makes more than [`FASTEST_PER_SECOND`]. One that finds no port is counted as such.
+    pub fn may_linger(&self) -> u64 {
+        let is_kept = self.http.as_ref().is_some_and(|http| http.keep_alive);
+        let Arrivals::Closed { duration, .. } = self.arrivals else {
+            return 0;
+        };
+        if self.close == Close::Reset || is_kept {
+            return 0;
+        }
+        // Without a hold it is infinite.
+        let by_hold = self.at_once() as f64 / self.hold.as_secs_f64();
+        let lasts = TIME_WAIT_SECONDS.min(duration.as_secs_f64());
+        (by_hold.min(FASTEST_PER_SECOND) * lasts).ceil() as u64
     }
 }
 
@@ -402,5 +430,15 @@ pub(crate) mod tests {
         assert_eq!(plan.ports(), 1);
         plan.close = Close::Finish;
         assert_eq!(plan.ports(), 6_001);
+        // Of a loop as many come to be as its holds let.
+        plan.arrivals = Arrivals::Closed {
+            concurrency: 100,
+            duration: Duration::from_secs(300),
+        };
+        assert_eq!((plan.ports(), plan.may_linger()), (100, 6_000_000));
+        plan.hold = Duration::from_millis(500);
+        assert_eq!((plan.ports(), plan.may_linger()), (100, 12_000));
+        plan.close = Close::Reset;
+        assert_eq!((plan.ports(), plan.may_linger()), (100, 0));
     }
 }

@@ -200,7 +200,8 @@ impl Requests {
             if self.part.shared.stop.load(Ordering::Relaxed) || self.is_done() {
                 return Ok(());
             }
-            wait(&self.epoll, &mut events, self.sleep_ns())?;
+            let slept_ns = wait(&self.epoll, &mut events, self.sleep_ns())?;
+            self.part.saturation.slept(slept_ns);
             for event in events.drain(..) {
                 self.follow(event.data.u64() as u32, event.flags);
             }
@@ -259,12 +260,15 @@ impl Requests {
                 Wait::Request(serial) => self.too_late(moment.link, serial, now_ns),
             }
         }
-        while self
-            .waiting
-            .front()
-            .is_some_and(|due_ns| due_ns + self.timeout_ns() <= now_ns)
-        {
-            self.unsent();
+        let timeout_ns = self.timeout_ns();
+        let is_too_late = |due_ns: &u64| due_ns + timeout_ns <= now_ns;
+        if self.waiting.front().is_some_and(is_too_late) {
+            // The time of a request is over before that of the connection that was to carry it.
+            let is_dialing = self.links.iter().any(|link| link.phase == Phase::Dialing);
+            while self.waiting.front().is_some_and(is_too_late) {
+                self.unsent();
+                self.tally.unanswered += u64::from(is_dialing);
+            }
         }
     }
 
@@ -504,7 +508,7 @@ impl Requests {
                 link.secure = Some(Box::new(secure));
                 self.secure(index);
             }
-            Err(trouble) => self.insecure(index, trouble.in_words()),
+            Err(trouble) => self.not_secured(index, &trouble),
         }
     }
 
@@ -516,7 +520,7 @@ impl Requests {
         match secure.handshake(socket) {
             Ok(true) => self.speak(index),
             Ok(false) => {}
-            Err(trouble) => self.insecure(index, trouble.in_words()),
+            Err(trouble) => self.not_secured(index, &trouble),
         }
     }
 
@@ -813,21 +817,38 @@ impl Requests {
         self.opening -= 1;
         self.release(index, false);
         let is_answer = matches!(outcome, Outcome::Refused | Outcome::Reset | Outcome::Unreachable);
-        self.tally.denied += u64::from(self.unsent() && is_answer);
+        let is_unsent = u64::from(self.unsent());
+        match outcome {
+            Outcome::TimedOut => self.tally.unanswered += is_unsent,
+            _ if is_answer => self.tally.denied += is_unsent,
+            _ => {}
+        }
     }
 
-    fn insecure(&mut self, index: u32, why: String) {
-        self.remark(why);
-        self.tally.insecure += 1;
-        self.opening -= 1;
-        self.close(index);
-        self.tally.denied += u64::from(self.unsent());
+    fn not_secured(&mut self, index: u32, trouble: &Trouble) {
+        let now_ns = self.part.now();
+        self.remark(trouble.in_words());
+        match trouble {
+            Trouble::Socket(errno) if !trouble.is_of_the_peer() => {
+                self.lose(index, Loss::of(*errno), now_ns);
+            }
+            _ => {
+                self.tally.insecure += 1;
+                self.opening -= 1;
+                self.close(index);
+                self.tally.denied += u64::from(self.unsent());
+            }
+        }
     }
 
-    /// Nothing says that the peer cannot be trusted: a connection was established, and lost for want of an answer.
     fn not_secured_in_time(&mut self, index: u32, now_ns: u64) {
         self.remark("the handshake of TLS took too long".into());
-        self.tally.lost(Loss::TimedOut, now_ns);
+        self.lose(index, Loss::TimedOut, now_ns);
+    }
+
+    /// Nothing says that the peer cannot be trusted: a connection was established, and lost before it took a request.
+    fn lose(&mut self, index: u32, loss: Loss, now_ns: u64) {
+        self.tally.lost(loss, now_ns);
         self.opening -= 1;
         self.not_open();
         self.release(index, false);

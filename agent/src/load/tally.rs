@@ -53,6 +53,8 @@ pub struct Tally {
     pub answers: [u64; Answer::ALL.len()],
     /// Of what was unsent: requests whose connection was not to be had because the target, or somebody on the way to it, said so.
     pub denied: u64,
+    /// Of what was unsent: requests that waited in vain while nothing answered an attempt to connect.
+    pub unanswered: u64,
     /// By status, of all answers.
     pub statuses: BTreeMap<u16, u64>,
     /// Datagrams that came out of their order, and those that came again.
@@ -96,6 +98,7 @@ impl Default for Tally {
             requests: 0,
             answers: [0; Answer::ALL.len()],
             denied: 0,
+            unanswered: 0,
             statuses: BTreeMap::new(),
             reordered: 0,
             duplicated: 0,
@@ -192,6 +195,7 @@ impl Tally {
         self.requests = 0;
         self.answers = Default::default();
         self.denied = 0;
+        self.unanswered = 0;
         self.statuses.clear();
         self.reordered = 0;
         self.duplicated = 0;
@@ -235,6 +239,7 @@ impl Tally {
             *mine += theirs;
         }
         self.denied += other.denied;
+        self.unanswered += other.unanswered;
         for (&status, count) in &other.statuses {
             *self.statuses.entry(status).or_insert(0) += count;
         }

@@ -42,6 +42,15 @@ pub enum Trouble {
 }
 
 impl Trouble {
+    /// Whether the peer ended it, by what it said or by an end of the connection. Else it proves nothing of the peer.
+    pub fn is_of_the_peer(&self) -> bool {
+        match self {
+            // As [`Secure::handshake`] tells of a FIN too.
+            Self::Socket(errno) => matches!(*errno, Errno::CONNRESET | Errno::PIPE),
+            Self::Tls(_) | Self::OtherProtocol => true,
+        }
+    }
+
     /// What is wrong, and what to do about it, in the words of the options of `holdfast load http`.
     pub fn in_words(&self) -> String {
         match self {
@@ -343,5 +352,22 @@ impl ServerCertVerifier for Blind {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_fails_by_itself_proves_nothing_of_the_peer() {
+        for errno in [Errno::TIMEDOUT, Errno::HOSTUNREACH, Errno::NOBUFS] {
+            assert!(!Trouble::Socket(errno).is_of_the_peer(), "{errno:?}");
+        }
+        for errno in [Errno::CONNRESET, Errno::PIPE] {
+            assert!(Trouble::Socket(errno).is_of_the_peer(), "{errno:?}");
+        }
+        assert!(Trouble::Tls(Error::DecryptError).is_of_the_peer());
+        assert!(Trouble::OtherProtocol.is_of_the_peer());
     }
 }

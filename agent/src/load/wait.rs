@@ -12,25 +12,41 @@ use rustix::{
     io::Errno,
 };
 
+use super::worker::monotonic_ns;
+
 const MILLISECOND_NS: u64 = 1_000_000;
 
 /// Waits for events, `timeout_ns` at most, and appends those that came to `events`, as many as it has room for. May return
-/// without one before the time is over: when a signal came, and when less than a millisecond is left.
+/// without one before the time is over: when a signal came, and when less than a millisecond is left. Gives how long it slept, in
+/// nanoseconds: not at all if something was there already.
 ///
 /// # Errors
 /// If `epoll` is none.
-pub(super) fn wait(epoll: &OwnedFd, events: &mut Vec<epoll::Event>, timeout_ns: u64) -> io::Result<()> {
-    let mut timeout_ns = timeout_ns;
-    if (1..MILLISECOND_NS).contains(&timeout_ns) {
-        let mut ready = [PollFd::new(epoll, PollFlags::IN)];
-        match poll(&mut ready, Some(&timespec(timeout_ns))) {
-            Ok(0) | Err(Errno::INTR) => return Ok(()),
-            Ok(_) => timeout_ns = 0,
-            Err(error) => return Err(error.into()),
-        }
+pub(super) fn wait(epoll: &OwnedFd, events: &mut Vec<epoll::Event>, timeout_ns: u64) -> io::Result<u64> {
+    let before = events.len();
+    take(epoll, events, 0)?;
+    if timeout_ns == 0 || events.len() > before {
+        return Ok(0);
     }
-    let whole_ns = timeout_ns / MILLISECOND_NS * MILLISECOND_NS;
-    match epoll::wait(epoll, spare_capacity(events), Some(&timespec(whole_ns))) {
+    let begin_ns = monotonic_ns();
+    if timeout_ns >= MILLISECOND_NS {
+        take(epoll, events, timeout_ns / MILLISECOND_NS * MILLISECOND_NS)?;
+        return Ok(monotonic_ns() - begin_ns);
+    }
+    let mut ready = [PollFd::new(epoll, PollFlags::IN)];
+    let polled = poll(&mut ready, Some(&timespec(timeout_ns)));
+    let slept_ns = monotonic_ns() - begin_ns;
+    match polled {
+        Ok(0) | Err(Errno::INTR) => {}
+        Ok(_) => take(epoll, events, 0)?,
+        Err(error) => return Err(error.into()),
+    }
+    Ok(slept_ns)
+}
+
+/// Appends the events that come within whole milliseconds.
+fn take(epoll: &OwnedFd, events: &mut Vec<epoll::Event>, timeout_ns: u64) -> io::Result<()> {
+    match epoll::wait(epoll, spare_capacity(events), Some(&timespec(timeout_ns))) {
         Ok(_) | Err(Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -66,9 +82,11 @@ mod tests {
         let mut events = Vec::with_capacity(4);
         let mut sleep = |timeout_ns| {
             let begin = Instant::now();
-            wait(&epoll, &mut events, timeout_ns).unwrap();
+            let slept = Duration::from_nanos(wait(&epoll, &mut events, timeout_ns).unwrap());
+            let passed = begin.elapsed();
+            assert!(slept <= passed, "{slept:?} of {passed:?}");
             (
-                begin.elapsed(),
+                slept,
                 events.drain(..).map(|event| event.data.u64()).collect::<Vec<_>>(),
             )
         };
@@ -86,7 +104,7 @@ mod tests {
         );
         rustix::io::write(&socket, &1_u64.to_ne_bytes()).unwrap();
         for timeout_ns in [0, 500_000_000, 999_999] {
-            assert_eq!(sleep(timeout_ns).1, [7], "{timeout_ns}");
+            assert_eq!(sleep(timeout_ns), (Duration::ZERO, vec![7]), "{timeout_ns}");
         }
     }
 }

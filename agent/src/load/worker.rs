@@ -108,8 +108,8 @@ pub struct Part {
     /// Empty tallies; each is a question for the one that was filled meanwhile.
     pub blanks: Receiver<Tally>,
     pub filled: SyncSender<Filled>,
-    /// In a closed loop, from the start on: in an open one a thread looks at the clock before each attempt, and what it lacks is
-    /// seen in how late those are.
+    /// Of a plan that waits for answers, from the start on: with others a thread looks at the clock before each attempt, and what it lacks
+    /// is seen in how late those are.
     pub saturation: Saturation,
 }
 
@@ -125,7 +125,13 @@ impl Part {
 
     /// Hands over what was counted. `first_ns` is when the first attempt was made.
     pub(super) fn hand_over(&mut self, tally: Tally, first_ns: Option<u64>, is_last: bool) {
-        self.saturation.look();
+        // Where the next attempt does not wait for one before, only what goes back and forth waits for this thread.
+        let is_of_use = matches!(self.plan.arrivals, Arrivals::Closed { .. }) || !tally.exchange.is_empty();
+        if is_of_use {
+            self.saturation.look();
+        } else {
+            self.saturation.skip();
+        }
         let filled = Filled {
             tally,
             watched: self.saturation.watched,
@@ -149,9 +155,11 @@ pub(super) struct Holding {
 }
 
 impl Holding {
-    pub(super) fn look(&mut self, part: &Part, is_decided: bool, now_ns: u64) {
+    pub(super) fn look(&mut self, part: &mut Part, is_decided: bool, now_ns: u64) {
         if is_decided && !self.is_settled {
             self.is_settled = true;
+            // Of what follows nothing is waited for.
+            part.saturation.look();
             part.shared.settled.fetch_add(1, Ordering::Relaxed);
         }
         let settled = part.shared.settled.load(Ordering::Relaxed);
@@ -251,10 +259,14 @@ pub fn work(part: Part) -> io::Result<()> {
 
 /// Sleeps until shortly before the run's start, and looks at the clock from there on.
 pub(super) fn wait_for_the_start(part: &mut Part) {
+    let is_watched = part.plan.waits_for_answers();
+    if is_watched {
+        part.saturation.prepare();
+    }
     loop {
         let left_ns = part.start_ns.saturating_sub(monotonic_ns());
         if left_ns == 0 || part.shared.stop.load(Ordering::Relaxed) {
-            if matches!(part.plan.arrivals, Arrivals::Closed { .. }) {
+            if is_watched {
                 part.saturation.begin();
             }
             return;
@@ -306,11 +318,17 @@ impl Worker {
             }
             let now_ns = self.part.now();
             self.look_at_the_clock(now_ns);
+            let started = self.tally.started;
             self.send();
             if self.part.is_stopped() || self.is_done(now_ns) {
                 return Ok(());
             }
-            wait(&self.epoll, &mut events, self.sleep_ns())?;
+            let slept_ns = wait(&self.epoll, &mut events, self.sleep_ns())?;
+            let is_idle = slept_ns == 0 && events.is_empty() && self.tally.started == started;
+            self.part.saturation.slept(slept_ns);
+            if is_idle {
+                self.part.saturation.spun(self.part.now().saturating_sub(now_ns));
+            }
             for event in events.drain(..) {
                 self.follow(event.data.u64() as u32, event.flags);
             }
@@ -371,7 +389,7 @@ impl Worker {
         }
         let is_count = matches!(self.part.plan.arrivals, Arrivals::Count { .. });
         let is_decided = is_count && self.schedule.peek().is_none() && self.undecided == 0;
-        self.holding.look(&self.part, is_decided, now_ns);
+        self.holding.look(&mut self.part, is_decided, now_ns);
     }
 
     fn is_done(&self, now_ns: u64) -> bool {

@@ -7,6 +7,8 @@ use std::{
     os::fd::AsRawFd,
     path::Path,
     process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -407,20 +409,26 @@ fn the_load_ends_with_its_collector_and_what_it_did_is_known_to_the_next_one() {
             (collector.number("SELECT sum(established) AS n FROM load_samples") == 7).then_some(())
         });
         collector.kill();
+        // The agent lets go long before the hold is over: by a reset, which no read survives.
+        let killed = Instant::now();
+        let letting_go = thread::spawn(move || {
+            for connection in &mut held {
+                connection
+                    .set_read_timeout(Some(Duration::from_secs(60)))
+                    .expect("set");
+                let error = connection.read(&mut [0]).expect_err("a reset");
+                assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
+            }
+            killed.elapsed()
+        });
 
         // Whoever asked for the run is told where to look.
         let output = { caller }.wait_with_output().expect("our own child");
         assert_eq!(output.status.code(), Some(4), "{output:?}");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains("holdfast run show"), "{said}");
-        // The agent lets go long before the hold is over: by a reset, which no read survives.
-        for connection in &mut held {
-            connection
-                .set_read_timeout(Some(std::time::Duration::from_secs(60)))
-                .expect("set");
-            let error = connection.read(&mut [0]).expect_err("a reset");
-            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
-        }
+        let let_go_after = letting_go.join().expect("each was reset");
+        assert!(let_go_after < Duration::from_secs(1), "{let_go_after:?}");
 
         let collector = Collector::start_on(&data, port, web);
         let run_id = collector.sql("SELECT run_id FROM runs")[0]["run_id"]

@@ -25,7 +25,7 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use crate::load::{UNBOUNDED, count, run, server};
+use crate::load::{UNBOUNDED, count, full_after_three, run, server};
 
 /// `/missing` is not there, `/slow` never comes, everything else sends back what was sent, and a greeting before it.
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -482,8 +482,13 @@ fn a_server_that_does_not_answer_to_tls_is_too_late_and_not_untrusted() {
     plan.timeout = Duration::from_millis(300);
     let (tally, _) = run(plan, UNBOUNDED, |_, _| {});
     assert_eq!(
-        (answers(&tally, Answer::Unsent), tally.insecure, tally.denied),
-        (4, 0, 0),
+        (
+            answers(&tally, Answer::Unsent),
+            tally.insecure,
+            tally.denied,
+            tally.unanswered
+        ),
+        (4, 0, 0, 0),
         "{:?}",
         tally.remarks
     );
@@ -494,6 +499,21 @@ fn a_server_that_does_not_answer_to_tls_is_too_late_and_not_untrusted() {
         (established, 0)
     );
     assert_eq!(tally.remarks, ["the handshake of TLS took too long"]);
+}
+
+#[test]
+fn a_request_that_found_no_connection_while_nothing_answered_is_told() {
+    let (_listener, target) = full_after_three();
+    let http = Http {
+        connections: 40,
+        ..get("/")
+    };
+    let mut plan = requests(target, 10, http);
+    plan.timeout = Duration::from_millis(600);
+    let (tally, _) = run(plan, UNBOUNDED, |_, _| {});
+    let unsent = answers(&tally, Answer::Unsent);
+    assert!(unsent >= 5, "{:?}", tally.answers);
+    assert_eq!((tally.unanswered, tally.denied), (unsent, 0));
 }
 
 #[test]

@@ -474,12 +474,18 @@ fn lines_of_generator(summary: &Summary) -> String {
     text
 }
 
-/// Of a closed loop: whether it was the generator that everything waited for.
+/// Of a closed loop, and of payload that goes back and forth: whether it was the generator that everything waited for.
 fn line_of_saturation(summary: &Summary) -> String {
     if !summary.doubt.is_empty() {
         return format!(
             "              {}: all times but network's may be its own\n",
             summary.doubt
+        );
+    }
+    if !summary.exchange_doubt.is_empty() {
+        return format!(
+            "              {}: the times of exchanges may be its own\n",
+            summary.exchange_doubt
         );
     }
     match summary.watched_ns {

@@ -172,7 +172,7 @@ pub fn local_limits(counts: &LoadCounts) -> u64 {
 
 /// The same, had everything gone well that was not answered with a failure: what only waited too long, and what the machine that made the
 /// load could not do, may be the generator's own doing. `confirmed` attempts timed out for what the kernels of both ends know to be behind
-/// the generator, and `denied` requests were not sent because their connections were answered so: these are no silences.
+/// the generator, and `denied` requests were not sent for such a cause, or because their connections were answered so: these are no silences.
 pub fn but_for_silences(counts: &LoadCounts, confirmed: u64, denied: u64) -> LoadCounts {
     let (confirmed, denied) = (confirmed.min(counts.timed_out), denied.min(counts.unsent));
     let attempts = counts.timed_out - confirmed + counts.failed + local_limits(counts);

@@ -202,19 +202,39 @@ impl Expectation {
         if !holds && outcome.is_stopped && self.could_come(value) {
             return (format!("{shown} when it was stopped"), Verdict::Unknown);
         }
-        if let Some(doubt) = outcome.doubt().filter(|_| self.is_of_generator(holds, outcome)) {
+        if let Some(doubt) = outcome
+            .doubt()
+            .filter(|_| self.is_of_generator(holds, value, outcome))
+        {
             shown += &format!(", {doubt}");
             return (shown, Verdict::Unknown);
         }
         (shown, if holds { Verdict::Holds } else { Verdict::Violated })
     }
 
-    /// Whether a generator that is the limit of a closed loop may have a part in that this holds, or that it does not. Each time is its own
-    /// too, but for what the kernel measures; of what was counted it only may have kept things from happening in time.
-    fn is_of_generator(&self, holds: bool, outcome: &Outcome) -> bool {
+    /// Whether a generator that is the limit of what waits for answers may have a part in that this holds, or that it does not. Where the loop
+    /// is not closed, those are the exchanges. Each time is its own too, but for what the kernel measures; of what was counted it only may
+    /// have kept things from happening in time.
+    fn is_of_generator(&self, holds: bool, value: f64, outcome: &Outcome) -> bool {
+        let is_of_exchanges = match self.signal {
+            Signal::Time(clock, _) => clock == Clock::Exchange,
+            Signal::Ratio(count) | Signal::Count(count) => count == Count::Lost,
+            Signal::Rate => false,
+        };
+        if !outcome.is_closed_loop && !is_of_exchanges {
+            return false;
+        }
         match self.signal {
             Signal::Time(clock, _) => clock != Clock::Network,
-            _ => !holds && !self.is_broken_by_answers(outcome),
+            Signal::Ratio(count) | Signal::Count(count) if count.is_of_failures() => {
+                !holds && !self.is_broken_by_answers(outcome)
+            }
+            // A faster one would have come to more.
+            _ => match self.comparison {
+                Comparison::More | Comparison::MoreOrEqual => !holds,
+                Comparison::Less | Comparison::LessOrEqual => holds,
+                Comparison::Equal => value < self.threshold,
+            },
         }
     }
 
@@ -228,7 +248,7 @@ impl Expectation {
             return false;
         }
         let answers = Outcome {
-            counts: counts::but_for_silences(&outcome.counts, outcome.confirmed, outcome.denied),
+            counts: counts::but_for_silences(&outcome.counts, outcome.confirmed, outcome.denied()),
             ..Outcome::default()
         };
         let Some(value) = self.signal.of(&answers) else {
@@ -472,6 +492,7 @@ mod tests {
         let mut saturated = Outcome {
             watched_ns: 4_000_000_000,
             saturated_ns: 3_000_000_000,
+            is_closed_loop: true,
             ..outcome()
         };
         saturated.counts.timed_out = 1;
@@ -491,8 +512,16 @@ mod tests {
         check(&saturated, "error_ratio < 1%", Verdict::Violated, "");
         // What did not come to pass in time may be its doing.
         check(&saturated, "rate > 1000/s", Verdict::Unknown, limited);
+        check(&saturated, "established = 100", Verdict::Unknown, limited);
         check(&saturated, "timed_out = 0", Verdict::Unknown, limited);
         check(&saturated, "error_ratio < 2.5%", Verdict::Unknown, limited);
+        // So may be that it came to no more; but not that it did.
+        check(&saturated, "rate < 1000/s", Verdict::Unknown, limited);
+        check(&saturated, "established <= 98", Verdict::Unknown, limited);
+        check(&saturated, "rate < 10/s", Verdict::Violated, "");
+        check(&saturated, "established = 0", Verdict::Violated, "");
+        check(&saturated, "established = 98", Verdict::Holds, "");
+        check(&saturated, "refused <= 2", Verdict::Holds, "");
         // Of attempts that both ends know it of it is not.
         saturated.confirmed = 1;
         check(&saturated, "timed_out = 0", Verdict::Violated, "");
@@ -500,14 +529,33 @@ mod tests {
         // As of attempts that are late, one of a hundred may be.
         saturated.saturated_ns = 40_000_000;
         check(&saturated, "connect.p50 < 20ms", Verdict::Violated, "");
-        // Nobody says: that is not the same as never.
-        saturated.unwatched.push("web-1".into());
-        check(
-            &saturated,
-            "connect.p50 < 20ms",
-            Verdict::Unknown,
-            "agents of web-1",
-        );
+    }
+
+    #[test]
+    fn where_only_payload_goes_back_and_forth_the_generator_has_its_part_in_exchanges_alone() {
+        let mut saturated = Outcome {
+            watched_ns: 4_000_000_000,
+            saturated_ns: 3_000_000_000,
+            ..outcome()
+        };
+        saturated.exchange.record_n(2_000_000, 98).unwrap();
+        saturated.counts.lost_timed_out = 1;
+        let check = |outcome: &Outcome, text: &str, verdict| {
+            let (shown, found) = Expectation::parse(text).unwrap().judge(outcome);
+            assert_eq!(found, verdict, "{text}: {shown}");
+        };
+        check(&saturated, "exchange.p99 < 1ms", Verdict::Unknown);
+        check(&saturated, "exchange.p99 < 10ms", Verdict::Unknown);
+        check(&saturated, "lost = 0", Verdict::Unknown);
+        // An open loop is late where its generator is slow.
+        check(&saturated, "connect.p50 < 20ms", Verdict::Violated);
+        check(&saturated, "connect.p99 < 200ms", Verdict::Holds);
+        check(&saturated, "rate > 1000/s", Verdict::Violated);
+        check(&saturated, "established <= 98", Verdict::Holds);
+        saturated.counts.reset_by_peer = 1;
+        check(&saturated, "lost = 0", Verdict::Violated);
+        saturated.saturated_ns = 0;
+        check(&saturated, "exchange.p99 < 1ms", Verdict::Violated);
     }
 
     #[test]

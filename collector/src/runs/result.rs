@@ -40,15 +40,17 @@ pub struct Outcome {
     pub statuses: BTreeMap<u32, u64>,
     pub remarks: Vec<String>,
     pub lateness: Histogram<u64>,
-    /// Of a closed loop: for how long threads of the generator were watched, and had no time left in that, added up; and nodes whose agents
-    /// do not say.
+    /// Of a closed loop, and of payload that goes back and forth: for how long threads of the generator were watched, and had no time left in
+    /// that, added up.
     pub watched_ns: u64,
     pub saturated_ns: u64,
-    pub unwatched: Vec<String>,
+    /// Each attempt waits for one before; else only payload does, on its connection.
+    pub is_closed_loop: bool,
     /// Attempts that timed out for what the kernels of both ends know to be behind the generator; and requests that were not sent since
-    /// somebody denied them a connection.
+    /// somebody denied them a connection, or while nothing answered an attempt to connect.
     pub confirmed: u64,
     pub denied: u64,
+    pub unanswered: u64,
     /// Of some handshakes TCP_INFO could not be asked.
     pub lacks_handshakes: bool,
     pub lost: Vec<Lost>,
@@ -93,9 +95,10 @@ impl Default for Outcome {
             lateness: times(),
             watched_ns: 0,
             saturated_ns: 0,
-            unwatched: Vec::new(),
+            is_closed_loop: false,
             confirmed: 0,
             denied: 0,
+            unanswered: 0,
             lacks_handshakes: false,
             lost: Vec::new(),
             is_stopped: false,
@@ -196,6 +199,7 @@ impl Outcome {
         }
         counts::add(&mut self.counts, &report.counts.unwrap_or_default());
         self.denied = self.denied.saturating_add(report.denied);
+        self.unanswered = self.unanswered.saturating_add(report.unanswered);
         self.lacks_handshakes |= report.lacks_handshakes;
         self.elapsed_ns = self.elapsed_ns.max(report.elapsed_ns);
         let room = LOSSES.saturating_sub(self.lost.len());
@@ -207,20 +211,20 @@ impl Outcome {
         Ok(())
     }
 
-    /// Why times of a closed loop may be the generator's own, in words, if they may: everything waits for a thread that has no time left.
+    /// Why times may be the generator's own, in words, if they may: what waits for answers waits for a thread that has no time left too. In a
+    /// closed loop that is everything, else it is the exchanges.
     pub fn doubt(&self) -> Option<String> {
-        if !self.unwatched.is_empty() {
-            return Some(format!(
-                "the agents of {} do not say whether the generator was the limit: upgrade them",
-                self.unwatched.join(", ")
-            ));
-        }
         is_saturated(self.watched_ns, self.saturated_ns).then(|| {
             format!(
                 "limited by the generator, which had no CPU time left for {} of the run",
                 share(self.saturated_ns, self.watched_ns)
             )
         })
+    }
+
+    /// Requests that were not sent for what is known to be behind the generator.
+    pub fn denied(&self) -> u64 {
+        self.denied.saturating_add(self.unanswered.min(self.confirmed))
     }
 
     /// What kept the generator from making the load that was asked for, in words.
@@ -244,7 +248,7 @@ impl Outcome {
     }
 }
 
-/// Whether the generator of a closed loop was its limit: of so many of its attempts the times may be its own, as of those of an open one
+/// Whether the generator was the limit of what waits for answers: of so much of it the times may be its own, as of attempts of an open loop
 /// that are late.
 pub fn is_saturated(watched_ns: u64, saturated_ns: u64) -> bool {
     saturated_ns as f64 > watched_ns as f64 * LATE_SHARE
@@ -346,15 +350,18 @@ pub struct Summary {
     pub remarks: Vec<String>,
     pub lateness: Times,
     pub cpu_ns: u64,
-    /// Of a closed loop, of all threads of the generators: for how long they were watched, and of that ran or waited for a CPU nearly all
-    /// of the time. Else, and where nobody said, zero.
+    /// Of a closed loop, and of payload that goes back and forth, of all threads of the generators: for how long they were watched, and of
+    /// that had no time left. Else zero.
     #[serde(default)]
     pub watched_ns: u64,
     #[serde(default)]
     pub saturated_ns: u64,
-    /// Why times may be the generator's own; empty: they are not.
+    /// Why all times but the network's may be the generator's own, for the loop was closed; empty: they are not.
     #[serde(default)]
     pub doubt: String,
+    /// Likewise those of exchanges alone, in an open loop.
+    #[serde(default)]
+    pub exchange_doubt: String,
     /// SYNs that were sent again are not among `counts`: their sockets could not be asked. The kernel's records have them.
     #[serde(default)]
     pub lacks_handshakes: bool,
@@ -572,6 +579,11 @@ pub fn known(mut counts: BTreeMap<String, u64>, lacks_handshakes: bool) -> BTree
 
 impl Summary {
     pub fn of(outcome: &Outcome, expectations: &[Expectation]) -> Self {
+        let doubt = outcome.doubt().unwrap_or_default();
+        let (doubt, exchange_doubt) = match outcome.is_closed_loop {
+            true => (doubt, String::new()),
+            false => (String::new(), doubt),
+        };
         Self {
             is_over: true,
             elapsed_ns: outcome.elapsed_ns,
@@ -579,7 +591,8 @@ impl Summary {
             lacks_handshakes: outcome.lacks_handshakes,
             watched_ns: outcome.watched_ns,
             saturated_ns: outcome.saturated_ns,
-            doubt: outcome.doubt().unwrap_or_default(),
+            doubt,
+            exchange_doubt,
             connect: Times::of(&outcome.connect),
             dial: Times::of(&outcome.dial),
             network: Times::of(&outcome.network),
@@ -666,8 +679,14 @@ impl Summary {
         }
         let mut reasons = self.bad(&ANSWERS);
         let silences = self.bad(&SILENCES);
-        if !self.doubt.is_empty() && !silences.is_empty() && self.proven().is_empty() {
-            let doubted = |silence: String| format!("{silence}, {}", self.doubt);
+        let (doubt, of_generator) = match self.doubt.is_empty() {
+            false => (&self.doubt, silences.clone()),
+            // Of a connection an exchange that took too long is a loss.
+            true => (&self.exchange_doubt, self.bad(&["lost_timed_out"])),
+        };
+        let are_all_doubted = silences.len() == of_generator.len();
+        if !doubt.is_empty() && !silences.is_empty() && are_all_doubted && self.proven().is_empty() {
+            let doubted = |silence: String| format!("{silence}, {doubt}");
             return (Verdict::Unknown, silences.into_iter().map(doubted).collect());
         }
         reasons.extend(silences);
@@ -937,6 +956,14 @@ mod tests {
         outcome.denied = 4;
         assert_eq!(verdict(&outcome, "error_ratio < 1%"), Verdict::Violated);
         assert_eq!(verdict(&outcome, "error_ratio < 50%"), Verdict::Unknown);
+        // Each attempt that nothing answered, as both ends know, would have taken one more; the rest may have waited for the generator.
+        (outcome.counts.timed_out, outcome.unanswered) = (2, 6);
+        assert_eq!(verdict(&outcome, "unsent < 6"), Verdict::Unknown);
+        outcome.confirmed = 2;
+        assert_eq!(verdict(&outcome, "unsent < 6"), Verdict::Violated);
+        assert_eq!(verdict(&outcome, "unsent < 7"), Verdict::Unknown);
+        outcome.unanswered = 1;
+        assert_eq!(verdict(&outcome, "unsent < 6"), Verdict::Unknown);
     }
 
     #[test]
@@ -945,6 +972,7 @@ mod tests {
         let mut outcome = Outcome {
             watched_ns: 1_000,
             saturated_ns: 900,
+            is_closed_loop: true,
             ..Outcome::default()
         };
         (outcome.counts.started, outcome.counts.established) = (10, 10);
@@ -962,6 +990,27 @@ mod tests {
             "{reasons:?}"
         );
         outcome.counts.refused = 1;
+        assert_eq!(Summary::of(&outcome, &[]).verdict().0, Verdict::Violated);
+    }
+
+    #[test]
+    fn where_payload_goes_back_and_forth_an_exchange_that_took_too_long_is_nobody_knows_whose() {
+        let mut outcome = Outcome {
+            watched_ns: 1_000,
+            saturated_ns: 900,
+            ..Outcome::default()
+        };
+        (outcome.counts.started, outcome.counts.established) = (10, 10);
+        assert_eq!(Summary::of(&outcome, &[]).verdict().0, Verdict::Holds);
+        outcome.counts.lost_timed_out = 1;
+        let (verdict, reasons) = Summary::of(&outcome, &[]).verdict();
+        assert_eq!(verdict, Verdict::Unknown);
+        assert!(
+            reasons[0].starts_with("lost_timed_out: 1, limited by the generator"),
+            "{reasons:?}"
+        );
+        // Attempts did not wait for it: how late they were tells of them.
+        outcome.counts.timed_out = 1;
         assert_eq!(Summary::of(&outcome, &[]).verdict().0, Verdict::Violated);
     }
 

@@ -31,7 +31,7 @@ use holdfast_proto::v1::{
 };
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -524,22 +524,38 @@ async fn connections_that_a_rate_finds_no_room_for_are_told_with_what_would_allo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn times_of_a_closed_loop_that_its_generator_limits_are_unknown() {
+async fn what_a_generator_limits_in_a_closed_loop_is_unknown_and_answers_are_not() {
     let collector = Collector::start(database().await).await;
-    let generator = Generator::start(&collector, "web-1", 50);
+    let generator = Generator::start(&collector, "web-1", 200);
     agents(&collector, 1).await;
     // Nobody listens there, so nothing but the generator takes its time.
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap();
-    let port = port.to_string();
-    let closed = ["load", "tcp", &port, "-y", "--concurrency", "4", "--for", "1s"];
-    for (expected, code) in [
-        ("error_ratio >= 0%", 0),
-        ("rate > 1000000/s", 3),
-        ("refused = 0", 1),
+    // The kernel answers for a queue that has room for all.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(4096).unwrap();
+    let somebody = listener.local_addr().unwrap();
+    let accepting = tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+    for (target, expected, code) in [
+        (nobody, "error_ratio >= 0%", 0),
+        (nobody, "rate > 1000000/s", 3),
+        (nobody, "refused = 0", 1),
+        (somebody, "connect.p99 < 60s", 3),
     ] {
+        let target = target.to_string();
+        let closed = [
+            "load",
+            "tcp",
+            &target,
+            "-y",
+            "--concurrency",
+            "100",
+            "--for",
+            "600ms",
+        ];
         let output = holdfast(&collector, &[&closed[..], &["--expect", expected]].concat()).await;
         let report = stdout(&output);
         assert_eq!(output.status.code(), Some(code), "{expected}: {report}");
@@ -548,6 +564,44 @@ async fn times_of_a_closed_loop_that_its_generator_limits_are_unknown() {
             "{report}"
         );
     }
+    accepting.abort();
+    generator.stop().await;
+    collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_payload_that_goes_back_and_forth_a_run_says_whether_the_generator_was_its_limit() {
+    let collector = Collector::start(database().await).await;
+    let generator = Generator::start(&collector, "web-1", 50);
+    agents(&collector, 1).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = listener.local_addr().unwrap().to_string();
+    let echoing = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut from, mut to) = stream.split();
+                let _ = tokio::io::copy(&mut from, &mut to).await;
+            });
+        }
+    });
+    let run = [
+        "load",
+        "tcp",
+        &target,
+        "-y",
+        "-c",
+        "4",
+        "-s",
+        "1ms",
+        "--payload",
+        "8",
+    ];
+    let said = "no CPU time left for";
+    let output = holdfast(&collector, &[&run[..], &["--rounds", "5000"]].concat()).await;
+    assert!(stdout(&output).contains(said), "{}", stdout(&output));
+    let output = holdfast(&collector, &run).await;
+    assert!(!stdout(&output).contains(said), "{}", stdout(&output));
+    echoing.abort();
     generator.stop().await;
     collector.stop().await.unwrap();
 }

@@ -394,8 +394,8 @@ pub struct LoadReport {
     /// Which of the plan's targets this is of, if they are apart; the first is zero.
     #[prost(uint32, tag = "20")]
     pub target: u32,
-    /// Of a closed loop, of all threads of the generator together since the run's start: the time that they were watched for, and of
-    /// that what they ran or waited for a CPU nearly all of. Both zero: it is not known, or the loop is open.
+    /// Of all threads of the generator together since the run's start, in a closed loop and while payload goes back and forth: the time that
+    /// they were watched for, and of that what they had no time left in. Both zero: nothing waits for answers.
     #[prost(uint64, tag = "21")]
     pub watched_ns: u64,
     #[prost(uint64, tag = "22")]
@@ -407,6 +407,10 @@ pub struct LoadReport {
     /// What TCP_INFO knows of handshakes could not be asked: there is no `network`, and `syn_retransmits` is not known.
     #[prost(bool, tag = "24")]
     pub lacks_handshakes: bool,
+    /// Of the requests that were not sent, those that waited in vain while nothing answered an attempt to connect: an answer as far as the
+    /// kernels of both ends know it to be the target's.
+    #[prost(uint64, tag = "25")]
+    pub unanswered: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LoadCounts {

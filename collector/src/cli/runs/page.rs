@@ -1040,6 +1040,12 @@ impl Run<'_> {
                 summary.doubt
             ));
         }
+        if !summary.exchange_doubt.is_empty() {
+            text += &note(&format!(
+                "Payload goes back and forth: {}. The times of exchanges may be the generator's own.",
+                summary.exchange_doubt
+            ));
+        }
         section("The agents", &text)
     }
 
