@@ -19,8 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_proto::v1::{
-    Acknowledgement, CollectorMessage, Gap, Overhead, Refusal, Stream, StreamCounters,
-    collector_message::Body,
+    Acknowledgement, CollectorMessage, Gap, Overhead, Refusal, StreamCounters, collector_message::Body,
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -196,7 +195,8 @@ impl Content {
 /// Where an agent waits to hear of a batch.
 pub struct Receipt {
     pub epoch: u64,
-    pub stream: Stream,
+    /// As it travelled: it may be one that this collector does not know.
+    pub stream: i32,
     pub sequence: u64,
     pub replies: mpsc::Sender<Reply>,
     /// The batch as it travelled. Its decoded columns hold on to it in any case.
@@ -227,7 +227,7 @@ impl Receipt {
     /// Tells the agent that the batch is in the store.
     pub fn acknowledge(self) {
         let acknowledgement = Acknowledgement {
-            stream: self.stream.into(),
+            stream: self.stream,
             sequences: vec![self.sequence],
             epoch: self.epoch,
         };
@@ -241,7 +241,7 @@ impl Receipt {
     /// Tells the agent that the batch will never be stored.
     pub fn refuse(self, reason: String) {
         let refusal = Refusal {
-            stream: self.stream.into(),
+            stream: self.stream,
             sequence: self.sequence,
             reason,
             epoch: self.epoch,
@@ -661,7 +661,7 @@ impl Settling {
                     all
                 });
             let acknowledgement = Acknowledgement {
-                stream: stream.into(),
+                stream,
                 sequences,
                 epoch,
             };
@@ -680,7 +680,7 @@ impl Settling {
         if let Some(receipt) = parcel.receipt {
             let name = RefusedName {
                 epoch: receipt.epoch,
-                stream: receipt.stream.into(),
+                stream: receipt.stream,
                 sequence: receipt.sequence,
             };
             self.quarantine

@@ -214,6 +214,8 @@ struct Visit {
     came_at: Instant,
     /// Days by which batches are moved for it, as was said last.
     moved_days: i64,
+    /// Whether it was said that it counts a stream that is not known here.
+    is_newer_said: bool,
 }
 
 impl Visit {
@@ -301,6 +303,7 @@ impl Session {
                 repeats: Repeats::default(),
                 came_at: Instant::now(),
                 moved_days: 0,
+                is_newer_said: false,
             };
             self.fence(&visit).await?;
             let known = self.known(&mut visit, &unanswered).await?;
@@ -625,6 +628,19 @@ impl Session {
                     visit.moved_days = 0;
                 }
                 decode::restamp::status(&mut status, received_at_ns);
+                if let Some(stream) = decode::leave_out_unknown(&mut status)
+                    && !std::mem::replace(&mut visit.is_newer_said, true)
+                {
+                    warn!(
+                        node = agent.node,
+                        agent = agent.id,
+                        version = agent.version,
+                        stream,
+                        "the agent has a stream that this collector ({}) does not know, and that is not stored: upgrade the \
+                         collector",
+                        env!("CARGO_PKG_VERSION")
+                    );
+                }
                 let (sample, is_final, is_early) = (
                     AgentSample::of(&status, received_at_ns, visit.seat.rival(Instant::now())),
                     status.is_final,
@@ -698,7 +714,7 @@ impl Session {
         }
         let receipt = Receipt {
             epoch: sealed.epoch,
-            stream: RowStream::try_from(sealed.stream).unwrap_or(RowStream::Unspecified),
+            stream: sealed.stream,
             sequence: sealed.sequence,
             replies: self.replies.clone(),
             encoded: sealed.encoded.clone(),
@@ -724,11 +740,10 @@ impl Session {
             );
             return receipt.refuse(reason);
         }
-        if sealed.epoch != 0 && sealed.sequence != 0 && receipt.stream != RowStream::Unspecified {
-            match visit
-                .arrivals
-                .arrived(sealed.epoch, receipt.stream, sealed.sequence)
-            {
+        // What is not named, or of a stream that is not known, is refused below.
+        let stream = RowStream::try_from(sealed.stream).unwrap_or(RowStream::Unspecified);
+        if sealed.epoch != 0 && sealed.sequence != 0 && stream != RowStream::Unspecified {
+            match visit.arrivals.arrived(sealed.epoch, stream, sealed.sequence) {
                 Arrival::New => {}
                 Arrival::Stored => {
                     self.metrics.batches_known.inc();

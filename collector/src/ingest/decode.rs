@@ -72,6 +72,8 @@ const UNTIL_NS: i64 = i64::MAX / 2;
 pub enum Malformed {
     #[error("stream {0} is unknown to this collector: upgrade the collector")]
     Stream(i32),
+    #[error("stream 0, which no agent has")]
+    NoStream,
     #[error("sequence 0 (the first is 1)")]
     Sequence,
     #[error("no columns of its stream")]
@@ -146,7 +148,7 @@ impl Malformed {
     /// The kind of fault, as it is counted: one of [`Self::KINDS`].
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Stream(_) => "stream",
+            Self::Stream(_) | Self::NoStream => "stream",
             Self::Checksum | Self::Unreadable => "bytes",
             Self::Sequence | Self::Name | Self::BootId => "sequence",
             Self::Columns | Self::Rows(_) | Self::Length { .. } => "columns",
@@ -341,6 +343,15 @@ fn open(sealed: &SealedBatch) -> Result<Batch, Malformed> {
     Ok(batch)
 }
 
+/// The stream with this number, which is one that agents have.
+fn stream_of(number: i32) -> Result<Stream, Malformed> {
+    match Stream::try_from(number) {
+        Ok(Stream::Unspecified) => Err(Malformed::NoStream),
+        Ok(stream) => Ok(stream),
+        Err(_) => Err(Malformed::Stream(number)),
+    }
+}
+
 fn derive(batch: Batch, now_ns: i64) -> Result<Decoded, Malformed> {
     if batch.rows == 0 || batch.rows > MAX_ROWS {
         return Err(Malformed::Rows(batch.rows));
@@ -350,49 +361,47 @@ fn derive(batch: Batch, now_ns: i64) -> Result<Decoded, Malformed> {
         return Err(Malformed::BootId);
     }
     let rows = batch.rows as usize;
-    let rows = match (Stream::try_from(batch.stream), batch.columns) {
-        (Ok(Stream::Connections), Some(Columns::Connections(columns))) => {
+    let rows = match (stream_of(batch.stream)?, batch.columns) {
+        (Stream::Connections, Some(Columns::Connections(columns))) => {
             Rows::Connections(Box::new(connections(columns, rows, Records::Ended, now_ns)?))
         }
-        (Ok(Stream::OpenConnections), Some(Columns::OpenConnections(look))) => {
+        (Stream::OpenConnections, Some(Columns::OpenConnections(look))) => {
             Rows::OpenConnections(Box::new(open_connections(look, rows, now_ns)?))
         }
-        (Ok(Stream::Listeners), Some(Columns::Listeners(look))) => {
+        (Stream::Listeners, Some(Columns::Listeners(look))) => {
             Rows::Listeners(listeners(look, rows, now_ns)?)
         }
-        (Ok(Stream::Namespaces), Some(Columns::Namespaces(look))) => {
+        (Stream::Namespaces, Some(Columns::Namespaces(look))) => {
             Rows::Namespaces(network::namespaces(look, rows, now_ns)?)
         }
-        (Ok(Stream::Cgroups), Some(Columns::Cgroups(look))) => {
+        (Stream::Cgroups, Some(Columns::Cgroups(look))) => {
             Rows::Cgroups(cgroups::cgroups(look, rows, now_ns)?)
         }
-        (Ok(Stream::Peers), Some(Columns::Peers(look))) => Rows::Peers(network::peers(look, rows, now_ns)?),
-        (Ok(Stream::Gaps), Some(Columns::Gaps(gaps))) => Rows::Gaps(check_gaps(gaps.gaps, rows)?),
-        (Ok(Stream::Syscalls), Some(Columns::Syscalls(columns))) => {
+        (Stream::Peers, Some(Columns::Peers(look))) => Rows::Peers(network::peers(look, rows, now_ns)?),
+        (Stream::Gaps, Some(Columns::Gaps(gaps))) => Rows::Gaps(check_gaps(gaps.gaps, rows)?),
+        (Stream::Syscalls, Some(Columns::Syscalls(columns))) => {
             Rows::Syscalls(Box::new(syscalls::syscalls(columns, rows, now_ns)?))
         }
-        (Ok(Stream::Transitions), Some(Columns::Transitions(columns))) => {
+        (Stream::Transitions, Some(Columns::Transitions(columns))) => {
             Rows::Transitions(Box::new(transitions::transitions(columns, rows, now_ns)?))
         }
-        (Ok(Stream::Overhead), Some(Columns::Overhead(overhead))) => {
+        (Stream::Overhead, Some(Columns::Overhead(overhead))) => {
             Rows::Overhead(check_overhead(overhead.intervals, rows, now_ns)?)
         }
         (
-            Ok(
-                Stream::Connections
-                | Stream::Gaps
-                | Stream::OpenConnections
-                | Stream::Listeners
-                | Stream::Overhead
-                | Stream::Namespaces
-                | Stream::Peers
-                | Stream::Cgroups
-                | Stream::Transitions
-                | Stream::Syscalls,
-            ),
+            Stream::Connections
+            | Stream::Gaps
+            | Stream::OpenConnections
+            | Stream::Listeners
+            | Stream::Overhead
+            | Stream::Namespaces
+            | Stream::Peers
+            | Stream::Cgroups
+            | Stream::Transitions
+            | Stream::Syscalls
+            | Stream::Unspecified,
             _,
         ) => return Err(Malformed::Columns),
-        (Ok(Stream::Unspecified) | Err(_), _) => return Err(Malformed::Stream(batch.stream)),
     };
     Ok(Decoded {
         boot_id: batch.boot_id,
@@ -460,11 +469,7 @@ fn check_gaps(gaps: Vec<Gap>, rows: usize) -> Result<Vec<Gap>, Malformed> {
     }
     for (row, gap) in gaps.iter().enumerate() {
         let is_known = |value: i32, known: bool| if known { Ok(()) } else { Err(value) };
-        is_known(
-            gap.stream,
-            Stream::try_from(gap.stream).is_ok_and(|stream| stream != Stream::Unspecified),
-        )
-        .map_err(Malformed::Stream)?;
+        stream_of(gap.stream)?;
         is_known(
             gap.reason,
             GapReason::try_from(gap.reason).is_ok_and(|reason| reason != GapReason::Unspecified),
@@ -1118,6 +1123,20 @@ impl AgentSample {
     }
 }
 
+/// Leaves out of a status what is counted of streams that this collector does not know, as a newer agent may have them.
+/// Gives one of these.
+pub fn leave_out_unknown(status: &mut Status) -> Option<i32> {
+    let mut unknown = None;
+    status.streams.retain(|counters| {
+        let is_known = Stream::try_from(counters.stream).is_ok();
+        if !is_known {
+            unknown = Some(counters.stream);
+        }
+        is_known
+    });
+    unknown
+}
+
 /// Checks a status message: what the agent counted, for each stream and namespace.
 pub fn status(status: Status, now_ns: i64) -> Result<(i64, Vec<StreamCounters>), Malformed> {
     let observed_at_ns = i64::try_from(status.observed_at_ns)
@@ -1133,10 +1152,7 @@ pub fn status(status: Status, now_ns: i64) -> Result<(i64, Vec<StreamCounters>),
         return Err(Malformed::Status("more than 64 switches"));
     }
     for counters in &status.streams {
-        match Stream::try_from(counters.stream) {
-            Ok(Stream::Unspecified) | Err(_) => return Err(Malformed::Stream(counters.stream)),
-            Ok(_) => {}
-        }
+        stream_of(counters.stream)?;
     }
     Ok((observed_at_ns, status.streams))
 }

@@ -9,7 +9,9 @@ use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError};
 use holdfast_proto::v1::batch::Columns;
 use holdfast_proto::v1::uplink_client::UplinkClient;
-use holdfast_proto::v1::{AgentMessage, CollectorMessage, Hello, agent_message};
+use holdfast_proto::v1::{
+    AgentMessage, CollectorMessage, Hello, Status, Stream, StreamCounters, agent_message, collector_message,
+};
 use prost::Message;
 use tokio_stream::StreamExt;
 use tonic::Code;
@@ -19,7 +21,7 @@ use tonic::transport::Endpoint;
 use tonic_prost::ProstCodec;
 
 use crate::harness::{Collector, database, number};
-use crate::synthetic::{Agent, batch, hello, seal};
+use crate::synthetic::{Agent, batch, hello, now_ns, seal};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_batch_is_refused_and_counted_and_does_not_block_those_behind_it() {
@@ -50,6 +52,48 @@ async fn a_malformed_batch_is_refused_and_counted_and_does_not_block_those_behin
         "{metrics}"
     );
     collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_only_a_newer_agent_has_is_refused_by_its_name_and_nothing_else_of_the_agent_is() {
+    const NEWER: i32 = 99;
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let mut agent = Agent::connect(collector.address, "a1").await;
+    let counted = |stream: i32, dropped: u64| StreamCounters {
+        stream,
+        opened: 12,
+        dropped,
+        ..StreamCounters::default()
+    };
+    let status = Status {
+        observed_at_ns: now_ns().unsigned_abs(),
+        streams: vec![counted(NEWER, 5), counted(Stream::Connections.into(), 3)],
+        ..Status::default()
+    };
+    agent.report(status).await;
+    let mut newer = batch(1, 10);
+    newer.stream = NEWER;
+    agent.deliver(newer).await;
+    let refusal = loop {
+        if let Some(collector_message::Body::Refusal(refusal)) = agent.hear().await.unwrap() {
+            break refusal;
+        }
+    };
+    // Under another name the agent would wait for an answer for ever.
+    assert_eq!((refusal.stream, refusal.sequence, refusal.epoch), (NEWER, 1, 7));
+    assert!(refusal.reason.contains("upgrade the collector"), "{refusal:?}");
+    agent.deliver(batch(1, 10)).await;
+    assert_eq!(agent.settled(1).await.0, [1]);
+    collector.stop().await.unwrap();
+    for (sql, found) in [
+        ("SELECT count() FROM connections", 10),
+        ("SELECT sum(opened) FROM ledger WHERE stream = 'connections'", 12),
+        // What is nothing to any question here makes no answer incomplete.
+        ("SELECT max(dropped) FROM agent_samples", 3),
+    ] {
+        assert_eq!(number(&store, sql).await, found, "{sql}");
+    }
 }
 
 /// Waits until so many batches are set aside.

@@ -371,14 +371,21 @@ fn a_status_is_bounded_and_of_known_streams() {
         status(many, NOW_NS),
         Err(Malformed::Status("more than 4096 counters"))
     );
-    let unknown = Status {
-        streams: vec![StreamCounters {
-            stream: 99,
-            ..counters
-        }],
+    let of = |stream| StreamCounters { stream, ..counters };
+    let none = Status {
+        streams: vec![counters, of(0)],
+        ..good.clone()
+    };
+    let fault = status(none, NOW_NS).unwrap_err().to_string();
+    assert_eq!(fault, "stream 0, which no agent has");
+    // A newer agent's, whose other counters are taken all the same.
+    let mut newer = Status {
+        streams: vec![of(99), counters],
         ..good
     };
-    assert_eq!(status(unknown, NOW_NS), Err(Malformed::Stream(99)));
+    assert_eq!(leave_out_unknown(&mut newer), Some(99));
+    assert_eq!(leave_out_unknown(&mut newer), None);
+    assert_eq!(status(newer, NOW_NS), Ok((NOON_NS, vec![counters])));
     let early = Status {
         observed_at_ns: 0,
         streams: Vec::new(),
