@@ -76,11 +76,13 @@ pub enum Malformed {
     NoStream,
     #[error("sequence 0 (the first is 1)")]
     Sequence,
-    #[error("no columns of its stream")]
+    #[error(
+        "no columns of its stream that this collector knows: if the agent is newer, upgrade the collector"
+    )]
     Columns,
     #[error("bytes that do not match their checksum")]
     Checksum,
-    #[error("bytes that are no batch")]
+    #[error("bytes that are no batch to this collector: if the agent is newer, upgrade the collector")]
     Unreadable,
     #[error("another name inside than outside")]
     Name,
@@ -100,6 +102,14 @@ pub enum Malformed {
         row: usize,
         value: u64,
         allowed: &'static str,
+    },
+    #[error(
+        "{column} of row {row} is {value}, which this collector does not know: if the agent is newer, upgrade the collector"
+    )]
+    Unknown {
+        column: &'static str,
+        row: usize,
+        value: u64,
     },
     #[error("{column} of row {row} is {index}, and the dictionary has {entries} entries")]
     Index {
@@ -152,7 +162,7 @@ impl Malformed {
             Self::Checksum | Self::Unreadable => "bytes",
             Self::Sequence | Self::Name | Self::BootId => "sequence",
             Self::Columns | Self::Rows(_) | Self::Length { .. } => "columns",
-            Self::Value { .. } => "value",
+            Self::Value { .. } | Self::Unknown { .. } => "value",
             Self::Index { .. } | Self::Entry { .. } => "dictionary",
             Self::Time { .. } => "time",
             Self::Days => "days",
@@ -468,18 +478,25 @@ fn check_gaps(gaps: Vec<Gap>, rows: usize) -> Result<Vec<Gap>, Malformed> {
         return Err(length("gaps", gaps.len(), rows));
     }
     for (row, gap) in gaps.iter().enumerate() {
-        let is_known = |value: i32, known: bool| if known { Ok(()) } else { Err(value) };
         stream_of(gap.stream)?;
-        is_known(
-            gap.reason,
-            GapReason::try_from(gap.reason).is_ok_and(|reason| reason != GapReason::Unspecified),
-        )
-        .map_err(|value| Malformed::Value {
-            column: "reason",
-            row,
-            value: value as u64,
-            allowed: "one of GapReason",
-        })?;
+        match GapReason::try_from(gap.reason) {
+            Ok(GapReason::Unspecified) => {
+                return Err(Malformed::Value {
+                    column: "reason",
+                    row,
+                    value: 0,
+                    allowed: "a gap has a reason",
+                });
+            }
+            Ok(_) => {}
+            Err(_) => {
+                return Err(Malformed::Unknown {
+                    column: "reason",
+                    row,
+                    value: gap.reason as u64,
+                });
+            }
+        }
         if gap.first_ns > gap.last_ns || i64::try_from(gap.last_ns).is_err() {
             return Err(Malformed::Time {
                 row,
@@ -528,7 +545,11 @@ fn listeners(look: ListenerRows, rows: usize, now_ns: i64) -> Result<Listeners, 
             return Err(fault("has a port above 65535"));
         }
         if Attribution::try_from(listener.attribution).is_err() {
-            return Err(fault("has an attribution that is none"));
+            return Err(Malformed::Unknown {
+                column: "attribution",
+                row,
+                value: listener.attribution as u64,
+            });
         }
         if listener.process.is_none() {
             return Err(fault("has no process"));
@@ -588,35 +609,25 @@ fn connections(
     check_index("remote_address", &columns.remote_address, addresses.len())?;
     check_ports("local_port", &columns.local_port)?;
     check_ports("remote_port", &columns.remote_port)?;
-    check_bytes("role", &columns.role, "one of Role", |value| {
-        value != 0 && Role::try_from(i32::from(value)).is_ok()
-    })?;
-    check_bytes("outcome", &columns.outcome, "one of Outcome", |value| {
-        value != 0 && Outcome::try_from(i32::from(value)).is_ok()
-    })?;
+    let is_told = |value: u8| value != 0;
+    check_bytes("role", &columns.role, "each end has a role", is_told)?;
+    check_known::<Role>("role", &columns.role)?;
     check_bytes(
-        "close_reason",
-        &columns.close_reason,
-        "one of CloseReason",
-        |value| CloseReason::try_from(i32::from(value)).is_ok(),
+        "outcome",
+        &columns.outcome,
+        "each attempt has an outcome",
+        is_told,
     )?;
-    check_bytes(
-        "attribution",
-        &columns.attribution,
-        "one of Attribution",
-        |value| Attribution::try_from(i32::from(value)).is_ok(),
-    )?;
-    check_bytes(
-        "local_cause",
-        &columns.local_cause,
-        "one of LocalCause",
-        |value| LocalCause::try_from(i32::from(value)).is_ok(),
-    )?;
+    check_known::<Outcome>("outcome", &columns.outcome)?;
+    check_known::<CloseReason>("close_reason", &columns.close_reason)?;
+    check_known::<Attribution>("attribution", &columns.attribution)?;
+    check_known::<LocalCause>("local_cause", &columns.local_cause)?;
+    const FLAGS: u8 = FLAG_FIRST | FLAG_FINAL | FLAG_RESET_SENT | FLAG_RESET_RECEIVED;
+    check_meaning("flags", &columns.flags, |value| value & !FLAGS == 0)?;
     let without_resets = |value: u8| value & !(FLAG_RESET_SENT | FLAG_RESET_RECEIVED);
     match records {
         Records::Ended => check_bytes("flags", &columns.flags, "first, final or both", |value| {
-            let value = without_resets(value);
-            value != 0 && value & !(FLAG_FIRST | FLAG_FINAL) == 0
+            without_resets(value) != 0
         })?,
         Records::Open => check_bytes("flags", &columns.flags, "neither first nor final", |value| {
             without_resets(value) == 0
@@ -814,12 +825,7 @@ fn check_bytes(
     allowed: &'static str,
     is_allowed: impl Fn(u8) -> bool,
 ) -> Result<(), Malformed> {
-    // 256 values, thousands of rows: ask once for each value.
-    let allowed_values: [bool; 256] = std::array::from_fn(|value| is_allowed(value as u8));
-    match values
-        .iter()
-        .position(|value| !allowed_values[usize::from(*value)])
-    {
+    match position_of_other(values, is_allowed) {
         Some(row) => Err(Malformed::Value {
             column,
             row,
@@ -828,6 +834,34 @@ fn check_bytes(
         }),
         None => Ok(()),
     }
+}
+
+/// Checks a column of numbers of an enumeration: one that is not in it is a newer agent's.
+fn check_known<E: TryFrom<i32>>(column: &'static str, values: &[u8]) -> Result<(), Malformed> {
+    check_meaning(column, values, |value| E::try_from(i32::from(value)).is_ok())
+}
+
+/// Checks a column for values that mean nothing here.
+fn check_meaning(
+    column: &'static str,
+    values: &[u8],
+    is_known: impl Fn(u8) -> bool,
+) -> Result<(), Malformed> {
+    match position_of_other(values, is_known) {
+        Some(row) => Err(Malformed::Unknown {
+            column,
+            row,
+            value: values[row].into(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// The first row with a value that is not allowed.
+fn position_of_other(values: &[u8], is_allowed: impl Fn(u8) -> bool) -> Option<usize> {
+    // 256 values, thousands of rows: ask once for each value.
+    let allowed: [bool; 256] = std::array::from_fn(|value| is_allowed(value as u8));
+    values.iter().position(|value| !allowed[usize::from(*value)])
 }
 
 /// The column whose differences these are. It wraps: a cookie is any 64 bits.

@@ -55,7 +55,7 @@ async fn a_malformed_batch_is_refused_and_counted_and_does_not_block_those_behin
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_only_a_newer_agent_has_is_refused_by_its_name_and_nothing_else_of_the_agent_is() {
+async fn what_only_a_newer_agent_has_is_refused_with_the_advice_to_upgrade_and_nothing_else_of_it_is() {
     const NEWER: i32 = 99;
     let store = database().await;
     let collector = Collector::start(store.clone()).await;
@@ -85,6 +85,16 @@ async fn a_stream_that_only_a_newer_agent_has_is_refused_by_its_name_and_nothing
     assert!(refusal.reason.contains("upgrade the collector"), "{refusal:?}");
     agent.deliver(batch(1, 10)).await;
     assert_eq!(agent.settled(1).await.0, [1]);
+    // So is a batch by what it says that only a newer agent knows.
+    let mut newer = batch(2, 10);
+    let Some(Columns::Connections(columns)) = &mut newer.columns else {
+        unreachable!()
+    };
+    columns.outcome = vec![99; 10].into();
+    agent.deliver(newer).await;
+    let refused = agent.settled(1).await.1;
+    let advice = "outcome of row 0 is 99, which this collector does not know: if the agent is newer, upgrade the collector";
+    assert_eq!(refused, [(2, advice.to_owned())]);
     collector.stop().await.unwrap();
     for (sql, found) in [
         ("SELECT count() FROM connections", 10),
