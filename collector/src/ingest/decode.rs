@@ -1028,7 +1028,7 @@ pub struct AgentSample {
     pub syscalls_since_ns: i64,
     pub listeners_since_ns: i64,
     pub open_since_ns: i64,
-    /// Of [`SWITCHED`], those that are off, and why.
+    /// Of [`SWITCHED`], those that are off, and why; or of which the agent does not say whether they are on.
     pub off: [Option<&'static str>; 3],
     /// Where another agent with the same id was turned away just now, address and port; empty: there is none.
     pub rival: String,
@@ -1081,7 +1081,8 @@ impl AgentSample {
         let off = SWITCHED.map(|(stream, _)| match watch(stream) {
             Some(watch) if watch.since_ns != 0 => None,
             Some(watch) => Some(off_reason(watch)),
-            None => Some(""),
+            // An agent of an earlier revision, which says of none whether it is on.
+            None => Some(cause::OffReason::UNTOLD),
         });
         let lost = |counters: &StreamCounters| {
             [counters.lost, counters.untracked, counters.missed, counters.ended]
