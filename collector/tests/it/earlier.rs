@@ -27,8 +27,9 @@ use crate::store_engine::ask;
 use crate::synthetic::{batch, hello, now_ns};
 use crate::syscalls;
 
-/// The first revision whose agents deliver to today's collector, and one from when most streams were there.
-const UNDERSTOOD: [&str; 2] = ["5f9364c", "438144c"];
+/// The first revision whose agents deliver to today's collector, one from when most streams were there, and the last one that
+/// was kept.
+const UNDERSTOOD: [&str; 3] = ["5f9364c", "438144c", "0c1c07b"];
 
 /// The draft before batches were sealed, under the same number of the protocol. No release has it.
 const DRAFT: &str = "624e217";
@@ -363,7 +364,7 @@ async fn earlier_agents_deliver_to_todays_collector_and_understand_its_answers()
         ] {
             holds(condition, "connections", rows).await;
         }
-        // The one thing that the older of the two does not say of a refused attempt.
+        // The one thing that the oldest does not say of a refused attempt.
         let named = u64::from(commit != UNDERSTOOD[0]) * 20;
         holds("local_cause = 'refused_by_peer'", "attempts", named).await;
         holds("local_cause = ''", "attempts", 200 - named).await;
@@ -443,6 +444,7 @@ fn where_an_earlier_agent_does_not_tell_enough_for_a_verdict_the_reason_is_to_up
             Revision::earlier(UNDERSTOOD[1]),
             [complete, complete, syscalls, open],
         ),
+        (Revision::earlier(UNDERSTOOD[2]), [complete; 4]),
         (Revision::today(), [complete; 4]),
     ] {
         let found = ten_seconds(&revision, &needs);
