@@ -39,6 +39,9 @@ fn a_disk_that_is_nearly_full_takes_smaller_blocks_and_a_full_one_makes_rows_wai
     );
 }
 
+/// Rows wait for 10 s before the page says so: far longer than that.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Room for an eighth of the rows at once, as they lie in memory.
 const FREE_BYTES: u64 = 5 << 20;
 
@@ -77,13 +80,18 @@ async fn rows_for_a_disk_that_is_nearly_full() {
     for sequence in 65..=72 {
         agent.deliver(batch(sequence, 2_000)).await;
     }
-    let why = loop {
-        let (status, page) = collector.page("/healthz").await;
-        if status == 503 && page.contains("full") {
-            break page;
+    let why = async {
+        loop {
+            let (status, page) = collector.page("/healthz").await;
+            if status == 503 && page.contains("full") {
+                break page;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
     };
+    let why = tokio::time::timeout(PATIENCE, why)
+        .await
+        .expect("/healthz does not say that the disk is full");
     assert!(why.contains("the disk of the store is full"), "{why}");
     std::fs::remove_file(&filler).unwrap();
     let (mut acknowledged, refused) = agent.settled(8).await;
