@@ -510,11 +510,12 @@ impl Settling {
                     return Ok(());
                 }
                 Err(StoreError::Full { message }) => {
-                    self.metrics.store_unavailable.inc();
                     if parcels.len() > 1 && !is_unknown {
+                        self.metrics.blocks_halved.inc();
                         self.say_halved(&message);
                         return Err(Unsettled::TooLarge);
                     }
+                    self.metrics.store_unavailable.inc();
                     if self.health.insert_failed(
                         &format!("the disk of the store is full: {message}"),
                         Instant::now(),

@@ -322,7 +322,7 @@ impl Session {
             let _member = self.runs.join(&agent, (&self.remote, self.local), &self.notices);
             let taken = async {
                 while let Some(message) = messages.next().await {
-                    let message = message.map_err(|status| self.unreadable(&status))?;
+                    let message = message.map_err(|status| self.unreadable(&status, Some(&agent)))?;
                     self.take(&mut visit, message).await?;
                 }
                 Ok(())
@@ -439,7 +439,9 @@ impl Session {
             self.metrics.refused(refusal::SILENT);
             Status::deadline_exceeded("no Hello came within 10 s")
         })?;
-        let first = first.transpose().map_err(|status| self.unreadable(&status))?;
+        let first = first
+            .transpose()
+            .map_err(|status| self.unreadable(&status, None))?;
         match first.map(|message| message.body) {
             None => Ok(None),
             Some(Some(agent_message::Body::Hello(hello))) => Ok(Some(hello)),
@@ -572,8 +574,8 @@ impl Session {
         let _ = self.notices.send(message).await;
     }
 
-    /// What an agent is told whose message could not be read.
-    fn unreadable(&self, status: &Status) -> Status {
+    /// What an agent is told whose message could not be read; `None`: one that did not say hello.
+    fn unreadable(&self, status: &Status, agent: Option<&Agent>) -> Status {
         // A connection that broke is no fault of the message.
         if !matches!(status.code(), tonic::Code::Internal | tonic::Code::OutOfRange) {
             if status.code() == tonic::Code::DeadlineExceeded {
@@ -591,8 +593,9 @@ impl Session {
         if !reason.starts_with(NO_MESSAGE) {
             return Status::invalid_argument(reason);
         }
+        let version = agent.map_or_else(String::new, |agent| format!(" ({})", agent.version));
         Status::invalid_argument(format!(
-            "{reason}: if the agent is of another version than this collector ({}), upgrade the older of the two",
+            "{reason}: if the agent{version} is of another version than this collector ({}), upgrade the older of the two",
             env!("CARGO_PKG_VERSION")
         ))
     }
