@@ -416,9 +416,16 @@ impl Settling {
                 return;
             }
             let Ok(group) = made.await else { return };
+            let mut put_off = Vec::new();
             for parcels in group.blocks {
                 self.rooms.insert_began(Instant::now());
-                self.settle(parcels).await;
+                self.settle(parcels, Some(&mut put_off)).await;
+                self.rooms.insert_ended(Instant::now());
+                self.rooms.show();
+            }
+            for parcels in put_off {
+                self.rooms.insert_began(Instant::now());
+                self.settle(parcels, None).await;
                 self.rooms.insert_ended(Instant::now());
                 self.rooms.show();
             }
@@ -427,13 +434,14 @@ impl Settling {
 
     /// Stores the parcels of one block. When the store refuses the block, halves of it are tried until what it
     /// refuses is a single parcel: that one is refused, the others are stored, in order. So are halves of a block that
-    /// is too large for the way to the store, or for what its disk has left. What belongs to agents that
+    /// is too large for the way to the store, or for what its disk has left; a single parcel for which that has no room is
+    /// put off, so that others find theirs, or waited for where nothing may be (`None`). What belongs to agents that
     /// another collector has is dropped.
-    async fn settle(&self, parcels: Vec<Parcel>) {
+    async fn settle(&self, parcels: Vec<Parcel>, mut put_off: Option<&mut Vec<Vec<Parcel>>>) {
         let mut untried = vec![parcels];
         while let Some(mut parcels) = untried.pop() {
             self.health.insert_began(Instant::now());
-            let inserted = self.insert(&parcels).await;
+            let inserted = self.insert(&parcels, put_off.is_some()).await;
             // A half of what is late or too large has waited as long as the whole.
             let is_to_be_halved = matches!(inserted, Err(Unsettled::Late | Unsettled::TooLarge));
             let had_failed = !is_to_be_halved && self.health.insert_ended();
@@ -465,6 +473,12 @@ impl Settling {
                         self.refuse(parcel, &reason);
                     }
                 }
+                Err(Unsettled::TooLarge) if parcels.len() == 1 => {
+                    let put_off = put_off
+                        .as_mut()
+                        .expect("where nothing may be put off it is waited");
+                    put_off.push(parcels);
+                }
                 Err(Unsettled::Refused(_) | Unsettled::Late | Unsettled::TooLarge) => {
                     let second_half = parcels.split_off(parcels.len() / 2);
                     untried.push(second_half);
@@ -474,8 +488,8 @@ impl Settling {
         }
     }
 
-    /// Inserts one block, however long the store is away.
-    async fn insert(&self, parcels: &[Parcel]) -> Result<(), Unsettled> {
+    /// Inserts one block, however long the store is away. `may_be_put_off`: a single parcel need not wait for room.
+    async fn insert(&self, parcels: &[Parcel], may_be_put_off: bool) -> Result<(), Unsettled> {
         let contents = parcels.iter().map(|parcel| (&*parcel.agent, &parcel.content));
         let (table, mut block) =
             encode::block(contents).map_err(|error| Unsettled::Refused(error.to_string()))?;
@@ -516,6 +530,9 @@ impl Settling {
                         return Err(Unsettled::TooLarge);
                     }
                     self.metrics.store_unavailable.inc();
+                    if may_be_put_off && !is_unknown {
+                        return Err(Unsettled::TooLarge);
+                    }
                     if self.health.insert_failed(
                         &format!("the disk of the store is full: {message}"),
                         Instant::now(),

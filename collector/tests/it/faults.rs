@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::BufMut;
@@ -20,7 +21,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Endpoint;
 use tonic_prost::ProstCodec;
 
-use crate::harness::{Collector, database, number};
+use crate::harness::{Collector, database, limits, number};
 use crate::synthetic::{Agent, batch, hello, now_ns, seal};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -369,6 +370,8 @@ pub(crate) struct Troubled {
     pub(crate) refuses: Option<&'static str>,
     /// Rows that get there in time.
     pub(crate) rows_in_time: usize,
+    /// Rows that its disk has room for at once.
+    pub(crate) rows_with_room: AtomicUsize,
 }
 
 #[async_trait]
@@ -385,6 +388,11 @@ impl Store for Troubled {
         }
         if block.rows > self.rows_in_time {
             return Err(StoreError::LeaseEnded);
+        }
+        if block.rows > self.rows_with_room.load(Ordering::SeqCst) {
+            return Err(StoreError::Full {
+                message: "cannot reserve space".to_owned(),
+            });
         }
         let contains = |text: &str| {
             block
@@ -422,6 +430,7 @@ async fn a_store_that_comes_back_has_every_row_once() {
         away: AtomicUsize::new(4),
         refuses: None,
         rows_in_time: usize::MAX,
+        rows_with_room: AtomicUsize::new(usize::MAX),
     };
     let collector = Collector::start(Arc::new(troubled)).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
@@ -453,6 +462,7 @@ async fn a_block_that_is_too_large_for_the_way_to_the_store_is_stored_in_parts()
         away: AtomicUsize::new(0),
         refuses: None,
         rows_in_time: 250,
+        rows_with_room: AtomicUsize::new(usize::MAX),
     };
     let collector = Collector::start(Arc::new(troubled)).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
@@ -472,6 +482,38 @@ async fn a_block_that_is_too_large_for_the_way_to_the_store_is_stored_in_parts()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_batch_for_which_the_disk_has_no_room_holds_up_none_that_came_with_it() {
+    let store = database().await;
+    let troubled = Arc::new(Troubled {
+        store: (*store).clone(),
+        away: AtomicUsize::new(0),
+        refuses: None,
+        rows_in_time: usize::MAX,
+        rows_with_room: AtomicUsize::new(50),
+    });
+    let mut limits = limits();
+    // All of it is one block.
+    limits.gather_interval = Duration::from_secs(2);
+    let collector = Collector::start_with(troubled.clone(), limits, true).await;
+    let mut agent = Agent::connect(collector.address, "a1").await;
+    agent.deliver(batch(1, 100)).await;
+    for sequence in 2..=5 {
+        agent.deliver(batch(sequence, 20)).await;
+    }
+    let (mut acknowledged, refused) = agent.settled(4).await;
+    acknowledged.sort_unstable();
+    assert_eq!((acknowledged, refused), (vec![2, 3, 4, 5], vec![]));
+    assert_eq!(number(&store, "SELECT count() FROM connections").await, 80);
+    troubled.rows_with_room.store(usize::MAX, Ordering::SeqCst);
+    assert_eq!(agent.settled(1).await, (vec![1], vec![]));
+    collector.stop().await.unwrap();
+    for counted in ["count()", "uniqExact(sequence, cookie)"] {
+        let sql = format!("SELECT {counted} FROM connections");
+        assert_eq!(number(&store, &sql).await, 180, "{counted}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_the_batch_that_the_store_refuses_is_refused() {
     let store = database().await;
     let troubled = Troubled {
@@ -479,6 +521,7 @@ async fn only_the_batch_that_the_store_refuses_is_refused() {
         away: AtomicUsize::new(0),
         refuses: Some("poison"),
         rows_in_time: usize::MAX,
+        rows_with_room: AtomicUsize::new(usize::MAX),
     };
     let collector = Collector::start(Arc::new(troubled)).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
