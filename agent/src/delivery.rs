@@ -60,18 +60,44 @@ pub enum SessionError {
     #[error("the connection broke: {}", .0.message())]
     Broken(tonic::Status),
     #[error(
-        "what the collector says cannot be read: {}: if it is of another version than this agent ({}), upgrade the older of \
+        "what the collector says cannot be read: {}: if it{} is of another version than this agent ({}), upgrade the older of \
          the two",
-        .0.message(),
+        .status.message(),
+        in_brackets(.collector_version),
         env!("CARGO_PKG_VERSION")
     )]
-    Unreadable(tonic::Status),
+    Unreadable {
+        status: tonic::Status,
+        /// As the welcome said; empty before it.
+        collector_version: String,
+    },
     #[error("the collector closed the connection")]
     Closed,
     #[error("no welcome within {} s", WELCOME_TIMEOUT.as_secs())]
     Silent,
     #[error("the collector did not speak Holdfast's protocol: it began with something else than a welcome")]
     NoWelcome,
+}
+
+/// A version behind the name of what has it, if it is known.
+fn in_brackets(version: &str) -> String {
+    match version {
+        "" => String::new(),
+        version => format!(" ({version})"),
+    }
+}
+
+impl SessionError {
+    /// Of what came after the welcome.
+    fn after(welcome: &Welcome, status: tonic::Status) -> Self {
+        match status.into() {
+            Self::Unreadable { status, .. } => Self::Unreadable {
+                status,
+                collector_version: welcome.collector_version.clone(),
+            },
+            other => other,
+        }
+    }
 }
 
 impl From<tonic::Status> for SessionError {
@@ -83,7 +109,10 @@ impl From<tonic::Status> for SessionError {
             InvalidArgument | FailedPrecondition | AlreadyExists | PermissionDenied | Unauthenticated => {
                 Self::Refused(status)
             }
-            _ if status.message().starts_with(NO_MESSAGE) => Self::Unreadable(status),
+            _ if status.message().starts_with(NO_MESSAGE) => Self::Unreadable {
+                status,
+                collector_version: String::new(),
+            },
             _ => Self::Broken(status),
         }
     }
@@ -233,7 +262,8 @@ impl<F: Fn() -> Option<Status>> Delivery<F> {
                         last_report.clone_from(&pending_report);
                     }
                     Some(answer) => {
-                        let answer = answer?;
+                        let answer =
+                            answer.map_err(|status| SessionError::after(welcome, status))?;
                         if acknowledges_connections(&answer) {
                             early.begin();
                         }
@@ -630,6 +660,16 @@ mod tests {
     fn who_cannot_be_understood_is_to_be_upgraded_or_we_are() {
         let no_message = <CollectorMessage as prost::Message>::decode(&[0x0a, 0x02, 0x20, 0x00, 0x0b][..]);
         let said = tonic::Status::internal(no_message.expect_err("no message").to_string());
+        let welcome = Welcome {
+            collector_version: "0.0.9".to_owned(),
+            ..Welcome::default()
+        };
+        let after = SessionError::after(&welcome, said.clone()).to_string();
+        let both = format!(
+            "if it (0.0.9) is of another version than this agent ({}), upgrade the older of the two",
+            env!("CARGO_PKG_VERSION")
+        );
+        assert!(after.ends_with(&both), "{after}");
         let error = SessionError::from(said).to_string();
         assert!(
             error.starts_with("what the collector says cannot be read: failed to decode Protobuf message")

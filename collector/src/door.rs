@@ -68,7 +68,7 @@ pub const ASKING_PACE: Pace = Pace {
     next: None,
 };
 
-/// What all questions together take at most: 64 of the largest.
+/// Memory that all questions together take at most. The largest, of 1 MiB, comes to 25 MiB of it where it has lists.
 pub const QUESTION_BYTES: usize = 64 << 20;
 
 /// Requests that one connection may have open. A program that asks a lot at once has what is more wait, as HTTP/2 tells
@@ -373,7 +373,10 @@ where
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let asking = request.extensions().get::<Caller>().map(Caller::asks);
-        let held = self.memory.as_ref().map(|memory| Arc::new(memory.hold()));
+        let held = self
+            .memory
+            .as_ref()
+            .map(|memory| Arc::new(memory.hold(request.uri().path())));
         let request =
             request.map(|body| Body::new(Paced::new(body, self.pace, held.clone(), self.metrics.clone())));
         let answer = self.service.call(request);

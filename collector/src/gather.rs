@@ -19,8 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_proto::v1::{
-    Acknowledgement, CollectorMessage, Gap, Overhead, Refusal, Stream, StreamCounters,
-    collector_message::Body,
+    Acknowledgement, CollectorMessage, Gap, Overhead, Refusal, StreamCounters, collector_message::Body,
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -196,7 +195,8 @@ impl Content {
 /// Where an agent waits to hear of a batch.
 pub struct Receipt {
     pub epoch: u64,
-    pub stream: Stream,
+    /// As it travelled: it may be one that this collector does not know.
+    pub stream: i32,
     pub sequence: u64,
     pub replies: mpsc::Sender<Reply>,
     /// The batch as it travelled. Its decoded columns hold on to it in any case.
@@ -227,7 +227,7 @@ impl Receipt {
     /// Tells the agent that the batch is in the store.
     pub fn acknowledge(self) {
         let acknowledgement = Acknowledgement {
-            stream: self.stream.into(),
+            stream: self.stream,
             sequences: vec![self.sequence],
             epoch: self.epoch,
         };
@@ -241,7 +241,7 @@ impl Receipt {
     /// Tells the agent that the batch will never be stored.
     pub fn refuse(self, reason: String) {
         let refusal = Refusal {
-            stream: self.stream.into(),
+            stream: self.stream,
             sequence: self.sequence,
             reason,
             epoch: self.epoch,
@@ -416,9 +416,16 @@ impl Settling {
                 return;
             }
             let Ok(group) = made.await else { return };
+            let mut put_off = Vec::new();
             for parcels in group.blocks {
                 self.rooms.insert_began(Instant::now());
-                self.settle(parcels).await;
+                self.settle(parcels, Some(&mut put_off)).await;
+                self.rooms.insert_ended(Instant::now());
+                self.rooms.show();
+            }
+            for parcels in put_off {
+                self.rooms.insert_began(Instant::now());
+                self.settle(parcels, None).await;
                 self.rooms.insert_ended(Instant::now());
                 self.rooms.show();
             }
@@ -427,13 +434,14 @@ impl Settling {
 
     /// Stores the parcels of one block. When the store refuses the block, halves of it are tried until what it
     /// refuses is a single parcel: that one is refused, the others are stored, in order. So are halves of a block that
-    /// is too large for the way to the store, or for what its disk has left. What belongs to agents that
+    /// is too large for the way to the store, or for what its disk has left; a single parcel for which that has no room is
+    /// put off, so that others find theirs, or waited for where nothing may be (`None`). What belongs to agents that
     /// another collector has is dropped.
-    async fn settle(&self, parcels: Vec<Parcel>) {
+    async fn settle(&self, parcels: Vec<Parcel>, mut put_off: Option<&mut Vec<Vec<Parcel>>>) {
         let mut untried = vec![parcels];
         while let Some(mut parcels) = untried.pop() {
             self.health.insert_began(Instant::now());
-            let inserted = self.insert(&parcels).await;
+            let inserted = self.insert(&parcels, put_off.is_some()).await;
             // A half of what is late or too large has waited as long as the whole.
             let is_to_be_halved = matches!(inserted, Err(Unsettled::Late | Unsettled::TooLarge));
             let had_failed = !is_to_be_halved && self.health.insert_ended();
@@ -465,6 +473,12 @@ impl Settling {
                         self.refuse(parcel, &reason);
                     }
                 }
+                Err(Unsettled::TooLarge) if parcels.len() == 1 => {
+                    let put_off = put_off
+                        .as_mut()
+                        .expect("where nothing may be put off it is waited");
+                    put_off.push(parcels);
+                }
                 Err(Unsettled::Refused(_) | Unsettled::Late | Unsettled::TooLarge) => {
                     let second_half = parcels.split_off(parcels.len() / 2);
                     untried.push(second_half);
@@ -474,8 +488,8 @@ impl Settling {
         }
     }
 
-    /// Inserts one block, however long the store is away.
-    async fn insert(&self, parcels: &[Parcel]) -> Result<(), Unsettled> {
+    /// Inserts one block, however long the store is away. `may_be_put_off`: a single parcel need not wait for room.
+    async fn insert(&self, parcels: &[Parcel], may_be_put_off: bool) -> Result<(), Unsettled> {
         let contents = parcels.iter().map(|parcel| (&*parcel.agent, &parcel.content));
         let (table, mut block) =
             encode::block(contents).map_err(|error| Unsettled::Refused(error.to_string()))?;
@@ -510,9 +524,13 @@ impl Settling {
                     return Ok(());
                 }
                 Err(StoreError::Full { message }) => {
-                    self.metrics.store_unavailable.inc();
                     if parcels.len() > 1 && !is_unknown {
+                        self.metrics.blocks_halved.inc();
                         self.say_halved(&message);
+                        return Err(Unsettled::TooLarge);
+                    }
+                    self.metrics.store_unavailable.inc();
+                    if may_be_put_off && !is_unknown {
                         return Err(Unsettled::TooLarge);
                     }
                     if self.health.insert_failed(
@@ -661,7 +679,7 @@ impl Settling {
                     all
                 });
             let acknowledgement = Acknowledgement {
-                stream: stream.into(),
+                stream,
                 sequences,
                 epoch,
             };
@@ -680,7 +698,7 @@ impl Settling {
         if let Some(receipt) = parcel.receipt {
             let name = RefusedName {
                 epoch: receipt.epoch,
-                stream: receipt.stream.into(),
+                stream: receipt.stream,
                 sequence: receipt.sequence,
             };
             self.quarantine

@@ -214,6 +214,8 @@ struct Visit {
     came_at: Instant,
     /// Days by which batches are moved for it, as was said last.
     moved_days: i64,
+    /// Whether it was said that it counts a stream that is not known here.
+    is_newer_said: bool,
 }
 
 impl Visit {
@@ -301,6 +303,7 @@ impl Session {
                 repeats: Repeats::default(),
                 came_at: Instant::now(),
                 moved_days: 0,
+                is_newer_said: false,
             };
             self.fence(&visit).await?;
             let known = self.known(&mut visit, &unanswered).await?;
@@ -319,7 +322,7 @@ impl Session {
             let _member = self.runs.join(&agent, (&self.remote, self.local), &self.notices);
             let taken = async {
                 while let Some(message) = messages.next().await {
-                    let message = message.map_err(|status| self.unreadable(&status))?;
+                    let message = message.map_err(|status| self.unreadable(&status, Some(&agent)))?;
                     self.take(&mut visit, message).await?;
                 }
                 Ok(())
@@ -436,7 +439,9 @@ impl Session {
             self.metrics.refused(refusal::SILENT);
             Status::deadline_exceeded("no Hello came within 10 s")
         })?;
-        let first = first.transpose().map_err(|status| self.unreadable(&status))?;
+        let first = first
+            .transpose()
+            .map_err(|status| self.unreadable(&status, None))?;
         match first.map(|message| message.body) {
             None => Ok(None),
             Some(Some(agent_message::Body::Hello(hello))) => Ok(Some(hello)),
@@ -569,8 +574,8 @@ impl Session {
         let _ = self.notices.send(message).await;
     }
 
-    /// What an agent is told whose message could not be read.
-    fn unreadable(&self, status: &Status) -> Status {
+    /// What an agent is told whose message could not be read; `None`: one that did not say hello.
+    fn unreadable(&self, status: &Status, agent: Option<&Agent>) -> Status {
         // A connection that broke is no fault of the message.
         if !matches!(status.code(), tonic::Code::Internal | tonic::Code::OutOfRange) {
             if status.code() == tonic::Code::DeadlineExceeded {
@@ -588,8 +593,9 @@ impl Session {
         if !reason.starts_with(NO_MESSAGE) {
             return Status::invalid_argument(reason);
         }
+        let version = agent.map_or_else(String::new, |agent| format!(" ({})", agent.version));
         Status::invalid_argument(format!(
-            "{reason}: if the agent is of another version than this collector ({}), upgrade the older of the two",
+            "{reason}: if the agent{version} is of another version than this collector ({}), upgrade the older of the two",
             env!("CARGO_PKG_VERSION")
         ))
     }
@@ -625,6 +631,19 @@ impl Session {
                     visit.moved_days = 0;
                 }
                 decode::restamp::status(&mut status, received_at_ns);
+                if let Some(stream) = decode::leave_out_unknown(&mut status)
+                    && !std::mem::replace(&mut visit.is_newer_said, true)
+                {
+                    warn!(
+                        node = agent.node,
+                        agent = agent.id,
+                        version = agent.version,
+                        stream,
+                        "the agent has a stream that this collector ({}) does not know, and that is not stored: upgrade the \
+                         collector",
+                        env!("CARGO_PKG_VERSION")
+                    );
+                }
                 let (sample, is_final, is_early) = (
                     AgentSample::of(&status, received_at_ns, visit.seat.rival(Instant::now())),
                     status.is_final,
@@ -698,7 +717,7 @@ impl Session {
         }
         let receipt = Receipt {
             epoch: sealed.epoch,
-            stream: RowStream::try_from(sealed.stream).unwrap_or(RowStream::Unspecified),
+            stream: sealed.stream,
             sequence: sealed.sequence,
             replies: self.replies.clone(),
             encoded: sealed.encoded.clone(),
@@ -724,11 +743,10 @@ impl Session {
             );
             return receipt.refuse(reason);
         }
-        if sealed.epoch != 0 && sealed.sequence != 0 && receipt.stream != RowStream::Unspecified {
-            match visit
-                .arrivals
-                .arrived(sealed.epoch, receipt.stream, sealed.sequence)
-            {
+        // What is not named, or of a stream that is not known, is refused below.
+        let stream = RowStream::try_from(sealed.stream).unwrap_or(RowStream::Unspecified);
+        if sealed.epoch != 0 && sealed.sequence != 0 && stream != RowStream::Unspecified {
+            match visit.arrivals.arrived(sealed.epoch, stream, sealed.sequence) {
                 Arrival::New => {}
                 Arrival::Stored => {
                     self.metrics.batches_known.inc();

@@ -16,7 +16,7 @@ use assertions::Assertions;
 /// An insert takes 5 ms at least, for its part on disk, and seconds when the machine is in trouble.
 const INSERT_BUCKETS_S: [f64; 11] = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
 
-/// Why a batch, a stream or a connection was refused, beside the faults of a batch ([`Malformed::KINDS`]).
+/// Why a batch, a stream, a connection or a question was refused, beside the faults of a batch ([`Malformed::KINDS`]).
 pub mod refusal {
     /// The message was no message, or larger than the limit.
     pub const UNREADABLE: &str = "unreadable";
@@ -26,7 +26,7 @@ pub mod refusal {
     pub const PROTOCOL: &str = "protocol";
     /// The store refused the rows.
     pub const STORE: &str = "store";
-    /// There are as many agents, or connections, as may be, or as many streams of one connection.
+    /// There are as many agents, or connections, as may be, or as many streams of one connection; or what is asked finds no room.
     pub const CROWD: &str = "crowd";
     /// The batch was answered before, or was sent twice.
     pub const REPLAYED: &str = "replayed";
@@ -69,6 +69,8 @@ pub struct Metrics {
     insert_seconds: HistogramVec,
     /// Inserts that are tried again.
     pub store_unavailable: IntCounter,
+    /// Blocks that are inserted in two halves, since the store's disk has no room for the whole.
+    pub blocks_halved: IntCounter,
     /// Inserts that the store refused for their content.
     pub store_rejected: IntCounter,
     /// Memory of the batches that were read and are not stored.
@@ -121,7 +123,7 @@ impl Metrics {
             )?,
             refusals: counters(
                 "holdfast_refusals_total",
-                "Batches, streams and connections that were refused, by reason.",
+                "Batches, streams, connections and questions that were refused, by reason.",
                 "reason",
             )?,
             set_aside: IntCounter::new(
@@ -152,7 +154,11 @@ impl Metrics {
             )?,
             store_unavailable: IntCounter::new(
                 "holdfast_store_unavailable_total",
-                "Inserts that failed because the store was away, and are tried again.",
+                "Inserts that failed because the store was away or had no room for anything, and are tried again.",
+            )?,
+            blocks_halved: IntCounter::new(
+                "holdfast_blocks_halved_total",
+                "Blocks that were cut in two because the disk of the store, nearly full, has no room for the whole.",
             )?,
             store_rejected: IntCounter::new(
                 "holdfast_store_rejected_total",
@@ -222,7 +228,7 @@ impl Metrics {
     }
 
     fn register(&self, build: Box<dyn prometheus::core::Collector>) -> Result<(), prometheus::Error> {
-        let collectors: [Box<dyn prometheus::core::Collector>; 25] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 26] = [
             build,
             Box::new(self.agents_connected.clone()),
             Box::new(self.batches_received.clone()),
@@ -236,6 +242,7 @@ impl Metrics {
             Box::new(self.bytes_stored.clone()),
             Box::new(self.insert_seconds.clone()),
             Box::new(self.store_unavailable.clone()),
+            Box::new(self.blocks_halved.clone()),
             Box::new(self.store_rejected.clone()),
             Box::new(self.gathered_bytes.clone()),
             Box::new(self.window_bytes.clone()),
@@ -254,7 +261,7 @@ impl Metrics {
             .try_for_each(|collector| self.registry.register(collector))
     }
 
-    /// A batch, a stream or a connection was refused; `reason` is one of [`refusal`] or of [`Malformed::KINDS`].
+    /// A batch, a stream, a connection or a question was refused; `reason` is one of [`refusal`] or of [`Malformed::KINDS`].
     pub fn refused(&self, reason: &str) {
         self.refusals.with_label_values(&[reason]).inc();
     }

@@ -607,13 +607,32 @@ async fn told(mut stopping: watch::Receiver<bool>) {
 fn status(error: &StoreError) -> Status {
     match error {
         StoreError::Rejected { message, .. } => Status::invalid_argument(message),
-        away => Status::unavailable(format!("the store does not answer: {away}")),
+        StoreError::Full { message } => {
+            Status::unavailable(format!("the disk of the store is full: {message}"))
+        }
+        away @ (StoreError::Unavailable { .. } | StoreError::LeaseEnded) => {
+            Status::unavailable(format!("the store does not answer: {away}"))
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_disk_is_not_called_a_store_that_is_away() {
+        let told = |error: StoreError| status(&error).message().to_owned();
+        let message = || "cannot reserve 1.00 MiB".to_owned();
+        assert_eq!(
+            told(StoreError::Full { message: message() }),
+            "the disk of the store is full: cannot reserve 1.00 MiB"
+        );
+        assert_eq!(
+            told(StoreError::Unavailable { message: message() }),
+            "the store does not answer: cannot reserve 1.00 MiB"
+        );
+    }
 
     #[test]
     fn an_answer_is_cut_without_losing_any_of_it() {

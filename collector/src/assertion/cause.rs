@@ -58,6 +58,10 @@ pub enum Cause {
     NotAnnounced {
         node: String,
     },
+    /// The agent does not tell up to when everything that it saw is stored.
+    NoWatermark {
+        node: String,
+    },
     /// The node left: nothing was heard of it for so long that it is not expected any more.
     Gone {
         node: String,
@@ -120,31 +124,42 @@ pub enum OffReason {
     Collector,
     Budget,
     Kernel,
+    /// The agent does not say whether it is on.
+    Untold,
     /// It was switched on, and why it was off before was not heard.
     #[default]
     Unsaid,
 }
 
 impl OffReason {
+    /// How [`Self::Untold`] is stored.
+    pub const UNTOLD: &str = "untold";
+
     pub fn named(name: &str) -> Self {
         match name {
             "configuration" => Self::Configuration,
             "collector" => Self::Collector,
             "budget" => Self::Budget,
             "kernel" => Self::Kernel,
+            Self::UNTOLD => Self::Untold,
             _ => Self::Unsaid,
         }
     }
 
-    fn text(self, switch: Switch) -> String {
+    /// What cannot be told of `node`, and why.
+    fn text(self, node: &str, switch: Switch) -> String {
         let name = switch.name();
-        match self {
+        let why = match self {
+            Self::Untold => {
+                return format!("the agent of {node} does not say whether {name} is on: upgrade it");
+            }
             Self::Configuration => format!("its configuration says {name}=off"),
             Self::Collector => format!("`holdfast probe set {name}=off`"),
             Self::Budget => format!("its CPU budget switched {name} off"),
             Self::Kernel => format!("its kernel or its capabilities do not allow {name}"),
             Self::Unsaid => format!("{name} was off"),
-        }
+        };
+        format!("{node} {}: {why}", switch.absent())
     }
 }
 
@@ -177,6 +192,7 @@ impl Cause {
             | Self::Missing { node, .. }
             | Self::MissingCalls { node, .. }
             | Self::NotAnnounced { node }
+            | Self::NoWatermark { node }
             | Self::Gone { node }
             | Self::NotReported { node } => Some(node),
             _ => None,
@@ -202,9 +218,7 @@ impl fmt::Display for Cause {
                 write!(f, "the clock of {node} is {side} the collector's")
             }
             Self::NotWatched { node } => write!(f, "{node} was not watched all the time: its agent started"),
-            Self::Off { node, switch, reason } => {
-                write!(f, "{node} {}: {}", switch.absent(), reason.text(*switch))
-            }
+            Self::Off { node, switch, reason } => f.write_str(&reason.text(node, *switch)),
             Self::Behind { node } => write!(f, "{node} has not delivered everything"),
             Self::Missing { node, rows } => write!(f, "{rows} rows of {node} are missing"),
             Self::MissingCalls { node, calls } => write!(f, "{calls} system calls of {node} are missing"),
@@ -212,6 +226,12 @@ impl fmt::Display for Cause {
                 write!(
                     f,
                     "{node} tells of attempts only when connections end: upgrade its agent"
+                )
+            }
+            Self::NoWatermark { node } => {
+                write!(
+                    f,
+                    "{node} does not tell up to when it has delivered: upgrade its agent"
                 )
             }
             Self::Gone { node } => {

@@ -75,6 +75,8 @@ const BEHIND: Duration = Duration::from_secs(5);
 pub const HEARD_WITHIN: Duration = Duration::from_secs(10);
 /// Whose rows are missed too is called silent, and not behind, once nothing was heard of it for so long: three reports.
 const SILENT_AFTER: Duration = Duration::from_secs(3);
+/// An agent tells its watermark with its first reports.
+const TELLS_WITHIN: Duration = Duration::from_secs(5);
 /// What is read every 10 s is sent within this.
 const SAMPLES_MARGIN_NS: i64 = 1_000_000_000;
 /// Losses and restarts of a node that are remembered; older ones are put together.
@@ -91,6 +93,8 @@ pub struct Coverage {
 #[derive(Clone, Debug, Default)]
 struct Node {
     last: Report,
+    /// When this start was heard first, by the collector's clock. Zero: it was not.
+    heard_from_ns: i64,
     /// Not watched, and what else of the past makes windows incomplete, in the order in which it became known.
     flaws: VecDeque<Flaw>,
 }
@@ -152,6 +156,7 @@ impl Coverage {
             known.last.records_ns.min(began_ns)
         };
         known.flaw(from_ns, began_ns, FlawKind::NotWatched);
+        known.heard_from_ns = 0;
         known.last = Report {
             node: node.to_owned(),
             agent_epoch: epoch,
@@ -220,6 +225,9 @@ impl Coverage {
                 node.flaw(since_ns, until_ns, FlawKind::Off { switch, reason });
             }
         }
+        if node.heard_from_ns == 0 {
+            node.heard_from_ns = report.received_ns;
+        }
         node.last = report.clone();
         true
     }
@@ -285,6 +293,9 @@ impl Coverage {
         }
         if until_ns >= window.to_ns && is_told {
             return Standing::Complete;
+        }
+        if is_heard && known.has_no_watermark() {
+            return Standing::Incomplete(Cause::NoWatermark { node: name() });
         }
         if is_heard && !is_told {
             return Standing::Incomplete(match need {
@@ -374,6 +385,17 @@ impl Node {
             Need::Samples(_) => self.last.records_ns - SAMPLES_MARGIN_NS,
             Need::Attempts => self.last.attempts_ns,
         }
+    }
+
+    /// Whether its agent is of a revision that had no watermark yet, which had no switches either: a later one may know of
+    /// none for a while.
+    fn has_no_watermark(&self) -> bool {
+        let Report {
+            records_ns, watches, ..
+        } = &self.last;
+        let are_untold = watches.iter().all(|watch| watch.off == OffReason::Untold);
+        let heard_ns = self.last.received_ns - self.heard_from_ns;
+        *records_ns == 0 && are_untold && heard_ns > ns(TELLS_WITHIN)
     }
 
     fn flaw(&mut self, from_ns: i64, to_ns: i64, kind: FlawKind) {
@@ -717,6 +739,26 @@ mod tests {
                 calls: 7
             })
         );
+    }
+
+    #[test]
+    fn an_agent_without_a_watermark_is_told_so_unless_it_is_of_a_revision_that_has_one() {
+        let mute = |off: OffReason| {
+            move |at: i64| Report {
+                records_ns: 0,
+                attempts_ns: 0,
+                watches: [Watch { since_ns: 0, off }; 3],
+                ..report(at)
+            }
+        };
+        let told = Standing::Incomplete(Cause::NoWatermark { node: "web".into() });
+        let earlier = heard((0..=20).map(mute(OffReason::Untold)));
+        assert_eq!(standing(&earlier, 19, 20), told);
+        // It has just begun to speak.
+        let begins = heard((0..=5).map(mute(OffReason::Untold)));
+        assert_eq!(standing(&begins, 5, 5), Standing::Waiting);
+        let todays = heard((0..=20).map(mute(OffReason::Budget)));
+        assert_eq!(standing(&todays, 19, 20), Standing::Waiting);
     }
 
     #[test]

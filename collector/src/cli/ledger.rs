@@ -186,15 +186,8 @@ async fn show(args: &Args, client: &mut QueryClient<Channel>) -> Result<(), Fail
         ));
     }
     if !reach.json && !args.watch {
-        for (node, since) in silent(&rows) {
-            super::tell(&format!(
-                "{node} is silent since {since} UTC: what it counted since then cannot be told before it reports again"
-            ));
-        }
-        if let Some(command) = without_the_silent(args, &rows) {
-            super::tell(&format!(
-                "of one that is gone for good nothing will be heard: leave it out with {command}"
-            ));
+        for words in about_the_silent(args, &rows) {
+            super::tell(&words);
         }
     }
     if args.watch {
@@ -268,37 +261,50 @@ fn silent(rows: &[Row]) -> BTreeSet<(&str, &str)> {
         .collect()
 }
 
-/// The same question without the nodes that are silent; `None` if it would leave nothing, or nothing out.
-fn without_the_silent(args: &Args, rows: &[Row]) -> Option<String> {
-    // One of which anything else is told is there, or does not close.
-    let heard: BTreeSet<&str> = rows
-        .iter()
-        .filter(|row| row.balance != Balance::Silent)
-        .map(|row| row.node.as_str())
-        .collect();
-    let silent = rows.iter().filter(|row| row.balance == Balance::Silent);
-    let gone: BTreeSet<&str> = silent
-        .map(|row| row.node.as_str())
-        .filter(|node| !heard.contains(node))
-        .collect();
-    if gone.is_empty() || heard.is_empty() {
-        return None;
-    }
-    let mut command = format!("holdfast ledger --collector {}", args.reach.collector);
-    if args.all {
-        command.push_str(" --all");
-    }
-    // Those that are asked for by name are others.
-    if !args.node.is_empty() {
-        for node in args.node.iter().filter(|node| !gone.contains(node.as_str())) {
-            command.push_str(&format!(" --node {}", quoted(node)));
+/// The nodes that may be gone for good: of which nothing else is told than that they are silent.
+fn may_be_gone(rows: &[Row]) -> BTreeSet<&str> {
+    let names = |is_silent: bool| -> BTreeSet<&str> {
+        let of_kind = rows
+            .iter()
+            .filter(|row| (row.balance == Balance::Silent) == is_silent);
+        of_kind.map(|row| row.node.as_str()).collect()
+    };
+    &names(true) - &names(false)
+}
+
+/// What is to be said of each silent node, and how the question is asked without those that are gone for good. Which these are is
+/// not known here.
+fn about_the_silent(args: &Args, rows: &[Row]) -> Vec<String> {
+    let gone = may_be_gone(rows);
+    // Where all are silent nothing would be left, and the fault is likely another one.
+    let is_anyone_heard = rows.iter().any(|row| row.balance != Balance::Silent);
+    let mut words = Vec::new();
+    for (node, since) in silent(rows) {
+        let mut line = format!(
+            "{node} is silent since {since} UTC: what it counted since then cannot be told before it reports again"
+        );
+        if is_anyone_heard && gone.contains(node) {
+            let name = quoted(node);
+            line.push_str(&match args.node.is_empty() {
+                true => format!("; if it is gone for good: --without {name}"),
+                false => format!("; if it is gone for good, ask without --node {name}"),
+            });
         }
-        return Some(command);
+        words.push(line);
     }
-    for node in args.without.iter().map(String::as_str).chain(gone) {
-        command.push_str(&format!(" --without {}", quoted(node)));
+    if is_anyone_heard && !gone.is_empty() && args.node.is_empty() {
+        let mut command = format!("holdfast ledger --collector {}", quoted(&args.reach.collector));
+        if args.all {
+            command.push_str(" --all");
+        }
+        for node in &args.without {
+            command.push_str(&format!(" --without {}", quoted(node)));
+        }
+        words.push(format!(
+            "leave out those alone that are gone for good, each with its --without: {command}"
+        ));
     }
-    Some(command)
+    words
 }
 
 /// A name as a shell takes it for one.
@@ -536,16 +542,16 @@ mod tests {
     }
 
     #[test]
-    fn who_is_gone_for_good_is_left_out_by_a_command_that_is_told() {
-        let check = |args: &[&[&str]; 2], rows: &[(&str, &str)], expected: Option<&str>| {
+    fn each_silent_node_has_its_own_way_to_be_left_out_and_none_is_left_out_unasked() {
+        let check = |args: &[&[&str]; 2], rows: &[(&str, &str)], expected: &[&str]| {
             let names = |names: &[&str]| names.iter().map(ToString::to_string).collect();
             let args = Args {
                 watch: false,
-                all: false,
+                all: !args[1].is_empty(),
                 node: names(args[0]),
                 without: names(args[1]),
                 reach: Reach {
-                    collector: "http://c:7443".to_owned(),
+                    collector: "http://[::1]:7443".to_owned(),
                     json: false,
                 },
             };
@@ -555,26 +561,33 @@ mod tests {
                     |(node, balance)| row(&serde_json::json!({"node": node, "balance": balance}).to_string()),
                 )
                 .collect();
-            let expected = expected.map(|rest| format!("holdfast ledger --collector http://c:7443 {rest}"));
-            assert_eq!(without_the_silent(&args, &rows), expected);
+            let fixed = " is silent since 2026-03-01 12:00:01 UTC: what it counted since then cannot be told before it \
+                         reports again";
+            let words: Vec<String> = about_the_silent(&args, &rows)
+                .into_iter()
+                .map(|words| words.replace(fixed, ""))
+                .collect();
+            assert_eq!(words, expected);
         };
         let nobody: &[&[&str]; 2] = &[&[], &[]];
-        check(nobody, &[("a", "closes")], None);
-        check(nobody, &[("a", "silent")], None);
-        check(nobody, &[("a", "silent"), ("a", "open"), ("b", "closes")], None);
-        let rows = [
-            ("a", "silent"),
-            ("it's b", "silent"),
-            ("c", "closes"),
-            ("d", "closes"),
+        check(nobody, &[("a", "closes")], &[]);
+        check(nobody, &[("a", "silent"), ("b", "silent")], &["a", "b"]);
+        check(nobody, &[("a", "silent"), ("a", "open"), ("b", "closes")], &["a"]);
+        let rows = [("a", "silent"), ("it's b", "silent"), ("c", "closes")];
+        let lines = [
+            "a; if it is gone for good: --without a",
+            r"it's b; if it is gone for good: --without 'it'\''s b'",
         ];
-        check(nobody, &rows, Some(r"--without a --without 'it'\''s b'"));
+        let last = "leave out those alone that are gone for good, each with its --without: \
+                    holdfast ledger --collector 'http://[::1]:7443'";
+        check(nobody, &rows, &[lines[0], lines[1], last]);
+        let again = format!("{last} --all --without old");
+        check(&[&[], &["old"]], &rows, &[lines[0], lines[1], &again]);
         check(
-            &[&[], &["old"]],
-            &rows[..3],
-            Some(r"--without old --without a --without 'it'\''s b'"),
+            &[&["a", "c"], &[]],
+            &[rows[0], rows[2]],
+            &["a; if it is gone for good, ask without --node a"],
         );
-        check(&[&["a", "c"], &[]], &[rows[0], rows[2]], Some("--node c"));
     }
 
     #[test]

@@ -317,7 +317,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_question_holds_its_bytes_and_one_without_room_ends() {
-        let memory = Memory::new(40);
+        // Three bytes for each of a question of plain text.
+        let memory = Memory::new(3 * 40);
         let metrics = Arc::new(Metrics::new(&[]).unwrap());
         let body = |messages: &[u32], held: &Arc<Held>| {
             let frames: Vec<_> = messages
@@ -327,15 +328,16 @@ mod tests {
             let body = Body::new(StreamBody::new(tokio_stream::iter(frames)));
             Paced::new(body, PACE, Some(held.clone()), metrics.clone())
         };
-        let first = Arc::new(memory.hold());
+        const SQL: &str = "/holdfast.v1.Query/Sql";
+        let first = Arc::new(memory.hold(SQL));
         let mut asking = body(&[15, 10, 10], &first);
         for _ in 0..3 {
             asking.frame().await.unwrap().unwrap();
         }
         // Also after the body is read: what was asked is worked on. What was said later is not kept.
         drop(asking);
-        assert_eq!(first.held_bytes(), 20);
-        let second = Arc::new(memory.hold());
+        assert_eq!(first.held_bytes(), 3 * 20);
+        let second = Arc::new(memory.hold(SQL));
         let mut crowded = body(&[16, 1], &second);
         let status = crowded.frame().await.unwrap().unwrap_err();
         assert_eq!(

@@ -72,13 +72,17 @@ const UNTIL_NS: i64 = i64::MAX / 2;
 pub enum Malformed {
     #[error("stream {0} is unknown to this collector: upgrade the collector")]
     Stream(i32),
+    #[error("stream 0, which no agent has")]
+    NoStream,
     #[error("sequence 0 (the first is 1)")]
     Sequence,
-    #[error("no columns of its stream")]
+    #[error(
+        "no columns of its stream that this collector knows: if the agent is newer, upgrade the collector"
+    )]
     Columns,
     #[error("bytes that do not match their checksum")]
     Checksum,
-    #[error("bytes that are no batch")]
+    #[error("bytes that are no batch to this collector: if the agent is newer, upgrade the collector")]
     Unreadable,
     #[error("another name inside than outside")]
     Name,
@@ -98,6 +102,14 @@ pub enum Malformed {
         row: usize,
         value: u64,
         allowed: &'static str,
+    },
+    #[error(
+        "{column} of row {row} is {value}, which this collector does not know: if the agent is newer, upgrade the collector"
+    )]
+    Unknown {
+        column: &'static str,
+        row: usize,
+        value: u64,
     },
     #[error("{column} of row {row} is {index}, and the dictionary has {entries} entries")]
     Index {
@@ -146,11 +158,11 @@ impl Malformed {
     /// The kind of fault, as it is counted: one of [`Self::KINDS`].
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Stream(_) => "stream",
+            Self::Stream(_) | Self::NoStream => "stream",
             Self::Checksum | Self::Unreadable => "bytes",
             Self::Sequence | Self::Name | Self::BootId => "sequence",
             Self::Columns | Self::Rows(_) | Self::Length { .. } => "columns",
-            Self::Value { .. } => "value",
+            Self::Value { .. } | Self::Unknown { .. } => "value",
             Self::Index { .. } | Self::Entry { .. } => "dictionary",
             Self::Time { .. } => "time",
             Self::Days => "days",
@@ -341,6 +353,15 @@ fn open(sealed: &SealedBatch) -> Result<Batch, Malformed> {
     Ok(batch)
 }
 
+/// The stream with this number, which is one that agents have.
+fn stream_of(number: i32) -> Result<Stream, Malformed> {
+    match Stream::try_from(number) {
+        Ok(Stream::Unspecified) => Err(Malformed::NoStream),
+        Ok(stream) => Ok(stream),
+        Err(_) => Err(Malformed::Stream(number)),
+    }
+}
+
 fn derive(batch: Batch, now_ns: i64) -> Result<Decoded, Malformed> {
     if batch.rows == 0 || batch.rows > MAX_ROWS {
         return Err(Malformed::Rows(batch.rows));
@@ -350,49 +371,47 @@ fn derive(batch: Batch, now_ns: i64) -> Result<Decoded, Malformed> {
         return Err(Malformed::BootId);
     }
     let rows = batch.rows as usize;
-    let rows = match (Stream::try_from(batch.stream), batch.columns) {
-        (Ok(Stream::Connections), Some(Columns::Connections(columns))) => {
+    let rows = match (stream_of(batch.stream)?, batch.columns) {
+        (Stream::Connections, Some(Columns::Connections(columns))) => {
             Rows::Connections(Box::new(connections(columns, rows, Records::Ended, now_ns)?))
         }
-        (Ok(Stream::OpenConnections), Some(Columns::OpenConnections(look))) => {
+        (Stream::OpenConnections, Some(Columns::OpenConnections(look))) => {
             Rows::OpenConnections(Box::new(open_connections(look, rows, now_ns)?))
         }
-        (Ok(Stream::Listeners), Some(Columns::Listeners(look))) => {
+        (Stream::Listeners, Some(Columns::Listeners(look))) => {
             Rows::Listeners(listeners(look, rows, now_ns)?)
         }
-        (Ok(Stream::Namespaces), Some(Columns::Namespaces(look))) => {
+        (Stream::Namespaces, Some(Columns::Namespaces(look))) => {
             Rows::Namespaces(network::namespaces(look, rows, now_ns)?)
         }
-        (Ok(Stream::Cgroups), Some(Columns::Cgroups(look))) => {
+        (Stream::Cgroups, Some(Columns::Cgroups(look))) => {
             Rows::Cgroups(cgroups::cgroups(look, rows, now_ns)?)
         }
-        (Ok(Stream::Peers), Some(Columns::Peers(look))) => Rows::Peers(network::peers(look, rows, now_ns)?),
-        (Ok(Stream::Gaps), Some(Columns::Gaps(gaps))) => Rows::Gaps(check_gaps(gaps.gaps, rows)?),
-        (Ok(Stream::Syscalls), Some(Columns::Syscalls(columns))) => {
+        (Stream::Peers, Some(Columns::Peers(look))) => Rows::Peers(network::peers(look, rows, now_ns)?),
+        (Stream::Gaps, Some(Columns::Gaps(gaps))) => Rows::Gaps(check_gaps(gaps.gaps, rows)?),
+        (Stream::Syscalls, Some(Columns::Syscalls(columns))) => {
             Rows::Syscalls(Box::new(syscalls::syscalls(columns, rows, now_ns)?))
         }
-        (Ok(Stream::Transitions), Some(Columns::Transitions(columns))) => {
+        (Stream::Transitions, Some(Columns::Transitions(columns))) => {
             Rows::Transitions(Box::new(transitions::transitions(columns, rows, now_ns)?))
         }
-        (Ok(Stream::Overhead), Some(Columns::Overhead(overhead))) => {
+        (Stream::Overhead, Some(Columns::Overhead(overhead))) => {
             Rows::Overhead(check_overhead(overhead.intervals, rows, now_ns)?)
         }
         (
-            Ok(
-                Stream::Connections
-                | Stream::Gaps
-                | Stream::OpenConnections
-                | Stream::Listeners
-                | Stream::Overhead
-                | Stream::Namespaces
-                | Stream::Peers
-                | Stream::Cgroups
-                | Stream::Transitions
-                | Stream::Syscalls,
-            ),
+            Stream::Connections
+            | Stream::Gaps
+            | Stream::OpenConnections
+            | Stream::Listeners
+            | Stream::Overhead
+            | Stream::Namespaces
+            | Stream::Peers
+            | Stream::Cgroups
+            | Stream::Transitions
+            | Stream::Syscalls
+            | Stream::Unspecified,
             _,
         ) => return Err(Malformed::Columns),
-        (Ok(Stream::Unspecified) | Err(_), _) => return Err(Malformed::Stream(batch.stream)),
     };
     Ok(Decoded {
         boot_id: batch.boot_id,
@@ -459,22 +478,25 @@ fn check_gaps(gaps: Vec<Gap>, rows: usize) -> Result<Vec<Gap>, Malformed> {
         return Err(length("gaps", gaps.len(), rows));
     }
     for (row, gap) in gaps.iter().enumerate() {
-        let is_known = |value: i32, known: bool| if known { Ok(()) } else { Err(value) };
-        is_known(
-            gap.stream,
-            Stream::try_from(gap.stream).is_ok_and(|stream| stream != Stream::Unspecified),
-        )
-        .map_err(Malformed::Stream)?;
-        is_known(
-            gap.reason,
-            GapReason::try_from(gap.reason).is_ok_and(|reason| reason != GapReason::Unspecified),
-        )
-        .map_err(|value| Malformed::Value {
-            column: "reason",
-            row,
-            value: value as u64,
-            allowed: "one of GapReason",
-        })?;
+        stream_of(gap.stream)?;
+        match GapReason::try_from(gap.reason) {
+            Ok(GapReason::Unspecified) => {
+                return Err(Malformed::Value {
+                    column: "reason",
+                    row,
+                    value: 0,
+                    allowed: "a gap has a reason",
+                });
+            }
+            Ok(_) => {}
+            Err(_) => {
+                return Err(Malformed::Unknown {
+                    column: "reason",
+                    row,
+                    value: gap.reason as u64,
+                });
+            }
+        }
         if gap.first_ns > gap.last_ns || i64::try_from(gap.last_ns).is_err() {
             return Err(Malformed::Time {
                 row,
@@ -523,7 +545,11 @@ fn listeners(look: ListenerRows, rows: usize, now_ns: i64) -> Result<Listeners, 
             return Err(fault("has a port above 65535"));
         }
         if Attribution::try_from(listener.attribution).is_err() {
-            return Err(fault("has an attribution that is none"));
+            return Err(Malformed::Unknown {
+                column: "attribution",
+                row,
+                value: listener.attribution as u64,
+            });
         }
         if listener.process.is_none() {
             return Err(fault("has no process"));
@@ -583,35 +609,25 @@ fn connections(
     check_index("remote_address", &columns.remote_address, addresses.len())?;
     check_ports("local_port", &columns.local_port)?;
     check_ports("remote_port", &columns.remote_port)?;
-    check_bytes("role", &columns.role, "one of Role", |value| {
-        value != 0 && Role::try_from(i32::from(value)).is_ok()
-    })?;
-    check_bytes("outcome", &columns.outcome, "one of Outcome", |value| {
-        value != 0 && Outcome::try_from(i32::from(value)).is_ok()
-    })?;
+    let is_told = |value: u8| value != 0;
+    check_bytes("role", &columns.role, "each end has a role", is_told)?;
+    check_known::<Role>("role", &columns.role)?;
     check_bytes(
-        "close_reason",
-        &columns.close_reason,
-        "one of CloseReason",
-        |value| CloseReason::try_from(i32::from(value)).is_ok(),
+        "outcome",
+        &columns.outcome,
+        "each attempt has an outcome",
+        is_told,
     )?;
-    check_bytes(
-        "attribution",
-        &columns.attribution,
-        "one of Attribution",
-        |value| Attribution::try_from(i32::from(value)).is_ok(),
-    )?;
-    check_bytes(
-        "local_cause",
-        &columns.local_cause,
-        "one of LocalCause",
-        |value| LocalCause::try_from(i32::from(value)).is_ok(),
-    )?;
+    check_known::<Outcome>("outcome", &columns.outcome)?;
+    check_known::<CloseReason>("close_reason", &columns.close_reason)?;
+    check_known::<Attribution>("attribution", &columns.attribution)?;
+    check_known::<LocalCause>("local_cause", &columns.local_cause)?;
+    const FLAGS: u8 = FLAG_FIRST | FLAG_FINAL | FLAG_RESET_SENT | FLAG_RESET_RECEIVED;
+    check_meaning("flags", &columns.flags, |value| value & !FLAGS == 0)?;
     let without_resets = |value: u8| value & !(FLAG_RESET_SENT | FLAG_RESET_RECEIVED);
     match records {
         Records::Ended => check_bytes("flags", &columns.flags, "first, final or both", |value| {
-            let value = without_resets(value);
-            value != 0 && value & !(FLAG_FIRST | FLAG_FINAL) == 0
+            without_resets(value) != 0
         })?,
         Records::Open => check_bytes("flags", &columns.flags, "neither first nor final", |value| {
             without_resets(value) == 0
@@ -809,12 +825,7 @@ fn check_bytes(
     allowed: &'static str,
     is_allowed: impl Fn(u8) -> bool,
 ) -> Result<(), Malformed> {
-    // 256 values, thousands of rows: ask once for each value.
-    let allowed_values: [bool; 256] = std::array::from_fn(|value| is_allowed(value as u8));
-    match values
-        .iter()
-        .position(|value| !allowed_values[usize::from(*value)])
-    {
+    match position_of_other(values, is_allowed) {
         Some(row) => Err(Malformed::Value {
             column,
             row,
@@ -823,6 +834,34 @@ fn check_bytes(
         }),
         None => Ok(()),
     }
+}
+
+/// Checks a column of numbers of an enumeration: one that is not in it is a newer agent's.
+fn check_known<E: TryFrom<i32>>(column: &'static str, values: &[u8]) -> Result<(), Malformed> {
+    check_meaning(column, values, |value| E::try_from(i32::from(value)).is_ok())
+}
+
+/// Checks a column for values that mean nothing here.
+fn check_meaning(
+    column: &'static str,
+    values: &[u8],
+    is_known: impl Fn(u8) -> bool,
+) -> Result<(), Malformed> {
+    match position_of_other(values, is_known) {
+        Some(row) => Err(Malformed::Unknown {
+            column,
+            row,
+            value: values[row].into(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// The first row with a value that is not allowed.
+fn position_of_other(values: &[u8], is_allowed: impl Fn(u8) -> bool) -> Option<usize> {
+    // 256 values, thousands of rows: ask once for each value.
+    let allowed: [bool; 256] = std::array::from_fn(|value| is_allowed(value as u8));
+    values.iter().position(|value| !allowed[usize::from(*value)])
 }
 
 /// The column whose differences these are. It wraps: a cookie is any 64 bits.
@@ -989,7 +1028,7 @@ pub struct AgentSample {
     pub syscalls_since_ns: i64,
     pub listeners_since_ns: i64,
     pub open_since_ns: i64,
-    /// Of [`SWITCHED`], those that are off, and why.
+    /// Of [`SWITCHED`], those that are off, and why; or of which the agent does not say whether they are on.
     pub off: [Option<&'static str>; 3],
     /// Where another agent with the same id was turned away just now, address and port; empty: there is none.
     pub rival: String,
@@ -1042,7 +1081,8 @@ impl AgentSample {
         let off = SWITCHED.map(|(stream, _)| match watch(stream) {
             Some(watch) if watch.since_ns != 0 => None,
             Some(watch) => Some(off_reason(watch)),
-            None => Some(""),
+            // An agent of an earlier revision, which says of none whether it is on.
+            None => Some(cause::OffReason::UNTOLD),
         });
         let lost = |counters: &StreamCounters| {
             [counters.lost, counters.untracked, counters.missed, counters.ended]
@@ -1118,6 +1158,20 @@ impl AgentSample {
     }
 }
 
+/// Leaves out of a status what is counted of streams that this collector does not know, as a newer agent may have them.
+/// Gives one of these.
+pub fn leave_out_unknown(status: &mut Status) -> Option<i32> {
+    let mut unknown = None;
+    status.streams.retain(|counters| {
+        let is_known = Stream::try_from(counters.stream).is_ok();
+        if !is_known {
+            unknown = Some(counters.stream);
+        }
+        is_known
+    });
+    unknown
+}
+
 /// Checks a status message: what the agent counted, for each stream and namespace.
 pub fn status(status: Status, now_ns: i64) -> Result<(i64, Vec<StreamCounters>), Malformed> {
     let observed_at_ns = i64::try_from(status.observed_at_ns)
@@ -1133,10 +1187,7 @@ pub fn status(status: Status, now_ns: i64) -> Result<(i64, Vec<StreamCounters>),
         return Err(Malformed::Status("more than 64 switches"));
     }
     for counters in &status.streams {
-        match Stream::try_from(counters.stream) {
-            Ok(Stream::Unspecified) | Err(_) => return Err(Malformed::Stream(counters.stream)),
-            Ok(_) => {}
-        }
+        stream_of(counters.stream)?;
     }
     Ok((observed_at_ns, status.streams))
 }

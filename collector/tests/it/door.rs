@@ -402,7 +402,7 @@ async fn half_asked(mut channel: Channel, bytes: u32) -> Code {
 async fn all_questions_together_take_so_much_and_small_ones_have_room_besides() {
     let collector = Collector::start(database().await).await;
     let mut asking = tokio::task::JoinSet::new();
-    // Of 64 MiB, three quarters are for these, which come to 110 MiB.
+    // Of 64 MiB, three quarters are for these, which come to three times 110 MiB.
     for _ in 0..2 {
         let channel = channel(&collector).await;
         for _ in 0..60 {

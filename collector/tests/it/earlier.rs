@@ -2,12 +2,16 @@
 //! numbers, and read with it what today's collector answers.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
+use holdfast_collector::assertion::cause::Switch;
+use holdfast_collector::assertion::coverage::{Coverage, Need, Standing, Window};
+use holdfast_collector::ingest::decode::AgentSample;
 use holdfast_proto::v1::{
     AgentMessage, Batch, Cgroup, CgroupRows, Gap, GapReason, GapRows, Listener, ListenerRows, Namespace,
     NamespaceRows, OpenConnections, Overhead, OverheadRows, Peer, PeerRows, Process, SealedBatch, Status,
-    Stream, StreamCounters, agent_message, batch::Columns,
+    Stream, StreamCounters, Watch, agent_message, batch::Columns,
 };
 use prost::Message;
 use protox::prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, ReflectMessage, Value};
@@ -23,8 +27,9 @@ use crate::store_engine::ask;
 use crate::synthetic::{batch, hello, now_ns};
 use crate::syscalls;
 
-/// The first revision whose agents deliver to today's collector, and one from when most streams were there.
-const UNDERSTOOD: [&str; 2] = ["5f9364c", "438144c"];
+/// The first revision whose agents deliver to today's collector, one from when most streams were there, and the last one that
+/// was kept.
+const UNDERSTOOD: [&str; 3] = ["5f9364c", "438144c", "0c1c07b"];
 
 /// The draft before batches were sealed, under the same number of the protocol. No release has it.
 const DRAFT: &str = "624e217";
@@ -359,7 +364,7 @@ async fn earlier_agents_deliver_to_todays_collector_and_understand_its_answers()
         ] {
             holds(condition, "connections", rows).await;
         }
-        // The one thing that the older of the two does not say of a refused attempt.
+        // The one thing that the oldest does not say of a refused attempt.
         let named = u64::from(commit != UNDERSTOOD[0]) * 20;
         holds("local_cause = 'refused_by_peer'", "attempts", named).await;
         holds("local_cause = ''", "attempts", 200 - named).await;
@@ -369,9 +374,81 @@ async fn earlier_agents_deliver_to_todays_collector_and_understand_its_answers()
             1,
         )
         .await;
+        // Which is another thing than that it is off.
+        holds("off['syscalls'] = 'untold'", "agent_samples", 1).await;
         let balance =
             "SELECT opened, rows_stored, is_witnessed, difference FROM ledger WHERE stream = 'connections'";
         assert_eq!(ask(&*store, balance).await, "200\t200\tfalse\t0\n", "{commit}");
+    }
+}
+
+/// What a status says to who judges, once it went through what a revision has words for.
+fn heard(revision: &Revision, status: &Status, received_ns: i64) -> AgentSample {
+    let bytes = revision.bytes_of("Status", status);
+    AgentSample::of(&Status::decode(bytes).unwrap(), received_ns, String::new())
+}
+
+#[test]
+fn where_an_earlier_agent_does_not_tell_enough_for_a_verdict_the_reason_is_to_upgrade_it() {
+    const SECOND_NS: i64 = 1_000_000_000;
+    let began_ns = now_ns();
+    let ten_seconds = |revision: &Revision, needs: &[Need]| -> Vec<Standing> {
+        let mut coverage = Coverage::default();
+        for second in 0..=10 {
+            let at_ns = began_ns + second * SECOND_NS;
+            let watch = |stream: Stream| Watch {
+                stream: stream.into(),
+                since_ns: (began_ns - SECOND_NS).unsigned_abs(),
+                ..Watch::default()
+            };
+            let status = Status {
+                observed_at_ns: at_ns.unsigned_abs(),
+                watermark_ns: at_ns.unsigned_abs(),
+                attempts_watermark_ns: at_ns.unsigned_abs(),
+                watches: [Stream::Syscalls, Stream::Listeners, Stream::OpenConnections]
+                    .map(watch)
+                    .to_vec(),
+                ..counted()
+            };
+            coverage.hear(&heard(revision, &status, at_ns).report("web-1", 7, at_ns));
+        }
+        let window = Window {
+            from_ns: began_ns + 2 * SECOND_NS,
+            to_ns: began_ns + 7 * SECOND_NS,
+        };
+        let now_ns = began_ns + 10 * SECOND_NS;
+        let standing =
+            |need: &Need| coverage.standing("web-1", window, *need, now_ns, Duration::from_secs(10));
+        needs.iter().map(standing).collect()
+    };
+    let needs = [
+        Need::Records,
+        Need::Attempts,
+        Need::Samples(Some(Switch::Syscalls)),
+        Need::Samples(Some(Switch::OpenConnections)),
+    ];
+    let because = |standing: &Standing| match standing {
+        Standing::Incomplete(cause) => cause.to_string(),
+        other => format!("{other:?}"),
+    };
+    let complete = "Complete";
+    let no_watermark = "web-1 does not tell up to when it has delivered: upgrade its agent";
+    let untold = |name| format!("the agent of web-1 does not say whether {name} is on: upgrade it");
+    let (syscalls, open) = (&*untold("syscalls"), &*untold("open-connections"));
+    for (revision, expected) in [
+        (
+            Revision::earlier(UNDERSTOOD[0]),
+            [no_watermark, no_watermark, syscalls, open],
+        ),
+        (
+            Revision::earlier(UNDERSTOOD[1]),
+            [complete, complete, syscalls, open],
+        ),
+        (Revision::earlier(UNDERSTOOD[2]), [complete; 4]),
+        (Revision::today(), [complete; 4]),
+    ] {
+        let found = ten_seconds(&revision, &needs);
+        assert_eq!(found.iter().map(because).collect::<Vec<_>>(), expected);
     }
 }
 
@@ -552,7 +629,10 @@ async fn what_an_earlier_draft_of_the_protocol_says_is_never_taken_for_something
     };
     assert_eq!(status.code(), tonic::Code::InvalidArgument);
     assert!(
-        status.message().contains("upgrade the older of the two"),
+        status
+            .message()
+            .contains("if the agent (0.1.0) is of another version than this collector (")
+            && status.message().ends_with("upgrade the older of the two"),
         "{status:?}"
     );
     collector.stop().await.unwrap();

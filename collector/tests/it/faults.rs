@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::BufMut;
@@ -9,7 +10,9 @@ use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError};
 use holdfast_proto::v1::batch::Columns;
 use holdfast_proto::v1::uplink_client::UplinkClient;
-use holdfast_proto::v1::{AgentMessage, CollectorMessage, Hello, agent_message};
+use holdfast_proto::v1::{
+    AgentMessage, CollectorMessage, Hello, Status, Stream, StreamCounters, agent_message, collector_message,
+};
 use prost::Message;
 use tokio_stream::StreamExt;
 use tonic::Code;
@@ -18,8 +21,8 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Endpoint;
 use tonic_prost::ProstCodec;
 
-use crate::harness::{Collector, database, number};
-use crate::synthetic::{Agent, batch, hello, seal};
+use crate::harness::{Collector, database, limits, number};
+use crate::synthetic::{Agent, batch, hello, now_ns, seal};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_batch_is_refused_and_counted_and_does_not_block_those_behind_it() {
@@ -50,6 +53,58 @@ async fn a_malformed_batch_is_refused_and_counted_and_does_not_block_those_behin
         "{metrics}"
     );
     collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_a_newer_agent_has_is_refused_with_the_advice_to_upgrade_and_nothing_else_of_it_is() {
+    const NEWER: i32 = 99;
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let mut agent = Agent::connect(collector.address, "a1").await;
+    let counted = |stream: i32, dropped: u64| StreamCounters {
+        stream,
+        opened: 12,
+        dropped,
+        ..StreamCounters::default()
+    };
+    let status = Status {
+        observed_at_ns: now_ns().unsigned_abs(),
+        streams: vec![counted(NEWER, 5), counted(Stream::Connections.into(), 3)],
+        ..Status::default()
+    };
+    agent.report(status).await;
+    let mut newer = batch(1, 10);
+    newer.stream = NEWER;
+    agent.deliver(newer).await;
+    let refusal = loop {
+        if let Some(collector_message::Body::Refusal(refusal)) = agent.hear().await.unwrap() {
+            break refusal;
+        }
+    };
+    // Under another name the agent would wait for an answer for ever.
+    assert_eq!((refusal.stream, refusal.sequence, refusal.epoch), (NEWER, 1, 7));
+    assert!(refusal.reason.contains("upgrade the collector"), "{refusal:?}");
+    agent.deliver(batch(1, 10)).await;
+    assert_eq!(agent.settled(1).await.0, [1]);
+    // So is a batch by what it says that only a newer agent knows.
+    let mut newer = batch(2, 10);
+    let Some(Columns::Connections(columns)) = &mut newer.columns else {
+        unreachable!()
+    };
+    columns.outcome = vec![99; 10].into();
+    agent.deliver(newer).await;
+    let refused = agent.settled(1).await.1;
+    let advice = "outcome of row 0 is 99, which this collector does not know: if the agent is newer, upgrade the collector";
+    assert_eq!(refused, [(2, advice.to_owned())]);
+    collector.stop().await.unwrap();
+    for (sql, found) in [
+        ("SELECT count() FROM connections", 10),
+        ("SELECT sum(opened) FROM ledger WHERE stream = 'connections'", 12),
+        // What is nothing to any question here makes no answer incomplete.
+        ("SELECT max(dropped) FROM agent_samples", 3),
+    ] {
+        assert_eq!(number(&store, sql).await, found, "{sql}");
+    }
 }
 
 /// Waits until so many batches are set aside.
@@ -315,6 +370,8 @@ pub(crate) struct Troubled {
     pub(crate) refuses: Option<&'static str>,
     /// Rows that get there in time.
     pub(crate) rows_in_time: usize,
+    /// Rows that its disk has room for at once.
+    pub(crate) rows_with_room: AtomicUsize,
 }
 
 #[async_trait]
@@ -331,6 +388,11 @@ impl Store for Troubled {
         }
         if block.rows > self.rows_in_time {
             return Err(StoreError::LeaseEnded);
+        }
+        if block.rows > self.rows_with_room.load(Ordering::SeqCst) {
+            return Err(StoreError::Full {
+                message: "cannot reserve space".to_owned(),
+            });
         }
         let contains = |text: &str| {
             block
@@ -368,6 +430,7 @@ async fn a_store_that_comes_back_has_every_row_once() {
         away: AtomicUsize::new(4),
         refuses: None,
         rows_in_time: usize::MAX,
+        rows_with_room: AtomicUsize::new(usize::MAX),
     };
     let collector = Collector::start(Arc::new(troubled)).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
@@ -399,6 +462,7 @@ async fn a_block_that_is_too_large_for_the_way_to_the_store_is_stored_in_parts()
         away: AtomicUsize::new(0),
         refuses: None,
         rows_in_time: 250,
+        rows_with_room: AtomicUsize::new(usize::MAX),
     };
     let collector = Collector::start(Arc::new(troubled)).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
@@ -418,6 +482,38 @@ async fn a_block_that_is_too_large_for_the_way_to_the_store_is_stored_in_parts()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_batch_for_which_the_disk_has_no_room_holds_up_none_that_came_with_it() {
+    let store = database().await;
+    let troubled = Arc::new(Troubled {
+        store: (*store).clone(),
+        away: AtomicUsize::new(0),
+        refuses: None,
+        rows_in_time: usize::MAX,
+        rows_with_room: AtomicUsize::new(50),
+    });
+    let mut limits = limits();
+    // All of it is one block.
+    limits.gather_interval = Duration::from_secs(2);
+    let collector = Collector::start_with(troubled.clone(), limits, true).await;
+    let mut agent = Agent::connect(collector.address, "a1").await;
+    agent.deliver(batch(1, 100)).await;
+    for sequence in 2..=5 {
+        agent.deliver(batch(sequence, 20)).await;
+    }
+    let (mut acknowledged, refused) = agent.settled(4).await;
+    acknowledged.sort_unstable();
+    assert_eq!((acknowledged, refused), (vec![2, 3, 4, 5], vec![]));
+    assert_eq!(number(&store, "SELECT count() FROM connections").await, 80);
+    troubled.rows_with_room.store(usize::MAX, Ordering::SeqCst);
+    assert_eq!(agent.settled(1).await, (vec![1], vec![]));
+    collector.stop().await.unwrap();
+    for counted in ["count()", "uniqExact(sequence, cookie)"] {
+        let sql = format!("SELECT {counted} FROM connections");
+        assert_eq!(number(&store, &sql).await, 180, "{counted}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_the_batch_that_the_store_refuses_is_refused() {
     let store = database().await;
     let troubled = Troubled {
@@ -425,6 +521,7 @@ async fn only_the_batch_that_the_store_refuses_is_refused() {
         away: AtomicUsize::new(0),
         refuses: Some("poison"),
         rows_in_time: usize::MAX,
+        rows_with_room: AtomicUsize::new(usize::MAX),
     };
     let collector = Collector::start(Arc::new(troubled)).await;
     let mut agent = Agent::connect(collector.address, "a1").await;

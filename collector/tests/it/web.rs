@@ -130,6 +130,7 @@ async fn health_is_bad_while_a_store_that_answers_takes_no_rows_and_good_once_it
         away: AtomicUsize::new(usize::MAX),
         refuses: None,
         rows_in_time: usize::MAX,
+        rows_with_room: AtomicUsize::new(usize::MAX),
     });
     let collector = Collector::start(store.clone()).await;
     let mut agent = Agent::connect(collector.address, "a1").await;

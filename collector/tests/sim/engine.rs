@@ -1,5 +1,5 @@
 //! The store of the simulation: it reads the blocks that the collector encodes, inserts each whole or not at all,
-//! knows the last tokens as ClickHouse does, and fails in every way in which a server does: away, slow, restarted,
+//! knows the last tokens as ClickHouse does, and fails in every way in which a server does: away, slow, restarted, full,
 //! refusing, and with an unknown outcome.
 
 use std::{
@@ -29,6 +29,9 @@ use crate::{
     oracle::{BatchName, Gap, Oracle, Row, RowName},
     trace::Trace,
 };
+
+/// Of a disk that is nearly full: rows that it has room for at once, at most. An agent's batch has up to 30.
+const ROOM_ROWS: usize = 60;
 
 /// Tokens that a table remembers: as many as the product's tables have.
 const TOKENS: usize = 100;
@@ -71,6 +74,9 @@ pub(crate) enum Weather {
     Far,
     /// Answers get lost, before or after the rows are in.
     Uncertain,
+    /// Its disk is nearly full: blocks find room or not, for others write and clear up as well. Some answers get lost, so one that
+    /// finds none may be in already.
+    Full,
     /// Refuses everything, whatever it holds.
     Sick,
 }
@@ -175,12 +181,16 @@ impl Engine {
         owner: u64,
         answer: oneshot::Sender<Result<(), StoreError>>,
     ) {
-        let (insert, starts, weather, is_early) = {
+        let (insert, starts, weather, is_early, room_rows) = {
             let mut state = self.lock();
             state.last_insert += 1;
             let insert = state.last_insert;
             state.running.insert(insert, owner);
-            (insert, state.starts, state.weather, state.rng.bool())
+            let room_rows = match state.weather {
+                Weather::Full => state.rng.usize(0..=ROOM_ROWS),
+                _ => usize::MAX,
+            };
+            (insert, state.starts, state.weather, state.rng.bool(), room_rows)
         };
         // Decided where it begins, however long it then takes.
         let is_late = block
@@ -190,6 +200,18 @@ impl Engine {
             self.trace.note("an insert is late (owner)", [owner, 0, 0, 0]);
             self.lock().running.remove(&insert);
             let _ = answer.send(Err(StoreError::LeaseEnded));
+            return;
+        }
+        // Before it is known whether the block is stored already.
+        if block.rows > room_rows {
+            self.trace.note(
+                "no room (rows, room)",
+                [block.rows as u64, room_rows as u64, 0, 0],
+            );
+            self.lock().running.remove(&insert);
+            let _ = answer.send(Err(StoreError::Full {
+                message: "cannot reserve space".into(),
+            }));
             return;
         }
         let longest_ms = if weather == Weather::Slow { 6_000 } else { 15 };
@@ -592,6 +614,7 @@ impl Store for Connection {
                 let mut state = self.engine.lock();
                 (state.rng.u8(0..4) == 0, state.rng.u8(0..3) == 0)
             }
+            Weather::Full => (false, self.engine.lock().rng.u8(0..3) == 0),
             Weather::Far => {
                 sleep(self.engine.pause(8_000)).await;
                 // What is on its way inside a process ends with it.

@@ -211,7 +211,7 @@ impl World {
             let node = rng.usize(0..self.nodes.len());
             let collector = rng.usize(0..self.collectors);
             let ends_ms = at_ms + [100, 1_000, 5_000, 20_000][rng.usize(0..4)] + rng.u64(0..1_000);
-            let (begin, end) = match rng.u8(0..24) {
+            let (begin, end) = match rng.u8(0..25) {
                 0 | 1 => (Step::Crash(node, Crash::Killed), Some(Step::StartAgent(node))),
                 2 => (Step::Crash(node, Crash::PowerLost), Some(Step::StartAgent(node))),
                 3 => (Step::StopAgent(node), Some(Step::StartAgent(node))),
@@ -265,6 +265,7 @@ impl World {
                     Step::PauseCollector(collector, true),
                     Some(Step::PauseCollector(collector, false)),
                 ),
+                23 => (Step::Weather(Weather::Full), Some(Step::Weather(Weather::Fair))),
                 _ if rng.bool() => (Step::Weather(Weather::Sick), Some(Step::Weather(Weather::Fair))),
                 _ => (Step::RestartStore, None),
             };

@@ -181,7 +181,10 @@ fn a_batch_of_another_stream_or_without_a_place_is_refused() {
         "stream 99 is unknown to this collector: upgrade the collector"
     );
     assert_eq!(refused(|batch| batch.sequence = 0), "sequence 0 (the first is 1)");
-    assert_eq!(refused(|batch| batch.columns = None), "no columns of its stream");
+    assert_eq!(
+        refused(|batch| batch.columns = None),
+        "no columns of its stream that this collector knows: if the agent is newer, upgrade the collector"
+    );
     assert_eq!(
         refused(|batch| batch.rows = 0),
         "0 rows (a batch has 1 to 131072)"
@@ -253,27 +256,11 @@ fn a_number_must_be_one_that_its_column_knows() {
     let bytes = Bytes::from_static;
     assert_eq!(
         fault(|columns| columns.role = bytes(&[1, 0, 1])),
-        "role of row 1 is 0 (one of Role)"
-    );
-    assert_eq!(
-        fault(|columns| columns.outcome = bytes(&[1, 1, 9])),
-        "outcome of row 2 is 9 (one of Outcome)"
-    );
-    assert_eq!(
-        fault(|columns| columns.close_reason = bytes(&[7, 0, 0])),
-        "close_reason of row 0 is 7 (one of CloseReason)"
-    );
-    assert_eq!(
-        fault(|columns| columns.attribution = bytes(&[0, 255, 0])),
-        "attribution of row 1 is 255 (one of Attribution)"
+        "role of row 1 is 0 (each end has a role)"
     );
     assert_eq!(
         fault(|columns| columns.flags = bytes(&[0, 1, 1])),
         "flags of row 0 is 0 (first, final or both)"
-    );
-    assert_eq!(
-        fault(|columns| columns.flags = bytes(&[1, 17, 1])),
-        "flags of row 1 is 17 (first, final or both)"
     );
     assert_eq!(
         fault(|columns| columns.flags = bytes(&[1, 1, 12])),
@@ -283,6 +270,40 @@ fn a_number_must_be_one_that_its_column_knows() {
         fault(|columns| columns.local_port[1] = 65_536),
         "local_port of row 1 is 65536 (a port is at most 65535)"
     );
+}
+
+#[test]
+fn of_what_only_a_newer_agent_says_it_is_said_what_to_upgrade() {
+    let bytes = Bytes::from_static;
+    let advice = "which this collector does not know: if the agent is newer, upgrade the collector";
+    for (fault, place) in [
+        (
+            fault(|columns| columns.role = bytes(&[1, 3, 1])),
+            "role of row 1 is 3",
+        ),
+        (
+            fault(|columns| columns.outcome = bytes(&[1, 1, 99])),
+            "outcome of row 2 is 99",
+        ),
+        (
+            fault(|columns| columns.close_reason = bytes(&[7, 0, 0])),
+            "close_reason of row 0 is 7",
+        ),
+        (
+            fault(|columns| columns.attribution = bytes(&[0, 255, 0])),
+            "attribution of row 1 is 255",
+        ),
+        (
+            fault(|columns| columns.local_cause = bytes(&[0, 1, 42])),
+            "local_cause of row 2 is 42",
+        ),
+        (
+            fault(|columns| columns.flags = bytes(&[1, 17, 1])),
+            "flags of row 1 is 17",
+        ),
+    ] {
+        assert_eq!(fault, format!("{place}, {advice}"));
+    }
 }
 
 #[test]
@@ -371,14 +392,21 @@ fn a_status_is_bounded_and_of_known_streams() {
         status(many, NOW_NS),
         Err(Malformed::Status("more than 4096 counters"))
     );
-    let unknown = Status {
-        streams: vec![StreamCounters {
-            stream: 99,
-            ..counters
-        }],
+    let of = |stream| StreamCounters { stream, ..counters };
+    let none = Status {
+        streams: vec![counters, of(0)],
+        ..good.clone()
+    };
+    let fault = status(none, NOW_NS).unwrap_err().to_string();
+    assert_eq!(fault, "stream 0, which no agent has");
+    // A newer agent's, whose other counters are taken all the same.
+    let mut newer = Status {
+        streams: vec![of(99), counters],
         ..good
     };
-    assert_eq!(status(unknown, NOW_NS), Err(Malformed::Stream(99)));
+    assert_eq!(leave_out_unknown(&mut newer), Some(99));
+    assert_eq!(leave_out_unknown(&mut newer), None);
+    assert_eq!(status(newer, NOW_NS), Ok((NOON_NS, vec![counters])));
     let early = Status {
         observed_at_ns: 0,
         streams: Vec::new(),
@@ -570,6 +598,7 @@ fn a_batch_that_changed_on_its_way_is_refused() {
         batch.checksum = crc32fast::hash(&batch.encoded);
     });
     assert_eq!(cut, Malformed::Unreadable);
+    assert!(cut.to_string().contains("upgrade the collector"), "{cut}");
 }
 
 #[test]
@@ -605,6 +634,14 @@ fn gaps_are_checked_like_rows() {
         check(Gap { reason: 0, ..gap }),
         Err(Malformed::Value { column: "reason", .. })
     ));
+    assert_eq!(
+        check(Gap { reason: 99, ..gap }),
+        Err(Malformed::Unknown {
+            column: "reason",
+            row: 0,
+            value: 99
+        })
+    );
     assert!(matches!(
         check(Gap { last_ns: 4, ..gap }),
         Err(Malformed::Time { .. })
@@ -701,9 +738,13 @@ fn listeners_are_checked_like_rows() {
         |listener: &mut Listener| listener.port = 70_000,
         |listener: &mut Listener| listener.address = Bytes::from_static(&[0; 4]),
         |listener: &mut Listener| listener.process = None,
-        |listener: &mut Listener| listener.attribution = 99,
         |listener: &mut Listener| listener.process.as_mut().unwrap().comm = "x".repeat(65),
     ] {
         assert!(matches!(check(broken), Err(Malformed::Entry { .. })));
     }
+    let newer = check(|listener| listener.attribution = 99);
+    assert!(
+        matches!(newer, Err(Malformed::Unknown { value: 99, .. })),
+        "{newer:?}"
+    );
 }

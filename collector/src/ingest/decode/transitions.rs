@@ -4,8 +4,8 @@ use bytes::Bytes;
 use holdfast_proto::v1::{Attribution, Process, Role, TransitionColumns};
 
 use super::{
-    AHEAD_NS, EARLIEST_NS, MAX_STATE, MAX_STEPS, Malformed, addresses, check_bytes, check_index, check_ports,
-    check_processes, day, length, running_sums,
+    AHEAD_NS, EARLIEST_NS, MAX_STATE, MAX_STEPS, Malformed, addresses, check_bytes, check_index, check_known,
+    check_ports, check_processes, day, length, running_sums,
 };
 
 /// The transitions of one batch, checked. All vectors but the dictionaries have one entry a row.
@@ -78,15 +78,9 @@ pub(super) fn transitions(
     check_index("remote_address", &columns.remote_address, addresses.len())?;
     check_ports("local_port", &columns.local_port)?;
     check_ports("remote_port", &columns.remote_port)?;
-    check_bytes("role", &columns.role, "one of Role", |value| {
-        value != 0 && Role::try_from(i32::from(value)).is_ok()
-    })?;
-    check_bytes(
-        "attribution",
-        &columns.attribution,
-        "one of Attribution",
-        |value| Attribution::try_from(i32::from(value)).is_ok(),
-    )?;
+    check_bytes("role", &columns.role, "each end has a role", |value| value != 0)?;
+    check_known::<Role>("role", &columns.role)?;
+    check_known::<Attribution>("attribution", &columns.attribution)?;
     let is_state = |value: u8| (1..=MAX_STATE).contains(&value);
     check_bytes("from_state", &columns.from_state, "a state of TCP", is_state)?;
     check_bytes("to_state", &columns.to_state, "a state of TCP", is_state)?;
