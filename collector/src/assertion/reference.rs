@@ -81,6 +81,16 @@ pub fn signals_table() -> String {
     text
 }
 
+/// The signals for a terminal, a line each: the name and what it is.
+pub fn signals_in_lines() -> String {
+    let width = SIGNALS.iter().map(|signal| shown_name(signal).len()).max();
+    let width = width.unwrap_or(0);
+    let lines = SIGNALS
+        .iter()
+        .map(|signal| format!("  {:width$}  {}", shown_name(signal), signal.about));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 fn shown_name(signal: &Signal) -> String {
     match signal.measure {
         Measure::Quantiles(_) => format!("{}.p..", signal.name),
