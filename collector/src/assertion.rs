@@ -40,6 +40,8 @@ use crate::filter::{Filter, Network};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Set {
     pub groups: BTreeMap<String, Members>,
+    /// Nodes that are expected whether or not they were heard, each with its labels until its agent tells its own.
+    pub nodes: BTreeMap<String, BTreeMap<String, String>>,
     /// By name, in the order of the files.
     pub assertions: Vec<Assertion>,
     pub tests: Vec<Trial>,

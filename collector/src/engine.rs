@@ -107,6 +107,9 @@ pub struct Engine {
     /// Last records of keys that are judged no more, for the next step.
     over: Vec<Record>,
     coverage: Coverage,
+    /// As the store has it.
+    heard: Roster,
+    /// The same, and the nodes that the set declares.
     roster: Roster,
     /// Of the roster and the groups of the set.
     membership: Membership,
@@ -236,6 +239,7 @@ impl Engine {
             outdated: BTreeMap::new(),
             over: Vec::new(),
             coverage: Coverage::default(),
+            heard: Roster::default(),
             roster: Roster::default(),
             membership: Membership::default(),
             addresses: Addresses::default(),
@@ -542,8 +546,8 @@ impl Engine {
             let classes = active.schedule.classes.iter();
             active.parts = classes.map(|_| Parts::default()).collect();
         }
-        self.membership = membership(&set, &self.roster);
         self.set = set;
+        self.expect_nodes();
         for assertion in &former.assertions {
             for (key, kept) in keys.remove(&assertion.name).unwrap_or_default() {
                 self.outdate(standing(assertion, key, kept.machine), now_ns);
@@ -651,17 +655,23 @@ impl Engine {
         }
         self.hear_directly();
         if now_ns.saturating_sub(self.roster_ns) >= ROSTER_EVERY_NS {
-            let roster = evidence::roster(&*self.store, now_ns).await?;
-            if roster != self.roster {
-                self.roster = roster;
-                self.addresses = Addresses::of(&self.roster);
-                self.membership = membership(&self.set, &self.roster);
+            let heard = evidence::roster(&*self.store, now_ns).await?;
+            if heard != self.heard {
+                self.heard = heard;
+                self.expect_nodes();
             }
             self.roster_ns = now_ns;
             self.coverage
                 .forget_before(now_ns.saturating_sub(self.longest_ns() + 3600 * 1_000_000_000));
         }
         Ok(())
+    }
+
+    /// Who has to be there: whoever was heard, and whom the set declares.
+    fn expect_nodes(&mut self) {
+        self.roster = self.heard.with(&self.set.nodes);
+        self.addresses = Addresses::of(&self.roster);
+        self.membership = membership(&self.set, &self.roster);
     }
 
     fn hear_directly(&mut self) {

@@ -4,7 +4,7 @@
 //! Quantiles are judged by counting, so the verdict is exact: `p99 < 20ms` holds if at most one row in a hundred took
 //! 20 ms or more. The value that is shown comes from a histogram and is within 1.6 %.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::cause::{Cause, Switch};
@@ -59,10 +59,28 @@ pub struct LabelledRows {
     pub histogram: Vec<(u16, u8, u64)>,
 }
 
-/// The nodes that are expected to be there.
+/// The nodes that are expected to be there: those that were heard within the last hour, and those that are declared.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Roster {
     pub nodes: Vec<Node>,
+}
+
+impl Roster {
+    /// Whoever is in it, and of these, with their labels, who is not.
+    pub fn with(&self, declared: &BTreeMap<String, BTreeMap<String, String>>) -> Self {
+        let there: BTreeSet<&str> = self.nodes.iter().map(|node| node.labelled.node.as_str()).collect();
+        let missing = declared.iter().filter(|(node, _)| !there.contains(node.as_str()));
+        let missing = missing.map(|(node, labels)| Node {
+            labelled: Labelled {
+                node: node.clone(),
+                labels: labels.clone(),
+            },
+            addresses: Vec::new(),
+        });
+        Self {
+            nodes: self.nodes.iter().cloned().chain(missing).collect(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -22,6 +22,7 @@ use crate::filter::{Column, Filter, Network};
 /// In all files together.
 pub const MOST_ASSERTIONS: usize = 10_000;
 pub const MOST_GROUPS: usize = 500;
+pub const MOST_NODES: usize = 10_000;
 /// Of one assertion. Each is held against all others.
 pub const MOST_CONDITIONS: usize = 100;
 /// That are told at once: nothing is read after so many.
@@ -86,7 +87,7 @@ pub static KEYS: [Key; 24] = [
 ];
 
 /// The keys of a file.
-pub static FILE_KEYS: [(&str, &str); 4] = [
+pub static FILE_KEYS: [(&str, &str); 5] = [
     (
         "groups",
         "names for nodes: a group is an expression over labels, such as `role = web and zone in (a, b)`",
@@ -97,6 +98,10 @@ pub static FILE_KEYS: [(&str, &str); 4] = [
         "what is said of made-up connections, for `holdfast test`: a list",
     ),
     ("receivers", "who is told when a verdict changes: a list"),
+    (
+        "nodes",
+        "nodes that are missed also if nothing was ever heard of them, or not for an hour, each with its labels until its agent tells its own: `web-1: { role: web }`",
+    ),
 ];
 
 /// Reads files. `columns` tells what can be filtered by.
@@ -108,6 +113,7 @@ pub fn set(sources: &[Source<'_>], columns: impl Fn(Rows) -> Vec<Column>) -> Res
         misses_assertions: false,
         set: Set::default(),
         groups: BTreeMap::new(),
+        nodes: BTreeMap::new(),
         names: BTreeMap::new(),
         receivers: BTreeMap::new(),
     };
@@ -153,6 +159,8 @@ struct Reader<'a, F> {
     set: Set,
     /// Where each group is defined.
     groups: BTreeMap<String, (Source<'a>, &'a Node)>,
+    /// Where each node is declared.
+    nodes: BTreeMap<String, Origin>,
     /// Where each assertion is.
     names: BTreeMap<String, Origin>,
     /// Where each receiver is.
@@ -178,6 +186,16 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
         let known = FILE_KEYS.map(|(name, _)| name);
         if !self.check_keys(source, entries, &known) {
             self.misses_all();
+        }
+        if let Some(nodes) = find(entries, "nodes") {
+            let outcome = self::entries(source, nodes, "`nodes`");
+            for (name, labels) in self.keep(outcome).unwrap_or_default() {
+                if self.is_enough() {
+                    break;
+                }
+                let outcome = self.node(source, name, labels);
+                self.keep(outcome);
+            }
         }
         let Some(groups) = find(entries, "groups") else {
             return Ok(());
@@ -234,6 +252,28 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             members.as_ref().map_or(nobody, Members::clone),
         );
         members.map(|_| ())
+    }
+
+    fn node(&mut self, source: Source<'a>, name: &'a Node, labels: &'a Node) -> Result<(), Problem> {
+        let name_text = checked_name(source, name)?;
+        if let Some(earlier) = self.nodes.get(name_text) {
+            let message = format!(
+                "the node `{name_text}` is declared in {}, line {} already",
+                earlier.file, earlier.place.line
+            );
+            return Err(source.problem(name.place, message));
+        }
+        if self.nodes.len() == MOST_NODES {
+            return Err(source.problem(name.place, format!("more than {MOST_NODES} nodes")));
+        }
+        let labels = text_map(source, entries(source, labels, &format!("`{name_text}`"))?)?;
+        let origin = Origin {
+            file: source.file.to_owned(),
+            place: name.place,
+        };
+        self.nodes.insert(name_text.to_owned(), origin);
+        self.set.nodes.insert(name_text.to_owned(), labels);
+        Ok(())
     }
 
     fn check_groups(&mut self) {
@@ -817,16 +857,7 @@ impl<'a> Fields<'a> {
         let Some(node) = self.get(key) else {
             return Ok(BTreeMap::new());
         };
-        let entries = entries(self.source, node, &format!("`{key}`"))?;
-        entries
-            .iter()
-            .map(|(name, value)| {
-                Ok((
-                    text(self.source, name)?.to_owned(),
-                    text(self.source, value)?.to_owned(),
-                ))
-            })
-            .collect()
+        text_map(self.source, entries(self.source, node, &format!("`{key}`"))?)
     }
 
     /// One text, or a list of them.
@@ -859,6 +890,13 @@ fn entries<'a>(source: Source<'_>, node: &'a Node, what: &str) -> Result<&'a [(N
             format!("{what} is keys and values, this is {}", node.what()),
         )),
     }
+}
+
+fn text_map(source: Source<'_>, entries: &[(Node, Node)]) -> Result<BTreeMap<String, String>, Problem> {
+    let texts = |(name, value): &(Node, Node)| {
+        Ok((text(source, name)?.to_owned(), text(source, value)?.to_owned()))
+    };
+    entries.iter().map(texts).collect()
 }
 
 fn text<'a>(source: Source<'_>, node: &'a Node) -> Result<&'a str, Problem> {

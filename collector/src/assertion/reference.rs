@@ -81,6 +81,16 @@ pub fn signals_table() -> String {
     text
 }
 
+/// The signals for a terminal, a line each: the name and what it is.
+pub fn signals_in_lines() -> String {
+    let width = SIGNALS.iter().map(|signal| shown_name(signal).len()).max();
+    let width = width.unwrap_or(0);
+    let lines = SIGNALS
+        .iter()
+        .map(|signal| format!("  {:width$}  {}", shown_name(signal), signal.about));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 fn shown_name(signal: &Signal) -> String {
     match signal.measure {
         Measure::Quantiles(_) => format!("{}.p..", signal.name),
@@ -146,6 +156,10 @@ pub fn schema() -> Value {
         "anyOf": [{ "required": ["url"] }, { "required": ["url_file"] }, { "required": ["url_env"] }],
         "additionalProperties": false,
     });
+    let labels_of_a_node = json!({
+        "type": ["object", "null"],
+        "additionalProperties": { "type": ["string", "number"] },
+    });
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Assertions of Holdfast",
@@ -155,6 +169,7 @@ pub fn schema() -> Value {
             "assertions": { "type": "array", "items": assertion, "description": FILE_KEYS[1].1 },
             "tests": { "type": "array", "items": test, "description": FILE_KEYS[2].1 },
             "receivers": { "type": "array", "items": receiver, "description": FILE_KEYS[3].1 },
+            "nodes": { "type": "object", "additionalProperties": labels_of_a_node, "description": FILE_KEYS[4].1 },
         },
         "additionalProperties": false,
     })

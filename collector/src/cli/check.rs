@@ -15,12 +15,7 @@ use crate::assertion::reference;
 use crate::config::Span;
 use crate::engine::files;
 
-/// Check files of assertions: whether they are right, and with --once or --for whether they hold.
-///
-/// Without --once and --for no collector is asked. What fails, also if not yet for as long as it has to, does not hold. Of
-/// --for the worst counts that was said of each key: what was violated or unknown is so, also if it holds at the end.
-#[derive(Debug, clap::Args)]
-#[command(after_help = "\
+const EXAMPLES: &str = "\
 Examples:
   holdfast check assertions/
   holdfast check --once assertions/
@@ -29,7 +24,21 @@ Examples:
   holdfast check --schema > assertions.schema.json
 
 Exit codes: 0 all hold (or: the files are right), 1 something does not, 2 a file is wrong, or there is no assertion in it,
-3 something cannot be told, 4 it could not be done.")]
+3 something cannot be told, 4 it could not be done.";
+
+fn long_help() -> String {
+    format!(
+        "{EXAMPLES}\n\nWhat can be asserted (--signals: at which end and over which rows each is read):\n{}",
+        reference::signals_in_lines()
+    )
+}
+
+/// Check files of assertions: whether they are right, and with --once or --for whether they hold.
+///
+/// Without --once and --for no collector is asked. What fails, also if not yet for as long as it has to, does not hold. Of
+/// --for the worst counts that was said of each key: what was violated or unknown is so, also if it holds at the end.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES, after_long_help = long_help())]
 pub(super) struct Args {
     /// Files, or folders with files that end in .yaml
     #[arg(value_name = "FILES", required_unless_present_any = ["signals", "schema"])]

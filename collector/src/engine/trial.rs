@@ -80,6 +80,8 @@ pub async fn run(
 
     let alone = Set {
         groups: set.groups.clone(),
+        // Who is there in a test is whom it names.
+        nodes: BTreeMap::new(),
         assertions: vec![assertion.clone()],
         tests: Vec::new(),
         receivers: Vec::new(),

@@ -1,6 +1,6 @@
 //! Assertions on the real engine: made-up pasts, judged window by window.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -601,6 +601,53 @@ tests:
         .iter()
         .any(|(_, record)| matches!(record.machine.verdict, Verdict::Violated | Verdict::Pending));
     assert!(!wrong);
+}
+
+#[tokio::test]
+async fn a_node_that_is_declared_is_missed_if_it_never_came_and_however_long_it_is_gone() {
+    let text = "
+nodes: { web-1: { role: web }, web-9: }
+assertions:
+  - { name: a, from: all, expect: connect.count < 1_000_000, over: 1m, every: 1m, by: from.node }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: 'nothing x4m', web-2 -> db-1: 'nothing x4m' }, expect: { 3m: Holds } }
+";
+    let mut set = declared(text);
+    // In a test nobody is missed whom it does not name.
+    check(text).await;
+
+    let store = database().await;
+    let begin_ns = (now_ns() - 4 * 3_600 * SECOND_NS).div_euclid(60 * SECOND_NS) * 60 * SECOND_NS;
+    trial::lay_past(&*store, &set.assertions[0], &set.tests[0], begin_ns)
+        .await
+        .unwrap();
+    let mut engine = Engine::new(store, set.clone(), begin_ns + 1, false);
+    let mut said: BTreeMap<String, (Verdict, String)> = BTreeMap::new();
+    let mut pass = async |engine: &mut Engine, minutes: std::ops::Range<i64>| {
+        for quarter in 4 * minutes.start..4 * minutes.end {
+            for record in engine.step(begin_ns + quarter * 15 * SECOND_NS).await.unwrap().records {
+                said.insert(record.key, (record.machine.verdict, record.cause));
+            }
+        }
+        said.clone()
+    };
+    let of = |said: &BTreeMap<String, (Verdict, String)>, node: &str| {
+        let found = said.iter().find(|(key, _)| key.ends_with(node));
+        found.map(|(_, found)| found.clone()).expect("it was judged")
+    };
+    let silent = |node: &str| (Verdict::Unknown, format!("{node} is silent"));
+    let found = pass(&mut engine, 0..4).await;
+    assert_eq!(of(&found, "web-1").0, Verdict::Holds);
+    assert_eq!(of(&found, "web-9"), silent("web-9"));
+    // Of those that left, who is declared is silent, and the other one is gone.
+    let found = pass(&mut engine, 4..90).await;
+    assert_eq!(of(&found, "web-1"), silent("web-1"));
+    assert!(of(&found, "web-2").1.starts_with("web-2 is gone"), "{found:?}");
+    // Who is declared no more is missed no more.
+    set.nodes.clear();
+    engine.replace(set, begin_ns + 90 * 60 * SECOND_NS);
+    let found = pass(&mut engine, 90..94).await;
+    assert!(!of(&found, "web-9").1.ends_with("is silent"), "{found:?}");
 }
 
 #[tokio::test]

@@ -330,6 +330,32 @@ fn faults(text: &str) -> Vec<String> {
 }
 
 #[test]
+fn nodes_are_declared_once_and_with_labels() {
+    let assertions = "assertions: [{ name: a, expect: connect.count > 1, over: 5s }]\n";
+    let text = format!("nodes: {{ web-1: {{ role: web, rack: 7 }}, web-2: }}\n{assertions}");
+    let labels = |set: &Set, node: &str| set.nodes.get(node).map(|labels| labels.len());
+    let found = parsed(&text).expect("they are right");
+    assert_eq!(
+        (labels(&found, "web-1"), labels(&found, "web-2"), labels(&found, "db-1")),
+        (Some(2), Some(0), None)
+    );
+    assert_eq!(
+        faults("\nnodes:\n  web-1: web\n  '': { role: web }\n  web-2: { role: [web] }\n"),
+        [
+            "3: `web-1` is keys and values, this is a text",
+            "4: a name is a line of text without blanks around it",
+            "5: expected a text, this is a list",
+        ]
+    );
+    let sources = ["1.yaml", "2.yaml"].map(|file| Source { file, text: &text });
+    let problems = set(&sources, columns).expect_err("there are two");
+    assert_eq!(
+        problems[0].message,
+        "the node `web-1` is declared in 1.yaml, line 1 already"
+    );
+}
+
+#[test]
 fn every_key_of_an_assertion_tells_its_own_fault() {
     let text = "
 groups: { web: role = web }
