@@ -68,7 +68,11 @@ pub struct Roster {
 impl Roster {
     /// Whoever is in it, and of these, with their labels, who is not.
     pub fn with(&self, declared: &BTreeMap<String, BTreeMap<String, String>>) -> Self {
-        let there: BTreeSet<&str> = self.nodes.iter().map(|node| node.labelled.node.as_str()).collect();
+        let there: BTreeSet<&str> = self
+            .nodes
+            .iter()
+            .map(|node| node.labelled.node.as_str())
+            .collect();
         let missing = declared.iter().filter(|(node, _)| !there.contains(node.as_str()));
         let missing = missing.map(|(node, labels)| Node {
             labelled: Labelled {

@@ -893,9 +893,8 @@ fn entries<'a>(source: Source<'_>, node: &'a Node, what: &str) -> Result<&'a [(N
 }
 
 fn text_map(source: Source<'_>, entries: &[(Node, Node)]) -> Result<BTreeMap<String, String>, Problem> {
-    let texts = |(name, value): &(Node, Node)| {
-        Ok((text(source, name)?.to_owned(), text(source, value)?.to_owned()))
-    };
+    let texts =
+        |(name, value): &(Node, Node)| Ok((text(source, name)?.to_owned(), text(source, value)?.to_owned()));
     entries.iter().map(texts).collect()
 }
 

@@ -625,7 +625,12 @@ tests:
     let mut said: BTreeMap<String, (Verdict, String)> = BTreeMap::new();
     let mut pass = async |engine: &mut Engine, minutes: std::ops::Range<i64>| {
         for quarter in 4 * minutes.start..4 * minutes.end {
-            for record in engine.step(begin_ns + quarter * 15 * SECOND_NS).await.unwrap().records {
+            for record in engine
+                .step(begin_ns + quarter * 15 * SECOND_NS)
+                .await
+                .unwrap()
+                .records
+            {
                 said.insert(record.key, (record.machine.verdict, record.cause));
             }
         }

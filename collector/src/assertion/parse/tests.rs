@@ -333,10 +333,14 @@ fn faults(text: &str) -> Vec<String> {
 fn nodes_are_declared_once_and_with_labels() {
     let assertions = "assertions: [{ name: a, expect: connect.count > 1, over: 5s }]\n";
     let text = format!("nodes: {{ web-1: {{ role: web, rack: 7 }}, web-2: }}\n{assertions}");
-    let labels = |set: &Set, node: &str| set.nodes.get(node).map(|labels| labels.len());
+    let labels = |set: &Set, node: &str| set.nodes.get(node).map(BTreeMap::len);
     let found = parsed(&text).expect("they are right");
     assert_eq!(
-        (labels(&found, "web-1"), labels(&found, "web-2"), labels(&found, "db-1")),
+        (
+            labels(&found, "web-1"),
+            labels(&found, "web-2"),
+            labels(&found, "db-1")
+        ),
         (Some(2), Some(0), None)
     );
     assert_eq!(
