@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use holdfast_proto::NO_MESSAGE;
 use holdfast_proto::v1::{
     AgentMessage, CollectorMessage, ProbeReport, ProbeSettings, RunEvent, SealedBatch, Status, Stream,
     Welcome, Window, agent_message, collector_message,
@@ -117,9 +118,6 @@ impl From<tonic::Status> for SessionError {
         }
     }
 }
-
-/// How the library under gRPC begins to say that bytes are no message of the kind that is due.
-const NO_MESSAGE: &str = "failed to decode Protobuf message";
 
 /// Whether a report says something else than the one before, whenever it was made.
 fn is_news(report: &Option<ProbeReport>, before: &Option<ProbeReport>) -> bool {

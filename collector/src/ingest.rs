@@ -21,12 +21,12 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{PollNext, select_with_strategy};
-use holdfast_proto::PROTOCOL;
 use holdfast_proto::v1::{
     Acknowledgement, AgentMessage, BatchRange, CollectorMessage, Hello, ProbeReport, SealedBatch,
     StatusReceipt, StoredRows, Stream as RowStream, Welcome, Window, agent_message, collector_message,
     uplink_server::Uplink,
 };
+use holdfast_proto::{NO_MESSAGE, PROTOCOL};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
@@ -97,9 +97,6 @@ const STATUS_ROWS: u32 = 64;
 
 /// How long a connected agent may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How the library under gRPC begins to say that bytes are no message of the kind that is due.
-const NO_MESSAGE: &str = "failed to decode Protobuf message";
 
 /// Agents' side of the collector.
 pub struct Ingest {

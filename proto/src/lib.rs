@@ -10,6 +10,9 @@ pub mod datagram;
 /// The version of the protocol. A peer with another number is refused, and told which side to upgrade.
 pub const PROTOCOL: u32 = 1;
 
+/// How the library under gRPC (prost) begins to say that bytes are no message of the kind that is due.
+pub const NO_MESSAGE: &str = "failed to decode Protobuf message";
+
 /// A record that is the first of its connection: one row of `attempts`. A bit of `ConnectionColumns.flags`.
 pub const FLAG_FIRST: u8 = 1;
 /// A record that is the last of its connection: one row of `connections`. A bit of `ConnectionColumns.flags`.

@@ -365,6 +365,8 @@ async fn what_cannot_be_read_or_is_out_of_place_ends_its_stream_with_a_status_an
 /// A store that is away for some inserts, or refuses those that contain a text.
 pub(crate) struct Troubled {
     pub(crate) store: Embedded,
+    /// The inserts that suffer from it, by table and token.
+    pub(crate) concerns: fn(&str, &str) -> bool,
     /// Inserts that still fail.
     pub(crate) away: AtomicUsize,
     pub(crate) refuses: Option<&'static str>,
@@ -374,9 +376,26 @@ pub(crate) struct Troubled {
     pub(crate) rows_with_room: AtomicUsize,
 }
 
+impl Troubled {
+    /// Without any trouble.
+    pub(crate) fn around(store: Embedded) -> Self {
+        Self {
+            store,
+            concerns: |_, _| true,
+            away: AtomicUsize::new(0),
+            refuses: None,
+            rows_in_time: usize::MAX,
+            rows_with_room: AtomicUsize::new(usize::MAX),
+        }
+    }
+}
+
 #[async_trait]
 impl Store for Troubled {
     async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError> {
+        if !(self.concerns)(table, token) {
+            return self.store.insert(table, token, block).await;
+        }
         let is_away = self
             .away
             .try_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
@@ -426,11 +445,8 @@ impl Store for Troubled {
 async fn a_store_that_comes_back_has_every_row_once() {
     let store = database().await;
     let troubled = Troubled {
-        store: (*store).clone(),
         away: AtomicUsize::new(4),
-        refuses: None,
-        rows_in_time: usize::MAX,
-        rows_with_room: AtomicUsize::new(usize::MAX),
+        ..Troubled::around((*store).clone())
     };
     let collector = Collector::start(Arc::new(troubled)).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
@@ -458,11 +474,8 @@ async fn a_store_that_comes_back_has_every_row_once() {
 async fn a_block_that_is_too_large_for_the_way_to_the_store_is_stored_in_parts() {
     let store = database().await;
     let troubled = Troubled {
-        store: (*store).clone(),
-        away: AtomicUsize::new(0),
-        refuses: None,
         rows_in_time: 250,
-        rows_with_room: AtomicUsize::new(usize::MAX),
+        ..Troubled::around((*store).clone())
     };
     let collector = Collector::start(Arc::new(troubled)).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
@@ -485,11 +498,8 @@ async fn a_block_that_is_too_large_for_the_way_to_the_store_is_stored_in_parts()
 async fn a_batch_for_which_the_disk_has_no_room_holds_up_none_that_came_with_it() {
     let store = database().await;
     let troubled = Arc::new(Troubled {
-        store: (*store).clone(),
-        away: AtomicUsize::new(0),
-        refuses: None,
-        rows_in_time: usize::MAX,
         rows_with_room: AtomicUsize::new(50),
+        ..Troubled::around((*store).clone())
     });
     let mut limits = limits();
     // All of it is one block.
@@ -517,11 +527,8 @@ async fn a_batch_for_which_the_disk_has_no_room_holds_up_none_that_came_with_it(
 async fn only_the_batch_that_the_store_refuses_is_refused() {
     let store = database().await;
     let troubled = Troubled {
-        store: (*store).clone(),
-        away: AtomicUsize::new(0),
         refuses: Some("poison"),
-        rows_in_time: usize::MAX,
-        rows_with_room: AtomicUsize::new(usize::MAX),
+        ..Troubled::around((*store).clone())
     };
     let collector = Collector::start(Arc::new(troubled)).await;
     let mut agent = Agent::connect(collector.address, "a1").await;

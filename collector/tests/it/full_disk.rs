@@ -1,42 +1,18 @@
 //! A collector whose store has hardly any disk left: the engine wants room for a whole block before it writes any of it.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_collector::store::{embedded::Embedded, library, migrations, writes};
 
 use crate::harness::{Collector, limits, number};
-use crate::store_embedded::fill;
+use crate::store_embedded::{fill, pass_on_a_disk_of};
 use crate::synthetic::{Agent, batch, now_ns};
 
 #[test]
 fn a_disk_that_is_nearly_full_takes_smaller_blocks_and_a_full_one_makes_rows_wait() {
-    let dir = tempfile::tempdir().unwrap();
-    let run = |arguments: &[&str]| {
-        let output = Command::new(arguments[0])
-            .args(&arguments[1..])
-            .arg(dir.path())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
-    };
-    run(&["mount", "-t", "tmpfs", "-o", "size=128m", "holdfast-test"]);
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "full_disk::rows_for_a_disk_that_is_nearly_full"])
-        .args(["--nocapture", "--ignored"])
-        .env("HOLDFAST_TEST_FOLDER", dir.path())
-        .output();
-    run(&["umount"]);
-    let output = output.unwrap();
-    let said =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && said.contains("1 passed"),
-        "{}: {said}",
-        output.status
-    );
+    pass_on_a_disk_of("128m", "full_disk::rows_for_a_disk_that_is_nearly_full");
 }
 
 /// Rows wait for 10 s before the page says so: far longer than that.

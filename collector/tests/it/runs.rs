@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use holdfast_agent::clock;
 use holdfast_agent::clock_offset::ClockOffset;
 use holdfast_agent::counters::Counters;
@@ -22,9 +21,9 @@ use holdfast_agent::uplink;
 use holdfast_collector::runs::known;
 use holdfast_collector::runs::result::{Connections, Summary};
 use holdfast_collector::runs::seconds::Slot;
+use holdfast_collector::store::Store;
 use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::runs::{self as store_runs, LoadSample};
-use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError};
 use holdfast_proto::PROTOCOL;
 use holdfast_proto::v1::{
     Hello, LoadCounts, RunEvent, RunReady, agent_message, collector_message, run_event, run_order,
@@ -35,6 +34,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::faults::Troubled;
 use crate::harness::{Collector, database, number};
 use crate::synthetic;
 
@@ -1368,43 +1368,13 @@ async fn goes_on_without_an_agent() -> bool {
     found.is_some()
 }
 
-/// A store that has no room for the ends of runs while it is full.
-struct Full {
-    store: Arc<Embedded>,
-    is_full: AtomicBool,
-}
-
-#[async_trait]
-impl Store for Full {
-    async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError> {
-        let is_end = table == "run_records" && token.ends_with("-2");
-        if is_end && self.is_full.load(Ordering::Relaxed) {
-            return Err(StoreError::Full {
-                message: "no room".into(),
-            });
-        }
-        self.store.insert(table, token, block).await
-    }
-
-    async fn query(&self, query: Query) -> Result<Chunks, StoreError> {
-        self.store.query(query).await
-    }
-
-    async fn execute(&self, sql: &str) -> Result<(), StoreError> {
-        self.store.execute(sql).await
-    }
-
-    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError> {
-        self.store.derive(sql, params).await
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_that_finds_no_room_is_stored_once_there_is_some() {
     let store = database().await;
-    let full = Arc::new(Full {
-        store: store.clone(),
-        is_full: true.into(),
+    let full = Arc::new(Troubled {
+        concerns: |table, token| table == "run_records" && token.ends_with("-2"),
+        rows_with_room: AtomicUsize::new(0),
+        ..Troubled::around((*store).clone())
     });
     let collector = Collector::start(full.clone()).await;
     let generator = Generator::start(&collector, "web-1", 50);
@@ -1417,7 +1387,7 @@ async fn a_result_that_finds_no_room_is_stored_once_there_is_some() {
         "{report}"
     );
     assert!(
-        report.contains("the result is not stored yet: ") && report.contains("no room"),
+        report.contains("the result is not stored yet: ") && report.contains("cannot reserve space"),
         "{report}"
     );
     // Nor is there room for the report: that the result is stored is not said.
@@ -1428,7 +1398,7 @@ async fn a_result_that_finds_no_room_is_stored_once_there_is_some() {
     );
     let ended = "SELECT count() FROM runs WHERE state = 'finished' AND NOT arrayExists(why -> why LIKE '%not stored%', reasons)";
     assert_eq!(number(&store, ended).await, 0);
-    full.is_full.store(false, Ordering::Relaxed);
+    full.rows_with_room.store(usize::MAX, Ordering::SeqCst);
     let waiting = std::time::Instant::now();
     while number(&store, ended).await < 2 {
         assert!(waiting.elapsed() < Duration::from_secs(60), "it is not stored");

@@ -126,11 +126,8 @@ const PATIENCE: Duration = Duration::from_secs(40);
 async fn health_is_bad_while_a_store_that_answers_takes_no_rows_and_good_once_it_does() {
     // It answers every question and takes no rows.
     let store = Arc::new(Troubled {
-        store: (*database().await).clone(),
         away: AtomicUsize::new(usize::MAX),
-        refuses: None,
-        rows_in_time: usize::MAX,
-        rows_with_room: AtomicUsize::new(usize::MAX),
+        ..Troubled::around((*database().await).clone())
     });
     let collector = Collector::start(store.clone()).await;
     let mut agent = Agent::connect(collector.address, "a1").await;
