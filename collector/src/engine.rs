@@ -1304,6 +1304,7 @@ fn record(assertion: &Assertion, judgement: Judgement, window: Window, now_ns: i
         value: reading.value,
         threshold: condition.limit.value(),
         samples: reading.samples,
+        loss: judgement.loss,
         silenced: false,
         severity: assertion.severity.clone(),
         labels: assertion.labels.clone().into_iter().collect(),

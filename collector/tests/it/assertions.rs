@@ -180,6 +180,58 @@ tests:
     assert_eq!(causes, ["1 rows of web-1 are missing"], "{}", outcome.text());
 }
 
+#[tokio::test]
+async fn how_much_is_lost_is_stored_with_a_verdict_and_told() {
+    let text = "
+assertions:
+  - { name: a, from: all, to: all, expect: connect.refused = 0, over: 5s, every: 1s, by: from.node }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: '5ms x20s, lost x1s, 5ms x30s' }, expect: { 15s: Holds } }
+";
+    let (store, set, begin_ns) = laid_down(text).await;
+    let mut engine = Engine::new(store.clone(), set, begin_ns + 1, true);
+    stepped(&mut engine, begin_ns, 0, 40).await;
+    let changes = "SELECT verdict, cause, loss FROM verdict_changes WHERE node = 'web-1' ORDER BY window_to FORMAT TSVRaw";
+    let said = store_engine::ask(&*store, changes).await;
+    let said: Vec<_> = said.lines().collect();
+    // Before its agent was there nobody counted.
+    assert_eq!(
+        said,
+        [
+            "unknown\tweb-1 was not watched all the time: its agent started\t\\N",
+            "holds\t\t0",
+            "unknown\t1 rows of web-1 are missing\t1",
+            "holds\t\t0",
+        ]
+    );
+    let told = notifications::changes(&*store, begin_ns).await.unwrap();
+    let told = told.iter().filter(|change| change.key == "from.node=web-1");
+    let losses: BTreeSet<_> = told.map(|change| (change.verdict.name(), change.loss)).collect();
+    assert_eq!(
+        losses,
+        BTreeSet::from([("unknown", None), ("unknown", Some(1)), ("holds", Some(0))])
+    );
+    for query in [
+        verdicts::history("a", begin_ns),
+        verdicts::latest(
+            "a",
+            Reach {
+                since_ns: begin_ns,
+                rare_since_ns: begin_ns,
+            },
+            begin_ns + 40 * SECOND_NS,
+        ),
+    ] {
+        let answer = store_engine::answer(&*store, query).await.unwrap();
+        let of_node: Vec<serde_json::Value> = answer
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .filter(|row: &serde_json::Value| row["node"] == "web-1")
+            .collect();
+        assert_eq!(of_node.last().unwrap()["loss"], 0, "{answer}");
+    }
+}
+
 /// A store with the past that the one test of these assertions makes, and when it began.
 async fn laid_down(text: &str) -> (Arc<Embedded>, Set, i64) {
     let set = declared(text);

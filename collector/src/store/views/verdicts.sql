@@ -16,6 +16,7 @@ CREATE OR REPLACE VIEW verdicts{everywhere}
     value Float64 COMMENT 'What was read, in the unit of its signal: microseconds, shares of one, bytes, or a number',
     threshold Float64 COMMENT 'What it was held against, in the same unit',
     samples UInt64 COMMENT 'How many rows the value was made of',
+    loss Nullable(UInt64) COMMENT 'Rows of the window, or system calls, that are known to be lost on the nodes that the key depends on, to a second. Of a rule of an objective: of its short window. 0: none is. NULL: none is known to be, and nobody knows that none is, or it is about what agents report of themselves',
     lag_us UInt64 COMMENT 'From the end of the window until it was judged, microseconds',
     flaps UInt32 COMMENT 'How often it has become violated',
     silenced Bool COMMENT 'A silence says that nobody shall be told',
