@@ -1,7 +1,7 @@
 //! Assertions on the real engine: made-up pasts, judged window by window.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -9,16 +9,24 @@ use holdfast_collector::assertion::Set;
 use holdfast_collector::assertion::state::{Machine, Verdict};
 use holdfast_collector::clock::WallClock;
 use holdfast_collector::engine::check::{self, Extent};
+use holdfast_collector::engine::heard::Heard;
+use holdfast_collector::engine::run::{Declared, Judge, SharedSet};
 use holdfast_collector::engine::trial::{self, Outcome};
 use holdfast_collector::engine::{Engine, files};
+use holdfast_collector::metrics::Metrics;
+use holdfast_collector::notify;
 use holdfast_collector::notify::book::Change;
+use holdfast_collector::seat::{self, Seat};
+use holdfast_collector::silence::Silencer;
 use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::server::Server;
 use holdfast_collector::store::verdicts::{self, Reach, Record, Stood};
 use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError, migrations, notifications};
 
+use tokio::sync::watch;
+
 use crate::clickhouse_http::{PASSWORD, USER};
-use crate::harness::{database, number};
+use crate::harness::{database, folder, number};
 use crate::store_engine;
 use crate::synthetic::now_ns;
 
@@ -1346,4 +1354,149 @@ async fn an_objective_is_asked_for_by_its_name_and_is_all_of_its_rules() {
             .collect();
         assert_eq!(found, expected, "{name}");
     }
+}
+
+#[tokio::test]
+async fn the_view_of_now_shows_what_is_judged_rarely_until_it_is_over() {
+    let text = "
+assertions:
+  - { name: often, from: all, to: all, expect: connect.refused = 0, over: 1m, every: 30s, by: from.node }
+  - { name: rare, from: all, to: all, expect: connect.refused = 0, over: 20m, every: 10m, by: from.node }
+tests:
+  - { assertion: rare, given: { web-1 -> db-1: '5ms x60m' }, expect: { 50m: Holds } }
+";
+    let set = declared(text);
+    let store = database().await;
+    let begin_ns = (now_ns() - 3_600 * SECOND_NS).div_euclid(600 * SECOND_NS) * 600 * SECOND_NS;
+    trial::lay_past(&*store, &set.assertions[1], &set.tests[0], begin_ns)
+        .await
+        .unwrap();
+    let mut engine = Engine::new(store.clone(), set.clone(), begin_ns + 1, true);
+    for half in 0..=2 * 41 {
+        engine.step(begin_ns + 30 * half * SECOND_NS).await.unwrap();
+    }
+    // Now is 20 to 30 minutes later: `often` is judged no more.
+    let shown = "SELECT assertion, verdict FROM verdicts WHERE node = 'web-1' ORDER BY assertion";
+    assert_eq!(store_engine::ask(&*store, shown).await, "rare\tholds\n");
+    let until = "SELECT toUnixTimestamp64Nano(window_to) FROM verdicts WHERE node = 'web-1'";
+    let until_ns = i64::try_from(number(&store, until).await).unwrap();
+    assert_eq!(until_ns, begin_ns + 40 * 60 * SECOND_NS);
+    // The last word on it hides it at once.
+    let mut less = set;
+    less.assertions.remove(1);
+    engine.replace(less, begin_ns + 42 * 60 * SECOND_NS);
+    engine.step(begin_ns + 42 * 60 * SECOND_NS).await.unwrap();
+    assert_eq!(store_engine::ask(&*store, shown).await, "");
+}
+
+/// What was judged so many minutes ago, of windows of so many seconds, and whether it is of now.
+#[tokio::test]
+async fn the_view_of_now_leaves_out_what_ought_to_have_been_judged_again() {
+    let store = database().await;
+    let now_ns = now_ns();
+    let judged = |name: &str, minutes: i64, window_s: i64, condition: &str| {
+        let to_ns = now_ns - 60 * minutes * SECOND_NS;
+        let stood = Stood {
+            assertion: name.to_owned(),
+            key: Vec::new(),
+            key_text: String::new(),
+            fingerprint: 1,
+            machine: Machine::new(to_ns),
+            node: String::new(),
+            condition: condition.to_owned(),
+            severity: String::new(),
+            labels: Vec::new(),
+        };
+        Record {
+            evidence: "{}".to_owned(),
+            window_from_ns: to_ns - window_s * SECOND_NS,
+            window_to_ns: to_ns,
+            ..Record::over(stood, String::new(), to_ns)
+        }
+    };
+    let (of_one, of_rule) = ("connect.refused = 0", "connect.failed_ratio < 1% over 1d");
+    let day_s = 86_400;
+    let records = [
+        judged("short, 14 min ago", 14, 5, of_one),
+        judged("short, 16 min ago", 16, 5, of_one),
+        judged("an hour, 81 min ago", 81, 3_600, of_one),
+        judged("an hour, 83 min ago", 83, 3_600, of_one),
+        judged("a day, 24 hours ago", 24 * 60, day_s, of_one),
+        judged("a day, 25 hours ago", 25 * 60, day_s, of_one),
+        // Each minute, however long its windows are.
+        judged("a rule, 14 min ago", 14, day_s, of_rule),
+        judged("a rule, 16 min ago", 16, day_s, of_rule),
+    ];
+    verdicts::write(&*store, "t", &records, None).await.unwrap();
+    let shown = "SELECT assertion FROM verdicts ORDER BY assertion";
+    let shown = store_engine::ask(&*store, shown).await;
+    let shown: Vec<_> = shown.lines().collect();
+    assert_eq!(
+        shown,
+        [
+            "a day, 24 hours ago",
+            "a rule, 14 min ago",
+            "an hour, 81 min ago",
+            "short, 14 min ago"
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_that_are_given_up_are_counted_where_one_sees_it() {
+    let folder = folder("given-up");
+    let text = "assertions: [{ name: a, from: all, expect: connect.refused = 0, over: 1s, every: 500ms }]\n";
+    std::fs::write(folder.join("a.yaml"), text).unwrap();
+    let declared = Declared::read(folder).unwrap();
+    let store: Arc<dyn Store> = database().await;
+    let metrics = Arc::new(Metrics::new(&[]).unwrap());
+    let now = Arc::new(AtomicI64::new(now_ns().div_euclid(SECOND_NS) * SECOND_NS));
+    let shown = now.clone();
+    let clock = WallClock::new(move || shown.load(Ordering::Relaxed));
+    let (ear, _heard) = notify::ear();
+    let (stop, stopping) = watch::channel(false);
+    let judge = Judge {
+        store: store.clone(),
+        heard: Heard::default(),
+        shared: SharedSet::new(declared.set.clone()),
+        declared,
+        ear,
+        silencer: Arc::new(Silencer::new(store.clone(), clock.clone())),
+        seat: Arc::new(Seat::new(store, seat::PATIENCE)),
+        metrics: metrics.clone(),
+        clock,
+        hang_up: None,
+        stopping,
+    };
+    let judging = tokio::spawn(judge.run());
+    let figure = |name: &str| -> u64 {
+        let text = metrics.exposition().unwrap();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|figure| figure.parse().ok()).unwrap()
+    };
+    let comes_to = async |name: &str, expected: u64| {
+        let started = Instant::now();
+        while figure(name) != expected {
+            let found = figure(name);
+            assert!(
+                started.elapsed() < Duration::from_secs(30),
+                "{name} is {found}, not {expected}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let (judged, given_up) = (
+        "holdfast_assertion_windows_total",
+        "holdfast_assertion_windows_given_up_total",
+    );
+    comes_to(judged, 1).await;
+    assert_eq!(figure(given_up), 0);
+    // Five minutes in which nobody judged are 600 windows, of which the last 240 are judged still.
+    now.fetch_add(300 * SECOND_NS, Ordering::Relaxed);
+    comes_to(judged, 241).await;
+    assert_eq!(figure(given_up), 360);
+    stop.send(true).unwrap();
+    judging.await.unwrap();
 }
