@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
 
 use super::cause::{Cause, Switch};
 use super::condition::Condition;
@@ -59,7 +60,8 @@ pub struct LabelledRows {
     pub histogram: Vec<(u16, u8, u64)>,
 }
 
-/// The nodes that are expected to be there: those that were heard within the last hour, and those that are declared.
+/// The nodes that are expected to be there: those that were heard lately ([`Set::expected_for`](super::Set::expected_for)), and
+/// those that are declared.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Roster {
     pub nodes: Vec<Node>,
@@ -129,6 +131,8 @@ pub struct Moment<'a> {
     pub window: Window,
     /// By the collector's clock.
     pub now_ns: i64,
+    /// How long a node is in the roster after it was heard last.
+    pub expected_for: Duration,
     pub roster: &'a Roster,
     /// Of this roster.
     pub membership: &'a Membership,
@@ -516,7 +520,10 @@ pub fn judge(
             Some(node) => match observers.nodes.iter().find(|(name, _)| name == node) {
                 Some((_, seen)) => seen.clone(),
                 None => Seen {
-                    standing: Standing::Incomplete(Cause::Gone { node: node.clone() }),
+                    standing: Standing::Incomplete(Cause::Gone {
+                        node: node.clone(),
+                        expected_for: moment.expected_for,
+                    }),
                     loss: None,
                 },
             },

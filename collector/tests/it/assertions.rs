@@ -716,6 +716,71 @@ tests:
 }
 
 #[tokio::test]
+async fn how_long_a_node_is_expected_is_what_the_files_say() {
+    let text = |expected: &str| {
+        format!(
+            "
+{expected}
+assertions:
+  - {{ name: a, from: all, expect: connect.count < 1_000_000, over: 10s, every: 10s }}
+tests:
+  - assertion: a
+    given: {{ web-1 -> web-2: 'nothing x1m, silent x5m', web-2 -> web-1: 'nothing x6m' }}
+    expect: {{ 30s: Holds, 2m: Unknown, 3m: Unknown, 5m: Holds }}
+"
+        )
+    };
+    // A test judges as the collector does: without it, five minutes are not long enough.
+    check(&text("expect_nodes_for: 3m")).await;
+    let outcome = tried(&text("")).await;
+    assert_eq!(outcome.differences.len(), 1, "{}", outcome.text());
+
+    // It is taken up with the files.
+    let (store, mut set, begin_ns) = laid_down(&text("")).await;
+    let mut engine = Engine::new(store, set.clone(), begin_ns + 1, false);
+    engine.tell_every_window();
+    let last = async |engine: &mut Engine, minutes: std::ops::Range<i64>| {
+        let mut said = Vec::new();
+        for second in (60 * minutes.start..60 * minutes.end).step_by(5) {
+            said.extend(engine.step(begin_ns + second * SECOND_NS).await.unwrap().records);
+        }
+        let last = said.last().expect("it was judged");
+        (last.machine.verdict, last.cause.clone())
+    };
+    let silent = (Verdict::Unknown, "web-1 is silent".to_owned());
+    assert_eq!(last(&mut engine, 0..3).await, silent);
+    set.expect_nodes_for = Some(Duration::from_secs(60));
+    engine.replace(set.clone(), begin_ns + 180 * SECOND_NS);
+    assert_eq!(last(&mut engine, 3..4).await, (Verdict::Holds, String::new()));
+    set.expect_nodes_for = Some(Duration::from_secs(600));
+    engine.replace(set, begin_ns + 240 * SECOND_NS);
+    assert_eq!(last(&mut engine, 4..5).await, silent);
+}
+
+#[tokio::test]
+async fn of_a_node_that_is_gone_it_is_told_how_long_it_was_expected() {
+    let text = "
+expect_nodes_for: 3m
+assertions:
+  - { name: a, from: all, expect: connect.count < 1_000_000, over: 10s, every: 10s, by: from.node }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: 'nothing x1m, silent x5m', db-1 -> web-2: 'nothing x6m' }, expect: { 30s: Holds } }
+";
+    let (store, set, begin_ns) = laid_down(text).await;
+    let mut engine = Engine::new(store, set, begin_ns + 1, false);
+    let mut said = Vec::new();
+    for second in (0..300).step_by(5) {
+        said.extend(engine.step(begin_ns + second * SECOND_NS).await.unwrap().records);
+    }
+    let last = said.iter().rfind(|record| record.node == "web-1").unwrap();
+    assert_eq!(
+        last.cause,
+        "web-1 is gone: silent for 3m, and not expected any more"
+    );
+    assert!(last.is_over());
+}
+
+#[tokio::test]
 async fn what_flaps_is_violated_by_its_share_and_counted() {
     let outcome = tried(
         "

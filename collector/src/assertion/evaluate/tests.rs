@@ -97,6 +97,7 @@ impl World {
         let moment = Moment {
             window: WINDOW,
             now_ns: self.now_ns,
+            expected_for: self.set.expected_for(),
             membership: &membership,
             roster: &self.roster,
             addresses: &self.addresses,
@@ -575,6 +576,7 @@ fn a_question_without_an_answer_is_unknown() {
     let moment = Moment {
         window: WINDOW,
         now_ns: world.now_ns,
+        expected_for: world.set.expected_for(),
         membership: &membership,
         roster: &world.roster,
         addresses: &world.addresses,
