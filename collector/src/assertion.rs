@@ -28,6 +28,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use cause::EXPECTED_FOR;
 use condition::Condition;
 use group::Members;
 use parse::trial::Trial;
@@ -42,6 +43,8 @@ pub struct Set {
     pub groups: BTreeMap<String, Members>,
     /// Nodes that are expected whether or not they were heard, each with its labels until its agent tells its own.
     pub nodes: BTreeMap<String, BTreeMap<String, String>>,
+    /// How long all others are expected after they were heard last. `None`: the files do not say.
+    pub expect_nodes_for: Option<Duration>,
     /// By name, in the order of the files.
     pub assertions: Vec<Assertion>,
     pub tests: Vec<Trial>,
@@ -189,6 +192,19 @@ pub enum NoData {
 pub struct Quorum {
     /// Of one.
     pub share: f64,
+}
+
+impl Set {
+    /// How long a node that is not declared is expected after it was heard last.
+    pub fn expected_for(&self) -> Duration {
+        self.expect_nodes_for.unwrap_or(EXPECTED_FOR)
+    }
+
+    /// How long a key of an assertion is judged after anything was seen of it: longer than its nodes are expected, and than it
+    /// takes until it is judged again.
+    pub fn remembered_for(&self, assertion: &Assertion) -> Duration {
+        2 * self.expected_for().max(assertion.every)
+    }
 }
 
 impl Assertion {

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::assertion::cause::{Cause, EXPECTED_FOR, Over};
+use crate::assertion::cause::{Cause, Over};
 use crate::assertion::condition::{Condition, value_text};
 use crate::assertion::coverage::{Coverage, Report, Window};
 use crate::assertion::evaluate::{
@@ -547,6 +547,10 @@ impl Engine {
             active.parts = classes.map(|_| Parts::default()).collect();
         }
         self.set = set;
+        if self.set.expected_for() != former.expected_for() {
+            // Others are expected than before.
+            self.roster_ns = i64::MIN;
+        }
         self.expect_nodes();
         for assertion in &former.assertions {
             for (key, kept) in keys.remove(&assertion.name).unwrap_or_default() {
@@ -636,8 +640,9 @@ impl Engine {
 
     /// Hears what the agents reported since.
     async fn hear(&mut self, now_ns: i64) -> Result<(), StoreError> {
+        let expected_for = self.set.expected_for();
         if self.heard_ns == 0 {
-            for (node, epoch, began_ns) in evidence::starts(&*self.store, now_ns).await? {
+            for (node, epoch, began_ns) in evidence::starts(&*self.store, now_ns, expected_for).await? {
                 self.coverage.began(&node, epoch, began_ns);
             }
             // As far back as a window may reach that is judged late.
@@ -655,7 +660,7 @@ impl Engine {
         }
         self.hear_directly();
         if now_ns.saturating_sub(self.roster_ns) >= ROSTER_EVERY_NS {
-            let heard = evidence::roster(&*self.store, now_ns).await?;
+            let heard = evidence::roster(&*self.store, now_ns, expected_for).await?;
             if heard != self.heard {
                 self.heard = heard;
                 self.expect_nodes();
@@ -850,6 +855,7 @@ impl Engine {
         Moment {
             window,
             now_ns,
+            expected_for: self.set.expected_for(),
             roster: &self.roster,
             membership: &self.membership,
             addresses: &self.addresses,
@@ -1021,19 +1027,20 @@ impl Engine {
         }
     }
 
-    /// Keys that nothing was seen of for as long as nodes are expected are not judged any more.
+    /// Keys that nothing was seen of for long are not judged any more.
     fn forget(&mut self, now_ns: i64) {
         for assertion in &self.set.assertions {
             let Some(keys) = self.keys.get_mut(&assertion.name) else {
                 continue;
             };
+            let remembered_for = self.set.remembered_for(assertion);
             let unseen = keys.extract_if(.., |key, kept| {
-                now_ns.saturating_sub(kept.seen_ns) > 2 * ns(EXPECTED_FOR)
+                now_ns.saturating_sub(kept.seen_ns) > ns(remembered_for)
                     && !evaluate::is_standing(assertion, key, &self.roster)
             });
             self.over.extend(unseen.map(|(key, kept)| {
                 let stood = standing(assertion, key, kept.machine);
-                Record::over(stood, Over::Unseen.to_string(), now_ns)
+                Record::over(stood, Over::Unseen(remembered_for).to_string(), now_ns)
             }));
         }
     }
@@ -1304,6 +1311,7 @@ fn record(assertion: &Assertion, judgement: Judgement, window: Window, now_ns: i
         value: reading.value,
         threshold: condition.limit.value(),
         samples: reading.samples,
+        loss: judgement.loss,
         silenced: false,
         severity: assertion.severity.clone(),
         labels: assertion.labels.clone().into_iter().collect(),

@@ -23,7 +23,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
 use crate::assertion::Set;
-use crate::assertion::cause::{EXPECTED_FOR, Over};
+use crate::assertion::cause::Over;
 use crate::assertion::receiver::{Kind, Receiver};
 use crate::clock::WallClock;
 use crate::engine::REMEMBERED_NS;
@@ -335,10 +335,20 @@ impl Notifier {
             let last_ns = last.entry(known.assertion.clone()).or_insert(i64::MIN);
             *last_ns = (*last_ns).max(known.machine.judged_ns);
         }
-        let gone_ns = 2 * i64::try_from(EXPECTED_FOR.as_nanos()).unwrap_or(i64::MAX);
+        let remembered_ns = |assertion| {
+            let remembered_for = set.remembered_for(assertion);
+            i64::try_from(remembered_for.as_nanos()).unwrap_or(i64::MAX)
+        };
+        let remembered: BTreeMap<&str, i64> = set
+            .assertions
+            .iter()
+            .map(|assertion| (assertion.name.as_str(), remembered_ns(assertion)))
+            .collect();
         let is_standing = |known: &Stood| {
-            let last_ns = last.get(&known.assertion).copied().unwrap_or(i64::MIN);
-            known.machine.judged_ns >= last_ns.saturating_sub(gone_ns)
+            let name = known.assertion.as_str();
+            let last_ns = last.get(name).copied().unwrap_or(i64::MIN);
+            let remembered_ns = remembered.get(name).copied().unwrap_or_default();
+            known.machine.judged_ns >= last_ns.saturating_sub(remembered_ns)
         };
         Ok(stood.into_iter().filter(is_standing).collect())
     }

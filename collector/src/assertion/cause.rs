@@ -62,9 +62,10 @@ pub enum Cause {
     NoWatermark {
         node: String,
     },
-    /// The node left: nothing was heard of it for so long that it is not expected any more.
+    /// The node left: nothing was heard of it for as long as it was expected.
     Gone {
         node: String,
+        expected_for: Duration,
     },
     /// More keys than are kept.
     TooManyKeys {
@@ -193,7 +194,7 @@ impl Cause {
             | Self::MissingCalls { node, .. }
             | Self::NotAnnounced { node }
             | Self::NoWatermark { node }
-            | Self::Gone { node }
+            | Self::Gone { node, .. }
             | Self::NotReported { node } => Some(node),
             _ => None,
         }
@@ -234,11 +235,11 @@ impl fmt::Display for Cause {
                     "{node} does not tell up to when it has delivered: upgrade its agent"
                 )
             }
-            Self::Gone { node } => {
+            Self::Gone { node, expected_for } => {
                 write!(
                     f,
                     "{node} is gone: silent for {}, and not expected any more",
-                    duration_text(EXPECTED_FOR)
+                    duration_text(*expected_for)
                 )
             }
             Self::TooManyKeys { keys, most } => {
@@ -262,7 +263,8 @@ pub enum Over {
     NotDeclared,
     /// Others came in its place, or its assertion means something else now.
     NoSuchKey,
-    Unseen,
+    /// For so long.
+    Unseen(Duration),
     /// Only that nobody judges it is known.
     NotJudged,
 }
@@ -272,11 +274,7 @@ impl fmt::Display for Over {
         match self {
             Self::NotDeclared => f.write_str("no assertion of this name is declared any more"),
             Self::NoSuchKey => f.write_str("its assertion has no such key any more"),
-            Self::Unseen => write!(
-                f,
-                "nothing was seen of it for {}",
-                duration_text(2 * EXPECTED_FOR)
-            ),
+            Self::Unseen(time) => write!(f, "nothing was seen of it for {}", duration_text(*time)),
             Self::NotJudged => f.write_str("nobody judges it any more"),
         }
     }
@@ -292,7 +290,7 @@ impl Cause {
     }
 }
 
-/// A node that was heard of within this time is expected to be there.
+/// A node that was heard of within this time is expected to be there, where the files do not say otherwise.
 pub const EXPECTED_FOR: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]

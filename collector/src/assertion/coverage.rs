@@ -263,11 +263,7 @@ impl Coverage {
         };
         let last = &known.last;
         let is_heard = now_ns.saturating_sub(last.received_ns) <= ns(HEARD_WITHIN);
-        let until_ns = known.until_ns(need);
-        let is_told = match need {
-            Need::Records | Need::Samples(_) => last.records_ns > 0,
-            Need::Attempts => last.attempts_ns > 0 || last.records_ns == 0,
-        };
+        let is_told = known.is_told(need);
         if let Some(flaw) = known.worst(window, need) {
             // What is known to be wrong stays wrong, however long one waits.
             let missing = |of: fn(FlawKind) -> u64| Cause::Missing {
@@ -291,7 +287,7 @@ impl Coverage {
                 FlawKind::Clock { ahead } => Cause::Clock { node: name(), ahead },
             });
         }
-        if until_ns >= window.to_ns && is_told {
+        if known.is_there(window, need) {
             return Standing::Complete;
         }
         if is_heard && known.has_no_watermark() {
@@ -371,6 +367,20 @@ impl Coverage {
         Some(self.nodes.get(node)?.counted(window, FlawKind::dropped))
     }
 
+    /// Rows and calls of what is needed of a node that are known to be lost in a window. `None`: none is known to be, and that
+    /// none is, is not known either.
+    pub fn loss(&self, node: &str, window: Window, needs: &[Need]) -> Option<u64> {
+        let known = self.nodes.get(node)?;
+        let is_of_clock = |flaw: &Flaw| matches!(flaw.kind, FlawKind::Clock { .. });
+        if known.touching(window).any(is_of_clock) {
+            // When it was lost is told by a clock that is wrong.
+            return None;
+        }
+        let lost = known.lost(window, needs);
+        let is_whole = |need: &Need| known.worst(window, *need).is_none() && known.is_there(window, *need);
+        (lost > 0 || needs.iter().all(is_whole)).then_some(lost)
+    }
+
     /// Up to when everything of a node is stored, for evidence. Zero: not known.
     pub fn watermark_ns(&self, node: &str) -> i64 {
         self.nodes.get(node).map_or(0, |node| node.last.records_ns)
@@ -385,6 +395,20 @@ impl Node {
             Need::Samples(_) => self.last.records_ns - SAMPLES_MARGIN_NS,
             Need::Attempts => self.last.attempts_ns,
         }
+    }
+
+    /// Whether it tells up to when the rows are there.
+    fn is_told(&self, need: Need) -> bool {
+        let last = &self.last;
+        match need {
+            Need::Records | Need::Samples(_) => last.records_ns > 0,
+            Need::Attempts => last.attempts_ns > 0 || last.records_ns == 0,
+        }
+    }
+
+    /// Whether the rows of a window are there, but for those that never come.
+    fn is_there(&self, window: Window, need: Need) -> bool {
+        self.until_ns(need) >= window.to_ns && self.is_told(need)
     }
 
     /// Whether its agent is of a revision that had no watermark yet, which had no switches either: a later one may know of
@@ -416,17 +440,36 @@ impl Node {
     }
 
     fn worst(&self, window: Window, need: Need) -> Option<&Flaw> {
-        self.flaws
-            .iter()
-            .filter(|flaw| flaw.touches(window))
+        self.touching(window)
             .filter_map(|flaw| Some((flaw.kind.rank(need)?, flaw)))
             .min_by_key(|(rank, _)| *rank)
             .map(|(_, flaw)| flaw)
     }
 
+    fn touching(&self, window: Window) -> impl Iterator<Item = &Flaw> {
+        self.flaws.iter().filter(move |flaw| flaw.touches(window))
+    }
+
     fn counted(&self, window: Window, of: fn(FlawKind) -> u64) -> u64 {
-        let touching = self.flaws.iter().filter(|flaw| flaw.touches(window));
-        touching.map(|flaw| of(flaw.kind)).sum()
+        self.touching(window).map(|flaw| of(flaw.kind)).sum()
+    }
+
+    /// Rows and calls that are lost, of what is needed.
+    fn lost(&self, window: Window, needs: &[Need]) -> u64 {
+        let is_needed = |kind: FlawKind| needs.iter().any(|need| kind.rank(*need).is_some());
+        let of_needed = |of: fn(FlawKind) -> u64| -> u64 {
+            let needed = self.touching(window).filter(|flaw| is_needed(flaw.kind));
+            needed.map(|flaw| of(flaw.kind)).sum()
+        };
+        let [missing, dropped, calls] =
+            [FlawKind::missing, FlawKind::dropped, FlawKind::missing_calls].map(of_needed);
+        // What was dropped of connections is missing of them too, so where both are needed it is counted once.
+        let not_handed_over = if missing > 0 {
+            self.counted(window, FlawKind::lost)
+        } else {
+            0
+        };
+        missing.max(not_handed_over + dropped) + calls
     }
 }
 
@@ -594,6 +637,78 @@ mod tests {
         assert_eq!(standing(&coverage, 12, 30), missing);
         assert_eq!(standing(&coverage, 16, 30), missing);
         assert_eq!(standing(&coverage, 17, 30), Standing::Complete);
+    }
+
+    #[test]
+    fn what_is_lost_is_counted_of_what_is_needed_and_once() {
+        let losing = (0..=30).map(|at| {
+            let is_lost = u64::from(at >= 12);
+            Report {
+                // Of the connections' seven rows the kernel did not hand over three, and the agent dropped four; and two others.
+                missing: 7 * is_lost,
+                lost: 3 * is_lost,
+                dropped: 6 * is_lost,
+                syscalls_missing: 20 * is_lost,
+                ..report(at)
+            }
+        });
+        let coverage = heard(losing);
+        let (samples, calls) = (Need::Samples(None), Need::Samples(Some(Switch::Syscalls)));
+        let check = |needs: &[Need], to: i64, expected: Option<u64>| {
+            let window = Window {
+                from_ns: T + (to - 5) * SECOND,
+                to_ns: T + to * SECOND,
+            };
+            assert_eq!(coverage.loss("web", window, needs), expected, "{needs:?} {to}");
+        };
+        check(&[Need::Attempts], 14, Some(7));
+        check(&[Need::Attempts, Need::Records], 14, Some(7));
+        check(&[samples], 14, Some(6));
+        check(&[Need::Records, samples], 14, Some(9));
+        check(&[calls], 14, Some(26));
+        // Before and after nothing was lost.
+        check(&[Need::Attempts, samples, calls], 11, Some(0));
+        check(&[Need::Attempts, samples, calls], 17, Some(0));
+        // What has not come may be lost yet.
+        check(&[Need::Attempts], 30, None);
+    }
+
+    #[test]
+    fn that_nothing_is_lost_is_not_said_where_nobody_knows() {
+        let window = Window {
+            from_ns: T + 8 * SECOND,
+            to_ns: T + 13 * SECOND,
+        };
+        let loss = |reports: Vec<Report>, need| heard(reports).loss("web", window, &[need]);
+        let until_20 = |change: fn(i64) -> Report| (0..=20).map(change).collect::<Vec<_>>();
+        assert_eq!(Coverage::default().loss("web", window, &[Need::Attempts]), None);
+        assert_eq!(loss(until_20(report), Need::Attempts), Some(0));
+        assert_eq!(loss((0..=12).map(report).collect(), Need::Attempts), None);
+        // Nobody watched for a while; what is known to be lost in the rest of the window is told all the same.
+        let restarted = until_20(|at| Report {
+            agent_epoch: if at < 10 { 1 } else { 2 },
+            ..report(at)
+        });
+        assert_eq!(loss(restarted, Need::Attempts), None);
+        let losing = until_20(|at| Report {
+            agent_epoch: if at < 10 { 1 } else { 2 },
+            missing: if at < 12 { 0 } else { 4 },
+            ..report(at)
+        });
+        assert_eq!(loss(losing.clone(), Need::Attempts), Some(4));
+        let is_off = until_20(|at| Report {
+            watches: [Watch::default(); 3],
+            ..report(at)
+        });
+        let calls = Need::Samples(Some(Switch::Syscalls));
+        assert_eq!(loss(is_off.clone(), calls), None);
+        assert_eq!(loss(is_off, Need::Attempts), Some(0));
+        // By a wrong clock it is not known in which window it was.
+        let jumping = losing.into_iter().map(|report| Report {
+            received_ns: report.received_ns - 60 * SECOND,
+            ..report
+        });
+        assert_eq!(loss(jumping.collect(), Need::Attempts), None);
     }
 
     #[test]

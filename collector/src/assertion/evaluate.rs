@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
 
 use super::cause::{Cause, Switch};
 use super::condition::Condition;
@@ -59,7 +60,8 @@ pub struct LabelledRows {
     pub histogram: Vec<(u16, u8, u64)>,
 }
 
-/// The nodes that are expected to be there: those that were heard within the last hour, and those that are declared.
+/// The nodes that are expected to be there: those that were heard lately ([`Set::expected_for`](super::Set::expected_for)), and
+/// those that are declared.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Roster {
     pub nodes: Vec<Node>,
@@ -107,6 +109,9 @@ pub struct Judgement {
     pub readings: Vec<Reading>,
     /// Which of them decided.
     pub decisive: usize,
+    /// Rows that it depends on, or system calls, that are known to be lost. `None`: none is known to be, and that none is, is
+    /// not known either; or it depends on none.
+    pub loss: Option<u64>,
     /// It is unknown for want of rows that may come yet: it may be judged again.
     pub may_come: bool,
 }
@@ -126,6 +131,8 @@ pub struct Moment<'a> {
     pub window: Window,
     /// By the collector's clock.
     pub now_ns: i64,
+    /// How long a node is in the roster after it was heard last.
+    pub expected_for: Duration,
     pub roster: &'a Roster,
     /// Of this roster.
     pub membership: &'a Membership,
@@ -242,36 +249,73 @@ impl Cell {
     }
 }
 
+/// What there is of rows that something depends on.
+#[derive(Clone)]
+struct Seen {
+    standing: Standing,
+    /// As in [`Judgement`].
+    loss: Option<u64>,
+}
+
+impl Seen {
+    fn and(self, other: Self) -> Self {
+        Self {
+            standing: worse(self.standing, other.standing),
+            loss: match (self.loss, other.loss) {
+                (Some(one), Some(other)) => Some(one.saturating_add(other)),
+                (one, other) => one.or(other).filter(|known| *known > 0),
+            },
+        }
+    }
+}
+
 /// Who sees the rows of an assertion, and how they stand to the window.
 pub struct Observers<'a> {
-    nodes: Vec<(&'a str, Standing)>,
+    nodes: Vec<(&'a str, Seen)>,
     /// Where clients connect to, if anything is read there too.
-    targets: Vec<(&'a str, Standing)>,
+    targets: Vec<(&'a str, Seen)>,
+    /// What there is of nodes that nothing is needed of.
+    nothing_needed: Seen,
 }
 
 impl<'a> Observers<'a> {
     pub fn of(assertion: &Assertion, moment: &Moment<'a>) -> Self {
-        let window = watched(assertion, moment);
-        let standings = |members: &Members, needs: Vec<Need>| {
-            let standing = |node: &'a Node| {
-                let name = node.labelled.node.as_str();
-                let each = needs.iter().map(|need| {
-                    moment
-                        .coverage
-                        .standing(name, window, *need, moment.now_ns, assertion.deadline)
-                });
-                (name, each.fold(Standing::Complete, worse))
-            };
-            moment.nodes(members).map(standing).collect()
-        };
+        let (window, coverage) = (watched(assertion, moment), moment.coverage);
         let (own, of_targets) = needs(assertion);
+        // What agents report of themselves is made of no rows.
+        let nothing_lost = (!own.is_empty() || !of_targets.is_empty()).then_some(0);
+        let seen = |members: &Members, needs: Vec<Need>| {
+            let seen = |node: &'a Node| {
+                let name = node.labelled.node.as_str();
+                let each = needs
+                    .iter()
+                    .map(|need| coverage.standing(name, window, *need, moment.now_ns, assertion.deadline));
+                let standing = each.fold(Standing::Complete, worse);
+                let loss = match standing {
+                    Standing::Complete => nothing_lost,
+                    Standing::Waiting | Standing::Incomplete(_) => coverage.loss(name, window, &needs),
+                };
+                (name, Seen { standing, loss })
+            };
+            moment.nodes(members).map(seen).collect()
+        };
         Self {
-            nodes: standings(assertion.observers(), own),
+            nodes: seen(assertion.observers(), own),
             targets: match target_members(assertion) {
-                Some(members) if !of_targets.is_empty() => standings(members, of_targets),
+                Some(members) if !of_targets.is_empty() => seen(members, of_targets),
                 _ => Vec::new(),
             },
+            nothing_needed: Seen {
+                standing: Standing::Complete,
+                loss: nothing_lost,
+            },
         }
+    }
+
+    /// What there is of all of these.
+    fn all(&self, nodes: &[(&str, Seen)]) -> Seen {
+        let each = nodes.iter().map(|(_, seen)| seen.clone());
+        each.fold(self.nothing_needed.clone(), Seen::and)
     }
 
     /// Who is not waited for any more, and may deliver yet; and of what kind of rows.
@@ -280,8 +324,8 @@ impl<'a> Observers<'a> {
         let (own, of_targets) = needs(assertion);
         let own = self.nodes.iter().map(|node| (node, &own));
         let targets = self.targets.iter().map(|node| (node, &of_targets));
-        for ((name, standing), needs) in own.chain(targets) {
-            if !is_owing(standing) {
+        for ((name, seen), needs) in own.chain(targets) {
+            if !is_owing(&seen.standing) {
                 continue;
             }
             for &need in needs {
@@ -299,13 +343,13 @@ impl<'a> Observers<'a> {
     /// Those who are waited for.
     pub fn awaited(&self) -> impl Iterator<Item = &'a str> {
         let all = self.nodes.iter().chain(&self.targets);
-        let waiting = all.filter(|(_, standing)| *standing == Standing::Waiting);
+        let waiting = all.filter(|(_, seen)| seen.standing == Standing::Waiting);
         waiting.map(|(node, _)| *node)
     }
 
     /// Whether there is anyone to be waited for, and anyone who is not.
     pub fn waiting(&self) -> (bool, bool) {
-        let waits = |(_, standing): &(&str, Standing)| *standing == Standing::Waiting;
+        let waits = |(_, seen): &(&str, Seen)| seen.standing == Standing::Waiting;
         let mut all = self.nodes.iter().chain(&self.targets);
         let is_any_ready = self.targets.iter().all(|node| !waits(node))
             && (self.nodes.is_empty() || !self.nodes.iter().all(waits));
@@ -460,11 +504,7 @@ pub fn judge(
         };
         judgements.push(unknown(vec![BEYOND.to_owned()], cause));
     }
-    let all = |nodes: &[(&str, Standing)]| {
-        let standings = nodes.iter().map(|(_, standing)| standing.clone());
-        standings.fold(Standing::Complete, worse)
-    };
-    let (everybody, all_targets) = (all(&observers.nodes), all(&observers.targets));
+    let (everybody, all_targets) = (observers.all(&observers.nodes), observers.all(&observers.targets));
     let target = assertion
         .by
         .iter()
@@ -475,35 +515,46 @@ pub fn judge(
         .position(|dimension| *dimension == assertion.own_node());
     let mut is_waiting = false;
     for key in keys {
-        let standing = match own.map(|at| &key[at]) {
+        let seen = match own.map(|at| &key[at]) {
             None => everybody.clone(),
             Some(node) => match observers.nodes.iter().find(|(name, _)| name == node) {
-                Some((_, standing)) => standing.clone(),
-                None => Standing::Incomplete(Cause::Gone { node: node.clone() }),
+                Some((_, seen)) => seen.clone(),
+                None => Seen {
+                    standing: Standing::Incomplete(Cause::Gone {
+                        node: node.clone(),
+                        expected_for: moment.expected_for,
+                    }),
+                    loss: None,
+                },
             },
         };
         let of_target = target.and_then(|at| observers.targets.iter().find(|(name, _)| *name == key[at]));
-        let standing = match of_target {
-            Some((_, of_target)) => worse(standing, of_target.clone()),
-            None => worse(standing, all_targets.clone()),
+        let Seen { standing, loss } = match of_target {
+            Some((_, of_target)) => seen.and(of_target.clone()),
+            None => seen.and(all_targets.clone()),
         };
-        match standing {
-            Standing::Waiting => is_waiting = true,
-            Standing::Incomplete(cause) => judgements.push(unknown(key, cause)),
+        let judgement = match standing {
+            Standing::Waiting => {
+                is_waiting = true;
+                continue;
+            }
+            Standing::Incomplete(cause) => unknown(key, cause),
             Standing::Complete => {
                 let found = cells.get(&key).map_or(&[][..], Vec::as_slice);
-                judgements.push(judge_key(
-                    assertion, planned, moment, observers, key, found, &targets,
-                ));
+                judge_key(assertion, planned, moment, observers, key, found, &targets)
             }
-        }
+        };
+        judgements.push(Judgement { loss, ..judgement });
     }
     match assertion.quorum {
         None => judgements,
         Some(_) if is_waiting => Vec::new(),
         Some(quorum) => {
             let beyond = found.saturating_sub(MOST_KEYS);
-            vec![judge_quorum(quorum.share, &judgements, beyond)]
+            let judgement = judge_quorum(quorum.share, &judgements, beyond);
+            // Keys may depend on the same nodes.
+            let loss = everybody.and(all_targets).loss;
+            vec![Judgement { loss, ..judgement }]
         }
     }
 }
@@ -516,6 +567,7 @@ fn unknown(key: Key, cause: Cause) -> Judgement {
         cause: Some(cause),
         readings: Vec::new(),
         decisive: 0,
+        loss: None,
     }
 }
 
@@ -773,6 +825,7 @@ fn judge_key(
         cause,
         readings,
         decisive,
+        loss: None,
         may_come: false,
     }
 }
@@ -928,6 +981,7 @@ fn judge_quorum(share: f64, each: &[Judgement], beyond: usize) -> Judgement {
             .map(|judgement| judgement.readings.clone())
             .unwrap_or_default(),
         decisive: shown.map_or(0, |judgement| judgement.decisive),
+        loss: None,
         may_come: outcome == Outcome::Unknown && each.iter().any(|judgement| judgement.may_come),
     }
 }

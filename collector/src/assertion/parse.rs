@@ -32,6 +32,11 @@ const NAME_CHARS: usize = 120;
 /// How long after a window's end its evidence may come, where the assertion does not say.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
+/// Bounds of how long nodes are expected: longer than it takes to tell that one is silent, and the reports of so long are looked
+/// through every few seconds.
+const SHORTEST_EXPECTATION: Duration = Duration::from_secs(60);
+const LONGEST_EXPECTATION: Duration = Duration::from_secs(86_400);
+
 /// A key of an assertion, for the parser, the documentation and the JSON schema.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
@@ -87,7 +92,7 @@ pub static KEYS: [Key; 24] = [
 ];
 
 /// The keys of a file.
-pub static FILE_KEYS: [(&str, &str); 5] = [
+pub static FILE_KEYS: [(&str, &str); 6] = [
     (
         "groups",
         "names for nodes: a group is an expression over labels, such as `role = web and zone in (a, b)`",
@@ -100,7 +105,11 @@ pub static FILE_KEYS: [(&str, &str); 5] = [
     ("receivers", "who is told when a verdict changes: a list"),
     (
         "nodes",
-        "nodes that are missed also if nothing was ever heard of them, or not for an hour, each with its labels until its agent tells its own: `web-1: { role: web }`",
+        "nodes that are missed also if nothing was ever heard of them, or not for as long as `expect_nodes_for` says, each with its labels until its agent tells its own: `web-1: { role: web }`",
+    ),
+    (
+        "expect_nodes_for",
+        "how long all other nodes are expected, and missed, after they were heard last: from 1m to 1d, no less than the longest `deadline`; in one of the files [1h]",
     ),
 ];
 
@@ -114,6 +123,7 @@ pub fn set(sources: &[Source<'_>], columns: impl Fn(Rows) -> Vec<Column>) -> Res
         set: Set::default(),
         groups: BTreeMap::new(),
         nodes: BTreeMap::new(),
+        expectation: None,
         names: BTreeMap::new(),
         receivers: BTreeMap::new(),
     };
@@ -137,6 +147,7 @@ pub fn set(sources: &[Source<'_>], columns: impl Fn(Rows) -> Vec<Column>) -> Res
     for (source, root) in &files {
         reader.assertions(*source, root);
     }
+    reader.check_expectation();
     for (source, root) in &files {
         reader.trials(*source, root);
         reader.receivers(*source, root);
@@ -161,6 +172,8 @@ struct Reader<'a, F> {
     groups: BTreeMap<String, (Source<'a>, &'a Node)>,
     /// Where each node is declared.
     nodes: BTreeMap<String, Origin>,
+    /// Where it is said how long nodes are expected.
+    expectation: Option<(Source<'a>, &'a Node)>,
     /// Where each assertion is.
     names: BTreeMap<String, Origin>,
     /// Where each receiver is.
@@ -196,6 +209,10 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
                 let outcome = self.node(source, name, labels);
                 self.keep(outcome);
             }
+        }
+        if let Some(time) = find(entries, "expect_nodes_for") {
+            let outcome = self.expectation(source, time);
+            self.keep(outcome);
         }
         let Some(groups) = find(entries, "groups") else {
             return Ok(());
@@ -274,6 +291,51 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
         self.nodes.insert(name_text.to_owned(), origin);
         self.set.nodes.insert(name_text.to_owned(), labels);
         Ok(())
+    }
+
+    fn expectation(&mut self, source: Source<'a>, node: &'a Node) -> Result<(), Problem> {
+        if let Some((other, earlier)) = self.expectation {
+            let (file, line) = (other.file, earlier.place.line);
+            let message =
+                format!("`expect_nodes_for` is in {file}, line {line} already, and holds for all files");
+            return Err(source.problem(node.place, message));
+        }
+        self.expectation = Some((source, node));
+        let text = text(source, node)?;
+        let wrong = |expected: &str| source.problem(node.place, format!("`expect_nodes_for` is {expected}"));
+        let time = condition::duration_of_any_length(text).ok_or_else(|| {
+            wrong(&format!(
+                "a time with its unit, such as 30m or 6h; `{text}` is none"
+            ))
+        })?;
+        if !(SHORTEST_EXPECTATION..=LONGEST_EXPECTATION).contains(&time) {
+            return Err(wrong(
+                "from 1m to 1d: a node that is to be missed for longer is declared, under `nodes`",
+            ));
+        }
+        self.set.expect_nodes_for = Some(time);
+        Ok(())
+    }
+
+    /// A node that is silent is told to be, before it is not expected any more.
+    fn check_expectation(&mut self) {
+        let Some((source, node)) = self.expectation else {
+            return;
+        };
+        let longest = self
+            .set
+            .assertions
+            .iter()
+            .max_by_key(|assertion| assertion.deadline);
+        let Some(longest) = longest.filter(|longest| longest.deadline > self.set.expected_for()) else {
+            return;
+        };
+        let message = format!(
+            "`expect_nodes_for` is no less than the longest `deadline`, which is {} of `{}`",
+            condition::duration_text(longest.deadline),
+            longest.name
+        );
+        self.problems.push(source.problem(node.place, message));
     }
 
     fn check_groups(&mut self) {

@@ -170,6 +170,7 @@ pub fn schema() -> Value {
             "tests": { "type": "array", "items": test, "description": FILE_KEYS[2].1 },
             "receivers": { "type": "array", "items": receiver, "description": FILE_KEYS[3].1 },
             "nodes": { "type": "object", "additionalProperties": labels_of_a_node, "description": FILE_KEYS[4].1 },
+            "expect_nodes_for": property("expect_nodes_for", Shape::Time, FILE_KEYS[5].1),
         },
         "additionalProperties": false,
     })

@@ -17,8 +17,9 @@ use crate::config::Span;
 /// Show what holds, what does not, and what cannot be told.
 ///
 /// A verdict is Holds, Pending (it fails, but not for long enough yet), Violated, or Unknown: the evidence does not tell, and
-/// the last column says why. One that nobody judges any more is marked as old, and says nothing of now: with one of these the
-/// exit code is 3, else 0, whatever the verdicts are (holdfast check --once tells by its exit code).
+/// the last column says why. Where anything is lost of what a verdict rests on, LOST says how much (-: nobody knows whether
+/// there is). One that nobody judges any more is marked as old, and says nothing of now: with one of these the exit code is 3,
+/// else 0, whatever the verdicts are (holdfast check --once tells by its exit code).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -141,6 +142,9 @@ pub(super) struct Row {
     has_value: Option<bool>,
     #[serde(default)]
     samples: serde_json::Value,
+    /// A number, or a text with one. Null: not known.
+    #[serde(default)]
+    loss: serde_json::Value,
     #[serde(default)]
     pub(super) cause: String,
     #[serde(default)]
@@ -207,14 +211,16 @@ impl Row {
         }
     }
 
+    /// How much of what it rests on is lost. `None`: that is not known.
+    fn loss(&self) -> Option<u64> {
+        plain(&self.loss).parse().ok()
+    }
+
     fn first_reason(&self) -> String {
         if !self.cause.is_empty() {
             return self.cause.clone();
         }
-        let samples = match &self.samples {
-            serde_json::Value::String(text) => text.clone(),
-            number => number.to_string(),
-        };
+        let samples = plain(&self.samples);
         let rows = if samples == "1" { "sample" } else { "samples" };
         match self.value().as_str() {
             "" => self.condition.clone(),
@@ -279,7 +285,11 @@ impl Row {
             )
         });
         let worst = found.worst.iter().map(|row| format!("worst: {}", row_text(row)));
-        readings.chain(causes).chain(worst).collect()
+        let lost = self.loss().map(|loss| match loss {
+            0 => "lost: nothing of the window".to_owned(),
+            loss => format!("lost: {loss} of the window"),
+        });
+        readings.chain(causes).chain(worst).chain(lost).collect()
     }
 
     /// The cause that both ends tell of most attempts, or else their own kernel.
@@ -343,18 +353,20 @@ pub(super) fn second(time: &str) -> &str {
     time.get(..19).unwrap_or(time)
 }
 
-const COLUMNS: [(&str, Align); 6] = [
+const COLUMNS: [(&str, Align); 7] = [
     ("VERDICT", Align::Left),
     // Left out where nothing is.
     ("SILENCED", Align::Left),
     ("SINCE (UTC)", Align::Left),
     ("ASSERTION", Align::Left),
     ("KEY", Align::Left),
+    // Left out where nothing is known to be.
+    ("LOST", Align::Right),
     ("WHY", Align::Left),
 ];
 
 pub(super) fn text(rows: &[Row], is_history: bool) -> String {
-    let cells: Vec<[Cell; 6]> = rows
+    let cells: Vec<[Cell; 7]> = rows
         .iter()
         .map(|row| {
             let style = match row.verdict.as_str() {
@@ -370,6 +382,8 @@ pub(super) fn text(rows: &[Row], is_history: bool) -> String {
                 Cell::styled(second(time), FAINT),
                 row.assertion.clone().into(),
                 row.key.clone().into(),
+                // Nothing is not the same as not known.
+                row.loss().map_or("-".to_owned(), |loss| loss.to_string()).into(),
                 row.reason().into(),
             ]
         })
@@ -377,20 +391,24 @@ pub(super) fn text(rows: &[Row], is_history: bool) -> String {
     if rows.is_empty() {
         return String::new();
     }
-    let mut text = if rows.iter().any(|row| row.silenced) {
-        lines(COLUMNS, &cells)
-    } else {
-        let [verdict, _, since, assertion, key, why] = COLUMNS;
-        let cells: Vec<_> = cells
-            .into_iter()
-            .map(|[verdict, _, since, assertion, key, why]| [verdict, since, assertion, key, why])
-            .collect();
-        lines([verdict, since, assertion, key, why], &cells)
+    let is_any_silenced = rows.iter().any(|row| row.silenced);
+    let is_any_lost = rows.iter().any(|row| row.loss() > Some(0));
+    let mut text = match (is_any_silenced, is_any_lost) {
+        (true, true) => lines(COLUMNS, &cells),
+        (true, false) => chosen([0, 1, 2, 3, 4, 6], &cells),
+        (false, true) => chosen([0, 2, 3, 4, 5, 6], &cells),
+        (false, false) => chosen([0, 2, 3, 4, 6], &cells),
     };
     if !is_history {
         text.push_str(&totals(rows));
     }
     text
+}
+
+/// The table of these of [`COLUMNS`].
+fn chosen<const N: usize>(columns: [usize; N], cells: &[[Cell; 7]]) -> String {
+    let cells = cells.iter().map(|row| columns.map(|column| row[column].clone()));
+    lines(columns.map(|column| COLUMNS[column]), &cells.collect::<Vec<_>>())
 }
 
 fn lines<const N: usize>(columns: [(&'static str, Align); N], cells: &[[Cell; N]]) -> String {
@@ -495,6 +513,34 @@ mod tests {
                 "1 silenced: nobody is told of them, holdfast silences says why",
             ]
         );
+    }
+
+    #[test]
+    fn what_is_lost_is_shown_where_anything_is_and_told_of_each_verdict() {
+        let row = |key: &str, loss: serde_json::Value| {
+            let line = serde_json::json!({
+                "assertion": "a", "key": key, "verdict": "unknown", "since": "2026-03-01 12:00:00.5", "cause": "why", "loss": loss,
+            });
+            Row::parse(&line.to_string()).unwrap()
+        };
+        let rows = [
+            row("a", "7".into()),
+            row("b", 0.into()),
+            row("c", serde_json::Value::Null),
+        ];
+        let lines: Vec<String> = text(&rows, false).lines().map(str::to_owned).collect();
+        assert_eq!(
+            lines[..4],
+            [
+                "VERDICT  SINCE (UTC)          ASSERTION  KEY  LOST  WHY",
+                "unknown  2026-03-01 12:00:00  a          a       7  why",
+                "unknown  2026-03-01 12:00:00  a          b       0  why",
+                "unknown  2026-03-01 12:00:00  a          c       -  why",
+            ]
+        );
+        let told: Vec<_> = rows.iter().flat_map(Row::evidence).collect();
+        assert_eq!(told, ["lost: 7 of the window", "lost: nothing of the window"]);
+        assert!(!text(&rows[1..], false).contains("LOST"));
     }
 
     #[test]

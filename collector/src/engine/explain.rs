@@ -1,6 +1,7 @@
 //! What an assertion means, in words, and how it is asked for.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use crate::assertion::condition::duration_text;
 use crate::assertion::coverage::Window;
@@ -54,7 +55,7 @@ fn of_assertion(set: &Set, index: usize, now_ns: i64) -> Option<String> {
         "declared in {}, line {}\n\n",
         origin.file, origin.place.line
     ));
-    text.push_str(&meaning(assertion));
+    text.push_str(&meaning(assertion, set.expected_for()));
     text.push_str("\nSignals\n");
     for condition in &assertion.expect {
         let signal = condition.signal.signal;
@@ -107,7 +108,7 @@ fn of_assertion(set: &Set, index: usize, now_ns: i64) -> Option<String> {
 }
 
 /// The assertion as sentences.
-fn meaning(assertion: &Assertion) -> String {
+fn meaning(assertion: &Assertion, expected_for: Duration) -> String {
     let mut lines = Vec::new();
     let whose = match &assertion.subject {
         Subject::Client { from, to } => {
@@ -208,6 +209,10 @@ fn meaning(assertion: &Assertion) -> String {
         "It is Unknown while a node that would see the rows is silent, restarted, lost rows of the window, or has not delivered \
          them within {}.",
         duration_text(assertion.deadline)
+    ));
+    lines.push(format!(
+        "A node is expected for {} after it was heard last, and for as long as it is declared.",
+        duration_text(expected_for)
     ));
     lines.join("\n") + "\n"
 }

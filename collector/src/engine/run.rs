@@ -303,6 +303,8 @@ fn declares(set: &Set) -> u32 {
         .map(|assertion| format!("{} {}\n", assertion.name, assertion.fingerprint()))
         .collect();
     each.sort_unstable();
+    // Where it is not declared the number is the one of earlier collectors.
+    each.extend(set.expect_nodes_for.map(|time| format!("{time:?}\n")));
     crc32fast::hash(each.concat().as_bytes())
 }
 

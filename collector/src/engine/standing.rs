@@ -219,6 +219,28 @@ mod tests {
         check(&nobody, "a", 0, true, "nobody judges");
     }
 
+    /// The view `verdicts` knows of no files, so all is declared elsewhere.
+    #[test]
+    fn the_view_of_now_reaches_as_far_back() {
+        const VIEW: &str = include_str!("../store/views/verdicts.sql");
+        let minute_ns = 60_000_000_000;
+        for (bound, times) in [
+            (format!("- INTERVAL {} MINUTE\n", LEAST_REACH_NS / minute_ns), 1),
+            (format!("- INTERVAL {} MINUTE,\n", UNDECLARED_NS / minute_ns), 1),
+            (
+                format!(
+                    "- INTERVAL 1 DAY - INTERVAL {} MINUTE AND",
+                    UNDECLARED_NS / minute_ns
+                ),
+                2,
+            ),
+            (format!(">= {RARE_NS}\n"), 1),
+        ] {
+            assert_eq!(VIEW.matches(&bound).count(), times, "{bound}");
+        }
+        assert_eq!(LONGEST_NS, 24 * 60 * minute_ns);
+    }
+
     #[test]
     fn rows_are_told_their_age_and_keep_all_else() {
         let lines = "{\"assertion\":\"a\",\"key\":\"}\",\"age_s\":131}\n{\"assertion\":\"a\",\"age_s\":1}\n\

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Engine, files};
+use crate::assertion::cause::EXPECTED_FOR;
 use crate::assertion::condition::value_text;
 use crate::assertion::evaluate::{Addresses, Roster};
 use crate::assertion::group::{ALL, Labelled, Members};
@@ -136,7 +137,7 @@ pub async fn suggest(store: Arc<dyn Store>, wanted: &Wanted, now_ns: i64) -> Res
             "the past has to have {FEWEST_WINDOWS} windows of {OVER} or more: say --since {FEWEST_WINDOWS}m at least"
         )));
     }
-    let roster = evidence::roster(&*store, now_ns).await?;
+    let roster = evidence::roster(&*store, now_ns, EXPECTED_FOR).await?;
     if roster.nodes.is_empty() {
         return Err(SuggestError::Wrong(
             "no node was heard of within the last hour: what holds now is not known of any".to_owned(),

@@ -82,6 +82,7 @@ pub async fn run(
         groups: set.groups.clone(),
         // Who is there in a test is whom it names.
         nodes: BTreeMap::new(),
+        expect_nodes_for: set.expect_nodes_for,
         assertions: vec![assertion.clone()],
         tests: Vec::new(),
         receivers: Vec::new(),

@@ -93,6 +93,7 @@ fn whole(notification: &Notification) -> Value {
         "condition": change.condition,
         "value": change.value,
         "samples": change.samples,
+        "loss": change.loss,
         "cause": change.cause,
         "evidence": serde_json::from_str::<Value>(&change.evidence).unwrap_or_default(),
         "severity": change.severity,
@@ -257,11 +258,14 @@ pub fn line(notification: &Notification) -> String {
             (None, _) => "nothing".to_owned(),
         };
         let samples = if change.samples == 1 { "sample" } else { "samples" };
+        let lost = change.loss.filter(|loss| *loss > 0);
+        let lost = lost.map(|loss| format!(", {loss} lost"));
         let kernel = top_cause(&change.evidence).map(|cause| format!("; {cause}"));
         format!(
-            "{value}, expected {}, {} {samples}{}",
+            "{value}, expected {}, {} {samples}{}{}",
             change.condition,
             change.samples,
+            lost.unwrap_or_default(),
             kernel.unwrap_or_default()
         )
     } else {

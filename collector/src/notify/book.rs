@@ -40,6 +40,9 @@ pub struct Change {
     pub condition: String,
     pub value: Option<f64>,
     pub samples: u64,
+    /// As in the store; of what was queued before this was told, not known.
+    #[serde(default)]
+    pub loss: Option<u64>,
     /// Why it is unknown.
     pub cause: String,
     /// JSON, as in the store.
@@ -64,6 +67,7 @@ impl Change {
             condition: record.condition.clone(),
             value: record.value,
             samples: record.samples,
+            loss: record.loss,
             cause: record.cause.clone(),
             evidence: record.evidence.clone(),
             severity: record.severity.clone(),
@@ -290,6 +294,7 @@ impl Book {
                 judged_ns: now_ns,
                 value: None,
                 samples: 0,
+                loss: None,
                 cause: why(assertion).to_string(),
                 evidence: IS_OVER.to_owned(),
                 revision: 0,

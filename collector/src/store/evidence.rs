@@ -18,7 +18,7 @@ use super::{
     questions::time_value,
     schema, statement,
 };
-use crate::assertion::cause::{Cause, EXPECTED_FOR, OffReason, Switch};
+use crate::assertion::cause::{Cause, OffReason, Switch};
 use crate::assertion::coverage::{Report, Watch, Window};
 use crate::assertion::evaluate::{LabelledRows, Node, Roster, SUMS};
 use crate::assertion::group::Labelled;
@@ -729,9 +729,13 @@ pub async fn reports(store: &dyn Store, since_ns: i64, until_ns: i64) -> Result<
         .map(|rows| rows.into_iter().map(Report::from).collect())
 }
 
-/// When each start of an agent that was heard of within the last hour before `now_ns` was first heard of: node, epoch,
-/// and nanoseconds since the Unix epoch by the node's clock.
-pub async fn starts(store: &dyn Store, now_ns: i64) -> Result<Vec<(String, u64, i64)>, StoreError> {
+/// When each start of an agent that was heard of within that time before `now_ns` was first heard of: node, epoch, and
+/// nanoseconds since the Unix epoch by the node's clock.
+pub async fn starts(
+    store: &dyn Store,
+    now_ns: i64,
+    within: Duration,
+) -> Result<Vec<(String, u64, i64)>, StoreError> {
     #[derive(serde::Deserialize)]
     struct Start {
         node: String,
@@ -741,9 +745,8 @@ pub async fn starts(store: &dyn Store, now_ns: i64) -> Result<Vec<(String, u64, 
     let sql = "SELECT node, toString(agent_epoch) AS epoch, toUnixTimestamp64Nano(min(observed_at)) AS began_ns \
                FROM agent_samples WHERE received_at <= {now:DateTime64(9, 'UTC')} GROUP BY node, agent_epoch \
                HAVING max(received_at) > {since:DateTime64(9, 'UTC')} ORDER BY agent_epoch";
-    let since_ns = now_ns.saturating_sub(EXPECTED_FOR.as_nanos() as i64);
     let params = vec![
-        ("since".to_owned(), time_value(since_ns)),
+        ("since".to_owned(), time_value(before(now_ns, within))),
         ("now".to_owned(), time_value(now_ns)),
     ];
     let starts: Vec<Start> = lines(store, sql, params).await?;
@@ -759,8 +762,8 @@ pub async fn starts(store: &dyn Store, now_ns: i64) -> Result<Vec<(String, u64, 
         .collect())
 }
 
-/// The nodes that were heard of within the last hour before `now_ns`, by name.
-pub async fn roster(store: &dyn Store, now_ns: i64) -> Result<Roster, StoreError> {
+/// The nodes that were heard of within that time before `now_ns`, by name.
+pub async fn roster(store: &dyn Store, now_ns: i64, within: Duration) -> Result<Roster, StoreError> {
     #[derive(serde::Deserialize)]
     struct Known {
         node: String,
@@ -775,10 +778,7 @@ pub async fn roster(store: &dyn Store, now_ns: i64) -> Result<Roster, StoreError
                AND received_at > {since:DateTime64(9, 'UTC')} AND received_at <= {now:DateTime64(9, 'UTC')}) \
                ORDER BY node";
     let params = vec![
-        (
-            "since".to_owned(),
-            time_value(now_ns.saturating_sub(EXPECTED_FOR.as_nanos() as i64)),
-        ),
+        ("since".to_owned(), time_value(before(now_ns, within))),
         ("now".to_owned(), time_value(now_ns)),
     ];
     let known: Vec<Known> = lines(store, sql, params).await?;
@@ -792,6 +792,10 @@ pub async fn roster(store: &dyn Store, now_ns: i64) -> Result<Roster, StoreError
     Ok(Roster {
         nodes: known.into_iter().map(node).collect(),
     })
+}
+
+fn before(now_ns: i64, time: Duration) -> i64 {
+    now_ns.saturating_sub(i64::try_from(time.as_nanos()).unwrap_or(i64::MAX))
 }
 
 /// An address, alone or with a port; loopback is everybody's.

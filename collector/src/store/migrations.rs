@@ -155,6 +155,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "handshakes",
         sql: include_str!("migrations/0028_handshakes.sql"),
     },
+    Migration {
+        version: 29,
+        name: "loss",
+        sql: include_str!("migrations/0029_loss.sql"),
+    },
 ];
 
 /// What people see of the tables. All are made anew with the newest step, so each stands in one place, as it is now; a change of

@@ -196,6 +196,7 @@ async fn changes_where(store: &dyn Store, which: &str, since_ns: i64) -> Result<
         has_value: bool,
         value: Option<f64>,
         samples: String,
+        loss: Option<String>,
         cause: String,
         evidence: String,
         severity: String,
@@ -206,7 +207,7 @@ async fn changes_where(store: &dyn Store, which: &str, since_ns: i64) -> Result<
     let sql = format!(
         "SELECT assertion, key, toString(verdict) AS verdict, \
                arrayMap(time -> toString(toUnixTimestamp64Nano(time)), [since, window_from, window_to, judged_at]) AS times, \
-               condition, has_value, value, toString(samples) AS samples, cause, evidence, severity, labels, revision, \
+               condition, has_value, value, toString(samples) AS samples, toString(loss) AS loss, cause, evidence, severity, labels, revision, \
                fingerprint FROM verdict_records WHERE {which}"
     );
     let params = vec![("since".to_owned(), time_value(since_ns))];
@@ -223,6 +224,7 @@ async fn changes_where(store: &dyn Store, which: &str, since_ns: i64) -> Result<
         condition: found.condition,
         value: found.value.filter(|_| found.has_value),
         samples: found.samples.parse().unwrap_or_default(),
+        loss: found.loss.and_then(|loss| loss.parse().ok()),
         cause: found.cause,
         evidence: found.evidence,
         severity: found.severity,

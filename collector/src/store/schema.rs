@@ -933,7 +933,7 @@ const NOTIFICATION_RECORDS_COLUMNS: [Column; 14] = [
 /// The numbers are those of [`crate::assertion::state::Verdict::ALL`], from one.
 const VERDICT: Names = &[("holds", 1), ("pending", 2), ("violated", 3), ("unknown", 4)];
 
-const VERDICT_RECORDS_COLUMNS: [Column; 25] = [
+const VERDICT_RECORDS_COLUMNS: [Column; 26] = [
     column("node", Kind::LowCardinality),
     column("assertion", Kind::LowCardinality),
     column("key", Kind::String),
@@ -950,6 +950,7 @@ const VERDICT_RECORDS_COLUMNS: [Column; 25] = [
     column("value", Kind::Float64),
     column("threshold", Kind::Float64),
     column("samples", Kind::UInt64),
+    column("loss", Kind::NullableUInt64),
     column("lag_us", Kind::UInt64),
     column("flaps", Kind::UInt32),
     column("silenced", Kind::Bool),

@@ -32,6 +32,8 @@ pub struct Record {
     pub value: Option<f64>,
     pub threshold: f64,
     pub samples: u64,
+    /// As in [`Judgement`](crate::assertion::evaluate::Judgement).
+    pub loss: Option<u64>,
     pub silenced: bool,
     pub severity: String,
     pub labels: Vec<(String, String)>,
@@ -76,6 +78,7 @@ impl Record {
             value: None,
             threshold: 0.0,
             samples: 0,
+            loss: None,
             silenced: false,
             severity: stood.severity,
             labels: stood.labels,
@@ -194,6 +197,8 @@ fn block(records: &[Record]) -> Result<Block, BlockError> {
     block.f64s("threshold", &thresholds)?;
     let samples: Vec<u64> = records.iter().map(|record| record.samples).collect();
     block.u64s("samples", &samples)?;
+    let losses: Vec<Option<u64>> = records.iter().map(|record| record.loss).collect();
+    block.nullable_u64s("loss", &losses)?;
     let lag_us = |record: &Record| (record.judged_ns - record.window_to_ns).max(0).unsigned_abs() / 1_000;
     block.u64s("lag_us", &records.iter().map(lag_us).collect::<Vec<_>>())?;
     let flaps: Vec<u32> = records.iter().map(|record| record.machine.flaps).collect();
@@ -381,7 +386,7 @@ pub fn latest(name: &str, reach: Reach, now_ns: i64) -> Query {
     Query {
         sql: format!(
             "SELECT node, assertion, key, verdict, previous, is_transition, since, window_from, window_to, judged_at, cause, \
-             condition, has_value, value, threshold, samples, lag_us, flaps, silenced, severity, labels, evidence, revision, \
+             condition, has_value, value, threshold, samples, loss, lag_us, flaps, silenced, severity, labels, evidence, revision, \
              toUInt32(greatest(0, dateDiff('second', window_to, {{now:DateTime64(9, 'UTC')}}))) AS age_s FROM verdict_records \
              WHERE {lately} AND (assertion, key, window_to, revision) GLOBAL IN (SELECT assertion, key, last.1, last.2 FROM \
              (SELECT assertion, key, max((window_to, revision)) AS last FROM verdict_records WHERE {lately} \

@@ -1,7 +1,7 @@
 //! Assertions on the real engine: made-up pasts, judged window by window.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -9,16 +9,24 @@ use holdfast_collector::assertion::Set;
 use holdfast_collector::assertion::state::{Machine, Verdict};
 use holdfast_collector::clock::WallClock;
 use holdfast_collector::engine::check::{self, Extent};
+use holdfast_collector::engine::heard::Heard;
+use holdfast_collector::engine::run::{Declared, Judge, SharedSet};
 use holdfast_collector::engine::trial::{self, Outcome};
 use holdfast_collector::engine::{Engine, files};
+use holdfast_collector::metrics::Metrics;
+use holdfast_collector::notify;
 use holdfast_collector::notify::book::Change;
+use holdfast_collector::seat::{self, Seat};
+use holdfast_collector::silence::Silencer;
 use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::server::Server;
 use holdfast_collector::store::verdicts::{self, Reach, Record, Stood};
 use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError, migrations, notifications};
 
+use tokio::sync::watch;
+
 use crate::clickhouse_http::{PASSWORD, USER};
-use crate::harness::{database, number};
+use crate::harness::{database, folder, number};
 use crate::store_engine;
 use crate::synthetic::now_ns;
 
@@ -178,6 +186,58 @@ tests:
         .filter(|(at, _, verdict, _)| *verdict == Verdict::Unknown && at.as_secs() > 5);
     let causes: Vec<_> = unknown.map(|(.., cause)| cause.as_str()).collect();
     assert_eq!(causes, ["1 rows of web-1 are missing"], "{}", outcome.text());
+}
+
+#[tokio::test]
+async fn how_much_is_lost_is_stored_with_a_verdict_and_told() {
+    let text = "
+assertions:
+  - { name: a, from: all, to: all, expect: connect.refused = 0, over: 5s, every: 1s, by: from.node }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: '5ms x20s, lost x1s, 5ms x30s' }, expect: { 15s: Holds } }
+";
+    let (store, set, begin_ns) = laid_down(text).await;
+    let mut engine = Engine::new(store.clone(), set, begin_ns + 1, true);
+    stepped(&mut engine, begin_ns, 0, 40).await;
+    let changes = "SELECT verdict, cause, loss FROM verdict_changes WHERE node = 'web-1' ORDER BY window_to FORMAT TSVRaw";
+    let said = store_engine::ask(&*store, changes).await;
+    let said: Vec<_> = said.lines().collect();
+    // Before its agent was there nobody counted.
+    assert_eq!(
+        said,
+        [
+            "unknown\tweb-1 was not watched all the time: its agent started\t\\N",
+            "holds\t\t0",
+            "unknown\t1 rows of web-1 are missing\t1",
+            "holds\t\t0",
+        ]
+    );
+    let told = notifications::changes(&*store, begin_ns).await.unwrap();
+    let told = told.iter().filter(|change| change.key == "from.node=web-1");
+    let losses: BTreeSet<_> = told.map(|change| (change.verdict.name(), change.loss)).collect();
+    assert_eq!(
+        losses,
+        BTreeSet::from([("unknown", None), ("unknown", Some(1)), ("holds", Some(0))])
+    );
+    for query in [
+        verdicts::history("a", begin_ns),
+        verdicts::latest(
+            "a",
+            Reach {
+                since_ns: begin_ns,
+                rare_since_ns: begin_ns,
+            },
+            begin_ns + 40 * SECOND_NS,
+        ),
+    ] {
+        let answer = store_engine::answer(&*store, query).await.unwrap();
+        let of_node: Vec<serde_json::Value> = answer
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .filter(|row: &serde_json::Value| row["node"] == "web-1")
+            .collect();
+        assert_eq!(of_node.last().unwrap()["loss"], 0, "{answer}");
+    }
 }
 
 /// A store with the past that the one test of these assertions makes, and when it began.
@@ -653,6 +713,71 @@ tests:
     engine.replace(set, begin_ns + 90 * 60 * SECOND_NS);
     let found = pass(&mut engine, 90..94).await;
     assert!(!of(&found, "web-9").1.ends_with("is silent"), "{found:?}");
+}
+
+#[tokio::test]
+async fn how_long_a_node_is_expected_is_what_the_files_say() {
+    let text = |expected: &str| {
+        format!(
+            "
+{expected}
+assertions:
+  - {{ name: a, from: all, expect: connect.count < 1_000_000, over: 10s, every: 10s }}
+tests:
+  - assertion: a
+    given: {{ web-1 -> web-2: 'nothing x1m, silent x5m', web-2 -> web-1: 'nothing x6m' }}
+    expect: {{ 30s: Holds, 2m: Unknown, 3m: Unknown, 5m: Holds }}
+"
+        )
+    };
+    // A test judges as the collector does: without it, five minutes are not long enough.
+    check(&text("expect_nodes_for: 3m")).await;
+    let outcome = tried(&text("")).await;
+    assert_eq!(outcome.differences.len(), 1, "{}", outcome.text());
+
+    // It is taken up with the files.
+    let (store, mut set, begin_ns) = laid_down(&text("")).await;
+    let mut engine = Engine::new(store, set.clone(), begin_ns + 1, false);
+    engine.tell_every_window();
+    let last = async |engine: &mut Engine, minutes: std::ops::Range<i64>| {
+        let mut said = Vec::new();
+        for second in (60 * minutes.start..60 * minutes.end).step_by(5) {
+            said.extend(engine.step(begin_ns + second * SECOND_NS).await.unwrap().records);
+        }
+        let last = said.last().expect("it was judged");
+        (last.machine.verdict, last.cause.clone())
+    };
+    let silent = (Verdict::Unknown, "web-1 is silent".to_owned());
+    assert_eq!(last(&mut engine, 0..3).await, silent);
+    set.expect_nodes_for = Some(Duration::from_secs(60));
+    engine.replace(set.clone(), begin_ns + 180 * SECOND_NS);
+    assert_eq!(last(&mut engine, 3..4).await, (Verdict::Holds, String::new()));
+    set.expect_nodes_for = Some(Duration::from_secs(600));
+    engine.replace(set, begin_ns + 240 * SECOND_NS);
+    assert_eq!(last(&mut engine, 4..5).await, silent);
+}
+
+#[tokio::test]
+async fn of_a_node_that_is_gone_it_is_told_how_long_it_was_expected() {
+    let text = "
+expect_nodes_for: 3m
+assertions:
+  - { name: a, from: all, expect: connect.count < 1_000_000, over: 10s, every: 10s, by: from.node }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: 'nothing x1m, silent x5m', db-1 -> web-2: 'nothing x6m' }, expect: { 30s: Holds } }
+";
+    let (store, set, begin_ns) = laid_down(text).await;
+    let mut engine = Engine::new(store, set, begin_ns + 1, false);
+    let mut said = Vec::new();
+    for second in (0..300).step_by(5) {
+        said.extend(engine.step(begin_ns + second * SECOND_NS).await.unwrap().records);
+    }
+    let last = said.iter().rfind(|record| record.node == "web-1").unwrap();
+    assert_eq!(
+        last.cause,
+        "web-1 is gone: silent for 3m, and not expected any more"
+    );
+    assert!(last.is_over());
 }
 
 #[tokio::test]
@@ -1294,4 +1419,149 @@ async fn an_objective_is_asked_for_by_its_name_and_is_all_of_its_rules() {
             .collect();
         assert_eq!(found, expected, "{name}");
     }
+}
+
+#[tokio::test]
+async fn the_view_of_now_shows_what_is_judged_rarely_until_it_is_over() {
+    let text = "
+assertions:
+  - { name: often, from: all, to: all, expect: connect.refused = 0, over: 1m, every: 30s, by: from.node }
+  - { name: rare, from: all, to: all, expect: connect.refused = 0, over: 20m, every: 10m, by: from.node }
+tests:
+  - { assertion: rare, given: { web-1 -> db-1: '5ms x60m' }, expect: { 50m: Holds } }
+";
+    let set = declared(text);
+    let store = database().await;
+    let begin_ns = (now_ns() - 3_600 * SECOND_NS).div_euclid(600 * SECOND_NS) * 600 * SECOND_NS;
+    trial::lay_past(&*store, &set.assertions[1], &set.tests[0], begin_ns)
+        .await
+        .unwrap();
+    let mut engine = Engine::new(store.clone(), set.clone(), begin_ns + 1, true);
+    for half in 0..=2 * 41 {
+        engine.step(begin_ns + 30 * half * SECOND_NS).await.unwrap();
+    }
+    // Now is 20 to 30 minutes later: `often` is judged no more.
+    let shown = "SELECT assertion, verdict FROM verdicts WHERE node = 'web-1' ORDER BY assertion";
+    assert_eq!(store_engine::ask(&*store, shown).await, "rare\tholds\n");
+    let until = "SELECT toUnixTimestamp64Nano(window_to) FROM verdicts WHERE node = 'web-1'";
+    let until_ns = i64::try_from(number(&store, until).await).unwrap();
+    assert_eq!(until_ns, begin_ns + 40 * 60 * SECOND_NS);
+    // The last word on it hides it at once.
+    let mut less = set;
+    less.assertions.remove(1);
+    engine.replace(less, begin_ns + 42 * 60 * SECOND_NS);
+    engine.step(begin_ns + 42 * 60 * SECOND_NS).await.unwrap();
+    assert_eq!(store_engine::ask(&*store, shown).await, "");
+}
+
+/// What was judged so many minutes ago, of windows of so many seconds, and whether it is of now.
+#[tokio::test]
+async fn the_view_of_now_leaves_out_what_ought_to_have_been_judged_again() {
+    let store = database().await;
+    let now_ns = now_ns();
+    let judged = |name: &str, minutes: i64, window_s: i64, condition: &str| {
+        let to_ns = now_ns - 60 * minutes * SECOND_NS;
+        let stood = Stood {
+            assertion: name.to_owned(),
+            key: Vec::new(),
+            key_text: String::new(),
+            fingerprint: 1,
+            machine: Machine::new(to_ns),
+            node: String::new(),
+            condition: condition.to_owned(),
+            severity: String::new(),
+            labels: Vec::new(),
+        };
+        Record {
+            evidence: "{}".to_owned(),
+            window_from_ns: to_ns - window_s * SECOND_NS,
+            window_to_ns: to_ns,
+            ..Record::over(stood, String::new(), to_ns)
+        }
+    };
+    let (of_one, of_rule) = ("connect.refused = 0", "connect.failed_ratio < 1% over 1d");
+    let day_s = 86_400;
+    let records = [
+        judged("short, 14 min ago", 14, 5, of_one),
+        judged("short, 16 min ago", 16, 5, of_one),
+        judged("an hour, 81 min ago", 81, 3_600, of_one),
+        judged("an hour, 83 min ago", 83, 3_600, of_one),
+        judged("a day, 24 hours ago", 24 * 60, day_s, of_one),
+        judged("a day, 25 hours ago", 25 * 60, day_s, of_one),
+        // Each minute, however long its windows are.
+        judged("a rule, 14 min ago", 14, day_s, of_rule),
+        judged("a rule, 16 min ago", 16, day_s, of_rule),
+    ];
+    verdicts::write(&*store, "t", &records, None).await.unwrap();
+    let shown = "SELECT assertion FROM verdicts ORDER BY assertion";
+    let shown = store_engine::ask(&*store, shown).await;
+    let shown: Vec<_> = shown.lines().collect();
+    assert_eq!(
+        shown,
+        [
+            "a day, 24 hours ago",
+            "a rule, 14 min ago",
+            "an hour, 81 min ago",
+            "short, 14 min ago"
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_that_are_given_up_are_counted_where_one_sees_it() {
+    let folder = folder("given-up");
+    let text = "assertions: [{ name: a, from: all, expect: connect.refused = 0, over: 1s, every: 500ms }]\n";
+    std::fs::write(folder.join("a.yaml"), text).unwrap();
+    let declared = Declared::read(folder).unwrap();
+    let store: Arc<dyn Store> = database().await;
+    let metrics = Arc::new(Metrics::new(&[]).unwrap());
+    let now = Arc::new(AtomicI64::new(now_ns().div_euclid(SECOND_NS) * SECOND_NS));
+    let shown = now.clone();
+    let clock = WallClock::new(move || shown.load(Ordering::Relaxed));
+    let (ear, _heard) = notify::ear();
+    let (stop, stopping) = watch::channel(false);
+    let judge = Judge {
+        store: store.clone(),
+        heard: Heard::default(),
+        shared: SharedSet::new(declared.set.clone()),
+        declared,
+        ear,
+        silencer: Arc::new(Silencer::new(store.clone(), clock.clone())),
+        seat: Arc::new(Seat::new(store, seat::PATIENCE)),
+        metrics: metrics.clone(),
+        clock,
+        hang_up: None,
+        stopping,
+    };
+    let judging = tokio::spawn(judge.run());
+    let figure = |name: &str| -> u64 {
+        let text = metrics.exposition().unwrap();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|figure| figure.parse().ok()).unwrap()
+    };
+    let comes_to = async |name: &str, expected: u64| {
+        let started = Instant::now();
+        while figure(name) != expected {
+            let found = figure(name);
+            assert!(
+                started.elapsed() < Duration::from_secs(30),
+                "{name} is {found}, not {expected}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let (judged, given_up) = (
+        "holdfast_assertion_windows_total",
+        "holdfast_assertion_windows_given_up_total",
+    );
+    comes_to(judged, 1).await;
+    assert_eq!(figure(given_up), 0);
+    // Five minutes in which nobody judged are 600 windows, of which the last 240 are judged still.
+    now.fetch_add(300 * SECOND_NS, Ordering::Relaxed);
+    comes_to(judged, 241).await;
+    assert_eq!(figure(given_up), 360);
+    stop.send(true).unwrap();
+    judging.await.unwrap();
 }

@@ -29,6 +29,11 @@ struct World {
 
 impl World {
     fn new(assertion: &str, silent: &[&str]) -> Self {
+        Self::losing(assertion, silent, |_, _| (0, 0))
+    }
+
+    /// `lost`: rows of connections, and system calls, that a node has lost so many seconds after the window's begin.
+    fn losing(assertion: &str, silent: &[&str], lost: impl Fn(&str, i64) -> (u64, u64)) -> Self {
         let text = format!(
             "groups: {{ web: role = web, db: role = db }}\nassertions:\n  - {{ name: a, over: 1m, {assertion} }}\n"
         );
@@ -54,7 +59,11 @@ impl World {
             let until = if silent.contains(&name) { 30 } else { 62 };
             for at in -10..=until {
                 let at_ns = T + at * SECOND;
+                let (missing, syscalls_missing) = lost(name, at);
                 coverage.hear(&Report {
+                    missing,
+                    lost: missing,
+                    syscalls_missing,
                     node: name.to_owned(),
                     agent_epoch: 1,
                     observed_ns: at_ns,
@@ -88,6 +97,7 @@ impl World {
         let moment = Moment {
             window: WINDOW,
             now_ns: self.now_ns,
+            expected_for: self.set.expected_for(),
             membership: &membership,
             roster: &self.roster,
             addresses: &self.addresses,
@@ -227,6 +237,68 @@ fn a_silent_node_makes_unknown_what_depends_on_it_and_nothing_else() {
         World::new(together, &["web-2", "web-1"]).said(&rows),
         ["Unknown: web-1 is silent"]
     );
+}
+
+#[test]
+fn what_is_lost_is_told_of_the_nodes_that_a_key_depends_on() {
+    // In the last third of the window: rows of connections, and system calls.
+    let lost = |node: &str, at: i64| match (node, at >= 40) {
+        ("web-1", true) => (7, 0),
+        ("db-1", true) => (5, 20),
+        _ => (0, 0),
+    };
+    let check = |assertion: &str, silent: &[&str], expected: &[Option<u64>]| {
+        let judgements = World::losing(assertion, silent, lost).judge(&[]);
+        let losses: Vec<_> = judgements.iter().map(|judgement| judgement.loss).collect();
+        assert_eq!(losses, expected, "{assertion} {silent:?}");
+    };
+    let refused = "expect: connect.refused = 0";
+    let quorum = "quorum: '>= 50% of nodes'";
+    check(
+        &format!("from: web, {refused}, by: from.node"),
+        &[],
+        &[Some(7), Some(0)],
+    );
+    check(&format!("from: web, {refused}"), &[], &[Some(7)]);
+    check(&format!("from: all, {refused}"), &[], &[Some(12)]);
+    check(
+        &format!("from: all, {refused}, by: from.node, {quorum}"),
+        &[],
+        &[Some(12)],
+    );
+    // Each key depends on all clients, and all keys together on each client once.
+    let each = format!("from: web, to: all, {refused}, by: to.node");
+    check(&each, &[], &[Some(7); 3]);
+    check(&format!("{each}, {quorum}"), &[], &[Some(7)]);
+    // More may be lost of who is silent, and what is known to be is told.
+    check(&format!("from: all, {refused}"), &["web-1"], &[Some(5)]);
+    check(&format!("from: web, {refused}"), &["web-1"], &[None]);
+    // Of what does not count for it, nothing.
+    check("on: db, expect: syscall.errors = 0", &[], &[Some(20)]);
+    check(
+        "from: web, to: db, expect: connect.syn_dropped = 0",
+        &[],
+        &[Some(0)],
+    );
+    check("on: db, expect: agent.lost = 0", &[], &[None]);
+}
+
+#[test]
+fn that_nothing_is_lost_is_told_where_everything_is_there() {
+    let losses = |assertion: &str| -> Vec<_> {
+        let judgements = World::new(assertion, &[]).judge(&[]);
+        judgements.iter().map(|judgement| judgement.loss).collect()
+    };
+    assert_eq!(
+        losses("from: web, expect: connect.refused = 0, by: from.node"),
+        [Some(0), Some(0)]
+    );
+    assert_eq!(losses("from: web, expect: connect.refused_ratio < 1%"), [Some(0)]);
+    assert_eq!(
+        losses("from: web, to: db, expect: connect.syn_dropped = 0"),
+        [Some(0)]
+    );
+    assert_eq!(losses("on: all, expect: agent.lag < 5s"), [None]);
 }
 
 #[test]
@@ -504,6 +576,7 @@ fn a_question_without_an_answer_is_unknown() {
     let moment = Moment {
         window: WINDOW,
         now_ns: world.now_ns,
+        expected_for: world.set.expected_for(),
         membership: &membership,
         roster: &world.roster,
         addresses: &world.addresses,

@@ -360,6 +360,61 @@ fn nodes_are_declared_once_and_with_labels() {
 }
 
 #[test]
+fn how_long_nodes_are_expected_is_said_once_and_within_bounds() {
+    let assertions = "assertions: [{ name: a, expect: connect.count > 1, over: 5s, deadline: 5m }]\n";
+    let text = |time: &str| format!("expect_nodes_for: {time}\n{assertions}");
+    let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+    assert_eq!(
+        parsed(assertions).expect("it is right").expected_for(),
+        minutes(60)
+    );
+    for (time, expected) in [("5m", 5), ("90m", 90), ("1d", 24 * 60)] {
+        let found = parsed(&text(time)).expect(time);
+        assert_eq!(found.expected_for(), minutes(expected), "{time}");
+    }
+    let declared = "from 1m to 1d: a node that is to be missed for longer is declared, under `nodes`";
+    for (time, expected) in [
+        ("4m", "no less than the longest `deadline`, which is 5m of `a`"),
+        ("59s", declared),
+        ("25h", declared),
+        ("0s", declared),
+        ("60", "a time with its unit, such as 30m or 6h; `60` is none"),
+        ("-1h", "a time with its unit, such as 30m or 6h; `-1h` is none"),
+    ] {
+        assert_eq!(
+            faults(&text(time)),
+            [format!("1: `expect_nodes_for` is {expected}")],
+            "{time}"
+        );
+    }
+    assert_eq!(faults(&text("[1h]")), ["1: expected a text, this is a list"]);
+    assert_eq!(faults(&text("")), ["1: expected a text, this is nothing"]);
+    let sources = ["1.yaml", "2.yaml"].map(|file| Source {
+        file,
+        text: "expect_nodes_for: 2h\n",
+    });
+    let problems = set(&sources, columns).expect_err("there are two");
+    assert_eq!(
+        problems[0].to_string(),
+        "2.yaml:1:19: `expect_nodes_for` is in 1.yaml, line 1 already, and holds for all files\n  expect_nodes_for: 2h\n                    ^"
+    );
+}
+
+#[test]
+fn a_key_is_not_forgotten_before_it_is_judged_again() {
+    let text = "
+expect_nodes_for: 1m
+assertions:
+  - { name: often, expect: connect.count > 1, over: 5s, by: service }
+  - { name: rare, expect: connect.count > 1, over: 3h, every: 3h, by: service }
+";
+    let found = parsed(text).expect("it is right");
+    let remembered = |at: usize| found.remembered_for(&found.assertions[at]);
+    assert_eq!(remembered(0), Duration::from_secs(120));
+    assert_eq!(remembered(1), Duration::from_secs(6 * 3_600));
+}
+
+#[test]
 fn every_key_of_an_assertion_tells_its_own_fault() {
     let text = "
 groups: { web: role = web }

@@ -21,6 +21,7 @@ fn notification(key: &str, verdict: Verdict) -> Notification {
             condition: "connect.p99 < 20ms".into(),
             value: Some(35_000.0),
             samples: 812,
+            loss: Some(0),
             cause: String::new(),
             evidence: r#"{"readings":[]}"#.into(),
             severity: "page".into(),
@@ -84,6 +85,7 @@ fn a_webhook_without_a_template_gets_everything() {
          812 samples"
     );
     assert_eq!(second["evidence"]["readings"], json!([]));
+    assert_eq!((&second["samples"], &second["loss"]), (&json!(812), &json!(0)));
 }
 
 #[test]
@@ -183,6 +185,9 @@ fn a_line_names_the_cause_that_the_kernels_tell() {
         assert!(text.ends_with(end), "{text}");
     };
     check(&one, "expected connect.p99 < 20ms, 1 sample");
+    one.change.loss = Some(7);
+    check(&one, "1 sample, 7 lost");
+    one.change.loss = None;
     one.change.evidence = json!({ "causes": [
         { "cause": "refused", "by": "its own kernel" },
         { "cause": "no_listener", "by": "both ends" },

@@ -40,6 +40,7 @@ fn change(at: i64, verdict: Verdict) -> Change {
         condition: "connect.p99 < 20ms".into(),
         value: Some(1.0),
         samples: 1,
+        loss: Some(0),
         cause: String::new(),
         evidence: "{}".into(),
         severity: "page".into(),

@@ -16,6 +16,7 @@ CREATE OR REPLACE VIEW verdict_changes{everywhere}
     value Float64 COMMENT 'What was read, in the unit of its signal: microseconds, shares of one, bytes, or a number',
     threshold Float64 COMMENT 'What it was held against, in the same unit',
     samples UInt64 COMMENT 'How many rows the value was made of',
+    loss Nullable(UInt64) COMMENT 'Rows of the window, or system calls, that are known to be lost on the nodes that the key depends on, to a second. Of a rule of an objective: of its short window. 0: none is. NULL: none is known to be, and nobody knows that none is, or it is about what agents report of themselves',
     lag_us UInt64 COMMENT 'From the end of the window until it was judged, microseconds',
     flaps UInt32 COMMENT 'How often it has become violated',
     silenced Bool COMMENT 'A silence says that nobody shall be told',
@@ -25,7 +26,7 @@ CREATE OR REPLACE VIEW verdict_changes{everywhere}
     revision UInt32 COMMENT '0, or how often the window was judged again because rows came late'
 )
 AS SELECT
-    node, assertion, key, verdict, previous, is_transition, since, window_from, window_to, judged_at, cause, condition, has_value, value, threshold, samples, lag_us, flaps, silenced, severity, labels, evidence, revision
+    node, assertion, key, verdict, previous, is_transition, since, window_from, window_to, judged_at, cause, condition, has_value, value, threshold, samples, loss, lag_us, flaps, silenced, severity, labels, evidence, revision
 FROM verdict_records
 WHERE is_transition OR revision > 0
 COMMENT 'Every change of a verdict, and what was said otherwise once rows had come late: of the rows for one window the one with the highest revision is right';

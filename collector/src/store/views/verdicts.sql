@@ -16,6 +16,7 @@ CREATE OR REPLACE VIEW verdicts{everywhere}
     value Float64 COMMENT 'What was read, in the unit of its signal: microseconds, shares of one, bytes, or a number',
     threshold Float64 COMMENT 'What it was held against, in the same unit',
     samples UInt64 COMMENT 'How many rows the value was made of',
+    loss Nullable(UInt64) COMMENT 'Rows of the window, or system calls, that are known to be lost on the nodes that the key depends on, to a second. Of a rule of an objective: of its short window. 0: none is. NULL: none is known to be, and nobody knows that none is, or it is about what agents report of themselves',
     lag_us UInt64 COMMENT 'From the end of the window until it was judged, microseconds',
     flaps UInt32 COMMENT 'How often it has become violated',
     silenced Bool COMMENT 'A silence says that nobody shall be told',
@@ -25,13 +26,34 @@ CREATE OR REPLACE VIEW verdicts{everywhere}
     revision UInt32 COMMENT '0, or how often the window was judged again because rows came late'
 )
 AS SELECT
-    node, assertion, key, verdict, previous, is_transition, since, window_from, window_to, judged_at, cause, condition, has_value, value, threshold, samples, lag_us, flaps, silenced, severity, labels, evidence, revision
-FROM
+    node, assertion, key, verdict, previous, is_transition, since, window_from, window_to, judged_at, cause, condition, has_value, value, threshold, samples, loss, lag_us, flaps, silenced, severity, labels, evidence, revision
+FROM verdict_records
+-- Which rows are the last is decided by their short columns: of all others the evidence need not be kept.
+WHERE judged_at > now64(9, 'UTC') - INTERVAL 1 DAY - INTERVAL 22 MINUTE AND (assertion, key, window_to, revision) GLOBAL IN
 (
-    SELECT * FROM verdict_records
-    WHERE judged_at > now64(9, 'UTC') - INTERVAL 5 MINUTE
-    ORDER BY window_to DESC, revision DESC LIMIT 1 BY assertion, key
-) AS latest
+    SELECT assertion, key, last.1, last.2 FROM
+    (
+        SELECT assertion, key, max((window_to, revision)) AS last FROM verdict_records
+        WHERE judged_at > now64(9, 'UTC') - INTERVAL 1 DAY - INTERVAL 22 MINUTE AND
+        (
+            judged_at > now64(9, 'UTC') - INTERVAL 15 MINUTE
+            -- Windows of 150 s and more may be judged only once in their length, and be told so late as twice the longest deadline
+            -- allows. Those of rules of objectives, whose conditions have a window of their own, are judged each minute.
+            OR (
+                toUnixTimestamp64Nano(window_to) - toUnixTimestamp64Nano(window_from) >= 150000000000
+                AND judged_at > subtractNanoseconds(
+                    now64(9, 'UTC') - INTERVAL 22 MINUTE,
+                    toUnixTimestamp64Nano(window_to) - toUnixTimestamp64Nano(window_from)
+                )
+                AND position(condition, ' over ') = 0
+            )
+            -- The last word on a key has a window of a nanosecond, whatever its windows were.
+            OR toUnixTimestamp64Nano(window_to) - toUnixTimestamp64Nano(window_from) < 2
+        )
+        GROUP BY assertion, key
+    )
+)
 -- Of a key that is judged no more, nothing is said now.
-WHERE evidence NOT LIKE '_"is_over":true_'
-COMMENT 'The verdicts of now: the latest of each assertion and key within five minutes';
+AND evidence NOT LIKE '_"is_over":true_'
+LIMIT 1 BY assertion, key
+COMMENT 'The verdicts of now: the latest of each assertion and key that may be judged still. Where nobody judges any more, for a quarter of an hour, and of windows that are longer than that for as long as these are: window_to says of when it is';
