@@ -29,7 +29,6 @@ use crate::assertion::evaluate::{
 use crate::assertion::group::Membership;
 use crate::assertion::parts::Parts;
 use crate::assertion::plan::{self, Schedule};
-use crate::assertion::signal::Rows;
 use crate::assertion::state::{Machine, Outcome, Rules, Verdict};
 use crate::assertion::{Assertion, Set, worst};
 use crate::seat::Seat;
@@ -829,10 +828,6 @@ impl Engine {
         let moment = self.moment(window, now_ns);
         let mut state = (false, false);
         for assertion in self.watchers(at) {
-            if is_of_agents(assertion) {
-                state.1 = true;
-                continue;
-            }
             let (waited_for, ready) = Observers::of(assertion, &moment).waiting();
             state = (state.0 || waited_for, state.1 || ready);
         }
@@ -1085,11 +1080,6 @@ const STORE_PATIENCE_NS: i64 = 100_000_000_000;
 /// Which nodes of a roster belong to the groups of a set.
 fn membership(set: &Set, roster: &Roster) -> Membership {
     Membership::of(&set.groups, &roster.nodes.iter().map(|node| &node.labelled))
-}
-
-fn is_of_agents(assertion: &Assertion) -> bool {
-    let mut conditions = assertion.expect.iter();
-    conditions.all(|condition| condition.signal.signal.rows == Rows::Agents)
 }
 
 /// The window of which a judgement is taken.

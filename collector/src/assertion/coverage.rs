@@ -55,6 +55,16 @@ pub enum Need {
     Attempts,
     /// What is read every 10 s, and is in the store soon after; and what of it can be switched off.
     Samples(Option<Switch>),
+    /// What an agent has counted by the window's end, as a report after it says.
+    Counts,
+    /// What the agent's last report says, if it came after the window's end.
+    Report,
+}
+
+impl Need {
+    fn is_of_rows(self) -> bool {
+        !matches!(self, Self::Counts | Self::Report)
+    }
 }
 
 /// How a node stands to a window.
@@ -127,6 +137,7 @@ impl FlawKind {
     /// Whether what is needed suffers from it. The lower the number, the rather it is told.
     fn rank(self, need: Need) -> Option<u8> {
         match (self, need) {
+            (_, Need::Report) => None,
             (Self::Clock { .. }, _) => Some(0),
             (Self::NotWatched, _) => Some(1),
             (Self::Off { switch, .. }, Need::Samples(Some(needed))) if switch == needed => Some(2),
@@ -267,6 +278,7 @@ impl Coverage {
         let is_told = match need {
             Need::Records | Need::Samples(_) => last.records_ns > 0,
             Need::Attempts => last.attempts_ns > 0 || last.records_ns == 0,
+            Need::Counts | Need::Report => true,
         };
         if let Some(flaw) = known.worst(window, need) {
             // What is known to be wrong stays wrong, however long one waits.
@@ -294,7 +306,7 @@ impl Coverage {
         if until_ns >= window.to_ns && is_told {
             return Standing::Complete;
         }
-        if is_heard && known.has_no_watermark() {
+        if is_heard && need.is_of_rows() && known.has_no_watermark() {
             return Standing::Incomplete(Cause::NoWatermark { node: name() });
         }
         if is_heard && !is_told {
@@ -334,16 +346,16 @@ impl Coverage {
         self.nodes.is_empty()
     }
 
-    /// Whether anything was heard of the node within the last 10 s. `None`: nothing ever was.
-    pub fn is_up(&self, node: &str, now_ns: i64) -> Option<bool> {
+    /// Whether anything was heard of the node within the 10 s before, or since. `None`: nothing ever was.
+    pub fn is_up(&self, node: &str, at_ns: i64) -> Option<bool> {
         let last = &self.nodes.get(node)?.last;
-        Some(now_ns.saturating_sub(last.received_ns) <= ns(HEARD_WITHIN))
+        Some(at_ns.saturating_sub(last.received_ns) <= ns(HEARD_WITHIN))
     }
 
-    /// How far what is stored of it is behind.
-    pub fn lag_ns(&self, node: &str, now_ns: i64) -> Option<i64> {
+    /// How far what is stored of it is behind a moment.
+    pub fn lag_ns(&self, node: &str, at_ns: i64) -> Option<i64> {
         let records_ns = self.nodes.get(node)?.last.records_ns;
-        (records_ns > 0).then(|| now_ns.saturating_sub(records_ns).max(0))
+        (records_ns > 0).then(|| at_ns.saturating_sub(records_ns).max(0))
     }
 
     pub fn clock_offset_ns(&self, node: &str) -> Option<i64> {
@@ -384,6 +396,8 @@ impl Node {
             Need::Records => self.last.records_ns,
             Need::Samples(_) => self.last.records_ns - SAMPLES_MARGIN_NS,
             Need::Attempts => self.last.attempts_ns,
+            Need::Counts => self.last.observed_ns,
+            Need::Report => self.last.received_ns,
         }
     }
 
@@ -419,6 +433,9 @@ impl Node {
         self.flaws
             .iter()
             .filter(|flaw| flaw.touches(window))
+            // Before its first start an agent had nothing to count; what came of one start while the next was not there yet,
+            // none of them tells.
+            .filter(|flaw| need != Need::Counts || !flaw.is_before_all())
             .filter_map(|flaw| Some((flaw.kind.rank(need)?, flaw)))
             .min_by_key(|(rank, _)| *rank)
             .map(|(_, flaw)| flaw)
@@ -461,6 +478,11 @@ impl FlawKind {
 }
 
 impl Flaw {
+    /// Whether nobody watched before it.
+    fn is_before_all(&self) -> bool {
+        self.kind == FlawKind::NotWatched && self.from_ns == i64::MIN
+    }
+
     fn touches(&self, window: Window) -> bool {
         self.from_ns < window.to_ns && self.to_ns > window.from_ns
     }

@@ -12,7 +12,7 @@ use super::condition::Condition;
 use super::coverage::{Coverage, Need, Standing, Window};
 use super::group::{Labelled, Members, Membership};
 use super::plan::{Place, Planned};
-use super::signal::{End, Measure, OfAgent, QUANTILES, Rows, Sum, Times};
+use super::signal::{End, Measure, OfAgent, QUANTILES, Rows, Signal, Sum, Times};
 use super::state::Outcome;
 use super::{Assertion, Dimension, NoData, Subject, Target, TargetPlace};
 use crate::filter::Operator;
@@ -284,7 +284,8 @@ impl<'a> Observers<'a> {
             if !is_owing(standing) {
                 continue;
             }
-            for &need in needs {
+            // What the last report says is told of now.
+            for &need in needs.iter().filter(|need| **need != Need::Report) {
                 let (now_ns, deadline) = (moment.now_ns, assertion.deadline);
                 let window = watched(assertion, moment);
                 let standing = moment.coverage.standing(name, window, need, now_ns, deadline);
@@ -339,7 +340,7 @@ pub fn is_owing(standing: &Standing) -> bool {
 fn needs(assertion: &Assertion) -> (Vec<Need>, Vec<Need>) {
     let (mut own, mut of_targets) = (Vec::new(), Vec::new());
     for condition in &assertion.expect {
-        let Some(need) = condition.signal.signal.rows.need() else {
+        let Some(need) = condition.signal.signal.need() else {
             continue;
         };
         let needs = if is_of_target(assertion, condition) {
@@ -401,6 +402,18 @@ impl Rows {
             // Whatever is asked: attempts come last.
             Self::Sql => Some(Need::Attempts),
             Self::Agents => None,
+        }
+    }
+}
+
+impl Signal {
+    /// What has to be there of an agent for a reading to be right; `None`: it is told of now, by whether and what was heard.
+    pub fn need(&self) -> Option<Need> {
+        match self.measure {
+            Measure::Agent(OfAgent::Up | OfAgent::Lag) => None,
+            Measure::Agent(OfAgent::ClockOffset) => Some(Need::Report),
+            Measure::Agent(OfAgent::Missing | OfAgent::Lost | OfAgent::Dropped) => Some(Need::Counts),
+            _ => self.rows.need(),
         }
     }
 }
@@ -489,7 +502,10 @@ pub fn judge(
         };
         match standing {
             Standing::Waiting => is_waiting = true,
-            Standing::Incomplete(cause) => judgements.push(unknown(key, cause)),
+            Standing::Incomplete(cause) => {
+                let failing = judge_failing(assertion, moment, observers, &key);
+                judgements.push(failing.unwrap_or_else(|| unknown(key, cause)));
+            }
             Standing::Complete => {
                 let found = cells.get(&key).map_or(&[][..], Vec::as_slice);
                 judgements.push(judge_key(
@@ -506,6 +522,43 @@ pub fn judge(
             vec![judge_quorum(quorum.share, &judgements, beyond)]
         }
     }
+}
+
+/// What fails whatever is not known: a condition that needs no rows, such as `node.up = true`.
+fn judge_failing(
+    assertion: &Assertion,
+    moment: &Moment<'_>,
+    observers: &Observers<'_>,
+    key: &Key,
+) -> Option<Judgement> {
+    let is_of_now = |condition: &Condition| condition.signal.signal.need().is_none();
+    if !assertion.expect.iter().any(is_of_now) {
+        return None;
+    }
+    let mut by = assertion.by.iter();
+    let own = by.position(|dimension| *dimension == assertion.own_node());
+    let own = own.and_then(|at| key.get(at));
+    let nodes = observers.nodes.iter().map(|(node, _)| *node);
+    let nodes: Vec<&str> = nodes.filter(|node| own.is_none_or(|own| own == node)).collect();
+    let reading = |condition: &Condition| {
+        if is_of_now(condition) && !nodes.is_empty() {
+            read_agents(condition, &nodes, moment)
+        } else {
+            Reading::default()
+        }
+    };
+    let readings: Vec<Reading> = assertion.expect.iter().map(reading).collect();
+    let decisive = readings
+        .iter()
+        .position(|reading| reading.passed == Some(false))?;
+    Some(Judgement {
+        key: key.clone(),
+        outcome: Outcome::Failed,
+        cause: None,
+        readings,
+        decisive,
+        may_come: false,
+    })
 }
 
 fn unknown(key: Key, cause: Cause) -> Judgement {
@@ -861,7 +914,7 @@ fn read_agents(condition: &Condition, nodes: &[&str], moment: &Moment<'_>) -> Re
     let of = |node: &&str| match what {
         OfAgent::Up => moment
             .coverage
-            .is_up(node, moment.now_ns)
+            .is_up(node, moment.window.to_ns)
             .or(Some(false))
             .map(|is_up| f64::from(u8::from(is_up))),
         OfAgent::ClockOffset => moment
@@ -870,7 +923,7 @@ fn read_agents(condition: &Condition, nodes: &[&str], moment: &Moment<'_>) -> Re
             .map(|offset_ns| (offset_ns.unsigned_abs() / 1_000) as f64),
         OfAgent::Lag => moment
             .coverage
-            .lag_ns(node, moment.now_ns)
+            .lag_ns(node, moment.window.to_ns)
             .map(|ns| (ns / 1_000) as f64),
         OfAgent::Missing => counted(moment.coverage.missing(node, moment.window)),
         OfAgent::Lost => counted(moment.coverage.lost(node, moment.window)),

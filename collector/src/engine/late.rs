@@ -8,9 +8,9 @@
 use std::collections::VecDeque;
 
 use super::{Engine, Kept, MINUTES_SETTLE_NS, Said, Step, advance, ns, record, rules};
+use crate::assertion::condition::Condition;
 use crate::assertion::coverage::{Need, Standing, Window};
 use crate::assertion::evaluate::{Judgement, Key, Observers, is_owing};
-use crate::assertion::signal::Rows;
 use crate::assertion::state::{Machine, Verdict};
 use crate::store::StoreError;
 
@@ -190,13 +190,10 @@ impl Engine {
     /// Whether it is news of a key.
     fn put(&mut self, assertion: usize, window: Window, judgement: &Judgement) -> bool {
         let assertion = &self.set.assertions[assertion];
-        let is_of_now = |rows| rows == Rows::Agents;
-        if assertion
-            .expect
-            .iter()
-            .any(|condition| is_of_now(condition.signal.signal.rows))
-        {
-            // What an agent reports of itself is told of now, and that window is long over.
+        let is_of_now =
+            |condition: &Condition| matches!(condition.signal.signal.need(), None | Some(Need::Report));
+        if assertion.expect.iter().any(is_of_now) {
+            // How an agent is, it tells of now, and that window is long over.
             return false;
         }
         let keys = self.keys.entry(assertion.name.clone()).or_default();

@@ -53,17 +53,7 @@ impl World {
         for (name, ..) in names {
             let until = if silent.contains(&name) { 30 } else { 62 };
             for at in -10..=until {
-                let at_ns = T + at * SECOND;
-                coverage.hear(&Report {
-                    node: name.to_owned(),
-                    agent_epoch: 1,
-                    observed_ns: at_ns,
-                    received_ns: at_ns,
-                    records_ns: at_ns - SECOND,
-                    attempts_ns: at_ns - SECOND,
-                    watches: on(),
-                    ..Report::default()
-                });
+                coverage.hear(&report(name, 1, at));
             }
         }
         Self {
@@ -121,6 +111,21 @@ impl World {
                     .to_owned()
             })
             .collect()
+    }
+}
+
+/// What a start of a node's agent says so many seconds after the window's begin.
+fn report(node: &str, agent_epoch: u64, at: i64) -> Report {
+    let at_ns = T + at * SECOND;
+    Report {
+        node: node.to_owned(),
+        agent_epoch,
+        observed_ns: at_ns,
+        received_ns: at_ns,
+        records_ns: at_ns - SECOND,
+        attempts_ns: at_ns - SECOND,
+        watches: on(),
+        ..Report::default()
     }
 }
 
@@ -390,6 +395,45 @@ fn what_the_agents_say_of_themselves_is_judged_without_rows() {
     assert_eq!(up(&["web-1"]), ["db-1 Passed", "web-1 Failed", "web-2 Passed"]);
     let lag = World::new("on: all, expect: agent.lag < 5s", &["web-1"]);
     assert_eq!(lag.said(&[]), ["Failed"]);
+}
+
+#[test]
+fn of_a_silent_node_it_is_not_known_what_it_lost_since_or_what_time_it_has() {
+    for expect in [
+        "agent.missing = 0",
+        "agent.lost = 0",
+        "agent.dropped = 0",
+        "node.clock_offset < 500ms",
+    ] {
+        let mut world = World::new(&format!("on: web, expect: {expect}, by: on.node"), &["web-1"]);
+        assert_eq!(
+            world.said(&[]),
+            ["web-1 Unknown: web-1 is silent", "web-2 Passed"],
+            "{expect}"
+        );
+        // What it says next is waited for.
+        world.now_ns = T + 65 * SECOND;
+        world.coverage = Coverage::default();
+        for (node, until) in [("web-1", 59), ("web-2", 60)] {
+            for at in 0..=until {
+                world.coverage.hear(&report(node, 1, at));
+            }
+        }
+        assert_eq!(world.said(&[]), ["web-2 Passed"], "{expect}");
+        // What came of a start until the next, nobody tells; what time it is now, the next one does.
+        world.coverage.hear(&report("web-1", 2, 62));
+        let restarted = match expect {
+            "node.clock_offset < 500ms" => "web-1 Passed",
+            _ => "web-1 Unknown: web-1 was not watched all the time: its agent started",
+        };
+        assert_eq!(world.said(&[]), [restarted, "web-2 Passed"], "{expect}");
+    }
+    // That it is not there is known all the same.
+    let both = "on: web, expect: [node.clock_offset < 500ms, node.up = true], by: on.node";
+    let judged = World::new(both, &["web-1"]).judge(&[]);
+    let outcomes: Vec<_> = judged.iter().map(|judgement| judgement.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Failed, Outcome::Passed]);
+    assert_eq!(judged[0].decisive, 1);
 }
 
 #[test]
