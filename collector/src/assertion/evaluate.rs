@@ -488,14 +488,16 @@ pub fn judge(
         .position(|dimension| *dimension == assertion.own_node());
     let mut is_waiting = false;
     for key in keys {
-        let standing = match own.map(|at| &key[at]) {
+        // Where there is no key, anybody's rows might have told of one.
+        let standing = match own.and_then(|at| key.get(at)) {
             None => everybody.clone(),
             Some(node) => match observers.nodes.iter().find(|(name, _)| name == node) {
                 Some((_, standing)) => standing.clone(),
                 None => Standing::Incomplete(Cause::Gone { node: node.clone() }),
             },
         };
-        let of_target = target.and_then(|at| observers.targets.iter().find(|(name, _)| *name == key[at]));
+        let target = target.and_then(|at| key.get(at));
+        let of_target = target.and_then(|target| observers.targets.iter().find(|(name, _)| name == target));
         let standing = match of_target {
             Some((_, of_target)) => worse(standing, of_target.clone()),
             None => worse(standing, all_targets.clone()),
@@ -505,6 +507,9 @@ pub fn judge(
             Standing::Incomplete(cause) => {
                 let failing = judge_failing(assertion, moment, observers, &key);
                 judgements.push(failing.unwrap_or_else(|| unknown(key, cause)));
+            }
+            Standing::Complete if key.len() < assertion.by.len() => {
+                judgements.push(judge_nothing(assertion, moment, key));
             }
             Standing::Complete => {
                 let found = cells.get(&key).map_or(&[][..], Vec::as_slice);
@@ -561,6 +566,28 @@ fn judge_failing(
     })
 }
 
+/// There is no key: no node that has to be there, and no row that would tell of one.
+fn judge_nothing(assertion: &Assertion, moment: &Moment<'_>, key: Key) -> Judgement {
+    if let Some(members) = target_members(assertion)
+        && moment.nodes(members).next().is_none()
+    {
+        let members = members_text(members);
+        return unknown(key, Cause::NoNodes { members });
+    }
+    let needed = assertion.min_samples.max(1);
+    let nothing = unknown(key, Cause::TooFewSamples { samples: 0, needed });
+    let outcome = match assertion.no_data {
+        NoData::Unknown => return nothing,
+        NoData::Holds => Outcome::Passed,
+        NoData::Violated => Outcome::Failed,
+    };
+    Judgement {
+        outcome,
+        cause: None,
+        ..nothing
+    }
+}
+
 fn unknown(key: Key, cause: Cause) -> Judgement {
     Judgement {
         key,
@@ -584,11 +611,24 @@ fn expected(
     if assertion.sql.is_some() {
         // What its rows are called, and nothing else.
         keys.extend(known.iter().filter(|key| !key.is_empty()).cloned());
-        if keys.is_empty() {
-            keys.insert(Key::new());
-        }
-        return keys;
+    } else {
+        keys.extend(lasting(assertion, moment, observers, known));
     }
+    // That there is none is said too.
+    if keys.is_empty() {
+        keys.insert(Key::new());
+    }
+    keys
+}
+
+/// The keys that are judged whether or not they have rows: those that have to be there, and those that had rows before.
+fn lasting(
+    assertion: &Assertion,
+    moment: &Moment<'_>,
+    observers: &Observers<'_>,
+    known: &BTreeSet<Key>,
+) -> BTreeSet<Key> {
+    let mut keys = BTreeSet::new();
     if assertion.quorum.is_none() {
         keys.extend(
             known

@@ -542,6 +542,43 @@ fn a_group_without_nodes_is_unknown() {
 }
 
 #[test]
+fn where_there_is_no_key_nothing_is_known_and_that_is_said() {
+    for (by, no_data) in [
+        ("by: service", "Unknown: no data in the window"),
+        ("by: [from.node, to.node]", "Unknown: no data in the window"),
+        ("by: comm, no_data: holds", "Passed"),
+        ("by: comm, no_data: violated", "Failed"),
+        (
+            "by: to.node, quorum: '>= 50% of nodes'",
+            "Unknown: no data in the window",
+        ),
+    ] {
+        let world = |to: &str, silent: &[&str]| {
+            let assertion = format!("from: web, to: {to}, expect: connect.refused = 0, {by}");
+            World::new(&assertion, silent)
+        };
+        assert_eq!(world("10.0.0.9", &[]).said(&[]), [no_data], "{by}");
+        assert_eq!(
+            world("10.0.0.0/24", &["web-2"]).said(&[]),
+            ["Unknown: web-2 is silent"],
+            "{by}"
+        );
+        assert_eq!(
+            world("role = cache", &[]).said(&[]),
+            ["Unknown: no node belongs to role = cache"],
+            "{by}"
+        );
+        // Rows may come yet.
+        let mut early = world("10.0.0.9", &["web-2"]);
+        early.now_ns = T + 35 * SECOND;
+        assert!(early.said(&[]).is_empty(), "{by}");
+        let rows = [attempts("web-1", &[(1, 0, 1)], 0)];
+        let keys = world("db", &[]).judge(&rows);
+        assert_eq!((keys.len(), keys[0].outcome), (1, Outcome::Passed), "{by}");
+    }
+}
+
+#[test]
 fn a_question_without_an_answer_is_unknown() {
     let world = World::new("from: web, expect: connect.refused = 0, by: from.node", &[]);
     let membership = world.membership();
