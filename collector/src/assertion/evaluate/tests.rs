@@ -580,7 +580,24 @@ fn where_there_is_no_key_nothing_is_known_and_that_is_said() {
 
 #[test]
 fn a_question_without_an_answer_is_unknown() {
-    let world = World::new("from: web, expect: connect.refused = 0, by: from.node", &[]);
+    let by = "from: web, expect: connect.refused = 0, by: from.node";
+    let quorum = format!("{by}, quorum: '>= 50% of nodes'");
+    for (assertion, keys) in [(by, &["web-1", "web-2"][..]), (&quorum, &[""])] {
+        let judged = unanswered(&World::new(assertion, &[]));
+        let causes: Vec<_> = judged
+            .iter()
+            .map(|judgement| (judgement.key.join(","), judgement.cause.clone()))
+            .collect();
+        let expected: Vec<_> = keys
+            .iter()
+            .map(|key| ((*key).to_owned(), Some(Cause::TooMany { most: 5 })))
+            .collect();
+        assert_eq!(causes, expected, "{assertion}");
+    }
+}
+
+/// What a window comes to of which the store gave too much.
+fn unanswered(world: &World) -> Vec<Judgement> {
     let membership = world.membership();
     let moment = Moment {
         window: WINDOW,
@@ -593,17 +610,12 @@ fn a_question_without_an_answer_is_unknown() {
     let assertion = &world.set.assertions[0];
     let observers = Observers::of(assertion, &moment);
     let answers = [Err(Cause::TooMany { most: 5 })];
-    let judged = judge(
+    judge(
         assertion,
         &world.schedule.assertions[0],
         &moment,
         &observers,
         &answers,
         &BTreeSet::new(),
-    );
-    let causes: Vec<_> = judged.iter().map(|judgement| judgement.cause.clone()).collect();
-    assert_eq!(
-        causes,
-        [Some(Cause::TooMany { most: 5 }), Some(Cause::TooMany { most: 5 })]
-    );
+    )
 }
