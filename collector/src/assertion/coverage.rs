@@ -57,13 +57,20 @@ pub enum Need {
     Samples(Option<Switch>),
     /// What an agent has counted by the window's end, as a report after it says.
     Counts,
-    /// What the agent's last report says, if it came after the window's end.
+    /// What the agent's last report says, which came 10 s before the window's end or later.
     Report,
+    /// Whether and what was heard of the agent: nothing, once somebody has listened for long enough.
+    Now,
 }
 
 impl Need {
     fn is_of_rows(self) -> bool {
-        !matches!(self, Self::Counts | Self::Report)
+        !matches!(self, Self::Counts | Self::Report | Self::Now)
+    }
+
+    /// Whether it is about how an agent is now: what comes later tells nothing of the window.
+    pub fn is_of_now(self) -> bool {
+        matches!(self, Self::Report | Self::Now)
     }
 }
 
@@ -137,7 +144,7 @@ impl FlawKind {
     /// Whether what is needed suffers from it. The lower the number, the rather it is told.
     fn rank(self, need: Need) -> Option<u8> {
         match (self, need) {
-            (_, Need::Report) => None,
+            (_, Need::Report | Need::Now) => None,
             (Self::Clock { .. }, _) => Some(0),
             (Self::NotWatched, _) => Some(1),
             (Self::Off { switch, .. }, Need::Samples(Some(needed))) if switch == needed => Some(2),
@@ -269,6 +276,10 @@ impl Coverage {
             }
         };
         let name = || node.to_owned();
+        // That nothing was heard says something of the node once it had the time to find a collector again.
+        if need == Need::Now && window.to_ns >= found_by_ns {
+            return Standing::Complete;
+        }
         let Some(known) = self.nodes.get(node) else {
             return late(Cause::Silent { node: name() });
         };
@@ -278,7 +289,7 @@ impl Coverage {
         let is_told = match need {
             Need::Records | Need::Samples(_) => last.records_ns > 0,
             Need::Attempts => last.attempts_ns > 0 || last.records_ns == 0,
-            Need::Counts | Need::Report => true,
+            Need::Counts | Need::Report | Need::Now => true,
         };
         if let Some(flaw) = known.worst(window, need) {
             // What is known to be wrong stays wrong, however long one waits.
@@ -397,7 +408,7 @@ impl Node {
             Need::Samples(_) => self.last.records_ns - SAMPLES_MARGIN_NS,
             Need::Attempts => self.last.attempts_ns,
             Need::Counts => self.last.observed_ns,
-            Need::Report => self.last.received_ns,
+            Need::Report | Need::Now => self.last.received_ns.saturating_add(ns(HEARD_WITHIN)),
         }
     }
 
@@ -687,6 +698,32 @@ mod tests {
         assert_eq!(standing(&coverage, 30, 61), Standing::Complete);
         coverage.listen_from(T + 40 * SECOND);
         assert_eq!(standing(&coverage, 65, 90), silent);
+    }
+
+    #[test]
+    fn who_was_not_heard_while_nobody_listened_is_not_called_down() {
+        let mut coverage = heard((0..=20).map(report));
+        let silent = Standing::Incomplete(Cause::Silent { node: "web".into() });
+        let now = |coverage: &Coverage, node: &str, to: i64, now: i64| {
+            let window = Window {
+                from_ns: T + (to - 5) * SECOND,
+                to_ns: T + to * SECOND,
+            };
+            let deadline = Duration::from_secs(10);
+            coverage.standing(node, window, Need::Now, T + now * SECOND, deadline)
+        };
+        for node in ["web", "never"] {
+            assert_eq!(now(&coverage, node, 40, 40), Standing::Complete);
+        }
+        coverage.listen_from(T + 55 * SECOND);
+        // It was heard shortly before.
+        assert_eq!(now(&coverage, "web", 30, 56), Standing::Complete);
+        assert_eq!(now(&coverage, "web", 40, 56), Standing::Waiting);
+        assert_eq!(now(&coverage, "web", 40, 65), silent);
+        // Somebody has listened for long enough.
+        assert_eq!(now(&coverage, "web", 65, 65), Standing::Complete);
+        coverage.hear(&report(66));
+        assert_eq!(now(&coverage, "web", 40, 66), Standing::Complete);
     }
 
     #[test]

@@ -284,8 +284,7 @@ impl<'a> Observers<'a> {
             if !is_owing(standing) {
                 continue;
             }
-            // What the last report says is told of now.
-            for &need in needs.iter().filter(|need| **need != Need::Report) {
+            for &need in needs.iter().filter(|need| !need.is_of_now()) {
                 let (now_ns, deadline) = (moment.now_ns, assertion.deadline);
                 let window = watched(assertion, moment);
                 let standing = moment.coverage.standing(name, window, need, now_ns, deadline);
@@ -407,10 +406,10 @@ impl Rows {
 }
 
 impl Signal {
-    /// What has to be there of an agent for a reading to be right; `None`: it is told of now, by whether and what was heard.
+    /// What has to be there of an agent for a reading to be right.
     pub fn need(&self) -> Option<Need> {
         match self.measure {
-            Measure::Agent(OfAgent::Up | OfAgent::Lag) => None,
+            Measure::Agent(OfAgent::Up | OfAgent::Lag) => Some(Need::Now),
             Measure::Agent(OfAgent::ClockOffset) => Some(Need::Report),
             Measure::Agent(OfAgent::Missing | OfAgent::Lost | OfAgent::Dropped) => Some(Need::Counts),
             _ => self.rows.need(),
@@ -541,7 +540,7 @@ fn judge_failing(
     observers: &Observers<'_>,
     key: &Key,
 ) -> Option<Judgement> {
-    let is_of_now = |condition: &Condition| condition.signal.signal.need().is_none();
+    let is_of_now = |condition: &Condition| condition.signal.signal.need() == Some(Need::Now);
     if !assertion.expect.iter().any(is_of_now) {
         return None;
     }
@@ -550,8 +549,16 @@ fn judge_failing(
     let own = own.and_then(|at| key.get(at));
     let nodes = observers.nodes.iter().map(|(node, _)| *node);
     let nodes: Vec<&str> = nodes.filter(|node| own.is_none_or(|own| own == node)).collect();
+    let is_known = |node: &&str| {
+        let (window, now_ns, deadline) = (moment.window, moment.now_ns, assertion.deadline);
+        let standing = moment
+            .coverage
+            .standing(node, window, Need::Now, now_ns, deadline);
+        standing == Standing::Complete
+    };
+    let are_known = !nodes.is_empty() && nodes.iter().all(is_known);
     let reading = |condition: &Condition| {
-        if is_of_now(condition) && !nodes.is_empty() {
+        if are_known && is_of_now(condition) {
             read_agents(condition, &nodes, moment)
         } else {
             Reading::default()

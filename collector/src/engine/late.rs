@@ -190,8 +190,7 @@ impl Engine {
     /// Whether it is news of a key.
     fn put(&mut self, assertion: usize, window: Window, judgement: &Judgement) -> bool {
         let assertion = &self.set.assertions[assertion];
-        let is_of_now =
-            |condition: &Condition| matches!(condition.signal.signal.need(), None | Some(Need::Report));
+        let is_of_now = |condition: &Condition| condition.signal.signal.need().is_some_and(Need::is_of_now);
         if assertion.expect.iter().any(is_of_now) {
             // How an agent is, it tells of now, and that window is long over.
             return false;
