@@ -1169,7 +1169,8 @@ fn take(
         history: None,
     });
     kept.machine = machine.clone();
-    if !judgement.readings.is_empty() {
+    // That nothing was there is a reading too.
+    if judgement.readings.iter().any(|reading| reading.samples > 0) {
         kept.seen_ns = now_ns;
     }
     let is_silenced = !place.silences.is_empty() && {
@@ -1333,6 +1334,45 @@ fn ns(time: Duration) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::assertion::evaluate::Reading;
+
+    #[test]
+    fn a_key_is_seen_in_windows_in_which_it_has_rows() {
+        const SECOND: i64 = 1_000_000_000;
+        let text = "assertions: [{ name: a, expect: connect.refused = 0, over: 5s, by: comm }]";
+        let set = files::declared(&[("a.yaml".to_owned(), text.to_owned())]);
+        let set = set.unwrap_or_else(|error| panic!("{error}"));
+        let key = vec!["curl".to_owned()];
+        let mut keys = BTreeMap::new();
+        for (at, samples, seen) in [(1, 3, 1), (2, 0, 1), (3, 1, 3), (4, 0, 3)] {
+            let judgement = Judgement {
+                key: key.clone(),
+                outcome: Outcome::Passed,
+                cause: None,
+                readings: vec![Reading {
+                    value: Some(0.0),
+                    samples,
+                    passed: Some(true),
+                }],
+                decisive: 0,
+                may_come: false,
+            };
+            let place = Taken {
+                window: Window {
+                    from_ns: (at - 5) * SECOND,
+                    to_ns: at * SECOND,
+                },
+                older: None,
+                every_ns: SECOND,
+                has_late: false,
+                heartbeat_ns: HEARTBEAT_NS,
+                now_ns: at * SECOND,
+                silences: &Silences::default(),
+            };
+            take(&set.assertions[0], &mut keys, judgement, place);
+            assert_eq!(keys[&key].seen_ns, seen * SECOND, "{at} s");
+        }
+    }
 
     #[test]
     fn what_is_not_looked_at_now_may_be_a_second_later() {
