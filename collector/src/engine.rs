@@ -660,8 +660,9 @@ impl Engine {
                 self.expect_nodes();
             }
             self.roster_ns = now_ns;
-            self.coverage
-                .forget_before(now_ns.saturating_sub(self.longest_ns() + 3600 * 1_000_000_000));
+            let reach_ns = now_ns.saturating_sub(self.longest_ns() + 3600 * 1_000_000_000);
+            let oldest_ns = self.oldest_ns().unwrap_or(reach_ns);
+            self.coverage.forget_before(reach_ns.min(oldest_ns));
         }
         Ok(())
     }

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Engine, Kept, MINUTES_SETTLE_NS, Said, Step, advance, ns, record, rules};
+use super::{Active, Engine, Kept, MINUTES_SETTLE_NS, Said, Step, advance, ns, record, rules};
 use crate::assertion::condition::Condition;
 use crate::assertion::coverage::{Need, Standing, Window};
 use crate::assertion::evaluate::{Judgement, Key, Observers, is_owing};
@@ -133,6 +133,16 @@ impl Engine {
                 came_ns,
             },
         );
+    }
+
+    /// When the oldest window begins that is to be judged yet, or again.
+    pub(super) fn oldest_ns(&self) -> Option<i64> {
+        let oldest = |active: &Active| {
+            let late = active.late.front().map(|late| late.window.from_ns);
+            let open = active.open.front().map(|tick| tick.window.from_ns);
+            late.into_iter().chain(open).min()
+        };
+        self.schedules.iter().filter_map(oldest).min()
     }
 
     /// Judges windows again whose rows have come, and works out anew what follows from them.
