@@ -27,13 +27,16 @@ const BEYOND: &str = "...";
 /// Whether a key goes on for as long as it is judged, however long nothing is seen of it: those that stand for other keys or
 /// for none, and nodes that are expected to be there.
 pub fn is_standing(assertion: &Assertion, key: &Key, roster: &Roster) -> bool {
-    let is_there = |name: &String| roster.nodes.iter().any(|node| node.labelled.node == *name);
     match (key.as_slice(), assertion.by.as_slice()) {
         ([], _) => true,
         ([only], _) if only == BEYOND => true,
-        ([only], [by]) if *by == assertion.own_node() || *by == Dimension::ToNode => is_there(only),
+        ([only], [by]) if *by == assertion.own_node() || *by == Dimension::ToNode => is_in(roster, only),
         _ => false,
     }
+}
+
+fn is_in(roster: &Roster, name: &str) -> bool {
+    roster.nodes.iter().any(|node| node.labelled.node == name)
 }
 
 /// How many kinds of sums there are.
@@ -497,6 +500,8 @@ pub fn judge(
             None => everybody.clone(),
             Some(node) => match observers.nodes.iter().find(|(name, _)| name == node) {
                 Some((_, standing)) => standing.clone(),
+                // It is there and belongs here no more: that is no key.
+                None if is_in(moment.roster, node) => continue,
                 None => Standing::Incomplete(Cause::Gone { node: node.clone() }),
             },
         };

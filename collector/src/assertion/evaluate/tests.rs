@@ -25,6 +25,8 @@ struct World {
     addresses: Addresses,
     coverage: Coverage,
     now_ns: i64,
+    /// Keys that there were before.
+    known: BTreeSet<Key>,
 }
 
 impl World {
@@ -63,6 +65,7 @@ impl World {
             roster,
             coverage,
             now_ns: T + 62 * SECOND,
+            known: BTreeSet::new(),
         }
     }
 
@@ -92,7 +95,7 @@ impl World {
             &moment,
             &observers,
             &answers,
-            &BTreeSet::new(),
+            &self.known,
         )
     }
 
@@ -541,6 +544,21 @@ fn a_group_without_nodes_is_unknown() {
         &[],
     );
     assert_eq!(world.said(&[]), ["Unknown: no node belongs to role = cache"]);
+}
+
+#[test]
+fn a_node_is_gone_if_it_is_not_there_and_not_if_it_belongs_elsewhere() {
+    let mut world = World::new("from: web, expect: connect.refused = 0, by: from.node", &[]);
+    // One of another group, and one that nobody has heard of for long.
+    world.known = ["db-1", "web-9"].map(|node| vec![node.to_owned()]).into();
+    assert_eq!(
+        world.said(&[]),
+        [
+            "web-1 Passed",
+            "web-2 Passed",
+            "web-9 Unknown: web-9 is gone: silent for 1h, and not expected any more"
+        ]
+    );
 }
 
 #[test]
