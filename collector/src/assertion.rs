@@ -85,6 +85,8 @@ pub struct Assertion {
     pub severity: String,
     pub labels: BTreeMap<String, String>,
     pub runbook: String,
+    /// The groups that it names, and those that these name, as they are declared.
+    pub groups: BTreeMap<String, String>,
     pub origin: Origin,
 }
 
@@ -247,12 +249,17 @@ impl Assertion {
             quorum,
             burn,
             sql,
+            groups,
             ..
         } = self;
-        let text = format!(
+        let mut text = format!(
             "{subject:?} {filter:?} {expect:?} {over:?} {every:?} {by:?} {pace:?} {clear_after:?} {hold:?} {min_samples} \
              {no_data:?} {quorum:?} {burn:?} {sql:?}"
         );
+        // Who belongs to a group changes as nodes come and go; whom it is about is another matter.
+        for (name, members) in groups {
+            text += &format!(" {name}: {members}");
+        }
         crc32fast::hash(text.as_bytes())
     }
 }

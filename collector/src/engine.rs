@@ -29,7 +29,6 @@ use crate::assertion::evaluate::{
 use crate::assertion::group::Membership;
 use crate::assertion::parts::Parts;
 use crate::assertion::plan::{self, Schedule};
-use crate::assertion::signal::Rows;
 use crate::assertion::state::{Machine, Outcome, Rules, Verdict};
 use crate::assertion::{Assertion, Set, worst};
 use crate::seat::Seat;
@@ -666,8 +665,9 @@ impl Engine {
                 self.expect_nodes();
             }
             self.roster_ns = now_ns;
-            self.coverage
-                .forget_before(now_ns.saturating_sub(self.longest_ns() + 3600 * 1_000_000_000));
+            let reach_ns = now_ns.saturating_sub(self.longest_ns() + 3600 * 1_000_000_000);
+            let oldest_ns = self.oldest_ns().unwrap_or(reach_ns);
+            self.coverage.forget_before(reach_ns.min(oldest_ns));
         }
         Ok(())
     }
@@ -834,10 +834,6 @@ impl Engine {
         let moment = self.moment(window, now_ns);
         let mut state = (false, false);
         for assertion in self.watchers(at) {
-            if is_of_agents(assertion) {
-                state.1 = true;
-                continue;
-            }
             let (waited_for, ready) = Observers::of(assertion, &moment).waiting();
             state = (state.0 || waited_for, state.1 || ready);
         }
@@ -1094,11 +1090,6 @@ fn membership(set: &Set, roster: &Roster) -> Membership {
     Membership::of(&set.groups, &roster.nodes.iter().map(|node| &node.labelled))
 }
 
-fn is_of_agents(assertion: &Assertion) -> bool {
-    let mut conditions = assertion.expect.iter();
-    conditions.all(|condition| condition.signal.signal.rows == Rows::Agents)
-}
-
 /// The window of which a judgement is taken.
 #[derive(Clone, Copy)]
 struct Taken<'a> {
@@ -1186,7 +1177,8 @@ fn take(
         history: None,
     });
     kept.machine = machine.clone();
-    if !judgement.readings.is_empty() {
+    // That nothing was there is a reading too.
+    if judgement.readings.iter().any(|reading| reading.samples > 0) {
         kept.seen_ns = now_ns;
     }
     let is_silenced = !place.silences.is_empty() && {
@@ -1351,6 +1343,45 @@ fn ns(time: Duration) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::assertion::evaluate::Reading;
+
+    #[test]
+    fn a_key_is_seen_in_windows_in_which_it_has_rows() {
+        const SECOND: i64 = 1_000_000_000;
+        let text = "assertions: [{ name: a, expect: connect.refused = 0, over: 5s, by: comm }]";
+        let set = files::declared(&[("a.yaml".to_owned(), text.to_owned())]);
+        let set = set.unwrap_or_else(|error| panic!("{error}"));
+        let key = vec!["curl".to_owned()];
+        let mut keys = BTreeMap::new();
+        for (at, samples, seen) in [(1, 3, 1), (2, 0, 1), (3, 1, 3), (4, 0, 3)] {
+            let judgement = Judgement {
+                key: key.clone(),
+                outcome: Outcome::Passed,
+                cause: None,
+                readings: vec![Reading {
+                    value: Some(0.0),
+                    samples,
+                    passed: Some(true),
+                }],
+                decisive: 0,
+                may_come: false,
+            };
+            let place = Taken {
+                window: Window {
+                    from_ns: (at - 5) * SECOND,
+                    to_ns: at * SECOND,
+                },
+                older: None,
+                every_ns: SECOND,
+                has_late: false,
+                heartbeat_ns: HEARTBEAT_NS,
+                now_ns: at * SECOND,
+                silences: &Silences::default(),
+            };
+            take(&set.assertions[0], &mut keys, judgement, place);
+            assert_eq!(keys[&key].seen_ns, seen * SECOND, "{at} s");
+        }
+    }
 
     #[test]
     fn what_is_not_looked_at_now_may_be_a_second_later() {

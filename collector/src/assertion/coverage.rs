@@ -55,6 +55,23 @@ pub enum Need {
     Attempts,
     /// What is read every 10 s, and is in the store soon after; and what of it can be switched off.
     Samples(Option<Switch>),
+    /// What an agent has counted by the window's end, as a report after it says.
+    Counts,
+    /// What the agent's last report says, which came 10 s before the window's end or later.
+    Report,
+    /// Whether and what was heard of the agent: nothing, once somebody has listened for long enough.
+    Now,
+}
+
+impl Need {
+    fn is_of_rows(self) -> bool {
+        !matches!(self, Self::Counts | Self::Report | Self::Now)
+    }
+
+    /// Whether it is about how an agent is now: what comes later tells nothing of the window.
+    pub fn is_of_now(self) -> bool {
+        matches!(self, Self::Report | Self::Now)
+    }
 }
 
 /// How a node stands to a window.
@@ -127,6 +144,7 @@ impl FlawKind {
     /// Whether what is needed suffers from it. The lower the number, the rather it is told.
     fn rank(self, need: Need) -> Option<u8> {
         match (self, need) {
+            (_, Need::Report | Need::Now) => None,
             (Self::Clock { .. }, _) => Some(0),
             (Self::NotWatched, _) => Some(1),
             (Self::Off { switch, .. }, Need::Samples(Some(needed))) if switch == needed => Some(2),
@@ -258,6 +276,10 @@ impl Coverage {
             }
         };
         let name = || node.to_owned();
+        // That nothing was heard says something of the node once it had the time to find a collector again.
+        if need == Need::Now && window.to_ns >= found_by_ns {
+            return Standing::Complete;
+        }
         let Some(known) = self.nodes.get(node) else {
             return late(Cause::Silent { node: name() });
         };
@@ -290,7 +312,7 @@ impl Coverage {
         if known.is_there(window, need) {
             return Standing::Complete;
         }
-        if is_heard && known.has_no_watermark() {
+        if is_heard && need.is_of_rows() && known.has_no_watermark() {
             return Standing::Incomplete(Cause::NoWatermark { node: name() });
         }
         if is_heard && !is_told {
@@ -330,16 +352,16 @@ impl Coverage {
         self.nodes.is_empty()
     }
 
-    /// Whether anything was heard of the node within the last 10 s. `None`: nothing ever was.
-    pub fn is_up(&self, node: &str, now_ns: i64) -> Option<bool> {
+    /// Whether anything was heard of the node within the 10 s before, or since. `None`: nothing ever was.
+    pub fn is_up(&self, node: &str, at_ns: i64) -> Option<bool> {
         let last = &self.nodes.get(node)?.last;
-        Some(now_ns.saturating_sub(last.received_ns) <= ns(HEARD_WITHIN))
+        Some(at_ns.saturating_sub(last.received_ns) <= ns(HEARD_WITHIN))
     }
 
-    /// How far what is stored of it is behind.
-    pub fn lag_ns(&self, node: &str, now_ns: i64) -> Option<i64> {
+    /// How far what is stored of it is behind a moment.
+    pub fn lag_ns(&self, node: &str, at_ns: i64) -> Option<i64> {
         let records_ns = self.nodes.get(node)?.last.records_ns;
-        (records_ns > 0).then(|| now_ns.saturating_sub(records_ns).max(0))
+        (records_ns > 0).then(|| at_ns.saturating_sub(records_ns).max(0))
     }
 
     pub fn clock_offset_ns(&self, node: &str) -> Option<i64> {
@@ -394,6 +416,8 @@ impl Node {
             Need::Records => self.last.records_ns,
             Need::Samples(_) => self.last.records_ns - SAMPLES_MARGIN_NS,
             Need::Attempts => self.last.attempts_ns,
+            Need::Counts => self.last.observed_ns,
+            Need::Report | Need::Now => self.last.received_ns.saturating_add(ns(HEARD_WITHIN)),
         }
     }
 
@@ -403,6 +427,7 @@ impl Node {
         match need {
             Need::Records | Need::Samples(_) => last.records_ns > 0,
             Need::Attempts => last.attempts_ns > 0 || last.records_ns == 0,
+            Need::Counts | Need::Report | Need::Now => true,
         }
     }
 
@@ -441,6 +466,9 @@ impl Node {
 
     fn worst(&self, window: Window, need: Need) -> Option<&Flaw> {
         self.touching(window)
+            // Before its first start an agent had nothing to count; what came of one start while the next was not there yet,
+            // none of them tells.
+            .filter(|flaw| need != Need::Counts || !flaw.is_before_all())
             .filter_map(|flaw| Some((flaw.kind.rank(need)?, flaw)))
             .min_by_key(|(rank, _)| *rank)
             .map(|(_, flaw)| flaw)
@@ -504,6 +532,11 @@ impl FlawKind {
 }
 
 impl Flaw {
+    /// Whether nobody watched before it.
+    fn is_before_all(&self) -> bool {
+        self.kind == FlawKind::NotWatched && self.from_ns == i64::MIN
+    }
+
     fn touches(&self, window: Window) -> bool {
         self.from_ns < window.to_ns && self.to_ns > window.from_ns
     }
@@ -780,6 +813,32 @@ mod tests {
         assert_eq!(standing(&coverage, 30, 61), Standing::Complete);
         coverage.listen_from(T + 40 * SECOND);
         assert_eq!(standing(&coverage, 65, 90), silent);
+    }
+
+    #[test]
+    fn who_was_not_heard_while_nobody_listened_is_not_called_down() {
+        let mut coverage = heard((0..=20).map(report));
+        let silent = Standing::Incomplete(Cause::Silent { node: "web".into() });
+        let now = |coverage: &Coverage, node: &str, to: i64, now: i64| {
+            let window = Window {
+                from_ns: T + (to - 5) * SECOND,
+                to_ns: T + to * SECOND,
+            };
+            let deadline = Duration::from_secs(10);
+            coverage.standing(node, window, Need::Now, T + now * SECOND, deadline)
+        };
+        for node in ["web", "never"] {
+            assert_eq!(now(&coverage, node, 40, 40), Standing::Complete);
+        }
+        coverage.listen_from(T + 55 * SECOND);
+        // It was heard shortly before.
+        assert_eq!(now(&coverage, "web", 30, 56), Standing::Complete);
+        assert_eq!(now(&coverage, "web", 40, 56), Standing::Waiting);
+        assert_eq!(now(&coverage, "web", 40, 65), silent);
+        // Somebody has listened for long enough.
+        assert_eq!(now(&coverage, "web", 65, 65), Standing::Complete);
+        coverage.hear(&report(66));
+        assert_eq!(now(&coverage, "web", 40, 66), Standing::Complete);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::condition::Condition;
 use super::coverage::{Coverage, Need, Standing, Window};
 use super::group::{Labelled, Members, Membership};
 use super::plan::{Place, Planned};
-use super::signal::{End, Measure, OfAgent, QUANTILES, Rows, Sum, Times};
+use super::signal::{End, Measure, OfAgent, QUANTILES, Rows, Signal, Sum, Times};
 use super::state::Outcome;
 use super::{Assertion, Dimension, NoData, Subject, Target, TargetPlace};
 use crate::filter::Operator;
@@ -28,13 +28,16 @@ const BEYOND: &str = "...";
 /// Whether a key goes on for as long as it is judged, however long nothing is seen of it: those that stand for other keys or
 /// for none, and nodes that are expected to be there.
 pub fn is_standing(assertion: &Assertion, key: &Key, roster: &Roster) -> bool {
-    let is_there = |name: &String| roster.nodes.iter().any(|node| node.labelled.node == *name);
     match (key.as_slice(), assertion.by.as_slice()) {
         ([], _) => true,
         ([only], _) if only == BEYOND => true,
-        ([only], [by]) if *by == assertion.own_node() || *by == Dimension::ToNode => is_there(only),
+        ([only], [by]) if *by == assertion.own_node() || *by == Dimension::ToNode => is_in(roster, only),
         _ => false,
     }
+}
+
+fn is_in(roster: &Roster, name: &str) -> bool {
+    roster.nodes.iter().any(|node| node.labelled.node == name)
 }
 
 /// How many kinds of sums there are.
@@ -328,7 +331,7 @@ impl<'a> Observers<'a> {
             if !is_owing(&seen.standing) {
                 continue;
             }
-            for &need in needs {
+            for &need in needs.iter().filter(|need| !need.is_of_now()) {
                 let (now_ns, deadline) = (moment.now_ns, assertion.deadline);
                 let window = watched(assertion, moment);
                 let standing = moment.coverage.standing(name, window, need, now_ns, deadline);
@@ -383,7 +386,7 @@ pub fn is_owing(standing: &Standing) -> bool {
 fn needs(assertion: &Assertion) -> (Vec<Need>, Vec<Need>) {
     let (mut own, mut of_targets) = (Vec::new(), Vec::new());
     for condition in &assertion.expect {
-        let Some(need) = condition.signal.signal.rows.need() else {
+        let Some(need) = condition.signal.signal.need() else {
             continue;
         };
         let needs = if is_of_target(assertion, condition) {
@@ -449,6 +452,18 @@ impl Rows {
     }
 }
 
+impl Signal {
+    /// What has to be there of an agent for a reading to be right.
+    pub fn need(&self) -> Option<Need> {
+        match self.measure {
+            Measure::Agent(OfAgent::Up | OfAgent::Lag) => Some(Need::Now),
+            Measure::Agent(OfAgent::ClockOffset) => Some(Need::Report),
+            Measure::Agent(OfAgent::Missing | OfAgent::Lost | OfAgent::Dropped) => Some(Need::Counts),
+            _ => self.rows.need(),
+        }
+    }
+}
+
 fn worse(one: Standing, other: Standing) -> Standing {
     match (one, other) {
         // To wait when it is known already that it cannot be told would tell nothing more.
@@ -486,7 +501,12 @@ pub fn judge(
     let (cells, targets) = match cells(assertion, planned, moment, observers, answers) {
         Ok(found) => found,
         Err(cause) => {
-            let keys = expected(assertion, moment, observers, known, &HashMap::new());
+            let keys = if assertion.quorum.is_some() {
+                // It has one verdict, whatever its keys are.
+                BTreeSet::from([Key::new()])
+            } else {
+                expected(assertion, moment, observers, known, &HashMap::new())
+            };
             let judgements = keys.into_iter().map(|key| unknown(key, cause.clone()));
             return judgements.collect();
         }
@@ -515,10 +535,13 @@ pub fn judge(
         .position(|dimension| *dimension == assertion.own_node());
     let mut is_waiting = false;
     for key in keys {
-        let seen = match own.map(|at| &key[at]) {
+        // Where there is no key, anybody's rows might have told of one.
+        let seen = match own.and_then(|at| key.get(at)) {
             None => everybody.clone(),
             Some(node) => match observers.nodes.iter().find(|(name, _)| name == node) {
                 Some((_, seen)) => seen.clone(),
+                // It is there and belongs here no more: that is no key.
+                None if is_in(moment.roster, node) => continue,
                 None => Seen {
                     standing: Standing::Incomplete(Cause::Gone {
                         node: node.clone(),
@@ -528,7 +551,8 @@ pub fn judge(
                 },
             },
         };
-        let of_target = target.and_then(|at| observers.targets.iter().find(|(name, _)| *name == key[at]));
+        let target = target.and_then(|at| key.get(at));
+        let of_target = target.and_then(|target| observers.targets.iter().find(|(name, _)| name == target));
         let Seen { standing, loss } = match of_target {
             Some((_, of_target)) => seen.and(of_target.clone()),
             None => seen.and(all_targets.clone()),
@@ -538,7 +562,11 @@ pub fn judge(
                 is_waiting = true;
                 continue;
             }
-            Standing::Incomplete(cause) => unknown(key, cause),
+            Standing::Incomplete(cause) => {
+                let failing = judge_failing(assertion, moment, observers, &key);
+                failing.unwrap_or_else(|| unknown(key, cause))
+            }
+            Standing::Complete if key.len() < assertion.by.len() => judge_nothing(assertion, moment, key),
             Standing::Complete => {
                 let found = cells.get(&key).map_or(&[][..], Vec::as_slice);
                 judge_key(assertion, planned, moment, observers, key, found, &targets)
@@ -556,6 +584,73 @@ pub fn judge(
             let loss = everybody.and(all_targets).loss;
             vec![Judgement { loss, ..judgement }]
         }
+    }
+}
+
+/// What fails whatever is not known: a condition that needs no rows, such as `node.up = true`.
+fn judge_failing(
+    assertion: &Assertion,
+    moment: &Moment<'_>,
+    observers: &Observers<'_>,
+    key: &Key,
+) -> Option<Judgement> {
+    let is_of_now = |condition: &Condition| condition.signal.signal.need() == Some(Need::Now);
+    if !assertion.expect.iter().any(is_of_now) {
+        return None;
+    }
+    let mut by = assertion.by.iter();
+    let own = by.position(|dimension| *dimension == assertion.own_node());
+    let own = own.and_then(|at| key.get(at));
+    let nodes = observers.nodes.iter().map(|(node, _)| *node);
+    let nodes: Vec<&str> = nodes.filter(|node| own.is_none_or(|own| own == node)).collect();
+    let is_known = |node: &&str| {
+        let (window, now_ns, deadline) = (moment.window, moment.now_ns, assertion.deadline);
+        let standing = moment
+            .coverage
+            .standing(node, window, Need::Now, now_ns, deadline);
+        standing == Standing::Complete
+    };
+    let are_known = !nodes.is_empty() && nodes.iter().all(is_known);
+    let reading = |condition: &Condition| {
+        if are_known && is_of_now(condition) {
+            read_agents(condition, &nodes, moment)
+        } else {
+            Reading::default()
+        }
+    };
+    let readings: Vec<Reading> = assertion.expect.iter().map(reading).collect();
+    let decisive = readings
+        .iter()
+        .position(|reading| reading.passed == Some(false))?;
+    Some(Judgement {
+        key: key.clone(),
+        outcome: Outcome::Failed,
+        cause: None,
+        readings,
+        decisive,
+        may_come: false,
+    })
+}
+
+/// There is no key: no node that has to be there, and no row that would tell of one.
+fn judge_nothing(assertion: &Assertion, moment: &Moment<'_>, key: Key) -> Judgement {
+    if let Some(members) = target_members(assertion)
+        && moment.nodes(members).next().is_none()
+    {
+        let members = members_text(members);
+        return unknown(key, Cause::NoNodes { members });
+    }
+    let needed = assertion.min_samples.max(1);
+    let nothing = unknown(key, Cause::TooFewSamples { samples: 0, needed });
+    let outcome = match assertion.no_data {
+        NoData::Unknown => return nothing,
+        NoData::Holds => Outcome::Passed,
+        NoData::Violated => Outcome::Failed,
+    };
+    Judgement {
+        outcome,
+        cause: None,
+        ..nothing
     }
 }
 
@@ -583,11 +678,24 @@ fn expected(
     if assertion.sql.is_some() {
         // What its rows are called, and nothing else.
         keys.extend(known.iter().filter(|key| !key.is_empty()).cloned());
-        if keys.is_empty() {
-            keys.insert(Key::new());
-        }
-        return keys;
+    } else {
+        keys.extend(lasting(assertion, moment, observers, known));
     }
+    // That there is none is said too.
+    if keys.is_empty() {
+        keys.insert(Key::new());
+    }
+    keys
+}
+
+/// The keys that are judged whether or not they have rows: those that have to be there, and those that had rows before.
+fn lasting(
+    assertion: &Assertion,
+    moment: &Moment<'_>,
+    observers: &Observers<'_>,
+    known: &BTreeSet<Key>,
+) -> BTreeSet<Key> {
+    let mut keys = BTreeSet::new();
     if assertion.quorum.is_none() {
         keys.extend(
             known
@@ -914,7 +1022,7 @@ fn read_agents(condition: &Condition, nodes: &[&str], moment: &Moment<'_>) -> Re
     let of = |node: &&str| match what {
         OfAgent::Up => moment
             .coverage
-            .is_up(node, moment.now_ns)
+            .is_up(node, moment.window.to_ns)
             .or(Some(false))
             .map(|is_up| f64::from(u8::from(is_up))),
         OfAgent::ClockOffset => moment
@@ -923,7 +1031,7 @@ fn read_agents(condition: &Condition, nodes: &[&str], moment: &Moment<'_>) -> Re
             .map(|offset_ns| (offset_ns.unsigned_abs() / 1_000) as f64),
         OfAgent::Lag => moment
             .coverage
-            .lag_ns(node, moment.now_ns)
+            .lag_ns(node, moment.window.to_ns)
             .map(|ns| (ns / 1_000) as f64),
         OfAgent::Missing => counted(moment.coverage.missing(node, moment.window)),
         OfAgent::Lost => counted(moment.coverage.lost(node, moment.window)),

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::condition::{self, Condition, Fault};
 use super::document::{self, Node, Source, Value};
+use super::evaluate::members_text;
 use super::group::{self, ALL, Members};
 use super::problem::{Problem, instead};
 use super::receiver::label_name;
@@ -485,10 +486,12 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
 
         let (name, origin) = name?;
         let (over, every) = window?;
+        let subject = subject?;
+        let groups = self.groups_of(&subject);
         let assertion = Assertion {
             name,
             description: description?,
-            subject: subject?,
+            subject,
             filter: filter?,
             min_samples: min_samples?.unwrap_or(0),
             expect: expect?,
@@ -510,6 +513,7 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             severity: severity?,
             labels: labels?,
             runbook: runbook?,
+            groups,
             origin,
         };
         let burns = burns?;
@@ -681,6 +685,28 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
             port,
             from: members_of(from)?,
         })
+    }
+
+    /// What the groups that a subject names are declared as.
+    fn groups_of(&self, subject: &Subject) -> BTreeMap<String, String> {
+        let mut found = BTreeMap::new();
+        let mut left: Vec<&Members> = match subject {
+            Subject::Client { from, to } => match &to.place {
+                Some(TargetPlace::Nodes(members)) => vec![from, members],
+                _ => vec![from],
+            },
+            Subject::Server { on, from, .. } => [on].into_iter().chain(from).collect(),
+        };
+        while let Some(members) = left.pop() {
+            for (name, _) in members.groups() {
+                if let Some(declared) = self.set.groups.get(name)
+                    && found.insert(name.to_owned(), members_text(declared)).is_none()
+                {
+                    left.push(declared);
+                }
+            }
+        }
+        found
     }
 
     fn members(&self, source: Source<'_>, node: &Node) -> Result<Members, Problem> {

@@ -7,10 +7,10 @@
 
 use std::collections::VecDeque;
 
-use super::{Engine, Kept, MINUTES_SETTLE_NS, Said, Step, advance, ns, record, rules};
+use super::{Active, Engine, Kept, MINUTES_SETTLE_NS, Said, Step, advance, ns, record, rules};
+use crate::assertion::condition::Condition;
 use crate::assertion::coverage::{Need, Standing, Window};
 use crate::assertion::evaluate::{Judgement, Key, Observers, is_owing};
-use crate::assertion::signal::Rows;
 use crate::assertion::state::{Machine, Verdict};
 use crate::store::StoreError;
 
@@ -135,6 +135,16 @@ impl Engine {
         );
     }
 
+    /// When the oldest window begins that is to be judged yet, or again.
+    pub(super) fn oldest_ns(&self) -> Option<i64> {
+        let oldest = |active: &Active| {
+            let late = active.late.front().map(|late| late.window.from_ns);
+            let open = active.open.front().map(|tick| tick.window.from_ns);
+            late.into_iter().chain(open).min()
+        };
+        self.schedules.iter().filter_map(oldest).min()
+    }
+
     /// Judges windows again whose rows have come, and works out anew what follows from them.
     pub(super) async fn revise(&mut self, at: usize, now_ns: i64, step: &mut Step) -> Result<(), StoreError> {
         let mut touched: Vec<(usize, Key)> = Vec::new();
@@ -190,13 +200,9 @@ impl Engine {
     /// Whether it is news of a key.
     fn put(&mut self, assertion: usize, window: Window, judgement: &Judgement) -> bool {
         let assertion = &self.set.assertions[assertion];
-        let is_of_now = |rows| rows == Rows::Agents;
-        if assertion
-            .expect
-            .iter()
-            .any(|condition| is_of_now(condition.signal.signal.rows))
-        {
-            // What an agent reports of itself is told of now, and that window is long over.
+        let is_of_now = |condition: &Condition| condition.signal.signal.need().is_some_and(Need::is_of_now);
+        if assertion.expect.iter().any(is_of_now) {
+            // How an agent is, it tells of now, and that window is long over.
             return false;
         }
         let keys = self.keys.entry(assertion.name.clone()).or_default();

@@ -126,9 +126,14 @@ pub async fn run(
 /// What was said of each key at a moment.
 fn verdicts_at(timeline: &[(Duration, String, Verdict, String)], at: Duration) -> BTreeMap<String, Verdict> {
     let until = timeline.iter().filter(|(changed, ..)| *changed <= at);
-    until
+    let mut said: BTreeMap<_, _> = until
         .map(|(_, key, verdict, _)| (key.clone(), *verdict))
-        .collect()
+        .collect();
+    if said.len() > 1 {
+        // What stood there while there were no keys says nothing of those that came.
+        said.remove("");
+    }
+    said
 }
 
 fn said_text(said: &BTreeMap<String, Verdict>) -> String {

@@ -135,7 +135,7 @@ pub fn question(class: &Class, window: Window, has_rollup: bool) -> Query {
     }
     let mut params = Vec::new();
     let sql = match class.kind.rows {
-        _ if has_rollup && is_of_minutes(class) => of_minutes(class),
+        _ if has_rollup && is_of_minutes(class) => of_minutes(class, window),
         Rows::Listeners => of_listeners(class, &mut params),
         Rows::Namespaces => of_namespaces(),
         Rows::Overhead => of_overhead(),
@@ -280,6 +280,8 @@ fn own_row(line: &str) -> Result<LabelledRows, Cause> {
 /// rows come late.
 const MINUTES_BEHIND: &str = "INTERVAL 5 MINUTE";
 
+const MINUTE_NS: i64 = 60_000_000_000;
+
 /// Whether the store's minutes have what is asked for: sums of attempts over a long window, told apart by what minutes are
 /// told apart by.
 pub fn is_of_minutes(class: &Class) -> bool {
@@ -288,7 +290,7 @@ pub fn is_of_minutes(class: &Class) -> bool {
     has_sums_alone && is_long && !class.labels.remote && class.filters.is_empty()
 }
 
-fn of_minutes(class: &Class) -> String {
+fn of_minutes(class: &Class, window: Window) -> String {
     let role = if class.kind.is_server { "passive" } else { "active" };
     let [node, _, port, service, comm] = labels(class);
     let of_minutes: Vec<_> = (0..SUMS)
@@ -312,21 +314,36 @@ fn of_minutes(class: &Class) -> String {
         .collect();
     let of_port = if class.labels.port { "port" } else { "0" };
     let outer: Vec<_> = (0..SUMS).map(|at| format!("toString(sum(s{at}))")).collect();
-    let cut = format!("toStartOfMinute({{until:DateTime64(9, 'UTC')}}) - {MINUTES_BEHIND}");
+    let rows = |which: &str| {
+        format!(
+            "SELECT {node} AS l_node, toUInt16({port}) AS l_port, toString({service}) AS l_service, \
+             toString({comm}) AS l_comm, {of_rows} FROM attempts WHERE role = '{role}' AND outcome != 'pending' \
+             AND {which} GROUP BY l_node, l_port, l_service, l_comm",
+            of_rows = of_rows.join(", "),
+        )
+    };
+    let (from, until) = ("{from:DateTime64(9, 'UTC')}", "{until:DateTime64(9, 'UTC')}");
+    let cut = format!("toStartOfMinute({until}) - {MINUTES_BEHIND}");
+    let last = rows(&format!(
+        "decided_at >= {cut} AND decided_at <= {until} AND recorded_at >= {cut}"
+    ));
+    let mut begin = format!("toStartOfMinute({from})");
+    let mut first = String::new();
+    if window.from_ns % MINUTE_NS != 0 {
+        // Of the minute within which it begins, the rows.
+        begin += " + INTERVAL 1 MINUTE";
+        let of_first = format!("decided_at > {from} AND decided_at < {begin} AND recorded_at > {from}");
+        first = format!("{} UNION ALL ", rows(&of_first));
+    }
     format!(
         "SELECT l_node, '', l_port, l_service, l_comm, '0', [{outer}], '0', 0, [] FROM \
-         (SELECT {node} AS l_node, toUInt16({of_port}) AS l_port, toString({service}) AS l_service, \
+         ({first}SELECT {node} AS l_node, toUInt16({of_port}) AS l_port, toString({service}) AS l_service, \
          toString({comm}) AS l_comm, {of_minutes} FROM attempts_1m WHERE role = '{role}' \
-         AND minute >= toStartOfMinute({{from:DateTime64(9, 'UTC')}}) AND minute < {cut} \
-         GROUP BY l_node, l_port, l_service, l_comm UNION ALL \
-         SELECT {node} AS l_node, toUInt16({port}) AS l_port, toString({service}) AS l_service, \
-         toString({comm}) AS l_comm, {of_rows} FROM attempts WHERE role = '{role}' AND outcome != 'pending' \
-         AND decided_at >= {cut} AND decided_at <= {{until:DateTime64(9, 'UTC')}} \
-         AND recorded_at >= {cut} GROUP BY l_node, l_port, l_service, l_comm) \
+         AND minute >= {begin} AND minute < {cut} \
+         GROUP BY l_node, l_port, l_service, l_comm UNION ALL {last}) \
          GROUP BY l_node, l_port, l_service, l_comm LIMIT {limit} {SETTINGS}",
         outer = outer.join(", "),
         of_minutes = of_minutes.join(", "),
-        of_rows = of_rows.join(", "),
         limit = MOST_ROWS + 1,
     )
 }

@@ -356,6 +356,61 @@ tests:
     }
 }
 
+/// While no collector ran nobody was heard: who comes back was there, and who does not is down since then.
+#[tokio::test]
+async fn who_was_not_heard_while_no_collector_ran_is_not_called_down_for_it() {
+    let text = "
+assertions:
+  - { name: a, on: all, expect: node.up = true, over: 10s, every: 1s, for: 1m, by: on.node }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: 'nothing x350s' }, expect: { 20s: Holds } }
+";
+    let (store, set, begin_ns) = laid_down(text).await;
+    let mut engine = Engine::new(store.clone(), set.clone(), begin_ns + 1, true);
+    stepped(&mut engine, begin_ns, 0, 60).await;
+    drop(engine);
+    let heard = format!(
+        "CREATE TABLE heard ENGINE = MergeTree ORDER BY (node, observed_at) AS SELECT * FROM agent_samples \
+         WHERE received_at <= fromUnixTimestamp64Nano({}, 'UTC') \
+         OR (node = 'web-1' AND received_at >= fromUnixTimestamp64Nano({}, 'UTC'))",
+        begin_ns + 60 * SECOND_NS,
+        begin_ns + 245 * SECOND_NS
+    );
+    for sql in [&heard, "TRUNCATE TABLE agent_samples"] {
+        store.execute(sql).await.unwrap();
+    }
+    let again = "INSERT INTO agent_samples SELECT * FROM heard";
+    store.derive(again, Vec::new()).await.unwrap();
+    let now_ns = begin_ns + 240 * SECOND_NS;
+    let mut engine = Engine::new(store, set, now_ns, true);
+    engine.resume(now_ns).await.unwrap();
+    let mut said = Vec::new();
+    for quarter in 0..4 * 100 {
+        let step = engine.step(now_ns + quarter * SECOND_NS / 4).await.unwrap();
+        said.extend(step.records.into_iter().filter(|record| record.is_transition));
+    }
+    let of = |node: &str| {
+        let of_node = said.iter().filter(|record| record.node == node);
+        let changes = of_node.map(|record| {
+            (
+                (record.window_to_ns - begin_ns) / SECOND_NS,
+                record.machine.verdict,
+            )
+        });
+        changes.collect::<Vec<_>>()
+    };
+    assert_eq!(of("web-1"), []);
+    // Up to ten seconds after it was heard last it was there.
+    assert_eq!(
+        of("db-1"),
+        [
+            (71, Verdict::Unknown),
+            (250, Verdict::Pending),
+            (310, Verdict::Violated)
+        ]
+    );
+}
+
 /// Long after anybody judged, and while another assertion was judged all along.
 #[tokio::test]
 async fn what_was_said_is_found_again_however_long_nobody_judged() {
@@ -1035,24 +1090,27 @@ tests:
         .unwrap();
     let schedule = &plan::schedules(&set)[0];
     assert_eq!(schedule.classes.len(), 1);
-    let window = Window {
-        // No row is of this very moment, which a minute has and a window does not.
-        from_ns: begin_ns,
-        to_ns: begin_ns + 40 * 60 * SECOND_NS,
-    };
-    let mut answers = Vec::new();
-    for has_rollup in [true, false] {
-        let sql = evidence::question(&schedule.classes[0], window, has_rollup).sql;
-        assert_eq!(sql.contains("attempts_1m"), has_rollup);
-        let mut rows = evidence::ask(&*store, &schedule.classes[0], window, has_rollup)
-            .await
-            .unwrap()
-            .unwrap();
-        rows.sort_by(|one, other| (&one.node, one.port).cmp(&(&other.node, other.port)));
-        answers.push(rows);
+    // No row is of these very moments, which a minute has and a window does not; a window may begin within a minute.
+    for after_ms in [0, 50_050] {
+        let from_ns = begin_ns + after_ms * SECOND_NS / 1_000;
+        let window = Window {
+            from_ns,
+            to_ns: from_ns + 40 * 60 * SECOND_NS,
+        };
+        let mut answers = Vec::new();
+        for has_rollup in [true, false] {
+            let sql = evidence::question(&schedule.classes[0], window, has_rollup).sql;
+            assert_eq!(sql.contains("attempts_1m"), has_rollup);
+            let mut rows = evidence::ask(&*store, &schedule.classes[0], window, has_rollup)
+                .await
+                .unwrap()
+                .unwrap();
+            rows.sort_by(|one, other| (&one.node, one.port).cmp(&(&other.node, other.port)));
+            answers.push(rows);
+        }
+        assert!(!answers[0].is_empty());
+        assert_eq!(answers[0], answers[1], "{after_ms} ms after the minute");
     }
-    assert!(!answers[0].is_empty());
-    assert_eq!(answers[0], answers[1]);
 }
 
 /// Each of them says what it is for, and is seen to hold and to be violated.

@@ -262,3 +262,36 @@ async fn rows_that_come_late_and_in_any_order_come_to_the_same_verdicts() {
         "only {revised} verdicts were revised: nothing was tried"
     );
 }
+
+/// However long after: what another node lost meanwhile is not forgotten.
+#[tokio::test]
+async fn a_window_that_is_judged_again_lacks_what_it_lacked() {
+    let text = "
+assertions:
+  - { name: a, from: all, expect: connect.count < 1_000_000, over: 1m, every: 1m }
+tests:
+  - assertion: a
+    given: { web-1 -> db-1: 'nothing x2m, lost x5s, nothing x70m', web-2 -> db-1: 'nothing x2m, silent x65m, nothing x8m' }
+    expect: { 2m: Holds }
+";
+    let set = files::declared(&[("a.yaml".to_owned(), text.to_owned())]);
+    let set = set.unwrap_or_else(|error| panic!("{error}"));
+    let store: Arc<dyn Store> = database().await;
+    let begin_ns = (now_ns() - 4 * 3_600 * SECOND_NS).div_euclid(60 * SECOND_NS) * 60 * SECOND_NS;
+    lay(&*store, &set, begin_ns).await;
+    let mut engine = Engine::new(store, set, begin_ns + 1, false);
+    engine.tell_every_window();
+    // By the minute with which a window ended.
+    let mut last: BTreeMap<i64, Record> = BTreeMap::new();
+    let mut revised = 0;
+    for half in 0..2 * 75 {
+        let step = engine.step(begin_ns + half * 30 * SECOND_NS).await.unwrap();
+        for record in step.records {
+            revised += usize::from(record.revision > 0);
+            last.insert((record.window_to_ns - begin_ns) / (60 * SECOND_NS), record);
+        }
+    }
+    assert!(revised > 50, "{revised} windows were judged again");
+    assert_eq!(last[&3].machine.verdict, Verdict::Unknown, "{:?}", last[&3]);
+    assert_eq!(last[&5].machine.verdict, Verdict::Holds, "{:?}", last[&5]);
+}

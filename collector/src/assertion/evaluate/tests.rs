@@ -25,6 +25,8 @@ struct World {
     addresses: Addresses,
     coverage: Coverage,
     now_ns: i64,
+    /// Keys that there were before.
+    known: BTreeSet<Key>,
 }
 
 impl World {
@@ -58,20 +60,12 @@ impl World {
         for (name, ..) in names {
             let until = if silent.contains(&name) { 30 } else { 62 };
             for at in -10..=until {
-                let at_ns = T + at * SECOND;
                 let (missing, syscalls_missing) = lost(name, at);
                 coverage.hear(&Report {
                     missing,
                     lost: missing,
                     syscalls_missing,
-                    node: name.to_owned(),
-                    agent_epoch: 1,
-                    observed_ns: at_ns,
-                    received_ns: at_ns,
-                    records_ns: at_ns - SECOND,
-                    attempts_ns: at_ns - SECOND,
-                    watches: on(),
-                    ..Report::default()
+                    ..report(name, 1, at)
                 });
             }
         }
@@ -82,6 +76,7 @@ impl World {
             roster,
             coverage,
             now_ns: T + 62 * SECOND,
+            known: BTreeSet::new(),
         }
     }
 
@@ -112,7 +107,7 @@ impl World {
             &moment,
             &observers,
             &answers,
-            &BTreeSet::new(),
+            &self.known,
         )
     }
 
@@ -131,6 +126,21 @@ impl World {
                     .to_owned()
             })
             .collect()
+    }
+}
+
+/// What a start of a node's agent says so many seconds after the window's begin.
+fn report(node: &str, agent_epoch: u64, at: i64) -> Report {
+    let at_ns = T + at * SECOND;
+    Report {
+        node: node.to_owned(),
+        agent_epoch,
+        observed_ns: at_ns,
+        received_ns: at_ns,
+        records_ns: at_ns - SECOND,
+        attempts_ns: at_ns - SECOND,
+        watches: on(),
+        ..Report::default()
     }
 }
 
@@ -465,6 +475,47 @@ fn what_the_agents_say_of_themselves_is_judged_without_rows() {
 }
 
 #[test]
+fn of_a_silent_node_it_is_not_known_what_it_lost_since_or_what_time_it_has() {
+    for expect in [
+        "agent.missing = 0",
+        "agent.lost = 0",
+        "agent.dropped = 0",
+        "node.clock_offset < 500ms",
+    ] {
+        let mut world = World::new(&format!("on: web, expect: {expect}, by: on.node"), &["web-1"]);
+        assert_eq!(
+            world.said(&[]),
+            ["web-1 Unknown: web-1 is silent", "web-2 Passed"],
+            "{expect}"
+        );
+        // What it says next is waited for.
+        world.now_ns = T + 65 * SECOND;
+        world.coverage = Coverage::default();
+        for (node, until) in [("web-1", 59), ("web-2", 60)] {
+            for at in 0..=until {
+                world.coverage.hear(&report(node, 1, at));
+            }
+        }
+        if expect == "node.clock_offset < 500ms" {
+            // No clock is another one a second later.
+            assert_eq!(world.said(&[]), ["web-1 Passed", "web-2 Passed"]);
+            continue;
+        }
+        assert_eq!(world.said(&[]), ["web-2 Passed"], "{expect}");
+        // What came of a start until the next, nobody tells.
+        world.coverage.hear(&report("web-1", 2, 62));
+        let restarted = "web-1 Unknown: web-1 was not watched all the time: its agent started";
+        assert_eq!(world.said(&[]), [restarted, "web-2 Passed"], "{expect}");
+    }
+    // That it is not there is known all the same.
+    let both = "on: web, expect: [node.clock_offset < 500ms, node.up = true], by: on.node";
+    let judged = World::new(both, &["web-1"]).judge(&[]);
+    let outcomes: Vec<_> = judged.iter().map(|judgement| judgement.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Failed, Outcome::Passed]);
+    assert_eq!(judged[0].decisive, 1);
+}
+
+#[test]
 fn no_calls_are_none_only_where_they_are_counted() {
     let mut world = World::new("on: all, expect: syscall(ptrace).count = 0, by: on.node", &[]);
     assert_eq!(world.said(&[]), ["db-1 Passed", "web-1 Passed", "web-2 Passed"]);
@@ -570,8 +621,77 @@ fn a_group_without_nodes_is_unknown() {
 }
 
 #[test]
+fn a_node_is_gone_if_it_is_not_there_and_not_if_it_belongs_elsewhere() {
+    let mut world = World::new("from: web, expect: connect.refused = 0, by: from.node", &[]);
+    // One of another group, and one that nobody has heard of for long.
+    world.known = ["db-1", "web-9"].map(|node| vec![node.to_owned()]).into();
+    assert_eq!(
+        world.said(&[]),
+        [
+            "web-1 Passed",
+            "web-2 Passed",
+            "web-9 Unknown: web-9 is gone: silent for 1h, and not expected any more"
+        ]
+    );
+}
+
+#[test]
+fn where_there_is_no_key_nothing_is_known_and_that_is_said() {
+    for (by, no_data) in [
+        ("by: service", "Unknown: no data in the window"),
+        ("by: [from.node, to.node]", "Unknown: no data in the window"),
+        ("by: comm, no_data: holds", "Passed"),
+        ("by: comm, no_data: violated", "Failed"),
+        (
+            "by: to.node, quorum: '>= 50% of nodes'",
+            "Unknown: no data in the window",
+        ),
+    ] {
+        let world = |to: &str, silent: &[&str]| {
+            let assertion = format!("from: web, to: {to}, expect: connect.refused = 0, {by}");
+            World::new(&assertion, silent)
+        };
+        assert_eq!(world("10.0.0.9", &[]).said(&[]), [no_data], "{by}");
+        assert_eq!(
+            world("10.0.0.0/24", &["web-2"]).said(&[]),
+            ["Unknown: web-2 is silent"],
+            "{by}"
+        );
+        assert_eq!(
+            world("role = cache", &[]).said(&[]),
+            ["Unknown: no node belongs to role = cache"],
+            "{by}"
+        );
+        // Rows may come yet.
+        let mut early = world("10.0.0.9", &["web-2"]);
+        early.now_ns = T + 35 * SECOND;
+        assert!(early.said(&[]).is_empty(), "{by}");
+        let rows = [attempts("web-1", &[(1, 0, 1)], 0)];
+        let keys = world("db", &[]).judge(&rows);
+        assert_eq!((keys.len(), keys[0].outcome), (1, Outcome::Passed), "{by}");
+    }
+}
+
+#[test]
 fn a_question_without_an_answer_is_unknown() {
-    let world = World::new("from: web, expect: connect.refused = 0, by: from.node", &[]);
+    let by = "from: web, expect: connect.refused = 0, by: from.node";
+    let quorum = format!("{by}, quorum: '>= 50% of nodes'");
+    for (assertion, keys) in [(by, &["web-1", "web-2"][..]), (&quorum, &[""])] {
+        let judged = unanswered(&World::new(assertion, &[]));
+        let causes: Vec<_> = judged
+            .iter()
+            .map(|judgement| (judgement.key.join(","), judgement.cause.clone()))
+            .collect();
+        let expected: Vec<_> = keys
+            .iter()
+            .map(|key| ((*key).to_owned(), Some(Cause::TooMany { most: 5 })))
+            .collect();
+        assert_eq!(causes, expected, "{assertion}");
+    }
+}
+
+/// What a window comes to of which the store gave too much.
+fn unanswered(world: &World) -> Vec<Judgement> {
     let membership = world.membership();
     let moment = Moment {
         window: WINDOW,
@@ -585,17 +705,12 @@ fn a_question_without_an_answer_is_unknown() {
     let assertion = &world.set.assertions[0];
     let observers = Observers::of(assertion, &moment);
     let answers = [Err(Cause::TooMany { most: 5 })];
-    let judged = judge(
+    judge(
         assertion,
         &world.schedule.assertions[0],
         &moment,
         &observers,
         &answers,
         &BTreeSet::new(),
-    );
-    let causes: Vec<_> = judged.iter().map(|judgement| judgement.cause.clone()).collect();
-    assert_eq!(
-        causes,
-        [Some(Cause::TooMany { most: 5 }), Some(Cause::TooMany { most: 5 })]
-    );
+    )
 }

@@ -837,3 +837,19 @@ fn the_example_of_receivers_is_right() {
     let set = parsed(include_str!("../../../../deploy/receivers.yaml")).expect("it is right");
     assert_eq!(set.receivers.len(), 5);
 }
+
+#[test]
+fn an_assertion_whose_group_is_another_one_means_something_else() {
+    let fingerprint = |groups: &str| {
+        let text = format!(
+            "groups: {{ {groups} }}\nassertions: [{{ name: a, from: web, expect: connect.refused = 0, over: 5s }}]\n"
+        );
+        let set = parsed(&text).unwrap_or_else(|problems| panic!("{problems:?}"));
+        set.assertions[0].fingerprint()
+    };
+    let first = fingerprint("web: role = web");
+    assert_eq!(fingerprint("db: role = db, web:   role  =  web"), first);
+    assert_ne!(fingerprint("web: role = shop"), first);
+    let nested = |zone: &str| fingerprint(&format!("web: role = web and near, near: zone = {zone}"));
+    assert_ne!(nested("a"), nested("b"));
+}
