@@ -350,12 +350,12 @@ impl Book {
         }
         if let Some(told_before) = told_before {
             self.tell(place, change.clone(), about, told_before, 0, now_ns);
-        } else if change.is_over()
+        } else if change.counts_as() == Verdict::Holds
             && !self.receiver.on.contains(&Verdict::Holds)
             && let Some(line) = self.lines.get_mut(&place)
             && line.last().is_some_and(|last| last.order < change.order())
         {
-            // Nobody wants to hear of it, and what is to be told of the key later begins anew.
+            // It does not want to hear of that, and what is to be told of the key later begins anew.
             line.tell(Told {
                 id: id(&self.receiver.name, change, 0),
                 verdict: Verdict::Holds,
