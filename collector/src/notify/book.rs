@@ -168,6 +168,8 @@ struct Line {
     told: VecDeque<Told>,
     /// The latest change that was heard, and what is known of its assertion.
     current: Option<(Change, About)>,
+    /// The latest that was told, as it was told.
+    as_told: Option<(Change, About)>,
     /// The latest change is not told because of a silence.
     is_held: bool,
 }
@@ -224,7 +226,8 @@ impl Book {
             });
             let is_later = |(known, _): &(Change, About)| known.order() <= change.order();
             if line.current.as_ref().is_none_or(is_later) {
-                line.current = Some((change, about));
+                line.current = Some((change.clone(), about.clone()));
+                line.as_told = Some((change, about));
             }
         }
         book
@@ -414,6 +417,9 @@ impl Book {
         if line.current.is_none() {
             line.current = Some((change.clone(), about.clone()));
         }
+        if line.last().is_some_and(|last| last.id == id) {
+            line.as_told = Some((change.clone(), about.clone()));
+        }
         let group = self
             .groups
             .entry(change.assertion.clone())
@@ -498,12 +504,9 @@ impl Book {
     fn repeat(&mut self, now_ns: i64, quiet: &impl Fn(&Change) -> Quiet) {
         let mut again = Vec::new();
         for (place, line) in &self.lines {
-            let (Some(last), Some((current, about))) = (line.last(), &line.current) else {
+            let (Some(last), Some((current, about))) = (line.last(), self.still_told(line)) else {
                 continue;
             };
-            if last.verdict == Verdict::Holds || current.counts_as() != last.verdict {
-                continue;
-            }
             let age_ns = now_ns.saturating_sub(last.at_ns);
             let is_old = self.receiver.repeat.is_some_and(|every| age_ns >= ns(every));
             let is_due = match quiet(current) {
@@ -528,6 +531,21 @@ impl Book {
         for (place, change, about, verdict, count) in again {
             self.tell(place, change, about, Some(verdict), count, now_ns);
         }
+    }
+
+    /// What stays as it was told, and does not hold. An Alertmanager that does not want to hear what became of it would take
+    /// it for resolved if it were not told again, and only what holds is.
+    fn still_told<'a>(&self, line: &'a Line) -> Option<&'a (Change, About)> {
+        let (last, current) = (line.last()?, line.current.as_ref()?);
+        let verdict = current.0.counts_as();
+        if last.verdict == Verdict::Holds || verdict == Verdict::Holds {
+            return None;
+        }
+        if verdict == last.verdict {
+            return Some(current);
+        }
+        let is_kept_alive = self.receiver.kind == Kind::Alertmanager && !self.receiver.on.contains(&verdict);
+        line.as_told.as_ref().filter(|_| is_kept_alive)
     }
 
     fn forget(&mut self, now_ns: i64) {

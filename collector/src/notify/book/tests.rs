@@ -252,6 +252,34 @@ fn an_alertmanager_goes_on_to_hear_of_what_it_was_told_before_a_silence() {
 }
 
 #[test]
+fn an_alertmanager_goes_on_to_hear_of_what_became_something_that_it_does_not_want_to_hear() {
+    let alertmanager = |on: &[Verdict]| Receiver {
+        kind: Kind::Alertmanager,
+        repeat: Some(Duration::from_secs(2)),
+        on: on.to_vec(),
+        ..receiver()
+    };
+    let (violated, unknown, holds) = (Verdict::Violated, Verdict::Unknown, Verdict::Holds);
+    // Of what nobody can tell, and of what fails not for long enough, nobody knows that it is over.
+    assert_eq!(told(alertmanager(&[violated, holds]), "V?...H..."), "0V 2V 4V 5H");
+    assert_eq!(
+        told(alertmanager(&[violated, holds]), "V?P..V...H."),
+        "0V 2V 4V 6V 8V 9H"
+    );
+    assert_eq!(told(alertmanager(&[violated]), "V?...H..V"), "0V 2V 4V 8V");
+    assert_eq!(
+        told(alertmanager(&[violated, unknown, holds]), "V?...H..."),
+        "0V 1? 3? 5H"
+    );
+    // Others are told of what is so, and of nothing else.
+    let webhook = Receiver {
+        kind: receiver().kind,
+        ..alertmanager(&[violated, holds])
+    };
+    assert_eq!(told(webhook, "V?...H..."), "0V 5H");
+}
+
+#[test]
 fn what_was_held_back_is_told_as_it_stands_by_a_collector_that_starts_later() {
     let silence = 2 * SECOND_NS..6 * SECOND_NS;
     let changes = [(1, 'V'), (2, 'H'), (3, 'V'), (4, 'H'), (5, '?')];
@@ -471,5 +499,32 @@ fn what_was_told_before_a_start_and_is_judged_no_more_is_over() {
             .change
             .cause
             .starts_with("no assertion of this name")
+    );
+}
+
+#[test]
+fn an_alertmanager_goes_on_to_hear_what_it_heard_before_a_start_as_it_heard_it() {
+    let alertmanager = Receiver {
+        kind: Kind::Alertmanager,
+        repeat: Some(Duration::from_secs(60)),
+        on: vec![Verdict::Violated, Verdict::Holds],
+        ..receiver()
+    };
+    let mut before = Book::new(alertmanager.clone(), 0, Vec::new());
+    before.hear(&change(1, Verdict::Violated), About::default(), SECOND_NS, false);
+    let messages = before.due(SECOND_NS, |_| Quiet::Never);
+    let told = (SECOND_NS, messages[0].notifications[0].clone());
+    let mut book = Book::new(alertmanager, 0, vec![told]);
+    book.replay(
+        vec![change(1, Verdict::Violated), change(9, Verdict::Unknown)],
+        10 * SECOND_NS,
+        |_| About::default(),
+        |_| false,
+    );
+    let messages = book.due(70 * SECOND_NS, |_| Quiet::Never);
+    let again = &messages[0].notifications[0];
+    assert_eq!(
+        (again.change.verdict, again.change.since_ns, again.repeat),
+        (Verdict::Violated, SECOND_NS, 1)
     );
 }
