@@ -9,6 +9,7 @@ use super::book::{Message, Notification};
 use crate::assertion::condition::{Condition, value_text};
 use crate::assertion::receiver::{ALERTMANAGER_REPEAT, Kind, Receiver, label_name};
 use crate::assertion::state::Verdict;
+use crate::clock::{ns, utc};
 
 /// The form of what is sent; it counts up when a field changes its meaning.
 const VERSION: u32 = 1;
@@ -187,16 +188,6 @@ fn slack_text(message: &Message) -> String {
         .replace('>', "&gt;")
 }
 
-fn ns(time: std::time::Duration) -> i64 {
-    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
-}
-
-/// `2026-03-01T12:00:00.500Z`.
-fn utc(ns: i64) -> String {
-    let time = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(ns.max(0).unsigned_abs());
-    humantime::format_rfc3339_millis(time).to_string()
-}
-
 /// In the order of who should get up first.
 fn worst(message: &Message) -> &'static str {
     const ORDER: [Verdict; 4] = [
@@ -275,8 +266,8 @@ pub fn line(notification: &Notification) -> String {
     )
 }
 
-/// As `holdfast verdicts` names it: the cause that both ends tell of most attempts, or else their own kernel.
-fn top_cause(evidence: &str) -> Option<String> {
+/// The cause that both ends tell of most attempts, or else their own kernel.
+pub fn top_cause(evidence: &str) -> Option<String> {
     let evidence: Value = serde_json::from_str(evidence).ok()?;
     let causes = evidence["causes"].as_array()?;
     let is_decided = |cause: &&Value| cause["by"] != "its own kernel";

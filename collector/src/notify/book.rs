@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::assertion::cause::Over;
 use crate::assertion::receiver::{Kind, Receiver};
 use crate::assertion::state::Verdict;
+use crate::clock::ns;
 use crate::silence::{Of, Quiet};
 use crate::store::verdicts::{IS_OVER, Record};
 
@@ -189,6 +190,16 @@ impl Line {
         self.told.iter().max_by_key(|told| (told.order, told.repeat))
     }
 
+    /// Takes a change that is not older than the latest one; whether it is that.
+    fn hear(&mut self, change: &Change, about: About) -> bool {
+        let known = self.current.as_ref();
+        let is_latest = known.is_none_or(|(known, _)| known.order() <= change.order());
+        if is_latest {
+            self.current = Some((change.clone(), about));
+        }
+        is_latest
+    }
+
     fn tell(&mut self, told: Told) {
         if self.told.len() == REMEMBERED {
             self.told.pop_front();
@@ -329,27 +340,16 @@ impl Book {
             // Nothing is to be told later of what holds, and was not told otherwise.
             if line.is_some() || change.counts_as() != Verdict::Holds {
                 let line = self.lines.entry(place).or_default();
-                let is_latest = line
-                    .current
-                    .as_ref()
-                    .is_none_or(|(known, _)| known.order() <= change.order());
-                if is_latest {
-                    line.current = Some((change.clone(), about));
-                }
+                line.hear(change, about);
                 line.is_held = true;
             }
             return;
         }
         let told_before = self.told_before(line, change);
-        if let Some(line) = self.lines.get_mut(&place) {
-            let is_latest = line
-                .current
-                .as_ref()
-                .is_none_or(|(known, _)| known.order() <= change.order());
-            if is_latest {
-                line.current = Some((change.clone(), about.clone()));
-                line.is_held = false;
-            }
+        if let Some(line) = self.lines.get_mut(&place)
+            && line.hear(change, about.clone())
+        {
+            line.is_held = false;
         }
         if let Some(told_before) = told_before {
             self.tell(place, change.clone(), about, told_before, 0, now_ns);
@@ -604,10 +604,6 @@ fn short_hash(text: &str) -> String {
             let _ = write!(text, "{byte:02x}");
             text
         })
-}
-
-fn ns(time: std::time::Duration) -> i64 {
-    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
