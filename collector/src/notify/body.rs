@@ -108,10 +108,10 @@ fn whole(notification: &Notification) -> Value {
 /// An alert is told apart by its labels. What a key is now fires under a label of its own, and what it was told to be before
 /// is resolved.
 fn alerts(message: &Message, ends_ns: i64) -> Value {
-    let mut alerts: BTreeMap<(&str, Verdict), Value> = BTreeMap::new();
+    let mut alerts: BTreeMap<(&str, &str, Verdict), Value> = BTreeMap::new();
     for notification in &message.notifications {
         let change = &notification.change;
-        let key = change.key.as_str();
+        let (assertion, key) = (change.assertion.as_str(), change.key.as_str());
         if let Some(before) = notification.told_before
             && before != Verdict::Holds
             && (before != change.verdict || change.is_over())
@@ -127,7 +127,7 @@ fn alerts(message: &Message, ends_ns: i64) -> Value {
                 "annotations": annotations(notification),
                 "endsAt": utc(ended_ns),
             });
-            alerts.insert((key, before), resolved);
+            alerts.insert((assertion, key, before), resolved);
         }
         if change.verdict != Verdict::Holds && !change.is_over() {
             let firing = json!({
@@ -136,7 +136,7 @@ fn alerts(message: &Message, ends_ns: i64) -> Value {
                 "startsAt": utc(change.since_ns),
                 "endsAt": utc(ends_ns),
             });
-            alerts.insert((key, change.verdict), firing);
+            alerts.insert((assertion, key, change.verdict), firing);
         }
     }
     alerts.into_values().collect()

@@ -8,7 +8,7 @@ use crate::assertion::receiver::{Given, Kind};
 
 const SECOND_NS: i64 = 1_000_000_000;
 
-fn receiver() -> Receiver {
+pub(in crate::notify) fn receiver() -> Receiver {
     Receiver {
         name: "on-call".into(),
         kind: Kind::Webhook {
@@ -28,7 +28,7 @@ fn receiver() -> Receiver {
 }
 
 /// What a key came to in the window that ended so many seconds in.
-fn change(at: i64, verdict: Verdict) -> Change {
+pub(in crate::notify) fn change(at: i64, verdict: Verdict) -> Change {
     Change {
         assertion: "a".into(),
         key: "from.node web-1".into(),
@@ -140,6 +140,68 @@ fn what_stays_is_told_again() {
         ..receiver()
     };
     assert_eq!(told(repeating, "V.......H......"), "0V 3V 6V 8H");
+}
+
+/// A receiver that is down gets none of them for each time that it would have been told.
+#[test]
+fn what_was_not_sent_yet_is_not_told_again() {
+    let repeating = |group_wait| Receiver {
+        repeat: Some(Duration::from_secs(3)),
+        group_wait: Duration::from_secs(group_wait),
+        ..receiver()
+    };
+    let quiet = |_: &Change| Quiet::Never;
+    let mut book = Book::new(repeating(0), 0, Vec::new());
+    book.hear(&change(0, Verdict::Violated), About::default(), 0, false);
+    let first = book.due(0, quiet);
+    assert!(!book.is_any_to_repeat(2 * SECOND_NS, quiet));
+    assert!(book.is_any_to_repeat(3 * SECOND_NS, quiet));
+    book.put_off(3 * SECOND_NS, |id| id == first[0].notifications[0].id);
+    assert!(book.due(3 * SECOND_NS, quiet).is_empty());
+    assert!(!book.is_any_to_repeat(5 * SECOND_NS, quiet));
+    // It was sent meanwhile.
+    book.put_off(6 * SECOND_NS, |_| false);
+    assert_eq!(book.due(6 * SECOND_NS, quiet)[0].notifications[0].repeat, 1);
+
+    let mut book = Book::new(repeating(10), 0, Vec::new());
+    book.hear(&change(0, Verdict::Violated), About::default(), 0, false);
+    book.put_off(4 * SECOND_NS, |_| false);
+    assert!(!book.is_any_to_repeat(4 * SECOND_NS, quiet));
+}
+
+#[test]
+fn an_alertmanager_is_told_in_one_message_of_all_that_is_still_so() {
+    let alertmanager = Receiver {
+        kind: Kind::Alertmanager,
+        repeat: Some(Duration::from_secs(60)),
+        ..receiver()
+    };
+    let mut book = Book::new(alertmanager, 0, Vec::new());
+    let mut told = Vec::new();
+    for second in 0..=180 {
+        let now_ns = second * SECOND_NS;
+        if [0, 10, 20, 45].contains(&second) {
+            let change = Change {
+                assertion: format!("a{second}"),
+                ..change(second, Verdict::Violated)
+            };
+            book.hear(&change, About::default(), now_ns, false);
+        }
+        let messages = book.due(now_ns, |_| Quiet::Never);
+        told.extend(
+            messages
+                .iter()
+                .map(|message| (second, message.assertion.clone(), message.notifications.len())),
+        );
+    }
+    let told: Vec<_> = told
+        .iter()
+        .map(|(at, of, count)| (*at, of.as_str(), *count))
+        .collect();
+    let first = [(0, "a0", 1), (10, "a10", 1), (20, "a20", 1), (45, "a45", 1)];
+    // The last one was told so shortly before that it is told with the others only the next time.
+    assert_eq!(told[..4], first);
+    assert_eq!(told[4..], [(60, "", 3), (105, "", 4), (165, "", 4)]);
 }
 
 #[test]
