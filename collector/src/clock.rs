@@ -3,7 +3,7 @@
 
 use std::{
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// Where the time of day comes from.
@@ -28,4 +28,15 @@ impl WallClock {
     pub fn now_ns(&self) -> i64 {
         (self.0)()
     }
+}
+
+/// In nanoseconds; what is longer than 292 years is as long as that.
+pub fn ns(time: Duration) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Nanoseconds since the Unix epoch as `2026-03-01T12:00:00.500Z`.
+pub fn utc(ns: i64) -> String {
+    let time = UNIX_EPOCH + Duration::from_nanos(ns.max(0).unsigned_abs());
+    humantime::format_rfc3339_millis(time).to_string()
 }

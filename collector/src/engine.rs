@@ -31,6 +31,7 @@ use crate::assertion::parts::Parts;
 use crate::assertion::plan::{self, Schedule};
 use crate::assertion::state::{Machine, Outcome, Rules, Verdict};
 use crate::assertion::{Assertion, Set, worst};
+use crate::clock::ns;
 use crate::seat::Seat;
 use crate::silence::{Of, Silences};
 use crate::store::layout::Layout;
@@ -1334,10 +1335,6 @@ fn readings_json(expect: &[Condition], judgement: &Judgement) -> String {
 /// The first moment from there on that is a multiple of it.
 fn aligned(from_ns: i64, every_ns: i64) -> i64 {
     from_ns.saturating_add(every_ns - 1).div_euclid(every_ns) * every_ns
-}
-
-fn ns(time: Duration) -> i64 {
-    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -207,8 +207,15 @@ impl Notifier {
             );
             desk.is_ready = true;
         }
-        for book in desk.books.values_mut() {
+        for (name, book) in &mut desk.books {
             let quiet = |change: &Change| desk.silences.quiet(change.subject(), now_ns);
+            if book.is_any_to_repeat(now_ns, quiet) {
+                // Of a receiver that is down, or slow, ever more would wait.
+                let mut unsent = notifications::unsent_ids(&*self.store, name, now_ns).await?;
+                let unwritten = desk.unwritten.iter().flat_map(|message| &message.notifications);
+                unsent.extend(unwritten.map(|notification| notification.id.clone()));
+                book.put_off(now_ns, |id| unsent.contains(id));
+            }
             desk.unwritten.extend(book.due(now_ns, quiet));
         }
         while let Some(message) = desk.unwritten.first() {

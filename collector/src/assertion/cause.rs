@@ -72,8 +72,6 @@ pub enum Cause {
         keys: usize,
         most: usize,
     },
-    /// Nobody judged the windows in between.
-    NotJudged,
     TooFewSamples {
         samples: u64,
         needed: u64,
@@ -248,7 +246,6 @@ impl fmt::Display for Cause {
                     "{keys} keys, of which {most} are judged: narrow it, or leave something out of `by`"
                 )
             }
-            Self::NotJudged => f.write_str("nobody judged the windows before"),
             Self::TooFewSamples { samples: 0, .. } => f.write_str("no data in the window"),
             Self::TooFewSamples { samples, needed } => write!(f, "{samples} samples, {needed} are needed"),
             Self::Quorum { unknown, keys } => write!(f, "{unknown} of {keys} nodes are unknown"),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::cause::{Cause, OffReason, Switch};
+use crate::clock::ns;
 
 /// A window, without its begin: nanoseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -402,11 +403,6 @@ impl Coverage {
         let is_whole = |need: &Need| known.worst(window, *need).is_none() && known.is_there(window, *need);
         (lost > 0 || needs.iter().all(is_whole)).then_some(lost)
     }
-
-    /// Up to when everything of a node is stored, for evidence. Zero: not known.
-    pub fn watermark_ns(&self, node: &str) -> i64 {
-        self.nodes.get(node).map_or(0, |node| node.last.records_ns)
-    }
 }
 
 impl Node {
@@ -540,10 +536,6 @@ impl Flaw {
     fn touches(&self, window: Window) -> bool {
         self.from_ns < window.to_ns && self.to_ns > window.from_ns
     }
-}
-
-fn ns(time: Duration) -> i64 {
-    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

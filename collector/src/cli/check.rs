@@ -11,7 +11,7 @@ use holdfast_proto::v1::{AssertionFile, CheckRequest};
 use super::Failure;
 use super::client::{Lines, Reach};
 use super::verdicts::{self, Row};
-use crate::assertion::reference;
+use crate::assertion::{Set, reference};
 use crate::config::Span;
 use crate::engine::files;
 
@@ -92,6 +92,12 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         } else {
             "assertions are"
         };
+        if args.reach.json {
+            for line in declared(&set) {
+                writeln!(stdout, "{line}")?;
+            }
+        }
+        stdout.flush()?;
         super::tell(&format!("{} {noun} right", set.assertions.len()));
         return Ok(());
     }
@@ -137,6 +143,14 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             .map_err(Failure::Undone)?;
     }
     judged.outcome()
+}
+
+/// Each assertion of files that are right, and where it is.
+fn declared(set: &Set) -> impl Iterator<Item = serde_json::Value> {
+    set.assertions.iter().map(|assertion| {
+        let origin = &assertion.origin;
+        serde_json::json!({ "assertion": assertion.name, "file": origin.file, "line": origin.place.line })
+    })
 }
 
 fn println_row(row: &Row) -> Result<(), Failure> {
@@ -417,6 +431,20 @@ mod tests {
         let expected = "message=\"0, expected connect.count &gt; 1, 3 samples; no_listener\">connect.count &gt; 1: 0 of 3 samples, fails\n\
                         cause by both: no_listener, 2 attempts\nworst: node web-1</failure>";
         assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
+    fn what_is_right_is_named_with_its_place() {
+        let text = "assertions:\n  - { name: a, from: all, expect: connect.count > 1, over: 1m }\n  - { name: b, from: all, expect: connect.count > 2, over: 1m }\n";
+        let set = files::declared(&[("a.yaml".to_owned(), text.to_owned())]).unwrap();
+        let lines: Vec<_> = declared(&set).map(|line| line.to_string()).collect();
+        assert_eq!(
+            lines,
+            [
+                r#"{"assertion":"a","file":"a.yaml","line":2}"#,
+                r#"{"assertion":"b","file":"a.yaml","line":3}"#
+            ]
+        );
     }
 
     /// What was said of one key, the last of it at the end.

@@ -3,10 +3,11 @@
 use std::io::{self, Write};
 
 use holdfast_proto::v1::{ExplainRequest, VerdictsRequest};
+use serde_json::{Value, json};
 
 use super::Failure;
 use super::client::{Lines, Reach};
-use super::verdicts;
+use super::verdicts::{self, Row};
 
 /// Say what an assertion means, how the store is asked, and what was found last.
 #[derive(Debug, clap::Args)]
@@ -44,10 +45,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let rows = verdicts::fetch(reach, request).await?;
     let mut stdout = io::stdout().lock();
     if reach.json {
-        let rows: Vec<_> = rows.iter().map(|row| row.line.clone()).collect();
-        let object = serde_json::json!({ "text": text, "verdicts": rows });
-        writeln!(stdout, "{object}")?;
-        return Ok(());
+        writeln!(stdout, "{}", object(&text, &rows)?)?;
+        return Ok(stdout.flush()?);
     }
     stdout.write_all(text.as_bytes())?;
     writeln!(stdout, "\nVerdicts")?;
@@ -65,4 +64,26 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     }
     stdout.flush()?;
     Ok(())
+}
+
+/// What is said, and each verdict as `holdfast verdicts --json` has it.
+fn object(text: &str, rows: &[Row]) -> Result<Value, Failure> {
+    let parsed = rows.iter().map(|row| serde_json::from_str(&row.line));
+    let verdicts: Vec<Value> = parsed
+        .collect::<Result<_, _>>()
+        .map_err(|error| Failure::Undone(error.into()))?;
+    Ok(json!({ "text": text, "verdicts": verdicts }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_are_objects_and_no_texts() {
+        let line = r#"{"assertion":"a","verdict":"holds","condition":"connect.count > 1","value":2.5}"#;
+        let object = object("a\n", &[Row::parse(line).unwrap()]).unwrap();
+        assert_eq!(object["text"], "a\n");
+        assert_eq!(object["verdicts"][0]["value"], 2.5);
+    }
 }

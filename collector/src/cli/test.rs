@@ -6,11 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use serde_json::{Value, json};
 
 use super::Failure;
 use crate::assertion::Set;
+use crate::assertion::parse::trial::Trial;
 use crate::clock::WallClock;
-use crate::engine::{files, trial};
+use crate::engine::files;
+use crate::engine::trial::{self, Outcome};
 use crate::store::embedded::Embedded;
 use crate::store::{Store, library, migrations};
 
@@ -22,6 +25,7 @@ use crate::store::{Store, library, migrations};
 Examples:
   holdfast test assertions/
   holdfast test --verbose web.yaml
+  holdfast test --json assertions/ | jq 'select(.passed | not)'
 
 A test is
 
@@ -39,6 +43,10 @@ pub(super) struct Args {
     /// Print the timeline of every test, not only of those that fail
     #[arg(long)]
     verbose: bool,
+
+    /// Print one JSON object a line: a test, with its timeline
+    #[arg(long)]
+    json: bool,
 }
 
 /// The past of a test is so long ago: it is kept, and it is past.
@@ -56,9 +64,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new()
         .context("cannot start")
         .map_err(Failure::Undone)?;
-    let failed = runtime
-        .block_on(test(&set, args.verbose))
-        .map_err(Failure::Undone)?;
+    let failed = runtime.block_on(test(&set, args)).map_err(Failure::Undone)?;
     let passed = set.tests.len() - failed;
     super::tell(&format!("{passed} passed, {failed} failed"));
     if failed > 0 {
@@ -69,7 +75,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// How many tests failed.
-async fn test(set: &Set, verbose: bool) -> anyhow::Result<usize> {
+async fn test(set: &Set, args: &Args) -> anyhow::Result<usize> {
     let folder = Folder::new()?;
     let path = folder.0.clone();
     let engine = tokio::task::spawn_blocking(move || {
@@ -89,18 +95,48 @@ async fn test(set: &Set, verbose: bool) -> anyhow::Result<usize> {
         let is_right = outcome.differences.is_empty();
         failed += usize::from(!is_right);
         let mut stdout = io::stdout().lock();
+        if args.json {
+            writeln!(stdout, "{}", object(trial, &outcome))?;
+            continue;
+        }
         let said = if is_right { "passed" } else { "failed" };
         writeln!(
             stdout,
             "{said}: {} ({}:{})",
             trial.assertion, trial.file, trial.place.line
         )?;
-        if verbose || !is_right {
+        if args.verbose || !is_right {
             stdout.write_all(outcome.text().as_bytes())?;
         }
         stdout.flush()?;
     }
     Ok(failed)
+}
+
+/// A test and what came of it. Times are seconds from the begin of what is made up.
+fn object(trial: &Trial, outcome: &Outcome) -> Value {
+    let timeline: Vec<_> = outcome
+        .timeline
+        .iter()
+        .map(|(at, key, verdict, why)| {
+            json!({ "at_s": at.as_secs_f64(), "key": key, "verdict": verdict.name(), "why": why })
+        })
+        .collect();
+    let differences: Vec<_> = outcome
+        .differences
+        .iter()
+        .map(|(at, expected, said)| {
+            json!({ "at_s": at.as_secs_f64(), "expected": expected.name(), "said": said })
+        })
+        .collect();
+    json!({
+        "assertion": trial.assertion,
+        "file": trial.file,
+        "line": trial.place.line,
+        "passed": outcome.differences.is_empty(),
+        "timeline": timeline,
+        "differences": differences,
+    })
 }
 
 /// A folder that is gone once it is dropped.
@@ -118,5 +154,38 @@ impl Drop for Folder {
     fn drop(&mut self) {
         // What is left is in the folder for such things.
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::assertion::state::Verdict;
+
+    #[test]
+    fn a_program_is_told_what_came_of_a_test() {
+        let text = "
+assertions: [{ name: a, from: all, expect: connect.count > 1, over: 1m }]
+tests: [{ assertion: a, given: { web-1 -> db-1: refused x60s }, expect: { 60s: Holds } }]
+";
+        let set = files::declared(&[("a.yaml".to_owned(), text.to_owned())]).unwrap();
+        let outcome = Outcome {
+            assertion: "a".into(),
+            timeline: vec![(
+                Duration::from_millis(5_500),
+                String::new(),
+                Verdict::Violated,
+                "0".into(),
+            )],
+            differences: vec![(Duration::from_secs(60), Verdict::Holds, "violated".into())],
+        };
+        assert_eq!(
+            object(&set.tests[0], &outcome),
+            json!({
+                "assertion": "a", "file": "a.yaml", "line": 3, "passed": false,
+                "timeline": [{ "at_s": 5.5, "key": "", "verdict": "violated", "why": "0" }],
+                "differences": [{ "at_s": 60.0, "expected": "holds", "said": "violated" }],
+            })
+        );
     }
 }

@@ -13,6 +13,7 @@ use super::table::{Align, BAD, CLEAR_SCREEN, Cell, FAINT, GOOD, Table};
 use crate::assertion::condition::{Condition, value_text};
 use crate::assertion::problem::instead;
 use crate::config::Span;
+use crate::notify::body::top_cause;
 
 /// Show what holds, what does not, and what cannot be told.
 ///
@@ -225,7 +226,7 @@ impl Row {
         match self.value().as_str() {
             "" => self.condition.clone(),
             value => {
-                let cause = self.top_cause().map(|cause| format!("; {cause}"));
+                let cause = top_cause(&self.evidence).map(|cause| format!("; {cause}"));
                 let cause = cause.unwrap_or_default();
                 format!("{value}, expected {}, {samples} {rows}{cause}", self.condition)
             }
@@ -291,18 +292,7 @@ impl Row {
         });
         readings.chain(causes).chain(worst).chain(lost).collect()
     }
-
-    /// The cause that both ends tell of most attempts, or else their own kernel.
-    fn top_cause(&self) -> Option<String> {
-        let causes = self.found().causes;
-        let decided = causes.iter().find(|cause| cause.by != OWN_KERNEL);
-        let cause = decided.or(causes.first())?;
-        Some(cause.cause.clone())
-    }
 }
-
-/// As the store calls what an attempt's own node alone could tell.
-const OWN_KERNEL: &str = "its own kernel";
 
 #[derive(Debug, Default, Deserialize)]
 struct Evidence {

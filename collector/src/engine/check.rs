@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::Engine;
 use crate::assertion::Set;
 use crate::assertion::state::Verdict;
-use crate::clock::WallClock;
+use crate::clock::{self, WallClock, ns};
 use crate::store::verdicts::Record;
 use crate::store::{Store, StoreError};
 
@@ -182,13 +182,7 @@ pub fn shown(record: &Record) -> Value {
 
 /// `2026-03-01 12:00:00.500`, UTC.
 pub fn utc(ns: i64) -> String {
-    let time = std::time::UNIX_EPOCH + Duration::from_nanos(ns.max(0).unsigned_abs());
-    let text = humantime::format_rfc3339_millis(time).to_string();
-    text.replace('T', " ").trim_end_matches('Z').to_owned()
-}
-
-fn ns(time: Duration) -> i64 {
-    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+    clock::utc(ns).replace('T', " ").trim_end_matches('Z').to_owned()
 }
 
 #[cfg(test)]

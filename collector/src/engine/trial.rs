@@ -16,6 +16,7 @@ use crate::assertion::group::Members;
 use crate::assertion::parse::trial::{Event, Link, Trial};
 use crate::assertion::state::Verdict;
 use crate::assertion::{Assertion, Set, Subject, Target, TargetPlace};
+use crate::clock::ns;
 use crate::store::native::{BlockBuilder, BlockError, Kind, Table};
 use crate::store::schema::{AGENT_SAMPLES, CONNECTION_RECORDS, LISTENER_SAMPLES, NODE_SESSIONS};
 use crate::store::{Store, StoreError};
@@ -633,8 +634,4 @@ impl Outcome {
             .map(|(at, line)| format!("  {:>7}  {line}\n", duration_text(at)))
             .collect()
     }
-}
-
-fn ns(time: Duration) -> i64 {
-    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
 }

@@ -9,6 +9,7 @@ use super::book::{Message, Notification};
 use crate::assertion::condition::{Condition, value_text};
 use crate::assertion::receiver::{ALERTMANAGER_REPEAT, Kind, Receiver, label_name};
 use crate::assertion::state::Verdict;
+use crate::clock::{ns, utc};
 
 /// The form of what is sent; it counts up when a field changes its meaning.
 const VERSION: u32 = 1;
@@ -108,10 +109,10 @@ fn whole(notification: &Notification) -> Value {
 /// An alert is told apart by its labels. What a key is now fires under a label of its own, and what it was told to be before
 /// is resolved.
 fn alerts(message: &Message, ends_ns: i64) -> Value {
-    let mut alerts: BTreeMap<(&str, Verdict), Value> = BTreeMap::new();
+    let mut alerts: BTreeMap<(&str, &str, Verdict), Value> = BTreeMap::new();
     for notification in &message.notifications {
         let change = &notification.change;
-        let key = change.key.as_str();
+        let (assertion, key) = (change.assertion.as_str(), change.key.as_str());
         if let Some(before) = notification.told_before
             && before != Verdict::Holds
             && (before != change.verdict || change.is_over())
@@ -127,7 +128,7 @@ fn alerts(message: &Message, ends_ns: i64) -> Value {
                 "annotations": annotations(notification),
                 "endsAt": utc(ended_ns),
             });
-            alerts.insert((key, before), resolved);
+            alerts.insert((assertion, key, before), resolved);
         }
         if change.verdict != Verdict::Holds && !change.is_over() {
             let firing = json!({
@@ -136,7 +137,7 @@ fn alerts(message: &Message, ends_ns: i64) -> Value {
                 "startsAt": utc(change.since_ns),
                 "endsAt": utc(ends_ns),
             });
-            alerts.insert((key, change.verdict), firing);
+            alerts.insert((assertion, key, change.verdict), firing);
         }
     }
     alerts.into_values().collect()
@@ -186,16 +187,6 @@ fn slack_text(message: &Message) -> String {
         .replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
-}
-
-fn ns(time: std::time::Duration) -> i64 {
-    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
-}
-
-/// `2026-03-01T12:00:00.500Z`.
-fn utc(ns: i64) -> String {
-    let time = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(ns.max(0).unsigned_abs());
-    humantime::format_rfc3339_millis(time).to_string()
 }
 
 /// In the order of who should get up first.
@@ -279,8 +270,8 @@ pub fn line(notification: &Notification) -> String {
     )
 }
 
-/// As `holdfast verdicts` names it: the cause that both ends tell of most attempts, or else their own kernel.
-fn top_cause(evidence: &str) -> Option<String> {
+/// The cause that both ends tell of most attempts, or else their own kernel.
+pub fn top_cause(evidence: &str) -> Option<String> {
     let evidence: Value = serde_json::from_str(evidence).ok()?;
     let causes = evidence["causes"].as_array()?;
     let is_decided = |cause: &&Value| cause["by"] != "its own kernel";

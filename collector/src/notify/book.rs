@@ -5,7 +5,7 @@
 //! message was stored comes to the same one. Each change has an id that does not depend on when it was judged, and what
 //! has been told under an id is not told again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write;
 
 use ring::digest;
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::assertion::cause::Over;
 use crate::assertion::receiver::{Kind, Receiver};
 use crate::assertion::state::Verdict;
+use crate::clock::ns;
 use crate::silence::{Of, Quiet};
 use crate::store::verdicts::{IS_OVER, Record};
 
@@ -25,6 +26,9 @@ const REMEMBERED: usize = 32;
 
 /// A key that holds again is forgotten so long after that was told.
 const FORGOTTEN_AFTER_NS: i64 = 48 * 3_600_000_000_000;
+
+/// Instead of an assertion, which always has a name: of several.
+const AGAIN: &str = "";
 
 /// A verdict that became another one, or that was said otherwise once late rows had come.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -146,7 +150,7 @@ pub struct Message {
     /// Made of its notifications' ids.
     pub id: String,
     pub receiver: String,
-    /// What its verdicts are of.
+    /// What its verdicts are of; empty: of several.
     pub assertion: String,
     pub queued_ns: i64,
     /// Never empty; in the order in which they were decided.
@@ -161,7 +165,8 @@ pub struct Book {
     begun_ns: i64,
     /// By assertion and key: those of which something was told, or is held back.
     lines: BTreeMap<(String, String), Line>,
-    /// What is decided, by assertion, and since when the first of it waits.
+    /// What is decided, by assertion, and since when the first of it waits. What an Alertmanager is told again is under
+    /// [`AGAIN`].
     groups: BTreeMap<String, (i64, Vec<Notification>)>,
     forgot_ns: i64,
 }
@@ -172,6 +177,8 @@ struct Line {
     told: VecDeque<Told>,
     /// The latest change that was heard, and what is known of its assertion.
     current: Option<(Change, About)>,
+    /// The latest that was told, as it was told.
+    as_told: Option<(Change, About)>,
     /// The latest change is not told because of a silence.
     is_held: bool,
 }
@@ -185,10 +192,27 @@ struct Told {
     repeat: u32,
 }
 
+/// What is told again: of which assertion and key, what was told before, and how often it was told again with this.
+type Again = ((String, String), Change, About, Verdict, u32);
+
 impl Line {
     /// What was told of the latest window.
     fn last(&self) -> Option<&Told> {
         self.told.iter().max_by_key(|told| (told.order, told.repeat))
+    }
+
+    fn last_mut(&mut self) -> Option<&mut Told> {
+        self.told.iter_mut().max_by_key(|told| (told.order, told.repeat))
+    }
+
+    /// Takes a change that is not older than the latest one; whether it is that.
+    fn hear(&mut self, change: &Change, about: About) -> bool {
+        let known = self.current.as_ref();
+        let is_latest = known.is_none_or(|(known, _)| known.order() <= change.order());
+        if is_latest {
+            self.current = Some((change.clone(), about));
+        }
+        is_latest
     }
 
     fn tell(&mut self, told: Told) {
@@ -228,7 +252,8 @@ impl Book {
             });
             let is_later = |(known, _): &(Change, About)| known.order() <= change.order();
             if line.current.as_ref().is_none_or(is_later) {
-                line.current = Some((change, about));
+                line.current = Some((change.clone(), about.clone()));
+                line.as_told = Some((change, about));
             }
         }
         book
@@ -331,36 +356,25 @@ impl Book {
             // Nothing is to be told later of what holds, and was not told otherwise.
             if line.is_some() || change.counts_as() != Verdict::Holds {
                 let line = self.lines.entry(place).or_default();
-                let is_latest = line
-                    .current
-                    .as_ref()
-                    .is_none_or(|(known, _)| known.order() <= change.order());
-                if is_latest {
-                    line.current = Some((change.clone(), about));
-                }
+                line.hear(change, about);
                 line.is_held = true;
             }
             return;
         }
         let told_before = self.told_before(line, change);
-        if let Some(line) = self.lines.get_mut(&place) {
-            let is_latest = line
-                .current
-                .as_ref()
-                .is_none_or(|(known, _)| known.order() <= change.order());
-            if is_latest {
-                line.current = Some((change.clone(), about.clone()));
-                line.is_held = false;
-            }
+        if let Some(line) = self.lines.get_mut(&place)
+            && line.hear(change, about.clone())
+        {
+            line.is_held = false;
         }
         if let Some(told_before) = told_before {
             self.tell(place, change.clone(), about, told_before, 0, now_ns);
-        } else if change.is_over()
+        } else if change.counts_as() == Verdict::Holds
             && !self.receiver.on.contains(&Verdict::Holds)
             && let Some(line) = self.lines.get_mut(&place)
             && line.last().is_some_and(|last| last.order < change.order())
         {
-            // Nobody wants to hear of it, and what is to be told of the key later begins anew.
+            // It does not want to hear of that, and what is to be told of the key later begins anew.
             line.tell(Told {
                 id: id(&self.receiver.name, change, 0),
                 verdict: Verdict::Holds,
@@ -419,9 +433,14 @@ impl Book {
         if line.current.is_none() {
             line.current = Some((change.clone(), about.clone()));
         }
+        if line.last().is_some_and(|last| last.id == id) {
+            line.as_told = Some((change.clone(), about.clone()));
+        }
+        let is_of_several = repeat > 0 && self.receiver.kind == Kind::Alertmanager;
+        let group = if is_of_several { AGAIN } else { &change.assertion };
         let group = self
             .groups
-            .entry(change.assertion.clone())
+            .entry(group.to_owned())
             .or_insert((now_ns, Vec::new()));
         group.1.push(Notification {
             id,
@@ -443,7 +462,9 @@ impl Book {
         let due: Vec<String> = self
             .groups
             .iter()
-            .filter(|(_, (first_ns, _))| now_ns.saturating_sub(*first_ns) >= wait_ns)
+            .filter(|(assertion, (first_ns, _))| {
+                *assertion == AGAIN || now_ns.saturating_sub(*first_ns) >= wait_ns
+            })
             .map(|(assertion, _)| assertion.clone())
             .collect();
         let mut messages = Vec::new();
@@ -455,7 +476,7 @@ impl Book {
                 messages.push(Message {
                     id: message_id(part),
                     receiver: self.receiver.name.clone(),
-                    assertion: assertion.clone(),
+                    assertion: of_all(part).to_owned(),
                     queued_ns: now_ns,
                     notifications: part.to_vec(),
                 });
@@ -499,18 +520,40 @@ impl Book {
         }
     }
 
-    /// Tells again what stays as it was told: as often as the receiver wants it, and once a silence is over.
+    /// Whether anything is to be told again now.
+    pub fn is_any_to_repeat(&self, now_ns: i64, quiet: impl Fn(&Change) -> Quiet) -> bool {
+        !self.again(now_ns, &quiet).is_empty()
+    }
+
+    /// Tells nothing again that has not been sent yet, by its notification's id; how long it stays so counts from now on.
+    pub fn put_off(&mut self, now_ns: i64, is_unsent: impl Fn(&str) -> bool) {
+        let waiting = self.groups.values().flat_map(|(_, waiting)| waiting);
+        let waiting: BTreeSet<&str> = waiting.map(|notification| notification.id.as_str()).collect();
+        for line in self.lines.values_mut() {
+            if let Some(last) = line.last_mut()
+                && (is_unsent(&last.id) || waiting.contains(last.id.as_str()))
+            {
+                last.at_ns = now_ns;
+            }
+        }
+    }
+
     fn repeat(&mut self, now_ns: i64, quiet: &impl Fn(&Change) -> Quiet) {
+        for (place, change, about, verdict, count) in self.again(now_ns, quiet) {
+            self.tell(place, change, about, Some(verdict), count, now_ns);
+        }
+    }
+
+    /// What stays as it was told, and is told again: as often as the receiver wants it, and once a silence is over.
+    fn again(&self, now_ns: i64, quiet: &impl Fn(&Change) -> Quiet) -> Vec<Again> {
+        let patience_ns = self.patience_ns(now_ns);
         let mut again = Vec::new();
         for (place, line) in &self.lines {
-            let (Some(last), Some((current, about))) = (line.last(), &line.current) else {
+            let (Some(last), Some((current, about))) = (line.last(), self.still_told(line)) else {
                 continue;
             };
-            if last.verdict == Verdict::Holds || current.counts_as() != last.verdict {
-                continue;
-            }
             let age_ns = now_ns.saturating_sub(last.at_ns);
-            let is_old = self.receiver.repeat.is_some_and(|every| age_ns >= ns(every));
+            let is_old = patience_ns.is_some_and(|patience_ns| age_ns >= patience_ns);
             let is_due = match quiet(current) {
                 // What it is not told again of it takes for resolved, and that would be said in spite of the silence.
                 Quiet::Now => is_old && self.receiver.kind == Kind::Alertmanager,
@@ -530,9 +573,36 @@ impl Book {
                 ));
             }
         }
-        for (place, change, about, verdict, count) in again {
-            self.tell(place, change, about, Some(verdict), count, now_ns);
+        again
+    }
+
+    /// How long something has stayed as it was told when it is told again. `None`: it is not, by its age. Whenever an
+    /// Alertmanager is told again of something, that is of everything else too: messages of their own would be as many as
+    /// there are assertions, and soon more than it may be sent.
+    fn patience_ns(&self, now_ns: i64) -> Option<i64> {
+        let every_ns = ns(self.receiver.repeat?);
+        let is_old = |line: &Line| {
+            let last = line.last();
+            self.still_told(line).is_some()
+                && last.is_some_and(|last| now_ns.saturating_sub(last.at_ns) >= every_ns)
+        };
+        let is_at_once = self.receiver.kind == Kind::Alertmanager && self.lines.values().any(is_old);
+        Some(if is_at_once { every_ns / 2 } else { every_ns })
+    }
+
+    /// What stays as it was told, and does not hold. An Alertmanager that does not want to hear what became of it would take
+    /// it for resolved if it were not told again, and only what holds is.
+    fn still_told<'a>(&self, line: &'a Line) -> Option<&'a (Change, About)> {
+        let (last, current) = (line.last()?, line.current.as_ref()?);
+        let verdict = current.0.counts_as();
+        if last.verdict == Verdict::Holds || verdict == Verdict::Holds {
+            return None;
         }
+        if verdict == last.verdict {
+            return Some(current);
+        }
+        let is_kept_alive = self.receiver.kind == Kind::Alertmanager && !self.receiver.on.contains(&verdict);
+        line.as_told.as_ref().filter(|_| is_kept_alive)
     }
 
     fn forget(&mut self, now_ns: i64) {
@@ -574,6 +644,17 @@ fn id(receiver: &str, change: &Change, repeat: u32) -> String {
     short_hash(&text.to_string())
 }
 
+/// The assertion that notifications are of; empty: of several.
+fn of_all(notifications: &[Notification]) -> &str {
+    let mut names = notifications.iter().map(|one| one.change.assertion.as_str());
+    let first = names.next().unwrap_or_default();
+    if names.all(|name| name == first) {
+        first
+    } else {
+        AGAIN
+    }
+}
+
 fn message_id(notifications: &[Notification]) -> String {
     let ids: Vec<_> = notifications
         .iter()
@@ -593,10 +674,6 @@ fn short_hash(text: &str) -> String {
         })
 }
 
-fn ns(time: std::time::Duration) -> i64 {
-    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
-}
-
 #[cfg(test)]
 #[path = "book/tests.rs"]
-mod tests;
+pub(super) mod tests;

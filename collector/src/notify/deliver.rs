@@ -16,8 +16,8 @@ use tracing::{info, warn};
 use super::body;
 use super::book::Message;
 use crate::assertion::parse::receivers::checked_url;
-use crate::assertion::receiver::{Given, Kind, Receiver};
-use crate::clock::WallClock;
+use crate::assertion::receiver::{ALERTMANAGER_REPEAT, Given, Kind, Receiver};
+use crate::clock::{WallClock, ns};
 use crate::http;
 use crate::seat::Seat;
 use crate::store::notifications::{self, Outcome, Unsent};
@@ -63,14 +63,63 @@ pub(super) fn due_ns(unsent: &Unsent) -> i64 {
     }
 }
 
+/// When messages were sent, within the last minute.
+#[derive(Default)]
+struct Pace {
+    sent_at: VecDeque<Instant>,
+}
+
+impl Pace {
+    /// How long the next one waits. Zero: it can be sent.
+    fn pause(&mut self, per_minute: u32) -> Duration {
+        while self.sent_at.front().is_some_and(|at| at.elapsed() >= MINUTE) {
+            self.sent_at.pop_front();
+        }
+        match self.sent_at.front() {
+            Some(first) if self.sent_at.len() >= per_minute as usize => {
+                MINUTE.saturating_sub(first.elapsed())
+            }
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+/// What a message is about, and what therefore keeps its order.
+fn assertions(message: &Unsent) -> BTreeSet<String> {
+    let told = message.notifications.iter();
+    let mut assertions: BTreeSet<String> = told.map(|one| one.change.assertion.clone()).collect();
+    if assertions.is_empty() {
+        // It is of another version, and cannot be read.
+        assertions.insert(message.assertion.clone());
+    }
+    assertions
+}
+
+/// Whether an Alertmanager is told nothing by it but that what it knows is still so.
+fn is_kept_alive(receiver: &Receiver, message: &Unsent) -> bool {
+    receiver.kind == Kind::Alertmanager
+        && !message.notifications.is_empty()
+        && message.notifications.iter().all(|one| one.repeat > 0)
+}
+
+/// How long a message is tried. That something is still so is soon told anew, and what became of it waits behind this.
+fn give_up_after(receiver: &Receiver, message: &Unsent) -> Duration {
+    if is_kept_alive(receiver, message) {
+        let repeat = receiver.repeat.unwrap_or(ALERTMANAGER_REPEAT);
+        repeat.min(receiver.give_up_after)
+    } else {
+        receiver.give_up_after
+    }
+}
+
 impl Delivery {
     pub(super) async fn run(self) {
         // Told by the receiver, but not by the store yet. Bounded: nothing is sent while there are many.
         let mut unwritten: Vec<Outcome> = Vec::new();
-        let mut sent_at: VecDeque<Instant> = VecDeque::new();
+        let mut pace = Pace::default();
         let mut is_failing = false;
         loop {
-            let wait = match self.round(&mut unwritten, &mut sent_at, &mut is_failing).await {
+            let wait = match self.round(&mut unwritten, &mut pace, &mut is_failing).await {
                 Ok(wait) => wait,
                 Err(error) => {
                     tracing::debug!(receiver = self.receiver.name, "the store is away: {error}");
@@ -92,7 +141,7 @@ impl Delivery {
     async fn round(
         &self,
         unwritten: &mut Vec<Outcome>,
-        sent_at: &mut VecDeque<Instant>,
+        pace: &mut Pace,
         is_failing: &mut bool,
     ) -> Result<Duration, StoreError> {
         self.write(unwritten).await?;
@@ -101,10 +150,13 @@ impl Delivery {
         }
         let unsent = notifications::unsent(&*self.store, &self.receiver.name, self.clock.now_ns()).await?;
         let mut wait = LOOK;
-        let mut groups = BTreeSet::new();
+        let mut before: BTreeSet<String> = BTreeSet::new();
         for message in unsent {
             // The next one of the same assertion waits for this one.
-            if !groups.insert(message.assertion.clone()) {
+            let assertions = assertions(&message);
+            let is_next = assertions.is_disjoint(&before);
+            before.extend(assertions);
+            if !is_next {
                 continue;
             }
             let now_ns = self.clock.now_ns();
@@ -113,22 +165,18 @@ impl Delivery {
                 wait = wait.min(Duration::from_nanos(left_ns.unsigned_abs()));
                 continue;
             }
-            while sent_at.front().is_some_and(|at| at.elapsed() >= MINUTE) {
-                sent_at.pop_front();
-            }
-            if let Some(first) = sent_at.front()
-                && sent_at.len() >= self.receiver.per_minute as usize
-            {
-                return Ok(wait.min(MINUTE.saturating_sub(first.elapsed())));
+            let pause = pace.pause(self.receiver.per_minute);
+            if !pause.is_zero() {
+                return Ok(wait.min(pause));
             }
             // Whoever has lost the seat sends nothing any more, also if it has not noticed yet.
             self.seat.deadline_ms().await?;
             if self.is_ending.load(Ordering::Relaxed) {
                 return Ok(wait);
             }
-            sent_at.push_back(Instant::now());
+            pace.sent_at.push_back(Instant::now());
             let outcome = self.attempt(&message).await;
-            self.log(&outcome, is_failing);
+            self.log(&outcome, is_kept_alive(&self.receiver, &message), is_failing);
             unwritten.push(outcome);
             self.write(unwritten).await?;
             // It may have to be tried again, or another one of its assertion is due.
@@ -145,7 +193,7 @@ impl Delivery {
         Ok(())
     }
 
-    fn log(&self, outcome: &Outcome, is_failing: &mut bool) {
+    fn log(&self, outcome: &Outcome, is_kept_alive: bool, is_failing: &mut bool) {
         let receiver = &self.receiver.name;
         let (message, reason) = (&outcome.message, &outcome.reason);
         match outcome.state {
@@ -154,7 +202,7 @@ impl Delivery {
                     info!(receiver, "notifications are delivered again");
                 }
             }
-            notifications::State::GivenUp => {
+            notifications::State::GivenUp if !is_kept_alive => {
                 warn!(receiver, message, reason, "a notification was given up");
             }
             _ => {
@@ -171,8 +219,7 @@ impl Delivery {
     async fn attempt(&self, unsent: &Unsent) -> Outcome {
         let outcome = self.send(unsent).await;
         let at_ns = self.clock.now_ns();
-        let is_old = at_ns.saturating_sub(unsent.queued_ns)
-            >= i64::try_from(self.receiver.give_up_after.as_nanos()).unwrap_or(i64::MAX);
+        let is_old = at_ns.saturating_sub(unsent.queued_ns) >= ns(give_up_after(&self.receiver, unsent));
         let (state, reason) = match outcome {
             Ok(status) => (notifications::State::Sent, format!("answered {status}")),
             Err(reason) if is_old => (notifications::State::GivenUp, reason),
@@ -435,6 +482,10 @@ impl Deliveries {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::assertion::state::Verdict;
+    use crate::notify::book::tests::{change, receiver};
+    use crate::notify::book::{About, Book, Change};
+    use crate::silence::Quiet;
 
     #[test]
     fn pauses_grow_up_to_five_minutes() {
@@ -455,6 +506,59 @@ mod tests {
             [1, 2, 3, 9, 10, 100, u32::MAX].map(seconds),
             [1, 2, 4, 256, 300, 300, 300]
         );
+    }
+
+    #[test]
+    fn what_an_alertmanager_is_told_again_is_tried_until_it_would_be_told_anew() {
+        let alertmanager = Receiver {
+            kind: Kind::Alertmanager,
+            repeat: Some(Duration::from_secs(60)),
+            ..receiver()
+        };
+        let mut book = Book::new(alertmanager.clone(), 0, Vec::new());
+        for assertion in ["a", "b"] {
+            let change = Change {
+                assertion: assertion.into(),
+                ..change(0, Verdict::Violated)
+            };
+            book.hear(&change, About::default(), 0, false);
+        }
+        let mut unsent = |now_ns| {
+            let messages = book.due(now_ns, |_| Quiet::Never).into_iter();
+            messages
+                .map(|message| Unsent {
+                    message: message.id,
+                    assertion: message.assertion,
+                    queued_ns: message.queued_ns,
+                    attempts: 0,
+                    tried_ns: 0,
+                    notifications: message.notifications,
+                })
+                .collect::<Vec<_>>()
+        };
+        let (first, again) = (unsent(0), unsent(60_000_000_000));
+        assert_eq!((first.len(), again.len()), (2, 1));
+        let tried = |message: &Unsent| give_up_after(&alertmanager, message).as_secs();
+        assert_eq!((tried(&first[0]), tried(&again[0])), (3_600, 60));
+        // Whatever becomes of one of them waits for it.
+        assert_eq!(assertions(&again[0]), ["a".to_owned(), "b".to_owned()].into());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_is_sent_in_a_minute_than_may_be() {
+        let seconds = Duration::from_secs;
+        let mut pace = Pace::default();
+        for _ in 0..2 {
+            assert_eq!(pace.pause(2), Duration::ZERO);
+            pace.sent_at.push_back(Instant::now());
+            tokio::time::advance(seconds(10)).await;
+        }
+        assert_eq!(pace.pause(2), seconds(40));
+        assert_eq!(pace.pause(3), Duration::ZERO);
+        tokio::time::advance(seconds(40)).await;
+        assert_eq!(pace.pause(2), Duration::ZERO);
+        pace.sent_at.push_back(Instant::now());
+        assert_eq!(pace.pause(2), seconds(10));
     }
 
     #[tokio::test]

@@ -121,7 +121,7 @@ async fn ask_for<T>(
 }
 
 /// Whether a question took more time or memory than one may.
-fn is_about_its_size(error: &StoreError) -> bool {
+pub(super) fn is_about_its_size(error: &StoreError) -> bool {
     let text = error.to_string();
     ["TIMEOUT_EXCEEDED", "MEMORY_LIMIT_EXCEEDED"]
         .iter()

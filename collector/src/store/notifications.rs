@@ -1,7 +1,7 @@
 //! What receivers are told, in the store: the table `notification_records`. What that is good for is in
 //! [`crate::notify`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Access, Query, Store, StoreError,
@@ -35,6 +35,7 @@ const UNSENT_FOR_NS: i64 = 8 * 24 * 3_600_000_000_000;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unsent {
     pub message: String,
+    /// Empty: of several.
     pub assertion: String,
     pub queued_ns: i64,
     /// How often it was tried, and when last.
@@ -58,6 +59,7 @@ pub struct Outcome {
 
 /// A row, but for what is the same in all of a block.
 struct Row<'a> {
+    assertion: &'a str,
     attempt: u32,
     reason: &'a str,
     place: u32,
@@ -69,8 +71,9 @@ struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    fn plain(attempt: u32, reason: &'a str) -> Self {
+    fn plain(assertion: &'a str, attempt: u32, reason: &'a str) -> Self {
         Self {
+            assertion,
             attempt,
             reason,
             place: 0,
@@ -84,7 +87,7 @@ impl<'a> Row<'a> {
 }
 
 fn block(
-    (receiver, message, assertion): (&str, &str, &str),
+    (receiver, message): (&str, &str),
     (state, at_ns): (State, i64),
     rows: &[Row<'_>],
 ) -> Result<super::Block, BlockError> {
@@ -102,7 +105,7 @@ fn block(
     block.strings("reason", &column(rows, |row| row.reason))?;
     block.u32s("place", &column(rows, |row| row.place))?;
     block.strings("notification", &column(rows, |row| row.notification))?;
-    block.low_cardinality_constant("assertion", assertion)?;
+    block.low_cardinality("assertion", &column(rows, |row| row.assertion), &own)?;
     block.strings("key", &column(rows, |row| row.key))?;
     block.low_cardinality("verdict", &column(rows, |row| row.verdict), &own)?;
     block.datetimes("window_to", &column(rows, |row| row.window_to_ns))?;
@@ -137,8 +140,8 @@ pub async fn begun(store: &dyn Store, receiver: &Receiver, now_ns: i64) -> Resul
     {
         return Ok(at_ns);
     }
-    let rows = [Row::plain(0, "")];
-    let block = block((&receiver.name, &definition, ""), (State::Begun, now_ns), &rows);
+    let rows = [Row::plain("", 0, "")];
+    let block = block((&receiver.name, &definition), (State::Begun, now_ns), &rows);
     write(store, &format!("begun-{definition}-{now_ns}"), block).await?;
     Ok(now_ns)
 }
@@ -248,10 +251,10 @@ pub async fn queue(store: &dyn Store, message: &Message, deadline_ms: Option<u64
             verdict: notification.change.said(),
             window_to_ns: notification.change.window_to_ns,
             facts: serde_json::to_string(notification).unwrap_or_default(),
-            ..Row::plain(0, "")
+            ..Row::plain(&notification.change.assertion, 0, "")
         })
         .collect();
-    let named = (&*message.receiver, &*message.id, &*message.assertion);
+    let named = (&*message.receiver, &*message.id);
     let block = block(named, (State::Queued, message.queued_ns), &rows).map(|mut block| {
         block.deadline_ms = deadline_ms;
         block
@@ -266,8 +269,8 @@ pub async fn queue(store: &dyn Store, message: &Message, deadline_ms: Option<u64
 
 /// Writes down how an attempt went.
 pub async fn settle(store: &dyn Store, outcome: &Outcome) -> Result<(), StoreError> {
-    let rows = [Row::plain(outcome.attempt, &outcome.reason)];
-    let named = (&*outcome.receiver, &*outcome.message, &*outcome.assertion);
+    let rows = [Row::plain(&outcome.assertion, outcome.attempt, &outcome.reason)];
+    let named = (&*outcome.receiver, &*outcome.message);
     let block = block(named, (outcome.state, outcome.at_ns), &rows);
     let token = format!(
         "attempt-{}-{}-{}",
@@ -276,24 +279,25 @@ pub async fn settle(store: &dyn Store, outcome: &Outcome) -> Result<(), StoreErr
     write(store, &token, block).await
 }
 
-/// What is still to be sent to a receiver, oldest first.
+/// What is still to be sent to a receiver, oldest first: of each assertion the first, since the others wait for it.
 pub async fn unsent(store: &dyn Store, receiver: &str, now_ns: i64) -> Result<Vec<Unsent>, StoreError> {
     #[derive(serde::Deserialize)]
     struct Found {
         message: String,
-        assertion: String,
+        about: String,
         queued_ns: String,
         attempts: u32,
         tried_ns: String,
         facts: Vec<(u32, String)>,
     }
-    let sql = "SELECT message, any(assertion) AS assertion, \
+    let sql = "SELECT message, \
+               if(uniqExactIf(assertion, state = 'queued') > 1, '', anyIf(assertion, state = 'queued')) AS about, \
                toString(toUnixTimestamp64Nano(minIf(at, state = 'queued') AS queued_at)) AS queued_ns, \
                max(attempt) AS attempts, toString(toUnixTimestamp64Nano(maxIf(at, state = 'failed'))) AS tried_ns, \
                arraySort(groupUniqArrayIf((place, facts), state = 'queued')) AS facts FROM notification_records \
                WHERE receiver = {receiver:String} AND state != 'begun' AND at > {since:DateTime64(9, 'UTC')} \
                GROUP BY message HAVING countIf(state IN ('sent', 'given_up')) = 0 AND countIf(state = 'queued') > 0 \
-               ORDER BY queued_at, message LIMIT {most:UInt64}";
+               ORDER BY queued_at, message LIMIT 1 BY if(about = '', message, about) LIMIT {most:UInt64}";
     let params = vec![
         ("receiver".to_owned(), text_value(receiver)),
         (
@@ -305,7 +309,7 @@ pub async fn unsent(store: &dyn Store, receiver: &str, now_ns: i64) -> Result<Ve
     let found: Vec<Found> = lines(store, sql.to_owned(), params).await?;
     let unsent = found.into_iter().map(|found| Unsent {
         message: found.message,
-        assertion: found.assertion,
+        assertion: found.about,
         queued_ns: found.queued_ns.parse().unwrap_or_default(),
         attempts: found.attempts,
         tried_ns: found.tried_ns.parse().unwrap_or_default(),
@@ -316,6 +320,28 @@ pub async fn unsent(store: &dyn Store, receiver: &str, now_ns: i64) -> Result<Ve
             .collect(),
     });
     Ok(unsent.collect())
+}
+
+/// The ids of notifications that are still to be sent to a receiver.
+pub async fn unsent_ids(
+    store: &dyn Store,
+    receiver: &str,
+    now_ns: i64,
+) -> Result<BTreeSet<String>, StoreError> {
+    #[derive(serde::Deserialize)]
+    struct Found {
+        ids: Vec<String>,
+    }
+    let sql = "SELECT groupUniqArrayIf(notification, state = 'queued') AS ids FROM notification_records \
+               WHERE receiver = {receiver:String} AND state != 'begun' AND at > {since:DateTime64(9, 'UTC')} \
+               GROUP BY message HAVING countIf(state IN ('sent', 'given_up')) = 0";
+    let since_ns = now_ns.saturating_sub(UNSENT_FOR_NS);
+    let params = vec![
+        ("receiver".to_owned(), text_value(receiver)),
+        ("since".to_owned(), time_value(since_ns)),
+    ];
+    let found: Vec<Found> = lines(store, sql.to_owned(), params).await?;
+    Ok(found.into_iter().flat_map(|found| found.ids).collect())
 }
 
 /// What was queued since, or waits, oldest first.

@@ -3,7 +3,7 @@
 use super::{
     Access, Query, Store, StoreError, answer_to,
     condition::Condition,
-    evidence::{below, is_of_sum},
+    evidence::{below, is_about_its_size, is_of_sum},
     questions::time_value,
 };
 use crate::assertion::coverage::Window;
@@ -20,7 +20,7 @@ const SETTINGS: &str = "SETTINGS max_threads = 1, max_execution_time = 5, max_me
                         optimize_use_projections = 0, optimize_use_implicit_projections = 0";
 
 /// What speaks against a condition in a window: the worst rows, and how many there are of each cause. Of a question that
-/// the store refuses, nothing: the verdict stands without.
+/// the store refuses, or that takes more than it may, nothing: the verdict stands without.
 pub async fn worst(
     store: &dyn Store,
     suspects: &Suspects,
@@ -50,6 +50,11 @@ async fn answer(store: &dyn Store, question: Option<Query>) -> Result<Vec<serde_
         Err(StoreError::Rejected { message, .. }) => {
             // A filter may name a column that causes do not have.
             tracing::debug!("the evidence of a verdict is not found: {message}");
+            Ok(Vec::new())
+        }
+        Err(error) if is_about_its_size(&error) => {
+            // It would take as much the next time, and the store is there.
+            tracing::debug!("the evidence of a verdict takes too much: {error}");
             Ok(Vec::new())
         }
         Err(error) => Err(error),

@@ -1,5 +1,8 @@
 //! What assertions are judged by, held against rows that are written for it.
 
+use std::sync::Arc;
+
+use async_trait::async_trait;
 use holdfast_collector::assertion::coverage::Window;
 use holdfast_collector::assertion::evaluate::LabelledRows;
 use holdfast_collector::assertion::plan;
@@ -8,7 +11,7 @@ use holdfast_collector::assertion::worst::{Suspects, Worst};
 use holdfast_collector::engine::files;
 use holdfast_collector::filter::{Filter, Value};
 use holdfast_collector::store::embedded::Embedded;
-use holdfast_collector::store::{Store, evidence, worst};
+use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError, evidence, worst};
 
 use crate::harness::{database, number};
 use crate::synthetic::now_ns;
@@ -201,6 +204,62 @@ async fn the_causes_beside_a_verdict_are_of_what_it_is_about() {
         .map(|cause| cause["cause"].as_str().unwrap())
         .collect();
     assert_eq!(named, ["refused_by_peer", "no_listener"]);
+}
+
+/// A store whose questions may take next to no memory.
+struct Narrow(Arc<Embedded>);
+
+#[async_trait]
+impl Store for Narrow {
+    async fn query(&self, query: Query) -> Result<Chunks, StoreError> {
+        let bounds = "max_memory_usage = 1, max_untracked_memory = 1";
+        let sql = query.sql.replace("max_memory_usage = 500000000", bounds);
+        self.0.query(Query { sql, ..query }).await
+    }
+
+    async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError> {
+        self.0.insert(table, token, block).await
+    }
+
+    async fn execute(&self, sql: &str) -> Result<(), StoreError> {
+        self.0.execute(sql).await
+    }
+
+    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError> {
+        self.0.derive(sql, params).await
+    }
+}
+
+/// Such a question fails each time, and the store is there all the same: judging goes on.
+#[tokio::test]
+async fn a_verdict_stands_without_evidence_that_takes_too_much() {
+    let (store, until_ns) = (database().await, until_ns());
+    let decided = at(until_ns - SECOND_NS);
+    write(
+        &store,
+        "connection_records",
+        "node, role, outcome, recorded_at, is_first, is_final, local_cause",
+        &[format!("'n', 1, 2, {decided}, true, true, 'refused_by_peer'")],
+    )
+    .await;
+    let suspects = Suspects {
+        rows: Rows::Attempts,
+        is_server: false,
+        worst: Worst::Most(Sum::Refused),
+        filter: Filter::In {
+            column: "node",
+            negated: false,
+            values: vec![Value::Text("n".to_owned())],
+        },
+    };
+    let window = Window {
+        from_ns: until_ns - 60 * SECOND_NS,
+        to_ns: until_ns,
+    };
+    let (rows, _) = worst::worst(&*store, &suspects, window).await.unwrap();
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    let found = worst::worst(&Narrow(store), &suspects, window).await.unwrap();
+    assert_eq!(found, (Vec::new(), Vec::new()));
 }
 
 /// Questions are about the table below the views. What somebody reads in a view is what is judged.

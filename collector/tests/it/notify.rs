@@ -5,11 +5,14 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use holdfast_collector::notify::book::{Message, Notification};
+use holdfast_collector::store::notifications::{self, Outcome, State};
 use ring::hmac;
 use serde_json::Value;
 
-use crate::harness::folder;
+use crate::harness::{database, folder};
 use crate::serving::Serving;
+use crate::synthetic::now_ns;
 
 /// Far longer than anything takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -118,6 +121,83 @@ fn check_signature(head: &str, body: &[u8]) {
     let signed = [format!("{seconds}.").as_bytes(), body].concat();
     let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
     hmac::verify(&key, &signed, &tag).expect("the signature is right");
+}
+
+/// A message about these assertions.
+fn message(id: &str, queued_ns: i64, assertions: &[&str]) -> Message {
+    let notification = |assertion: &&str| {
+        let notification = serde_json::json!({
+            "id": format!("{id} {assertion}"), "told_before": null, "repeat": 0, "description": "", "runbook": "",
+            "change": {
+                "assertion": assertion, "key": "", "verdict": "violated", "since_ns": 0, "window_from_ns": 0,
+                "window_to_ns": 0, "judged_ns": 0, "condition": "", "value": null, "samples": 0, "cause": "",
+                "evidence": "", "severity": "", "labels": {}, "revision": 0, "fingerprint": 0,
+            },
+        });
+        serde_json::from_value::<Notification>(notification).unwrap()
+    };
+    Message {
+        id: id.to_owned(),
+        receiver: "on-call".to_owned(),
+        assertion: match assertions {
+            [one] => (*one).to_owned(),
+            _ => String::new(),
+        },
+        queued_ns,
+        notifications: assertions.iter().map(notification).collect(),
+    }
+}
+
+/// However many messages of one assertion are refused, those of others are sent.
+#[tokio::test]
+async fn of_each_assertion_the_first_message_is_to_be_sent() {
+    let store = database().await;
+    let now_ns = now_ns();
+    for number in 0..250 {
+        let refused = message(&format!("a{number:03}"), now_ns - 1_000 + number, &["a"]);
+        notifications::queue(&*store, &refused, None).await.unwrap();
+    }
+    for (id, assertions) in [("b", &["b"][..]), ("c", &["a", "b"]), ("d", &["b", "c"])] {
+        let message = message(id, now_ns, assertions);
+        notifications::queue(&*store, &message, None).await.unwrap();
+    }
+    let settle = async |message: &str, assertion: &str, attempt: u32, state: State| {
+        let outcome = Outcome {
+            receiver: "on-call".to_owned(),
+            message: message.to_owned(),
+            assertion: assertion.to_owned(),
+            state,
+            at_ns: now_ns + i64::from(attempt),
+            attempt,
+            reason: String::new(),
+        };
+        notifications::settle(&*store, &outcome).await.unwrap();
+    };
+    let unsent = async || {
+        let unsent = notifications::unsent(&*store, "on-call", now_ns).await.unwrap();
+        unsent
+            .into_iter()
+            .map(|one| (one.message, one.assertion, one.attempts, one.notifications.len()))
+            .collect::<Vec<_>>()
+    };
+    let row = |id: &str, of: &str, attempts, count| (id.to_owned(), of.to_owned(), attempts, count);
+    settle("a000", "a", 1, State::Failed).await;
+    settle("d", "", 1, State::Failed).await;
+    let (b, c, d) = (row("b", "b", 0, 1), row("c", "", 0, 2), row("d", "", 1, 2));
+    assert_eq!(unsent().await, [row("a000", "a", 1, 1), b.clone(), c, d.clone()]);
+    let ids = notifications::unsent_ids(&*store, "on-call", now_ns)
+        .await
+        .unwrap();
+    assert_eq!(ids.len(), 255);
+    assert!(ids.contains("a000 a") && ids.contains("d c"), "{ids:?}");
+
+    settle("a000", "a", 2, State::GivenUp).await;
+    settle("c", "", 1, State::Sent).await;
+    assert_eq!(unsent().await, [row("a001", "a", 0, 1), b, d]);
+    let ids = notifications::unsent_ids(&*store, "on-call", now_ns)
+        .await
+        .unwrap();
+    assert_eq!(ids.len(), 252);
 }
 
 /// Makes what holds fail, and what fails hold.

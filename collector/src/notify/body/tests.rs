@@ -166,6 +166,15 @@ fn an_alertmanager_is_told_what_fires_and_what_is_resolved() {
 }
 
 #[test]
+fn an_alertmanager_tells_the_same_key_of_two_assertions_apart() {
+    let first = notification("from.node web-1", Verdict::Violated);
+    let mut second = first.clone();
+    second.change.assertion = "web reaches the cache".into();
+    let told = alerts(&message(vec![first, second]), i64::MAX);
+    assert_eq!(told.as_array().map(Vec::len), Some(2), "{told}");
+}
+
+#[test]
 fn slack_gets_a_text_that_means_what_it_says() {
     let one = message(vec![notification("", Verdict::Violated)]);
     let body: Value = serde_json::from_str(&request(&receiver(Kind::Slack), &one, 0).body).unwrap();

@@ -8,7 +8,7 @@ use crate::assertion::receiver::{Given, Kind};
 
 const SECOND_NS: i64 = 1_000_000_000;
 
-fn receiver() -> Receiver {
+pub(in crate::notify) fn receiver() -> Receiver {
     Receiver {
         name: "on-call".into(),
         kind: Kind::Webhook {
@@ -28,7 +28,7 @@ fn receiver() -> Receiver {
 }
 
 /// What a key came to in the window that ended so many seconds in.
-fn change(at: i64, verdict: Verdict) -> Change {
+pub(in crate::notify) fn change(at: i64, verdict: Verdict) -> Change {
     Change {
         assertion: "a".into(),
         key: "from.node web-1".into(),
@@ -118,9 +118,11 @@ fn a_receiver_is_told_the_verdicts_that_it_wants() {
             changes,
         )
     };
-    assert_eq!(only(&[Verdict::Violated], "V?VHV"), "0V");
+    // It is not told that it holds; the next violation is another one all the same.
+    assert_eq!(only(&[Verdict::Violated], "V?VHV"), "0V 4V");
+    assert_eq!(only(&[Verdict::Violated], "VPVHPHV"), "0V 6V");
     assert_eq!(only(&[Verdict::Violated, Verdict::Holds], "?V?VHV"), "1V 4H 5V");
-    assert_eq!(only(&[Verdict::Pending, Verdict::Violated], "HPVH"), "1P 2V");
+    assert_eq!(only(&[Verdict::Pending, Verdict::Violated], "HPVHP"), "1P 2V 4P");
 }
 
 #[test]
@@ -139,6 +141,68 @@ fn what_stays_is_told_again() {
         ..receiver()
     };
     assert_eq!(told(repeating, "V.......H......"), "0V 3V 6V 8H");
+}
+
+/// A receiver that is down gets none of them for each time that it would have been told.
+#[test]
+fn what_was_not_sent_yet_is_not_told_again() {
+    let repeating = |group_wait| Receiver {
+        repeat: Some(Duration::from_secs(3)),
+        group_wait: Duration::from_secs(group_wait),
+        ..receiver()
+    };
+    let quiet = |_: &Change| Quiet::Never;
+    let mut book = Book::new(repeating(0), 0, Vec::new());
+    book.hear(&change(0, Verdict::Violated), About::default(), 0, false);
+    let first = book.due(0, quiet);
+    assert!(!book.is_any_to_repeat(2 * SECOND_NS, quiet));
+    assert!(book.is_any_to_repeat(3 * SECOND_NS, quiet));
+    book.put_off(3 * SECOND_NS, |id| id == first[0].notifications[0].id);
+    assert!(book.due(3 * SECOND_NS, quiet).is_empty());
+    assert!(!book.is_any_to_repeat(5 * SECOND_NS, quiet));
+    // It was sent meanwhile.
+    book.put_off(6 * SECOND_NS, |_| false);
+    assert_eq!(book.due(6 * SECOND_NS, quiet)[0].notifications[0].repeat, 1);
+
+    let mut book = Book::new(repeating(10), 0, Vec::new());
+    book.hear(&change(0, Verdict::Violated), About::default(), 0, false);
+    book.put_off(4 * SECOND_NS, |_| false);
+    assert!(!book.is_any_to_repeat(4 * SECOND_NS, quiet));
+}
+
+#[test]
+fn an_alertmanager_is_told_in_one_message_of_all_that_is_still_so() {
+    let alertmanager = Receiver {
+        kind: Kind::Alertmanager,
+        repeat: Some(Duration::from_secs(60)),
+        ..receiver()
+    };
+    let mut book = Book::new(alertmanager, 0, Vec::new());
+    let mut told = Vec::new();
+    for second in 0..=180 {
+        let now_ns = second * SECOND_NS;
+        if [0, 10, 20, 45].contains(&second) {
+            let change = Change {
+                assertion: format!("a{second}"),
+                ..change(second, Verdict::Violated)
+            };
+            book.hear(&change, About::default(), now_ns, false);
+        }
+        let messages = book.due(now_ns, |_| Quiet::Never);
+        told.extend(
+            messages
+                .iter()
+                .map(|message| (second, message.assertion.clone(), message.notifications.len())),
+        );
+    }
+    let told: Vec<_> = told
+        .iter()
+        .map(|(at, of, count)| (*at, of.as_str(), *count))
+        .collect();
+    let first = [(0, "a0", 1), (10, "a10", 1), (20, "a20", 1), (45, "a45", 1)];
+    // The last one was told so shortly before that it is told with the others only the next time.
+    assert_eq!(told[..4], first);
+    assert_eq!(told[4..], [(60, "", 3), (105, "", 4), (165, "", 4)]);
 }
 
 #[test]
@@ -251,6 +315,34 @@ fn an_alertmanager_goes_on_to_hear_of_what_it_was_told_before_a_silence() {
 }
 
 #[test]
+fn an_alertmanager_goes_on_to_hear_of_what_became_something_that_it_does_not_want_to_hear() {
+    let alertmanager = |on: &[Verdict]| Receiver {
+        kind: Kind::Alertmanager,
+        repeat: Some(Duration::from_secs(2)),
+        on: on.to_vec(),
+        ..receiver()
+    };
+    let (violated, unknown, holds) = (Verdict::Violated, Verdict::Unknown, Verdict::Holds);
+    // Of what nobody can tell, and of what fails not for long enough, nobody knows that it is over.
+    assert_eq!(told(alertmanager(&[violated, holds]), "V?...H..."), "0V 2V 4V 5H");
+    assert_eq!(
+        told(alertmanager(&[violated, holds]), "V?P..V...H."),
+        "0V 2V 4V 6V 8V 9H"
+    );
+    assert_eq!(told(alertmanager(&[violated]), "V?...H..V"), "0V 2V 4V 8V");
+    assert_eq!(
+        told(alertmanager(&[violated, unknown, holds]), "V?...H..."),
+        "0V 1? 3? 5H"
+    );
+    // Others are told of what is so, and of nothing else.
+    let webhook = Receiver {
+        kind: receiver().kind,
+        ..alertmanager(&[violated, holds])
+    };
+    assert_eq!(told(webhook, "V?...H..."), "0V 5H");
+}
+
+#[test]
 fn what_was_held_back_is_told_as_it_stands_by_a_collector_that_starts_later() {
     let silence = 2 * SECOND_NS..6 * SECOND_NS;
     let changes = [(1, 'V'), (2, 'H'), (3, 'V'), (4, 'H'), (5, '?')];
@@ -318,13 +410,16 @@ fn late_rows_take_back_what_was_told_of_their_window() {
     assert_eq!(said, [(1, 0, 'V'), (5, 0, '?'), (1, 1, 'H'), (5, 1, 'H')]);
 }
 
-/// What a receiver is told of one key, if nothing ever fails.
-fn model(changes: &[(i64, Verdict)]) -> Vec<(i64, Verdict)> {
+/// What a receiver that wants these verdicts is told of one key, if nothing ever fails.
+fn model(on: &[Verdict], changes: &[(i64, Verdict)]) -> Vec<(i64, Verdict)> {
     let mut told: Vec<(i64, Verdict)> = Vec::new();
+    let mut last = Verdict::Holds;
     for &(at, verdict) in changes {
-        let last = told.last().map_or(Verdict::Holds, |(_, last)| *last);
-        if verdict != Verdict::Pending && verdict != last {
+        if on.contains(&verdict) && verdict != last {
             told.push((at, verdict));
+        }
+        if on.contains(&verdict) || verdict == Verdict::Holds {
+            last = verdict;
         }
     }
     told
@@ -359,8 +454,9 @@ proptest! {
     fn what_is_told_is_what_was_to_be_told(
         steps in prop::collection::vec((0_usize..4, 0_usize..3, event()), 1..60),
         group_wait in 0_u64..4,
+        on in prop::sample::subsequence(Verdict::ALL.to_vec(), 1..=4),
     ) {
-        let receiver = Receiver { group_wait: Duration::from_secs(group_wait), ..receiver() };
+        let receiver = Receiver { group_wait: Duration::from_secs(group_wait), on, ..receiver() };
         let mut book = Book::new(receiver.clone(), 0, Vec::new());
         let mut stored: Vec<(i64, Notification)> = Vec::new();
         let mut changes: Vec<Change> = Vec::new();
@@ -406,7 +502,7 @@ proptest! {
                 .filter(of_key)
                 .map(|one| (one.window_to_ns, one.verdict))
                 .collect();
-            prop_assert_eq!(told, model(&heard));
+            prop_assert_eq!(told, model(&receiver.on, &heard));
         }
     }
 }
@@ -466,5 +562,32 @@ fn what_was_told_before_a_start_and_is_judged_no_more_is_over() {
             .change
             .cause
             .starts_with("no assertion of this name")
+    );
+}
+
+#[test]
+fn an_alertmanager_goes_on_to_hear_what_it_heard_before_a_start_as_it_heard_it() {
+    let alertmanager = Receiver {
+        kind: Kind::Alertmanager,
+        repeat: Some(Duration::from_secs(60)),
+        on: vec![Verdict::Violated, Verdict::Holds],
+        ..receiver()
+    };
+    let mut before = Book::new(alertmanager.clone(), 0, Vec::new());
+    before.hear(&change(1, Verdict::Violated), About::default(), SECOND_NS, false);
+    let messages = before.due(SECOND_NS, |_| Quiet::Never);
+    let told = (SECOND_NS, messages[0].notifications[0].clone());
+    let mut book = Book::new(alertmanager, 0, vec![told]);
+    book.replay(
+        vec![change(1, Verdict::Violated), change(9, Verdict::Unknown)],
+        10 * SECOND_NS,
+        |_| About::default(),
+        |_| false,
+    );
+    let messages = book.due(70 * SECOND_NS, |_| Quiet::Never);
+    let again = &messages[0].notifications[0];
+    assert_eq!(
+        (again.change.verdict, again.change.since_ns, again.repeat),
+        (Verdict::Violated, SECOND_NS, 1)
     );
 }
