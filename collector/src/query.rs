@@ -1,6 +1,7 @@
 //! The `Query` service: what people and their tools ask. SQL of theirs is passed on as read-only; everything else is
 //! one of the store's prepared questions.
 
+use std::future::ready;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use holdfast_proto::v1::{
     SetProbesRequest, SetProbesResponse, SetSilenceRequest, SilencesRequest, SqlRequest, StopRunRequest,
     StopRunResponse, SuggestRequest, SyscallsRequest, TransitionsRequest, VerdictsRequest, load_message,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -49,6 +50,9 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Parts that wait for a slow follower; it is asked for no more rows until it has read them.
 const FOLLOW_CHUNKS: usize = 4;
+
+/// What ends an answer that is not complete when the collector is told to stop.
+const STOPS: &str = "it stops, so this was not told to the end; ask again once it runs again";
 
 /// The format of a SQL answer when the caller names none.
 const DEFAULT_FORMAT: &str = "TabSeparatedWithNames";
@@ -293,6 +297,7 @@ impl QueryService for Questions {
             (since_ns, _) => Extent::Since(span(since_ns)),
         };
         let (answer, lines) = mpsc::channel(FOLLOW_CHUNKS);
+        let (cut_short, is_cut_short) = oneshot::channel();
         let (store, clock, stopping) = (self.store.clone(), self.clock.clone(), self.stopping.clone());
         tokio::spawn(async move {
             let checked = check::check(store, set, &clock, extent, &answer);
@@ -302,14 +307,18 @@ impl QueryService for Questions {
                     let _ = answer.send(Err(error)).await;
                 },
                 () = answer.closed() => {}
-                () = told(stopping) => {}
+                () = told(stopping) => {
+                    let _ = cut_short.send(Status::unavailable(STOPS));
+                }
             }
         });
         let messages = ReceiverStream::new(lines).flat_map(|line| match line {
             Ok(text) => stream::iter(cut(Bytes::from(text))).map(Ok).left_stream(),
             Err(error) => stream::iter([Err(status(&error))]).right_stream(),
         });
-        Ok(Response::new(Box::pin(messages)))
+        // What was cut short must not be taken for all that there was to say: of some keys it may be.
+        let end = stream::once(is_cut_short).filter_map(|cut_short| ready(cut_short.ok().map(Err)));
+        Ok(Response::new(Box::pin(messages.chain(end))))
     }
 
     async fn suggest(&self, request: Request<SuggestRequest>) -> Result<Response<Answer>, Status> {
@@ -327,7 +336,7 @@ impl QueryService for Questions {
                 SuggestError::Wrong(why) => Status::invalid_argument(why),
                 SuggestError::Store(error) => status(&error),
             })?,
-            () = told(self.stopping.clone()) => return Err(Status::unavailable("the collector stops")),
+            () = told(self.stopping.clone()) => return Err(Status::unavailable(STOPS)),
         };
         let mut lines = String::new();
         for object in suggested.json() {

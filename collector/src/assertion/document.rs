@@ -116,7 +116,7 @@ pub fn read(source: Source<'_>) -> Result<Option<Node>, Problem> {
                 line: mark.line().max(1),
                 column: mark.col() + 1,
             };
-            source.problem(place, format!("this is no YAML: {}", error.info()))
+            source.problem(place, no_yaml(error.info()))
         })?;
         let place = place(&span);
         nodes += 1;
@@ -191,6 +191,34 @@ pub fn read(source: Source<'_>) -> Result<Option<Node>, Problem> {
 const ALIASES: &str =
     "anchors and aliases (&name, *name) are not supported: write it out, or make it a group";
 
+/// What the parser says, and of what people run into what to do.
+fn no_yaml(said: &str) -> String {
+    const ADVICE: [(&str, &str); 9] = [
+        (
+            "mapping values are not allowed",
+            "a text with `: ` in it stands in quotes, and the keys of one map begin in one column",
+        ),
+        ("unexpected character", "a text that begins with it stands in quotes"),
+        ("unknown anchor", ALIASES),
+        ("quoted scalar", "the quote that begins here has to be closed"),
+        ("tab", "indent with blanks, not with tabs"),
+        (
+            "expected key",
+            "the keys of one map begin in one column; is this line, or one above it, moved?",
+        ),
+        (
+            "expected '-'",
+            "the keys of one map begin in one column; is this line, or one above it, moved?",
+        ),
+        ("expected ','", "a bracket above has to be closed"),
+        ("illegal placement of ':'", "a bracket above has to be closed"),
+    ];
+    match ADVICE.iter().find(|(part, _)| said.contains(part)) {
+        Some((_, advice)) => format!("this is no YAML: {said}; {advice}"),
+        None => format!("this is no YAML: {said}"),
+    }
+}
+
 fn place(span: &Span) -> Place {
     Place {
         line: span.start.line(),
@@ -264,6 +292,30 @@ mod tests {
             "a: 1\n---\nb: 2\n",
             "a.yaml:2:1: one document a file: make this a file of its own\n  ---\n  ^",
         );
+    }
+
+    #[test]
+    fn what_is_no_yaml_says_what_to_do() {
+        for (text, advice) in [
+            ("a: web: reaches\n", "a text with `: ` in it stands in quotes"),
+            ("a\nb: c\n", "the keys of one map begin in one column"),
+            ("a: @b\n", "a text that begins with it stands in quotes"),
+            ("a: *b\n", ALIASES),
+            ("a: \"b\nc: d\n", "the quote that begins here has to be closed"),
+            ("a:\n\tb: c\n", "indent with blanks"),
+            ("a: b\n\tc: d\n", "indent with blanks"),
+            ("a:\n    b: c\n  d: e\n", "the keys of one map begin in one column"),
+            ("a:\n  - b: c\n   d: e\n", "the keys of one map begin in one column"),
+            ("a: [b\nc: d\n", "a bracket above has to be closed"),
+            ("a: {b\nc: d\n", "a bracket above has to be closed"),
+        ] {
+            let problem = read(Source { file: "a", text }).expect_err(text);
+            assert!(
+                problem.message.starts_with("this is no YAML: ") && problem.message.contains(advice),
+                "{text:?}: {}",
+                problem.message
+            );
+        }
     }
 
     #[test]

@@ -556,9 +556,10 @@ impl<'a, F: Fn(Rows) -> Vec<Column>> Reader<'a, F> {
     /// All of them, or what is wrong with each.
     fn expect(&mut self, fields: &Fields<'a>) -> Option<Vec<Condition>> {
         let source = fields.source;
-        let place = self.keep(fields.needed("expect"))?.place;
+        let node = self.keep(fields.needed("expect"))?;
+        let place = node.place;
         let lines = fields.texts("expect");
-        if lines.is_empty() {
+        if lines.is_empty() || node.value == Value::Empty {
             let problem = source.problem(place, "`expect` is empty: nothing would be asserted");
             self.problems.push(problem);
             return None;

@@ -32,12 +32,13 @@ pub struct Problem {
 impl Problem {
     pub fn new(file: &str, text: &str, place: Place, message: impl Into<String>) -> Self {
         let line = text.lines().nth(place.line.saturating_sub(1));
+        // A tab has another width than the blank that the caret is pushed by.
+        let line = line.unwrap_or_default().replace('\t', " ");
         Self {
             file: file.to_owned(),
             place,
-            message: message.into(),
-            // A tab has another width than the blank that the caret is pushed by.
-            text: line.unwrap_or_default().replace('\t', " "),
+            message: visible(&message.into()),
+            text: visible(&line),
         }
     }
 }
@@ -52,6 +53,18 @@ impl fmt::Display for Problem {
         }
         Ok(())
     }
+}
+
+/// A line in which everything can be seen, and nothing is an order to a terminal.
+fn visible(line: &str) -> String {
+    let seen = |c: char| if is_invisible(c) { char::REPLACEMENT_CHARACTER } else { c };
+    line.chars().map(seen).collect()
+}
+
+/// Beside control characters: blanks that are none, what has no width, and what turns the direction of writing.
+fn is_invisible(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{a0}' | '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202f}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// Characters of a line that are shown.
@@ -134,6 +147,17 @@ mod tests {
         // A text of a megabyte is compared with none of them.
         let long = "x".repeat(1 << 20);
         assert!(instead(&long, names.iter().map(String::as_str)).starts_with("there are: "));
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_shown_and_is_no_order_to_a_terminal() {
+        let line = "\u{a0}over\u{200b}: \u{1b}[31m1m";
+        let place = Place { line: 1, column: 2 };
+        let shown = Problem::new("a.yaml", line, place, "unknown key `over\u{200b}`").to_string();
+        assert_eq!(
+            shown,
+            "a.yaml:1:2: unknown key `over\u{fffd}`\n  \u{fffd}over\u{fffd}: \u{fffd}[31m1m\n   ^"
+        );
     }
 
     #[test]

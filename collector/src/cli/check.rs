@@ -5,12 +5,13 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use holdfast_proto::v1::{AssertionFile, CheckRequest};
 
 use super::Failure;
 use super::client::{Lines, Reach};
 use super::verdicts::{self, Row};
+use super::whole_file;
 use crate::assertion::{Set, reference};
 use crate::config::Span;
 use crate::engine::files;
@@ -24,7 +25,7 @@ Examples:
   holdfast check --schema > assertions.schema.json
 
 Exit codes: 0 all hold (or: the files are right), 1 something does not, 2 a file is wrong, or there is no assertion in it,
-3 something cannot be told, 4 it could not be done.";
+3 something cannot be told, 4 it could not be done, or was interrupted.";
 
 fn long_help() -> String {
     format!(
@@ -102,6 +103,14 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         return Ok(());
     }
     drop(stdout);
+    if args.span.is_some_and(|span| span.0.is_zero()) {
+        return Err(Failure::Usage(anyhow!(
+            "--for is 0s: nothing would be judged; --once judges the windows that ended last"
+        )));
+    }
+    if let Some(path) = &args.junit {
+        whole_file::check(path)?;
+    }
     let request = CheckRequest {
         files: files
             .into_iter()
@@ -138,9 +147,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     }
     stdout.flush()?;
     if let Some(path) = &args.junit {
-        std::fs::write(path, junit(&worst))
-            .with_context(|| format!("cannot write {}", path.display()))
-            .map_err(Failure::Undone)?;
+        whole_file::write(path, &junit(&worst))?;
     }
     judged.outcome()
 }
@@ -255,8 +262,23 @@ impl Judged {
     }
 }
 
-/// Has the collector judge; `changed` is called for every change.
+/// Has the collector judge; `changed` is called for every change. An interrupt ends it at any time, also while the collector is
+/// not reached yet.
 pub(super) async fn judge(
+    reach: &Reach,
+    request: CheckRequest,
+    changed: impl FnMut(&Row) -> Result<(), Failure>,
+) -> Result<Judged, Failure> {
+    tokio::select! {
+        biased;
+        _ = tokio::signal::ctrl_c() => Err(Failure::Undone(anyhow!(
+            "interrupted before all was judged: nothing is said of whether it holds"
+        ))),
+        judged = hear(reach, request, changed) => judged,
+    }
+}
+
+async fn hear(
     reach: &Reach,
     request: CheckRequest,
     mut changed: impl FnMut(&Row) -> Result<(), Failure>,
@@ -276,7 +298,6 @@ pub(super) async fn judge(
         let next = tokio::select! {
             next = lines.next() => next,
             () = waiting.show() => continue,
-            _ = tokio::signal::ctrl_c() => return Err(Failure::Undone(anyhow!("cancelled"))),
         };
         waiting.hide();
         let Some(text) = next.map_err(|status| reach.failure(&status))? else {
@@ -292,7 +313,7 @@ pub(super) async fn judge(
     }
     if judged.last.is_empty() {
         return Err(Failure::Undone(anyhow!(
-            "the collector at {} stopped",
+            "the collector at {} ended its answer before there was any: ask again once \"holdfast serve\" runs there",
             reach.collector
         )));
     }
@@ -329,6 +350,12 @@ impl Waiting {
         if std::mem::take(&mut self.is_shown) {
             let _ = write!(io::stderr(), "\r\x1b[2K");
         }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.hide();
     }
 }
 

@@ -44,10 +44,14 @@ pub(super) struct Reach {
 
 /// Runs a command on one thread: it waits for the collector and for little else.
 pub(super) fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime
-        .map_err(|error| Failure::Undone(anyhow!(error).context("cannot start")))?
-        .block_on(command)
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Undone(anyhow!(error).context("cannot start")))?;
+    let outcome = runtime.block_on(command);
+    // A name that is looked up still is nobody's any more: a command that was interrupted ends at once.
+    runtime.shutdown_background();
+    outcome
 }
 
 impl Reach {
@@ -89,10 +93,12 @@ impl Reach {
                 env!("CARGO_PKG_VERSION")
             )),
             _ if status.source().is_some() => Failure::Undone(anyhow!(
-                "lost the collector at {}: {}",
+                "lost the collector at {}: {}; see whether \"holdfast serve\" still runs there and what its log says, then ask \
+                 again",
                 self.collector,
                 cause(status)
             )),
+            Code::Unavailable => Failure::Undone(anyhow!("the collector at {}: {message}", self.collector)),
             _ => Failure::Undone(anyhow!("{message}")),
         }
     }
@@ -101,11 +107,24 @@ impl Reach {
 /// The innermost cause, in words: what the system said when the system said something.
 fn cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
+    loop {
+        let hyper = innermost.downcast_ref::<hyper::Error>();
+        if hyper.is_some_and(hyper::Error::is_timeout) {
+            return "it does not answer any more".to_owned();
+        }
+        match innermost.source() {
+            Some(source) => innermost = source,
+            None => break,
+        }
     }
-    match innermost.downcast_ref::<io::Error>().map(io::Error::kind) {
+    // HTTP/2 keeps what the system said to itself.
+    let http2 = innermost.downcast_ref::<h2::Error>().and_then(h2::Error::get_io);
+    let system = innermost.downcast_ref::<io::Error>().or(http2);
+    match system.map(io::Error::kind) {
         Some(io::ErrorKind::ConnectionRefused) => "connection refused".to_owned(),
+        Some(io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof) => {
+            "it closed the connection".to_owned()
+        }
         _ => innermost.to_string(),
     }
 }

@@ -26,6 +26,29 @@ pub(super) fn write(path: &Path, text: &str) -> Result<(), Failure> {
     })
 }
 
+/// Whether a file can be written there: asked before what takes long is done for it.
+///
+/// # Errors
+/// If it cannot: a matter of the call, for another path may do.
+pub(super) fn check(path: &Path) -> Result<(), Failure> {
+    let is_standing = path == Path::new("-") || fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir());
+    if is_standing {
+        return Ok(());
+    }
+    let tried = || {
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        if path.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        let beside = beside(&path)?;
+        write_new(&beside, b"")?;
+        fs::remove_file(&beside)
+    };
+    tried().map_err(|error: io::Error| {
+        Failure::Usage(anyhow!("cannot write {}: {error}; give another path", path.display()))
+    })
+}
+
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // A link stays one: what it leads to is replaced.
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
@@ -81,6 +104,24 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "three");
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(names(folder.path()).len(), 2);
+    }
+
+    #[test]
+    fn whether_it_can_be_written_is_known_before_and_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let there = folder.path().join("there");
+        fs::write(&there, "as it was").unwrap();
+        for path in [&there, &folder.path().join("new"), Path::new("-"), Path::new("/dev/null")] {
+            assert!(check(path).is_ok(), "{}", path.display());
+        }
+        assert_eq!(names(folder.path()), ["there"]);
+        assert_eq!(fs::read_to_string(&there).unwrap(), "as it was");
+        for path in [folder.path(), &folder.path().join("no/report.xml")] {
+            let Err(Failure::Usage(error)) = check(path) else {
+                panic!("{} can be written", path.display());
+            };
+            assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+        }
     }
 
     #[test]

@@ -82,14 +82,14 @@ pub async fn check(
         let step = engine.step(at_ns).await?;
         for record in step.records {
             let place = (record.assertion.clone(), record.key.clone());
-            let mut told = Vec::new();
-            if let Some(beginnings) = &mut beginnings {
-                let every_ns = engine.every_ns(&record.assertion);
-                told.extend(beginnings.take(&record, !latest.contains_key(&place), every_ns));
-            }
-            if record.is_transition && !matches!(extent, Extent::Once) {
-                told.push(record.clone());
-            }
+            let told = match (extent, &mut beginnings) {
+                (Extent::Once, _) => Vec::new(),
+                (_, Some(beginnings)) => {
+                    let every_ns = engine.every_ns(&record.assertion);
+                    beginnings.told(&record, !latest.contains_key(&place), every_ns)
+                }
+                (_, None) => Vec::from_iter(record.is_transition.then(|| record.clone())),
+            };
             for record in told {
                 if answer.send(Ok(format!("{}\n", shown(&record)))).await.is_err() {
                     return Ok(());
@@ -121,8 +121,8 @@ pub async fn check(
     Ok(())
 }
 
-/// What keys begin with. That a key is unknown from its first window on is no change of its verdict, and has to be told all
-/// the same; except where only the time before the check is not known, in windows that reach back to it.
+/// What keys begin with. That a key is unknown from its first window on is told, once; except where only the time before the check is
+/// not known, in windows that reach back to it.
 struct Beginnings {
     begin_ns: i64,
     /// What was not told, by assertion and key.
@@ -130,6 +130,17 @@ struct Beginnings {
 }
 
 impl Beginnings {
+    /// What is told of a record: what its key began with, if that is known only now, and the record if its verdict changed.
+    fn told(&mut self, record: &Record, is_first: bool, every_ns: i64) -> Vec<Record> {
+        let mut told = Vec::from_iter(self.take(record, is_first, every_ns));
+        // To the engine the first verdict of a key is a change, whichever it is.
+        let is_beginning = is_first && record.machine.verdict == Verdict::Unknown;
+        if record.is_transition && !is_beginning {
+            told.push(record.clone());
+        }
+        told
+    }
+
     /// Takes what came to a key; gives what is to be told of its beginning. `every_ns`: from one of its windows to the next.
     fn take(&mut self, record: &Record, is_first: bool, every_ns: i64) -> Option<Record> {
         let place = (record.assertion.clone(), record.key.clone());
@@ -205,7 +216,7 @@ mod tests {
             key: String::new(),
             key_values: Vec::new(),
             previous: Verdict::Unknown,
-            is_transition: verdict != Verdict::Unknown,
+            is_transition: false,
             window_from_ns: to_ns - 10 * SECOND,
             window_to_ns: to_ns,
             judged_ns: to_ns,
@@ -243,29 +254,32 @@ mod tests {
             let records = records
                 .iter()
                 .map(|(at, verdict, cause)| record(*at, *verdict, cause.as_ref()));
-            let told = records
-                .enumerate()
-                .filter_map(|(at, record)| beginnings.take(&record, at == 0, SECOND));
+            let mut previous = None;
+            let told = records.enumerate().flat_map(|(at, mut record)| {
+                let verdict = record.machine.verdict;
+                record.is_transition = previous.replace(verdict) != Some(verdict);
+                beginnings.told(&record, at == 0, SECOND)
+            });
             let told: Vec<_> = told
                 .map(|record| (record.window_to_ns - BEGIN) / SECOND)
                 .collect();
             assert_eq!(told, expected);
         };
         let (unknown, holds) = (Verdict::Unknown, Verdict::Holds);
-        check(&[(1, unknown, &not_watched), (8, holds, &None)], &[]);
-        check(&[(1, unknown, &no_data), (10, holds, &None)], &[]);
+        check(&[(1, unknown, &not_watched), (8, holds, &None)], &[8]);
+        check(&[(1, unknown, &no_data), (10, holds, &None)], &[10]);
         // The window that ended after 11 seconds lay within the check and was unknown still.
-        check(&[(1, unknown, &not_watched), (12, holds, &None)], &[1]);
-        check(&[(1, unknown, &silent), (8, holds, &None)], &[1]);
-        check(&[(10, unknown, &not_watched), (20, holds, &None)], &[10]);
+        check(&[(1, unknown, &not_watched), (12, holds, &None)], &[1, 12]);
+        check(&[(1, unknown, &silent), (8, holds, &None)], &[1, 8]);
+        check(&[(10, unknown, &not_watched), (20, holds, &None)], &[10, 20]);
         check(
             &[
                 (1, unknown, &not_watched),
                 (5, unknown, &silent),
                 (8, holds, &None),
             ],
-            &[5],
+            &[5, 8],
         );
-        check(&[(1, holds, &None), (8, holds, &None)], &[]);
+        check(&[(1, holds, &None), (8, unknown, &silent)], &[1, 8]);
     }
 }

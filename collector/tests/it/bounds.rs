@@ -32,7 +32,7 @@ async fn watched(assertion: &str) -> (Arc<Embedded>, Set, i64) {
 }
 
 /// Writes attempts of `web-1`, one for each `number` below `count`; the other columns by it, in SQL.
-async fn attempts(store: &Embedded, count: u64, columns: &[(&str, String)]) {
+pub(crate) async fn attempts(store: &Embedded, count: u64, columns: &[(&str, String)]) {
     let mut all = BTreeMap::from([
         ("node", "'web-1'".to_owned()),
         ("role", "'active'".to_owned()),
@@ -63,7 +63,7 @@ async fn attempts(store: &Embedded, count: u64, columns: &[(&str, String)]) {
 }
 
 /// A time by its nanoseconds, in SQL.
-fn at(ns: &str) -> String {
+pub(crate) fn at(ns: &str) -> String {
     format!("fromUnixTimestamp64Nano(toInt64({ns}), 'UTC')")
 }
 

@@ -1,6 +1,7 @@
 //! `holdfast` as a process: what it prints where, and its exit codes.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 
 use crate::clickhouse_http;
@@ -376,8 +377,27 @@ async fn where_nothing_is_asserted_that_is_a_usage_error_and_the_place_is_named(
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert!(stderr(&output).contains(&nothing(&empty)), "{}", stderr(&output));
 
+    let right = other.join("a.yaml.txt");
+    let right = right.to_str().unwrap();
+    let nobody = ["--collector", NOBODY];
+    // What would be found out only after the last window.
+    let report = empty.join("no/such/report.xml");
+    let report = report.to_str().unwrap();
+    check(
+        &[&["check", "--for", "5m", "--junit", report, right], &nobody[..]].concat(),
+        2,
+        &format!("cannot write {report}: No such file or directory (os error 2); give another path"),
+    )
+    .await;
+    check(
+        &[&["check", "--for", "0s", right], &nobody[..]].concat(),
+        2,
+        "--for is 0s: nothing would be judged; --once judges the windows that ended last",
+    )
+    .await;
+
     let untested = folder("no-tests");
-    std::fs::write(untested.join("a.yaml"), right).unwrap();
+    std::fs::copy(right, untested.join("a.yaml")).unwrap();
     let expected = format!("there are no tests in {}: write `tests:`", untested.display());
     check(&["test", untested.to_str().unwrap()], 2, &expected).await;
 }
@@ -606,6 +626,114 @@ async fn following_ends_with_totals_at_an_interrupt() {
         "{totals}"
     );
     collector.stop().await.unwrap();
+}
+
+/// A folder with an assertion about whoever there is.
+fn asserted(name: &str) -> String {
+    let folder = folder(name);
+    let text = "assertions: [{ name: a, from: all, expect: connect.refused = 0, over: 5s }]\n";
+    std::fs::write(folder.join("a.yaml"), text).unwrap();
+    folder.display().to_string()
+}
+
+/// Nobody who gives up is told that it holds, or nothing at all, also where the collector has not said a word yet.
+#[test]
+fn judging_that_is_interrupted_before_anything_is_said_could_not_be_done() {
+    let place = asserted("interrupted");
+    // The kernel takes connections here, and nobody answers on them.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    for command in [&["check", "--once"][..], &["check", "--for", "5m"], &["backtest"]] {
+        let child = holdfast(&[command, &["--collector", &url, &place]].concat())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let _connection = silent.accept().unwrap();
+        signal(&child, "INT");
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(
+            stderr(&output),
+            "holdfast: interrupted before all was judged: nothing is said of whether it holds\n",
+            "{command:?}"
+        );
+        assert_eq!(output.status.code(), Some(4), "{command:?}");
+        assert_eq!(stdout(&output), "", "{command:?}");
+    }
+}
+
+/// Judges for a minute, and once it was told something, `ends` ends the collector. Gives what came of it.
+async fn checked_while(url: &str, place: &str, ends: impl Future<Output = ()>) -> Output {
+    let mut child = holdfast(&["check", "--for", "1m", "--collector", url, place])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let (first, mut log) = tokio::task::spawn_blocking(move || {
+        let mut first = String::new();
+        log.read_line(&mut first).unwrap();
+        (first, log)
+    })
+    .await
+    .unwrap();
+    assert!(first.starts_with("a: "), "{first}");
+    ends.await;
+    tokio::task::spawn_blocking(move || {
+        let mut told = Vec::new();
+        log.read_to_end(&mut told).unwrap();
+        let output = child.wait_with_output().unwrap();
+        Output {
+            stderr: told,
+            ..output
+        }
+    })
+    .await
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_whose_collector_goes_away_names_it_and_could_not_be_done() {
+    let place = asserted("goes-away");
+    let check = |output: &Output, expected: &str| {
+        // Whatever else was told, was told once.
+        let told = stderr(output);
+        assert_eq!(told, format!("{expected}\n"));
+        assert_eq!(output.status.code(), Some(4), "{told}");
+        assert_eq!(stdout(output), "");
+    };
+
+    // One that is killed says nothing any more.
+    let mut serving = serve(&format!("embedded:{}", folder("killed").display()))
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(serving.stderr.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    let ready = log
+        .find(|line| line.contains("ready"))
+        .expect("it says that it is ready");
+    let url = collector_of(&ready);
+    let killed = async {
+        serving.kill().unwrap();
+        serving.wait().unwrap();
+    };
+    let output = checked_while(&url, &place, killed).await;
+    let expected = format!(
+        "holdfast: lost the collector at {url}: it closed the connection; see whether \"holdfast serve\" still runs there and what \
+         its log says, then ask again"
+    );
+    check(&output, &expected);
+
+    // One that stops in peace says that what it told is not all.
+    let collector = Collector::start(database().await).await;
+    let url = collector.url();
+    let stopped = async { collector.stop().await.unwrap() };
+    let output = checked_while(&url, &place, stopped).await;
+    let expected = format!(
+        "holdfast: the collector at {url}: it stops, so this was not told to the end; ask again once it runs again"
+    );
+    check(&output, &expected);
 }
 
 fn signal(child: &Child, name: &str) {

@@ -21,6 +21,7 @@ mod harness;
 mod late;
 mod ledger;
 mod notify;
+mod percentiles;
 mod reload;
 mod rollup;
 mod runs;

@@ -164,6 +164,10 @@ fn what_cannot_be_is_refused() {
             "expect: []\nover: 1m",
             "`expect` is empty: nothing would be asserted",
         ),
+        (
+            "expect:\nover: 1m",
+            "`expect` is empty: nothing would be asserted",
+        ),
         ("expect: connect.count > 1", "this assertion has no `over`"),
         (
             "expect: connect.count > 1\nover: 60",
