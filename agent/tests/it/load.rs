@@ -87,7 +87,7 @@ pub(crate) fn run(plan: Plan, caps: Caps, at_report: impl FnMut(&Report, &Shared
     run_prepared(&prepared(plan), caps, at_report)
 }
 
-fn prepared(plan: Plan) -> Prepared {
+pub(crate) fn prepared(plan: Plan) -> Prepared {
     prepare(plan.check().expect("a plan that makes sense")).expect("the machine can make it")
 }
 
@@ -101,7 +101,7 @@ fn run_without_files(plan: Plan) -> (Tally, Report) {
     run_prepared(&prepared, UNBOUNDED, |_, _| {})
 }
 
-fn run_prepared(
+pub(crate) fn run_prepared(
     prepared: &Prepared,
     caps: Caps,
     mut at_report: impl FnMut(&Report, &Shared),
