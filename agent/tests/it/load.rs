@@ -77,6 +77,7 @@ pub(crate) fn count(target: SocketAddr, connections: u64) -> Plan {
 }
 
 pub(crate) const UNBOUNDED: Caps = Caps {
+    per_second: f64::MAX,
     bytes: u64::MAX,
     cpus: f64::MAX,
     duration: Duration::MAX,
@@ -577,10 +578,34 @@ fn a_cap_that_is_reached_stops_the_run_and_names_its_setting() {
         ..UNBOUNDED
     };
     let (_, last) = run(plan, caps, |_, _| {});
+    assert!(last.elapsed < Duration::from_secs(1), "{:?}", last.elapsed);
     match last.end {
         Some(End::Capped(reason)) => assert!(reason.contains("HOLDFAST_LOAD_BYTES="), "{reason}"),
         end => panic!("{end:?}"),
     }
+}
+
+#[test]
+fn a_closed_loop_that_is_faster_than_is_allowed_is_stopped_within_a_second() {
+    let mut plan = closed_loop(nobody(), 8);
+    plan.arrivals = Arrivals::Closed {
+        concurrency: 8,
+        duration: PATIENCE,
+    };
+    let caps = Caps {
+        per_second: 100.0,
+        ..UNBOUNDED
+    };
+    let (tally, last) = run(plan, caps, |_, _| {});
+    assert!(last.elapsed < Duration::from_secs(1), "{:?}", last.elapsed);
+    assert!(tally.started > 80, "{}", tally.started);
+    let Some(End::Capped(reason)) = last.end else {
+        panic!("{:?}", last.end);
+    };
+    assert!(
+        reason.contains("no more than 100/s are allowed here") && reason.contains("HOLDFAST_LOAD_RATE="),
+        "{reason}"
+    );
 }
 
 #[test]
@@ -618,8 +643,7 @@ fn a_cap_on_cpus_stops_what_uses_more() {
         ..UNBOUNDED
     };
     let (_, last) = run(plan, caps, |_, _| {});
-    // CPU time is looked at over a second at least.
-    assert!(last.elapsed < PATIENCE / 2, "{:?}", last.elapsed);
+    assert!(last.elapsed < Duration::from_secs(1), "{:?}", last.elapsed);
     let Some(End::Capped(reason)) = last.end else {
         panic!("{:?}", last.end);
     };
