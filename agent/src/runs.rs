@@ -227,11 +227,14 @@ impl Runs {
             .check_all(&plans)
             .map_err(|refused| refused.to_string())?;
         let number = plans.len() as u64;
+        let serving = self.serving.as_ref().filter(|serving| serving.run_id == run_id);
+        let served = serving.map(|serving| Arc::clone(&serving.served));
         let prepare_one = |plan| {
             let mut prepared = prepare(plan).map_err(|nonsense| nonsense.to_string())?;
             self.consent.bound(&mut prepared, number);
             // Together they use no more than one alone may.
             prepared.together = number;
+            prepared.served.clone_from(&served);
             if number > 1 {
                 prepared.threads = 1;
             }
@@ -391,7 +394,10 @@ fn event_of(run_id: &str, event: run_event::Event) -> RunEvent {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::{
+        io::{Read, Write},
+        net::{TcpListener, TcpStream},
+    };
 
     use holdfast_proto::v1::{LoadCount, LoadEnd, RunStart, load_plan};
 
@@ -510,6 +516,34 @@ mod tests {
         let report = told_late(300_000_000);
         assert_eq!(report.counts.expect("counts").late, 1);
         assert!(report.first_ns >= 300_000_000, "{}", report.first_ns);
+    }
+
+    #[test]
+    fn what_a_node_serves_for_others_is_kept_to_its_caps_and_ends_the_run_in_its_words() {
+        let target = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let mut runs = runs();
+        let address = "127.0.0.1:0".to_owned();
+        take(&mut runs, run_order::Order::Serve(RunServe { address }));
+        let served = runs.serving.as_ref().expect("it serves").address;
+        take(
+            &mut runs,
+            run_order::Order::Prepare(one(&target, Duration::from_secs(50))),
+        );
+        start(&mut runs, 0);
+        let beating = runs.current.as_ref().expect("a run").shared[0].clone();
+        beating.beat_ns.store(0, Ordering::Relaxed);
+        let mut stream = TcpStream::connect(served).expect("taken");
+        let mut bytes = vec![0; BYTES as usize / 2 + 1];
+        stream.write_all(&bytes).expect("sent");
+        stream.read_exact(&mut bytes).expect("sent back");
+        let report = last_report(&mut runs);
+        assert_eq!(report.end(), LoadEnd::Capped, "{}", report.reason);
+        assert!(
+            report.reason.contains("HOLDFAST_LOAD_BYTES=") && report.elapsed_ns < 2_000_000_000,
+            "{report:?}"
+        );
+        // Where no run is there to end, it ends by itself.
+        assert_eq!(stream.read(&mut bytes).unwrap_or(0), 0);
     }
 
     #[test]

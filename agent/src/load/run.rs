@@ -22,6 +22,7 @@ use super::{
     plan::{Arrivals, Nonsense, Plan, share},
     ports, requests,
     saturation::Saturation,
+    serving::Served,
     tally::Tally,
     tls::Terms,
     worker::{Filled, Part, Shared, monotonic_ns, work},
@@ -77,7 +78,7 @@ struct Rates {
 }
 
 /// What was used since the run's start, at moments not longer ago than [`RECENT`], and at the one before those.
-struct Recent(VecDeque<(Duration, Rates)>);
+pub(super) struct Recent(VecDeque<(Duration, Rates)>);
 
 impl Default for Recent {
     fn default() -> Self {
@@ -86,6 +87,12 @@ impl Default for Recent {
 }
 
 impl Recent {
+    /// The same of CPU time alone.
+    pub(super) fn cpus(&mut self, elapsed: Duration, used: Duration) -> f64 {
+        let cpus = used.as_secs_f64();
+        self.rates(elapsed, Rates { cpus, made: 0.0 }).cpus
+    }
+
     /// What is used a second now that so much was used since the start. Of one that began only now it is what it comes to if it uses no more.
     fn rates(&mut self, elapsed: Duration, used: Rates) -> Rates {
         self.0.push_back((elapsed, used));
@@ -148,7 +155,7 @@ impl Used {
             // A tenth more than it took now.
             let wanted = (cpus * all * 11.0).ceil() / 10.0;
             format!(
-                "the generator used {cpus:.2} CPUs, and no more than {most:.2}{of_each} are allowed here: {}",
+                "the run used {cpus:.2} CPUs, and no more than {most:.2}{of_each} are allowed here: {}",
                 Setting("load-cpus").to(&wanted.to_string())
             )
         })
@@ -173,6 +180,20 @@ pub struct Prepared {
     pub memory: Memory,
     /// Generators at the same time, this one among them, that share the caps.
     pub together: u64,
+    /// What this node does meanwhile as a target of the same run; it counts as what the generators do.
+    pub served: Option<Arc<Served>>,
+}
+
+impl Prepared {
+    /// The part of one generator in what was served: bytes, and seconds of CPU time.
+    fn served(&self) -> (u64, f64) {
+        let (bytes, cpu) = self
+            .served
+            .as_ref()
+            .map(|served| served.so_far())
+            .unwrap_or_default();
+        (bytes / self.together, cpu.as_secs_f64() / self.together as f64)
+    }
 }
 
 /// What keeps the connections that are open at once from being more.
@@ -285,6 +306,7 @@ pub fn prepare(plan: Plan) -> Result<Prepared, Nonsense> {
         lacks_files,
         memory: Memory::default(),
         together: 1,
+        served: None,
         plan: Arc::new(plan),
         sources,
         terms,
@@ -460,9 +482,10 @@ fn collect(
         made += attempted(&since_report) - made_before;
         if end.is_none() && running > 0 {
             let made = if is_closed { made as f64 } else { 0.0 };
-            let cpus = cpu.as_secs_f64();
+            let (served_bytes, served_cpus) = prepared.served();
+            let cpus = cpu.as_secs_f64() + served_cpus;
             let used = Used {
-                bytes,
+                bytes: bytes + served_bytes,
                 elapsed,
                 rates: recent.rates(elapsed, Rates { cpus, made }),
             };
