@@ -265,11 +265,11 @@ pub enum End {
 ///
 /// # Errors
 /// With the figures, if it lacks ports or file descriptors.
-pub fn prepare(plan: Plan) -> Result<Prepared, Nonsense> {
-    ports::check_sources(&plan.sources)?;
+pub fn prepare(mut plan: Plan) -> Result<Prepared, Nonsense> {
+    plan.sources = ports::of_this_node(&plan.sources)?;
     let in_range = ports::in_range()
         .map_err(|error| Nonsense(format!("the range of local ports cannot be read: {error}")))?;
-    let sources = ports::sources(&plan, in_range)?;
+    let sources = ports::sources(&plan, in_range, || ports::equals(&plan.targets))?;
     let files =
         free_files().map_err(|error| Nonsense(format!("the open files cannot be counted: {error}")))?;
     let at_once = plan.at_once();

@@ -29,6 +29,8 @@ use nix::{
     unistd::Pid,
 };
 
+use crate::host::Host;
+
 /// Longer than a busy machine takes for anything here.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -677,4 +679,23 @@ fn a_run_that_nobody_wants_any_more_ends_within_a_second() {
         (Duration::from_millis(700)..Duration::from_secs(1)).contains(shortest),
         "{all:?}"
     );
+}
+
+#[test]
+fn where_one_source_has_too_few_ports_the_others_of_the_node_are_taken_too() {
+    let host = Host::new();
+    // All of 10.9.0.0/24 is this host then, and no source of it, nor is another network's.
+    for address in ["10.9.0.1/24", "10.9.0.2/24", "10.8.0.1/24"] {
+        host.ip(&format!("addr add {address} dev lo"));
+    }
+    host.sysctl("ipv4/ip_local_port_range", "30001 30100");
+    let (sources, tally) = host.run(|| {
+        let listener = TcpListener::bind("10.9.0.7:80").expect("a listener");
+        let prepared = prepared(count(listener.local_addr().expect("its address"), 60));
+        let (tally, _) = run_prepared(&prepared, UNBOUNDED, |_, _| {});
+        (prepared.sources, tally)
+    });
+    let expected: [IpAddr; 2] = ["10.9.0.1", "10.9.0.2"].map(|source| source.parse().expect("an address"));
+    assert_eq!(sources, expected);
+    assert_eq!(tally.count(Outcome::Established), 60, "{tally:?}");
 }
