@@ -112,6 +112,7 @@ struct Tcp {
 }
 
 const UNBOUNDED: Caps = Caps {
+    per_second: f64::MAX,
     bytes: u64::MAX,
     cpus: f64::MAX,
     duration: Duration::MAX,

@@ -211,7 +211,7 @@ pub struct LoadArgs {
     )]
     pub load_connections: u64,
 
-    /// Most connections a second
+    /// Most connections or requests a second
     #[arg(long, env = "HOLDFAST_LOAD_RATE", value_name = "N", default_value_t = 200_000)]
     pub load_rate: u32,
 
@@ -223,7 +223,7 @@ pub struct LoadArgs {
     #[arg(long, env = "HOLDFAST_LOAD_BYTES", value_name = "SIZE", default_value = "10GiB", value_parser = size)]
     pub load_bytes: u64,
 
-    /// Most CPUs that the threads of a run may use, over a second
+    /// Most CPUs that the threads of a run may use, over three quarters of a second
     #[arg(long, env = "HOLDFAST_LOAD_CPUS", value_name = "N", default_value_t = 4.0)]
     pub load_cpus: f64,
 }
@@ -233,8 +233,8 @@ impl LoadArgs {
         Consent {
             targets: self.load_targets.clone(),
             connections: self.load_connections,
-            per_second: self.load_rate.into(),
             caps: Caps {
+                per_second: self.load_rate.into(),
                 bytes: self.load_bytes,
                 cpus: self.load_cpus,
                 duration: self.load_duration,

@@ -63,6 +63,10 @@ struct Current {
 /// A run that was prepared and not started is forgotten after this, in nanoseconds: its collector is gone.
 const FORGOTTEN_NS: u64 = 30_000_000_000;
 
+/// A run that began so long ago, in nanoseconds, is not begun here any more: the clock was set, or this node stood still, and what was due
+/// since would be made all at once.
+const LATEST_NS: u64 = 1_000_000_000;
+
 impl Current {
     fn is_over(&self) -> bool {
         if self.generators.is_empty() {
@@ -131,7 +135,13 @@ impl Runs {
                 // Both at once: the clocks' difference now is what counts.
                 let start_wall_ns = start.at_ns.saturating_add_signed(offset.unwrap_or_default().0);
                 let ahead_ns = start_wall_ns.saturating_sub(wall_now_ns);
-                self.start(&run_id, monotonic_ns() + ahead_ns);
+                // Where the difference is not known, nor is that it is late.
+                let late_ns = offset.map_or(0, |_| wall_now_ns.saturating_sub(start_wall_ns));
+                if late_ns > LATEST_NS {
+                    return self.give_up(&run_id, late_ns);
+                }
+                // What was due meanwhile is made at once, and is as late as it is.
+                self.start(&run_id, (monotonic_ns() + ahead_ns).saturating_sub(late_ns));
             }
             Some(run_order::Order::Beat(_)) => {
                 if let Some(current) = self.of(&run_id) {
@@ -217,11 +227,14 @@ impl Runs {
             .check_all(&plans)
             .map_err(|refused| refused.to_string())?;
         let number = plans.len() as u64;
+        let serving = self.serving.as_ref().filter(|serving| serving.run_id == run_id);
+        let served = serving.map(|serving| Arc::clone(&serving.served));
         let prepare_one = |plan| {
             let mut prepared = prepare(plan).map_err(|nonsense| nonsense.to_string())?;
             self.consent.bound(&mut prepared, number);
             // Together they use no more than one alone may.
             prepared.together = number;
+            prepared.served.clone_from(&served);
             if number > 1 {
                 prepared.threads = 1;
             }
@@ -259,20 +272,37 @@ impl Runs {
                     reports.send(report);
                 });
                 if let Err(error) = made {
-                    reports.send(never_made(&error));
+                    reports.send(never_made(no_thread(&error)));
                 }
             });
             match generator {
                 Ok(generator) => current.generators.push(generator),
                 // Without room nothing is heard of this target, and the collector takes this agent for lost.
                 Err(error) => {
-                    let _ = events.try_send(report_event(run_id, target, &never_made(&error)));
+                    let _ = events.try_send(report_event(run_id, target, &never_made(no_thread(&error))));
                 }
             }
         }
         if current.generators.is_empty() {
             self.current = None;
         }
+    }
+
+    /// Begins nothing, and says so.
+    fn give_up(&mut self, run_id: &str, late_ns: u64) {
+        let Some((prepared, _)) = self.of(run_id).and_then(|current| current.prepared.take()) else {
+            return;
+        };
+        let reason = format!(
+            "heard of the start {} ms after it, by its own clock, and did not begin: make the run again",
+            late_ns / 1_000_000
+        );
+        tracing::warn!(run = run_id, "{reason}");
+        for target in 0..prepared.len() {
+            let never = never_made(reason.clone());
+            let _ = self.events.try_send(report_event(run_id, target, &never));
+        }
+        self.current = None;
     }
 
     fn tell(&self, run_id: &str, event: run_event::Event) {
@@ -336,8 +366,12 @@ fn report_event(run_id: &str, target: usize, report: &Report) -> RunEvent {
     event_of(run_id, run_event::Event::Report(report))
 }
 
-/// The only report of what no thread could be had for.
-fn never_made(error: &std::io::Error) -> Report {
+fn no_thread(error: &std::io::Error) -> String {
+    format!("no thread can be started: {error}")
+}
+
+/// The only report of what was not begun.
+fn never_made(reason: String) -> Report {
     Report {
         elapsed: Duration::ZERO,
         tally: Tally::default(),
@@ -347,7 +381,7 @@ fn never_made(error: &std::io::Error) -> Report {
         watched: Duration::ZERO,
         saturated: Duration::ZERO,
         first_ns: None,
-        end: Some(End::Failed(format!("no thread can be started: {error}"))),
+        end: Some(End::Failed(reason)),
     }
 }
 
@@ -360,8 +394,15 @@ fn event_of(run_id: &str, event: run_event::Event) -> RunEvent {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{Read, Write},
+        net::{TcpListener, TcpStream},
+    };
+
+    use holdfast_proto::v1::{LoadCount, LoadEnd, RunStart, load_plan};
+
     use super::*;
-    use crate::load::outcome::Outcome;
+    use crate::load::{outcome::Outcome, run::Caps};
 
     fn reported(established: u64, end: Option<End>) -> Report {
         let mut tally = Tally::default();
@@ -399,6 +440,110 @@ mod tests {
             report.elapsed_ns / 1_000_000_000,
             report.end.is_some(),
         )
+    }
+
+    const BYTES: u64 = 100_000;
+
+    fn runs() -> Runs {
+        Runs::new(Consent {
+            targets: vec!["127.0.0.0/8".parse().expect("targets")],
+            connections: 2,
+            caps: Caps {
+                per_second: 1e6,
+                bytes: BYTES,
+                cpus: 8.0,
+                duration: Duration::from_secs(60),
+            },
+        })
+    }
+
+    /// One connection, which is held.
+    fn one(target: &TcpListener, hold: Duration) -> LoadPlan {
+        LoadPlan {
+            targets: vec![target.local_addr().expect("its address").to_string()],
+            arrivals: Some(load_plan::Arrivals::Count(LoadCount {
+                connections: 1,
+                pause_ns: 0,
+            })),
+            step: 1,
+            hold_ns: hold.as_nanos() as u64,
+            timeout_ns: 5_000_000_000,
+            interval_ns: 100_000_000,
+            ..LoadPlan::default()
+        }
+    }
+
+    /// By this clock the collector's is five seconds behind.
+    const NOW_NS: u64 = 1_800_000_000_000_000_000;
+    const OFFSET_NS: i64 = 5_000_000_000;
+
+    fn take(runs: &mut Runs, order: run_order::Order) {
+        let order = RunOrder {
+            run_id: "19ac".into(),
+            order: Some(order),
+        };
+        runs.take(order, Some((OFFSET_NS, 0)), NOW_NS);
+    }
+
+    fn start(runs: &mut Runs, late_ns: u64) {
+        let at_ns = NOW_NS - OFFSET_NS.unsigned_abs() - late_ns;
+        take(runs, run_order::Order::Start(RunStart { at_ns }));
+    }
+
+    fn last_report(runs: &mut Runs) -> LoadReport {
+        let report = |event: RunEvent| match event.event {
+            Some(run_event::Event::Report(report)) => report.end.is_some().then_some(report),
+            _ => None,
+        };
+        std::iter::from_fn(|| runs.queue.blocking_recv())
+            .find_map(report)
+            .expect("a last report")
+    }
+
+    #[test]
+    fn who_hears_of_the_start_late_begins_late_and_says_so() {
+        let target = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let mut runs = runs();
+        let mut told_late = |late_ns| {
+            take(&mut runs, run_order::Order::Prepare(one(&target, Duration::ZERO)));
+            start(&mut runs, late_ns);
+            last_report(&mut runs)
+        };
+        // What was due for so long is not made at once.
+        let report = told_late(1_500_000_000);
+        assert_eq!((report.end(), report.first_ns), (LoadEnd::Failed, 0));
+        assert!(report.reason.contains("1500 ms after it"), "{}", report.reason);
+        let report = told_late(300_000_000);
+        assert_eq!(report.counts.expect("counts").late, 1);
+        assert!(report.first_ns >= 300_000_000, "{}", report.first_ns);
+    }
+
+    #[test]
+    fn what_a_node_serves_for_others_is_kept_to_its_caps_and_ends_the_run_in_its_words() {
+        let target = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let mut runs = runs();
+        let address = "127.0.0.1:0".to_owned();
+        take(&mut runs, run_order::Order::Serve(RunServe { address }));
+        let served = runs.serving.as_ref().expect("it serves").address;
+        take(
+            &mut runs,
+            run_order::Order::Prepare(one(&target, Duration::from_secs(50))),
+        );
+        start(&mut runs, 0);
+        let beating = runs.current.as_ref().expect("a run").shared[0].clone();
+        beating.beat_ns.store(0, Ordering::Relaxed);
+        let mut stream = TcpStream::connect(served).expect("taken");
+        let mut bytes = vec![0; BYTES as usize / 2 + 1];
+        stream.write_all(&bytes).expect("sent");
+        stream.read_exact(&mut bytes).expect("sent back");
+        let report = last_report(&mut runs);
+        assert_eq!(report.end(), LoadEnd::Capped, "{}", report.reason);
+        assert!(
+            report.reason.contains("HOLDFAST_LOAD_BYTES=") && report.elapsed_ns < 2_000_000_000,
+            "{report:?}"
+        );
+        // Where no run is there to end, it ends by itself.
+        assert_eq!(stream.read(&mut bytes).unwrap_or(0), 0);
     }
 
     #[test]

@@ -111,7 +111,6 @@ impl FromStr for Targets {
 pub struct Consent {
     pub targets: Vec<Targets>,
     pub connections: u64,
-    pub per_second: f64,
     pub caps: Caps,
 }
 
@@ -126,8 +125,8 @@ impl Consent {
         Self {
             targets: vec![],
             connections: 0,
-            per_second: 0.0,
             caps: Caps {
+                per_second: 0.0,
                 bytes: 0,
                 cpus: 0.0,
                 duration: Duration::ZERO,
@@ -191,11 +190,11 @@ impl Consent {
             )));
         }
         let rate: f64 = plans.iter().filter_map(Plan::per_second).sum();
-        if rate > self.per_second {
+        if rate > self.caps.per_second {
             return Err(Refused(format!(
                 "{rate:.0} connections/s, to {} targets together, are more than the {:.0}/s that are allowed here: {}",
                 plans.len(),
-                self.per_second,
+                self.caps.per_second,
                 Setting("load-rate").to(&format!("{:.0}", rate.ceil()))
             )));
         }
@@ -239,10 +238,10 @@ impl Consent {
                 Setting("load-connections").to(&at_once.to_string())
             ));
         }
-        if let Some(rate) = plan.per_second().filter(|rate| *rate > self.per_second) {
+        if let Some(rate) = plan.per_second().filter(|rate| *rate > self.caps.per_second) {
             return refused(format!(
                 "{rate:.0} connections/s are more than the {:.0}/s that are allowed here: {}",
-                self.per_second,
+                self.caps.per_second,
                 Setting("load-rate").to(&format!("{:.0}", rate.ceil()))
             ));
         }
@@ -319,8 +318,8 @@ mod tests {
         let consent = Consent {
             targets: vec!["127.0.0.0/8".parse().expect("targets")],
             connections: 100,
-            per_second: 1_000.0,
             caps: Caps {
+                per_second: 1_000.0,
                 bytes: 0,
                 cpus: 1.0,
                 duration: Duration::from_secs(60),

@@ -40,6 +40,9 @@ const TRIES: usize = 4;
 /// net.ipv4.icmp_ratelimit).
 const REFUSED: &str = "refused: nothing listens on that UDP port (by ICMP, which hosts send only so many of: those that nothing was said of count as lost)";
 
+/// What is said where this machine dropped what came.
+const NO_ROOM: &str = "answers were dropped here, for a socket of this node had no room for them: raise net.core.rmem_max on it, or ask for less of each agent";
+
 /// A datagram that was sent.
 #[derive(Clone, Copy)]
 struct Flight {
@@ -252,6 +255,9 @@ impl Datagrams {
                     }
                 }
                 Err(errno) => {
+                    // Full are the queues of this machine.
+                    let is_local = errno == Errno::AGAIN || Outcome::of(errno).is_local_limit();
+                    self.tally.hindered += u64::from(is_local);
                     self.tally.answer(Answer::Unsent);
                     self.tally.remark(format!("a datagram cannot be sent: {errno}"));
                 }
@@ -405,6 +411,11 @@ impl Datagrams {
             self.ask()?;
         }
         for lane in &self.lanes {
+            let dropped = socket::dropped(&lane.socket);
+            if dropped > 0 {
+                self.tally.hindered += dropped;
+                self.tally.remark(NO_ROOM.to_owned());
+            }
             for flight in &lane.flights {
                 if !flight.is_decided {
                     self.tally.answer(Answer::Abandoned);
@@ -457,12 +468,16 @@ impl Datagrams {
                     let _ = send(&lane.socket, &self.bytes, SendFlags::NOSIGNAL);
                 }
             }
-            if is_complete || self.part.is_stopped() {
+            if is_complete {
                 return Ok(());
             }
             let until_ns = self.part.now() + QUESTION_NS;
             while self.part.now() < until_ns && self.lanes.iter().any(Lane::is_asked) {
                 self.wait(LONGEST_SLEEP_NS)?;
+            }
+            // One answer is waited for then, too: without it all that was sent would be known of nothing.
+            if self.part.is_stopped() {
+                return Ok(());
             }
         }
         Ok(())

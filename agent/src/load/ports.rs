@@ -4,8 +4,10 @@
 
 use std::{
     fs, io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
 };
+
+use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 
 use super::plan::{Nonsense, Plan};
 
@@ -24,21 +26,70 @@ pub fn in_range() -> io::Result<u64> {
     parse(&text).ok_or_else(|| io::Error::other(format!("{RANGE} says {text:?}, which is no range")))
 }
 
-/// Whether sources are addresses of this node.
+/// Of the sources that are given, those that are addresses of this node: the others are of other nodes that make the same run.
 ///
 /// # Errors
-/// Names the first one that is not.
-pub fn check_sources(sources: &[IpAddr]) -> Result<(), Nonsense> {
-    for source in sources {
-        // Asked of UDP, where a bound address is in nobody's way.
-        UdpSocket::bind((*source, 0)).map_err(|error| {
-            Nonsense(format!(
-                "nothing can be sent from the source {source} here ({error}): give an address of this node with --source, or take \
-                 nodes that have it with --node"
-            ))
-        })?;
+/// Names them if none is.
+pub fn of_this_node(given: &[IpAddr]) -> Result<Vec<IpAddr>, Nonsense> {
+    // Asked of UDP, where a bound address is in nobody's way.
+    let is_ours = |source: &&IpAddr| UdpSocket::bind((**source, 0)).is_ok();
+    let ours: Vec<IpAddr> = given.iter().filter(is_ours).copied().collect();
+    if ours.is_empty() && !given.is_empty() {
+        let given: Vec<String> = given.iter().map(IpAddr::to_string).collect();
+        return Err(Nonsense(format!(
+            "nothing can be sent from {} here: give an address of this node with --source, or take nodes that have it with --node",
+            given.join(" ")
+        )));
     }
-    Ok(())
+    Ok(ours)
+}
+
+/// The addresses of this node that are as good as the one that the kernel would choose, that one among them: on the same interface and in the same
+/// network, for answers find their way to them then. None if it would choose differently for some of the targets, or does not say.
+pub fn equals(targets: &[SocketAddr]) -> Vec<IpAddr> {
+    let chosen: Option<Vec<IpAddr>> = targets.iter().map(source_to).collect();
+    let Some([first, others @ ..]) = chosen.as_deref() else {
+        return vec![];
+    };
+    if others.iter().any(|other| other != first) {
+        return vec![];
+    }
+    let all: Vec<(String, IpAddr, IpAddr)> = getifaddrs()
+        .into_iter()
+        .flatten()
+        .filter_map(|of| Some((of.interface_name, ip(of.address?)?, ip(of.netmask?)?)))
+        .collect();
+    let Some((interface, _, mask)) = all.iter().find(|(_, address, _)| address == first) else {
+        return vec![];
+    };
+    let network = |address: IpAddr| match (address, *mask) {
+        (IpAddr::V4(address), IpAddr::V4(mask)) => Some(IpAddr::V4(address & mask)),
+        (IpAddr::V6(address), IpAddr::V6(mask)) => Some(IpAddr::V6(address & mask)),
+        _ => None,
+    };
+    all.iter()
+        .filter(|(name, address, _)| name == interface && network(*address) == network(*first))
+        .map(|(_, address, _)| *address)
+        .collect()
+}
+
+/// From where the kernel would reach a target: nothing is sent for it.
+fn source_to(target: &SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = match target {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(target).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+fn ip(address: SockaddrStorage) -> Option<IpAddr> {
+    match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+        (Some(v4), _) => Some(IpAddr::V4(v4.ip())),
+        (_, Some(v6)) => Some(IpAddr::V6(v6.ip())),
+        _ => None,
+    }
 }
 
 fn parse(range: &str) -> Option<u64> {
@@ -47,11 +98,16 @@ fn parse(range: &str) -> Option<u64> {
     (first <= last).then(|| last - first + 1)
 }
 
-/// The addresses to connect from so that the rule is kept. Loopback has addresses enough; elsewhere they are given.
+/// The addresses to connect from so that the rule is kept, or none: the kernel's choice. Loopback has addresses enough; elsewhere they are given,
+/// or this node's `own`, see [`equals`].
 ///
 /// # Errors
-/// With the figures, if those that are given do not suffice.
-pub fn sources(plan: &Plan, ports_in_range: u64) -> Result<Vec<IpAddr>, Nonsense> {
+/// With the figures, if those do not suffice.
+pub fn sources(
+    plan: &Plan,
+    ports_in_range: u64,
+    own: impl FnOnce() -> Vec<IpAddr>,
+) -> Result<Vec<IpAddr>, Nonsense> {
     let usable = (ports_in_range * FILL_PERCENT / 100).max(1);
     let targets = plan.targets.len() as u64;
     let sources_for = |ports: u64| ports.div_ceil(targets).div_ceil(usable).max(1);
@@ -65,9 +121,17 @@ pub fn sources(plan: &Plan, ports_in_range: u64) -> Result<Vec<IpAddr>, Nonsense
         }
     }
     let needed = sources_for(plan.ports());
-    let given = plan.sources.len().max(1) as u64;
-    if needed <= given {
-        return Ok(plan.sources.clone());
+    let wanted = sources_for(plan.ports() + plan.may_linger());
+    let mut there = plan.sources.clone();
+    if there.is_empty() && wanted > 1 {
+        there = own();
+        there.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
+        if there.len() == 1 {
+            there.clear();
+        }
+    }
+    if needed <= there.len().max(1) as u64 {
+        return Ok(there);
     }
     Err(Nonsense(format!(
         "{} ports are needed to {}, and one source address has {usable} of {ports_in_range} (the kernel's search for a \
@@ -85,7 +149,7 @@ fn local_source(index: u16) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{mem, time::Duration};
 
     use super::*;
     use crate::load::plan::{Arrivals, Close, tests::count};
@@ -98,11 +162,13 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_an_address_of_this_node() {
-        let check = |source: &str| check_sources(&[source.parse().expect("an address")]);
-        assert_eq!(check("127.0.0.1"), Ok(()));
-        // Of the documentation's network, which nobody has.
-        let refused = check("192.0.2.1").expect_err("not here").to_string();
+    fn of_the_sources_a_node_takes_those_that_are_its_own() {
+        let address = |source: &str| source.parse::<IpAddr>().expect("an address");
+        // The second is of the documentation's network, which nobody has.
+        let (ours, others) = (address("127.0.0.1"), address("192.0.2.1"));
+        assert_eq!(of_this_node(&[]), Ok(vec![]));
+        assert_eq!(of_this_node(&[others, ours]), Ok(vec![ours]));
+        let refused = of_this_node(&[others]).expect_err("not here").to_string();
         assert!(
             refused.contains("192.0.2.1") && refused.contains("--source"),
             "{refused}"
@@ -111,6 +177,7 @@ mod tests {
 
     #[test]
     fn loopback_gets_as_many_sources_as_it_needs() {
+        let sources = |plan: &Plan, ports| sources(plan, ports, Vec::new);
         assert_eq!(sources(&count(12_704), 28_232), Ok(vec![]));
         let two: Vec<IpAddr> = vec![
             "127.1.0.1".parse().expect("one"),
@@ -133,12 +200,42 @@ mod tests {
     fn elsewhere_too_few_sources_are_refused_with_the_figures() {
         let mut plan = count(20_000);
         plan.targets = vec!["10.0.0.5:80".parse().expect("an address")];
-        let error = sources(&plan, 28_232).expect_err("one source").to_string();
+        let own = |number: u8| move || (1..=number).map(|last| [10, 0, 0, last].into()).collect();
+        let error = sources(&plan, 28_232, own(1))
+            .expect_err("one source")
+            .to_string();
         assert!(
             error.contains("20000 ports") && error.contains("give 2 addresses"),
             "{error}"
         );
         plan.sources = vec!["10.0.0.1".parse().expect("one"), "10.0.0.2".parse().expect("two")];
-        assert_eq!(sources(&plan, 28_232), Ok(plan.sources.clone()));
+        assert_eq!(sources(&plan, 28_232, own(0)), Ok(plan.sources.clone()));
+        // Of this node's own as many as are needed.
+        let two = mem::take(&mut plan.sources);
+        assert_eq!(sources(&plan, 28_232, own(3)), Ok(two));
+        // What a loop may leave behind has as many as there are, and the run what it may come to.
+        plan.close = Close::Finish;
+        plan.arrivals = Arrivals::Closed {
+            concurrency: 100,
+            duration: Duration::from_secs(60),
+        };
+        assert_eq!(sources(&plan, 28_232, own(3)), Ok(own(3)()));
+        plan.close = Close::Reset;
+        assert_eq!(sources(&plan, 28_232, own(3)), Ok(vec![]));
+    }
+
+    #[test]
+    fn the_kernels_choice_is_among_its_equals() {
+        let equals = |targets: &[&str]| {
+            let targets: Vec<SocketAddr> = targets
+                .iter()
+                .map(|target| target.parse().expect("a target"))
+                .collect();
+            equals(&targets)
+        };
+        let loopback: IpAddr = "127.0.0.1".parse().expect("an address");
+        assert!(equals(&["127.0.0.1:9", "127.0.0.1:10"]).contains(&loopback));
+        // No address is good for both.
+        assert_eq!(equals(&["127.0.0.1:9", "[::1]:9"]), Vec::<IpAddr>::new());
     }
 }

@@ -117,6 +117,8 @@ struct Requests {
     ready: Vec<u32>,
     /// When those requests were due that have no connection yet.
     waiting: VecDeque<u64>,
+    /// When the last of them was due that found more connections to be needed than this machine has room for; those before it did, too.
+    held_up_ns: Option<u64>,
     deadlines: VecDeque<Moment>,
     opening: u64,
     under_way: u64,
@@ -167,6 +169,7 @@ impl Requests {
             free: Vec::new(),
             ready: Vec::new(),
             waiting: VecDeque::new(),
+            held_up_ns: None,
             deadlines: VecDeque::new(),
             opening: 0,
             under_way: 0,
@@ -314,18 +317,36 @@ impl Requests {
             if let Some(index) = self.ready.pop() {
                 self.links[index as usize].is_listed = false;
                 if self.has_room(index) {
-                    self.waiting.pop_front();
+                    self.next_waiting();
                     self.begin(index, due_ns);
                 }
                 continue;
             }
             let will_be_served = self.opening * u64::from(self.http.streams);
             let in_use = self.links.len() - self.free.len();
-            if will_be_served >= self.waiting.len() as u64 || in_use >= self.part.at_once {
+            if will_be_served >= self.waiting.len() as u64 {
+                return;
+            }
+            if in_use >= self.part.at_once {
+                if self.part.is_bound {
+                    self.held_up_ns = self.waiting.back().copied();
+                }
                 return;
             }
             self.dial();
         }
+    }
+
+    /// Takes the request that waits longest. A wait that this machine is the reason of is no matter of the target, however it ends.
+    fn next_waiting(&mut self) -> Option<u64> {
+        let due_ns = self.waiting.pop_front()?;
+        if self.held_up_ns.is_some_and(|held_up_ns| due_ns <= held_up_ns) {
+            self.tally.hindered += 1;
+            if !mem::replace(&mut self.is_bound_told, true) {
+                self.tally.remark(self.part.bound.remark.clone());
+            }
+        }
+        Some(due_ns)
     }
 
     fn has_room(&self, index: u32) -> bool {
@@ -798,12 +819,8 @@ impl Requests {
 
     /// The request that waits longest finds no connection; false if none waits.
     fn unsent(&mut self) -> bool {
-        let first = self.waiting.pop_front();
+        let first = self.next_waiting();
         if let Some(due_ns) = first {
-            let is_bound = self.part.is_bound && self.links.len() - self.free.len() >= self.part.at_once;
-            if is_bound && !mem::replace(&mut self.is_bound_told, true) {
-                self.tally.remark(self.part.bound.remark.clone());
-            }
             let now_ns = self.part.now();
             self.tally.answer(Answer::Unsent);
             self.tally.error.saturating_record(now_ns.saturating_sub(due_ns));
@@ -922,7 +939,7 @@ impl Requests {
                 Phase::Open => self.drop_link(index, Answer::Abandoned),
             }
         }
-        while self.waiting.pop_front().is_some() {
+        while self.next_waiting().is_some() {
             self.tally.answer(Answer::Abandoned);
         }
         let tally = mem::take(&mut self.tally);

@@ -1,6 +1,7 @@
 //! A run on this node: starts the workers, collects what they counted, keeps to the caps, and stops them.
 
 use std::{
+    collections::VecDeque,
     io,
     net::IpAddr,
     sync::{
@@ -18,9 +19,10 @@ use super::{
     datagrams, held,
     memory::Memory,
     outcome::Outcome,
-    plan::{Nonsense, Plan, share},
+    plan::{Arrivals, Nonsense, Plan, share},
     ports, requests,
     saturation::Saturation,
+    serving::Served,
     tally::Tally,
     tls::Terms,
     worker::{Filled, Part, Shared, monotonic_ns, work},
@@ -40,12 +42,18 @@ const GRACE: Duration = Duration::from_millis(500);
 /// A run that nobody has wanted for so long is stopped, in nanoseconds. With [`COLLECT`] it is less than a second.
 const ORPHANED_NS: u64 = 700_000_000;
 
+/// What is used a second is looked at over so long: with [`COLLECT`], and what the workers take to hear of it, a run that uses more ends within
+/// a second of beginning to.
+const RECENT: Duration = Duration::from_millis(750);
+
 /// Threads of a run: a generator thread that shares its CPU is late.
 const MOST_THREADS: u64 = 4;
 
 /// What a run may use while it lasts. Checked against the plan before it begins, and again while it runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Caps {
+    /// Attempts, or requests, a second.
+    pub per_second: f64,
     /// Payload, both ways.
     pub bytes: u64,
     /// CPUs of the generator's threads.
@@ -57,8 +65,48 @@ pub struct Caps {
 struct Used {
     bytes: u64,
     elapsed: Duration,
-    /// Over a second at least; absent: less has passed since it was looked at.
-    cpus: Option<f64>,
+    /// Lately.
+    rates: Rates,
+}
+
+/// What is used a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Rates {
+    cpus: f64,
+    /// Of a closed loop. Any other makes no more than it was asked for, and what is late at once.
+    made: f64,
+}
+
+/// What was used since the run's start, at moments not longer ago than [`RECENT`], and at the one before those.
+pub(super) struct Recent(VecDeque<(Duration, Rates)>);
+
+impl Default for Recent {
+    fn default() -> Self {
+        Self(VecDeque::from([Default::default()]))
+    }
+}
+
+impl Recent {
+    /// The same of CPU time alone.
+    pub(super) fn cpus(&mut self, elapsed: Duration, used: Duration) -> f64 {
+        let cpus = used.as_secs_f64();
+        self.rates(elapsed, Rates { cpus, made: 0.0 }).cpus
+    }
+
+    /// What is used a second now that so much was used since the start. Of one that began only now it is what it comes to if it uses no more.
+    fn rates(&mut self, elapsed: Duration, used: Rates) -> Rates {
+        self.0.push_back((elapsed, used));
+        let is_enough = |&(at, _): &(Duration, Rates)| elapsed.saturating_sub(at) >= RECENT;
+        while self.0.get(1).is_some_and(is_enough) {
+            self.0.pop_front();
+        }
+        let (since, before) = self.0[0];
+        let passed = elapsed.saturating_sub(since).max(RECENT).as_secs_f64();
+        Rates {
+            cpus: (used.cpus - before.cpus) / passed,
+            made: (used.made - before.made) / passed,
+        }
+    }
 }
 
 impl Used {
@@ -93,14 +141,24 @@ impl Used {
                 Setting("load-duration").to(&format!("{}s", wanted.as_secs().saturating_add(1)))
             ));
         }
-        let cpus = caps.cpus / all;
-        let used = self.cpus.filter(|used| *used > cpus)?;
-        // A tenth more than it took now.
-        let wanted = (used * all * 11.0).ceil() / 10.0;
-        Some(format!(
-            "the generator used {used:.2} CPUs, and no more than {cpus:.2}{of_each} are allowed here: {}",
-            Setting("load-cpus").to(&wanted.to_string())
-        ))
+        let (Rates { cpus, made }, most) = (self.rates, caps.per_second / all);
+        if made > most {
+            // A quarter more than it made now.
+            let wanted = (made * all * 1.25).ceil();
+            return Some(format!(
+                "{made:.0} attempts/s were made, and no more than {most:.0}/s{of_each} are allowed here: {}",
+                Setting("load-rate").to(&wanted.to_string())
+            ));
+        }
+        let most = caps.cpus / all;
+        (cpus > most).then(|| {
+            // A tenth more than it took now.
+            let wanted = (cpus * all * 11.0).ceil() / 10.0;
+            format!(
+                "the run used {cpus:.2} CPUs, and no more than {most:.2}{of_each} are allowed here: {}",
+                Setting("load-cpus").to(&wanted.to_string())
+            )
+        })
     }
 }
 
@@ -122,6 +180,20 @@ pub struct Prepared {
     pub memory: Memory,
     /// Generators at the same time, this one among them, that share the caps.
     pub together: u64,
+    /// What this node does meanwhile as a target of the same run; it counts as what the generators do.
+    pub served: Option<Arc<Served>>,
+}
+
+impl Prepared {
+    /// The part of one generator in what was served: bytes, and seconds of CPU time.
+    fn served(&self) -> (u64, f64) {
+        let (bytes, cpu) = self
+            .served
+            .as_ref()
+            .map(|served| served.so_far())
+            .unwrap_or_default();
+        (bytes / self.together, cpu.as_secs_f64() / self.together as f64)
+    }
 }
 
 /// What keeps the connections that are open at once from being more.
@@ -193,16 +265,16 @@ pub enum End {
 ///
 /// # Errors
 /// With the figures, if it lacks ports or file descriptors.
-pub fn prepare(plan: Plan) -> Result<Prepared, Nonsense> {
-    ports::check_sources(&plan.sources)?;
+pub fn prepare(mut plan: Plan) -> Result<Prepared, Nonsense> {
+    plan.sources = ports::of_this_node(&plan.sources)?;
     let in_range = ports::in_range()
         .map_err(|error| Nonsense(format!("the range of local ports cannot be read: {error}")))?;
-    let sources = ports::sources(&plan, in_range)?;
+    let sources = ports::sources(&plan, in_range, || ports::equals(&plan.targets))?;
     let files =
         free_files().map_err(|error| Nonsense(format!("the open files cannot be counted: {error}")))?;
     let at_once = plan.at_once();
     // A rate is allowed to begin: its connections rarely take as long as they may, and what finds no file says so.
-    let is_certain = !matches!(plan.arrivals, super::plan::Arrivals::Stages(_));
+    let is_certain = !matches!(plan.arrivals, Arrivals::Stages(_));
     let lacks_files = is_certain && at_once > files;
     if lacks_files {
         let without_files = match held::is_of(&plan) {
@@ -234,6 +306,7 @@ pub fn prepare(plan: Plan) -> Result<Prepared, Nonsense> {
         lacks_files,
         memory: Memory::default(),
         together: 1,
+        served: None,
         plan: Arc::new(plan),
         sources,
         terms,
@@ -376,11 +449,17 @@ fn collect(
     let mut end: Option<End> = None;
     let mut since_report = Tally::default();
     let mut next_report = interval;
-    let mut bytes = 0;
-    let (mut cpu_before, mut looked_at) = (Duration::ZERO, Duration::ZERO);
+    let (mut bytes, mut made) = (0, 0);
+    let mut recent = Recent::default();
+    let is_closed = matches!(prepared.plan.arrivals, Arrivals::Closed { .. });
     loop {
         let exchanged = |tally: &Tally| tally.bytes_sent + tally.bytes_received;
-        let bytes_before = exchanged(&since_report);
+        // Requests, if there are any, or else attempts.
+        let attempted = |tally: &Tally| match prepared.plan.http {
+            Some(_) => tally.requests,
+            None => tally.started,
+        };
+        let (bytes_before, made_before) = (exchanged(&since_report), attempted(&since_report));
         let mut running = 0;
         for worker in &mut workers {
             if worker.handle.is_some() && worker.collect(&mut since_report) {
@@ -400,19 +479,18 @@ fn collect(
         let elapsed = Duration::from_nanos(monotonic_ns().saturating_sub(start_ns));
         let cpu: Duration = workers.iter().map(|worker| worker.cpu).sum();
         bytes += exchanged(&since_report) - bytes_before;
+        made += attempted(&since_report) - made_before;
         if end.is_none() && running > 0 {
-            let used = (cpu.saturating_sub(cpu_before)).as_secs_f64();
-            let passed = elapsed.saturating_sub(looked_at).as_secs_f64();
+            let made = if is_closed { made as f64 } else { 0.0 };
+            let (served_bytes, served_cpus) = prepared.served();
+            let cpus = cpu.as_secs_f64() + served_cpus;
             let used = Used {
-                bytes,
+                bytes: bytes + served_bytes,
                 elapsed,
-                cpus: (passed >= 1.0).then(|| used / passed),
+                rates: recent.rates(elapsed, Rates { cpus, made }),
             };
             let beyond = used.beyond(caps, &prepared.plan, prepared.together);
             let capped = beyond.or_else(|| prepared.memory.shortage());
-            if passed >= 1.0 {
-                (cpu_before, looked_at) = (cpu, elapsed);
-            }
             if let Some(reason) = capped {
                 shared.stop.store(true, Ordering::Relaxed);
                 end = Some(End::Capped(reason));
@@ -468,17 +546,21 @@ mod tests {
     #[test]
     fn a_cap_names_the_setting_that_does_for_all_of_it() {
         let caps = Caps {
+            per_second: 1_000.0,
             bytes: 100 << 20,
             cpus: 1.0,
             duration: Duration::from_secs(60),
         };
         let mut plan = count(10);
         (plan.hold, plan.timeout) = (Duration::from_secs(40), Duration::from_secs(5));
-        let check = |used: (u64, u64, Option<f64>), together, parts: &[&str]| {
+        let check = |used: (u64, u64, f64, f64), together, parts: &[&str]| {
             let used = Used {
                 bytes: used.0 << 20,
                 elapsed: Duration::from_secs(used.1),
-                cpus: used.2,
+                rates: Rates {
+                    cpus: used.2,
+                    made: used.3,
+                },
             };
             let beyond = used.beyond(caps, &plan, together).unwrap_or_default();
             assert_eq!(beyond.is_empty(), parts.is_empty(), "{beyond}");
@@ -486,24 +568,59 @@ mod tests {
                 assert!(beyond.contains(part), "{beyond}");
             }
         };
-        check((100, 60, Some(1.0)), 1, &[]);
+        check((100, 60, 1.0, 1e3), 1, &[]);
         // A tenth of it has passed.
-        check((101, 4, None), 1, &["HOLDFAST_LOAD_BYTES=1263MiB"]);
+        check((101, 4, 0.0, 0.0), 1, &["HOLDFAST_LOAD_BYTES=1263MiB"]);
         check(
-            (51, 40, None),
+            (51, 40, 0.0, 0.0),
             2,
             &[
                 "no more than 52428800 for each of 2 targets",
                 "HOLDFAST_LOAD_BYTES=128MiB",
             ],
         );
-        check((0, 60, None), 1, &[]);
+        check((0, 60, 0.0, 0.0), 1, &[]);
         check(
-            (0, 61, None),
+            (0, 61, 0.0, 0.0),
             1,
             &["60 s are allowed", "HOLDFAST_LOAD_DURATION=67s"],
         );
-        check((0, 1, Some(1.31)), 1, &["1.31 CPUs", "HOLDFAST_LOAD_CPUS=1.5 "]);
-        check((0, 1, Some(0.6)), 2, &["0.60 CPUs", "HOLDFAST_LOAD_CPUS=1.4 "]);
+        check((0, 1, 1.31, 0.0), 1, &["1.31 CPUs", "HOLDFAST_LOAD_CPUS=1.5 "]);
+        check((0, 1, 0.6, 0.0), 2, &["0.60 CPUs", "HOLDFAST_LOAD_CPUS=1.4 "]);
+        check(
+            (0, 1, 0.0, 2e3),
+            1,
+            &["2000 attempts/s", "HOLDFAST_LOAD_RATE=2500 "],
+        );
+        check(
+            (0, 1, 0.0, 600.0),
+            2,
+            &["no more than 500/s for each", "HOLDFAST_LOAD_RATE=1500 "],
+        );
+    }
+
+    #[test]
+    fn what_is_used_a_second_is_seen_before_a_second_is_over() {
+        // Nothing at first, and then a little more than one CPU.
+        for begins_ms in (0..2_000).step_by(70) {
+            let mut recent = Recent::default();
+            let mut used = |at_ms: u64| {
+                let cpus = at_ms.saturating_sub(begins_ms) as f64 / 1e3 * 1.05;
+                let rates = Rates { cpus, made: 0.0 };
+                recent.rates(Duration::from_millis(at_ms), rates).cpus
+            };
+            let seen_ms = (0..).step_by(200).find(|at_ms| used(*at_ms) > 1.0);
+            let after_ms = seen_ms.expect("seen") - begins_ms;
+            assert!((700..1_000).contains(&after_ms), "{after_ms}");
+        }
+        // Each moment's use counts once, and what was long ago no more.
+        let mut recent = Recent::default();
+        let mut made = |at_ms, made| {
+            let used = Rates { cpus: 0.0, made };
+            recent.rates(Duration::from_millis(at_ms), used).made
+        };
+        assert_eq!(made(300, 750.0), 1_000.0);
+        assert_eq!(made(1_000, 750.0), 750.0);
+        assert_eq!(made(2_000, 850.0), 100.0);
     }
 }

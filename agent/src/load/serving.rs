@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::time::ClockId;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -20,15 +21,38 @@ use tokio::{
 
 use super::{
     consent::{Consent, Refused},
-    worker::monotonic_ns,
+    run::{Caps, Recent},
+    worker::{monotonic_ns, nanoseconds},
 };
 
 /// A run may take so long to begin, and may not be heard of for so long while it lasts, in nanoseconds.
 const UNTIL_BEGUN_NS: u64 = 30_000_000_000;
 const SILENCE_NS: u64 = 2_000_000_000;
 
-/// How often that is looked at.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often that is looked at, and the thread's CPU time. Generators of the run look at this every 200 ms.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What the generators beside it do not end in so many looks after a cap was reached is ended here: nobody else may be there to do so.
+const LOOKS_BEYOND: u32 = 30;
+
+/// What was done for others so far.
+#[derive(Debug, Default)]
+pub struct Served {
+    /// Payload, both ways.
+    bytes: AtomicU64,
+    /// Of the thread, in nanoseconds, when it was looked at last.
+    cpu_ns: AtomicU64,
+}
+
+impl Served {
+    /// Bytes of payload, and CPU time.
+    pub fn so_far(&self) -> (u64, Duration) {
+        (
+            self.bytes.load(Ordering::Relaxed),
+            Duration::from_nanos(self.cpu_ns.load(Ordering::Relaxed)),
+        )
+    }
+}
 
 /// Connections are taken until this is dropped.
 #[derive(Debug)]
@@ -37,6 +61,7 @@ pub struct Serving {
     pub address: SocketAddr,
     /// Until when it is wanted, by the monotonic clock.
     until_ns: Arc<AtomicU64>,
+    pub served: Arc<Served>,
     _end: oneshot::Sender<()>,
 }
 
@@ -77,7 +102,8 @@ impl Serving {
         }
         let until_ns = Arc::new(AtomicU64::new(monotonic_ns() + UNTIL_BEGUN_NS));
         let (end, ended) = oneshot::channel();
-        let until = Arc::clone(&until_ns);
+        let served = Arc::<Served>::default();
+        let (until, caps, counted) = (Arc::clone(&until_ns), consent.caps, Arc::clone(&served));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -92,7 +118,8 @@ impl Serving {
                     tokio::select! {
                         _ = ended => {}
                         () = unwanted(&until) => {}
-                        () = take(listener, most) => {}
+                        () = beyond(caps, &counted) => {}
+                        () = take(listener, most, &counted) => {}
                     }
                 });
             })
@@ -101,6 +128,7 @@ impl Serving {
             run_id: run_id.to_owned(),
             address,
             until_ns,
+            served,
             _end: end,
         })
     }
@@ -123,7 +151,23 @@ async fn unwanted(until_ns: &AtomicU64) {
     }
 }
 
-async fn take(listener: TcpListener, most: usize) {
+/// Keeps account of what is served, until a cap was reached and nobody has ended the run for it.
+async fn beyond(caps: Caps, served: &Served) {
+    let (mut recent, begun_ns, mut looks_left) = (Recent::default(), monotonic_ns(), LOOKS_BEYOND);
+    let mut is_beyond = false;
+    while looks_left > 0 {
+        sleep(LOOK).await;
+        served
+            .cpu_ns
+            .store(nanoseconds(ClockId::ThreadCPUTime), Ordering::Relaxed);
+        let (bytes, cpu) = served.so_far();
+        let elapsed = Duration::from_nanos(monotonic_ns() - begun_ns);
+        is_beyond |= bytes > caps.bytes || recent.cpus(elapsed, cpu) > caps.cpus;
+        looks_left -= u32::from(is_beyond);
+    }
+}
+
+async fn take(listener: TcpListener, most: usize, served: &Arc<Served>) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
         return;
     };
@@ -136,8 +180,9 @@ async fn take(listener: TcpListener, most: usize) {
         // One that was reset in the queue, or for which there is no file: the next one may do.
         match listener.accept().await {
             Ok((stream, _)) => {
+                let served = Arc::clone(served);
                 tokio::spawn(async move {
-                    echo(stream).await;
+                    echo(stream, &served).await;
                     drop(place);
                 });
             }
@@ -147,12 +192,13 @@ async fn take(listener: TcpListener, most: usize) {
 }
 
 /// Sends back what comes until the peer closes.
-async fn echo(mut stream: TcpStream) {
+async fn echo(mut stream: TcpStream, served: &Served) {
     let mut buffer = vec![0; 4096];
     while let Ok(bytes @ 1..) = stream.read(&mut buffer).await {
         if stream.write_all(&buffer[..bytes]).await.is_err() {
             return;
         }
+        served.bytes.fetch_add(2 * bytes as u64, Ordering::Relaxed);
     }
 }
 

@@ -130,6 +130,26 @@ pub fn complaint(socket: &OwnedFd, buffer: &mut [u8]) -> Option<Complaint> {
     })
 }
 
+/// How many datagrams that came for a socket the kernel has dropped, for want of room mostly (SO_MEMINFO, from Linux 4.12 on); zero where it
+/// does not say.
+pub fn dropped(socket: &OwnedFd) -> u64 {
+    // include/uapi/linux/sock_diag.h: SK_MEMINFO_DROPS is the last.
+    let mut figures = [0u32; 9];
+    let mut length = mem::size_of_val(&figures) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `figures`, which has as many and lives through the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            figures.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    let [.., dropped] = figures;
+    if result == 0 { dropped.into() } else { 0 }
+}
+
 fn set_flag(socket: &OwnedFd, level: i32, name: i32) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: the option takes an int, and is given the address and the size of one that lives through the call.

@@ -29,6 +29,8 @@ use nix::{
     unistd::Pid,
 };
 
+use crate::host::Host;
+
 /// Longer than a busy machine takes for anything here.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -77,6 +79,7 @@ pub(crate) fn count(target: SocketAddr, connections: u64) -> Plan {
 }
 
 pub(crate) const UNBOUNDED: Caps = Caps {
+    per_second: f64::MAX,
     bytes: u64::MAX,
     cpus: f64::MAX,
     duration: Duration::MAX,
@@ -87,7 +90,7 @@ pub(crate) fn run(plan: Plan, caps: Caps, at_report: impl FnMut(&Report, &Shared
     run_prepared(&prepared(plan), caps, at_report)
 }
 
-fn prepared(plan: Plan) -> Prepared {
+pub(crate) fn prepared(plan: Plan) -> Prepared {
     prepare(plan.check().expect("a plan that makes sense")).expect("the machine can make it")
 }
 
@@ -101,7 +104,7 @@ fn run_without_files(plan: Plan) -> (Tally, Report) {
     run_prepared(&prepared, UNBOUNDED, |_, _| {})
 }
 
-fn run_prepared(
+pub(crate) fn run_prepared(
     prepared: &Prepared,
     caps: Caps,
     mut at_report: impl FnMut(&Report, &Shared),
@@ -577,10 +580,34 @@ fn a_cap_that_is_reached_stops_the_run_and_names_its_setting() {
         ..UNBOUNDED
     };
     let (_, last) = run(plan, caps, |_, _| {});
+    assert!(last.elapsed < Duration::from_secs(1), "{:?}", last.elapsed);
     match last.end {
         Some(End::Capped(reason)) => assert!(reason.contains("HOLDFAST_LOAD_BYTES="), "{reason}"),
         end => panic!("{end:?}"),
     }
+}
+
+#[test]
+fn a_closed_loop_that_is_faster_than_is_allowed_is_stopped_within_a_second() {
+    let mut plan = closed_loop(nobody(), 8);
+    plan.arrivals = Arrivals::Closed {
+        concurrency: 8,
+        duration: PATIENCE,
+    };
+    let caps = Caps {
+        per_second: 100.0,
+        ..UNBOUNDED
+    };
+    let (tally, last) = run(plan, caps, |_, _| {});
+    assert!(last.elapsed < Duration::from_secs(1), "{:?}", last.elapsed);
+    assert!(tally.started > 80, "{}", tally.started);
+    let Some(End::Capped(reason)) = last.end else {
+        panic!("{:?}", last.end);
+    };
+    assert!(
+        reason.contains("no more than 100/s are allowed here") && reason.contains("HOLDFAST_LOAD_RATE="),
+        "{reason}"
+    );
 }
 
 #[test]
@@ -618,8 +645,7 @@ fn a_cap_on_cpus_stops_what_uses_more() {
         ..UNBOUNDED
     };
     let (_, last) = run(plan, caps, |_, _| {});
-    // CPU time is looked at over a second at least.
-    assert!(last.elapsed < PATIENCE / 2, "{:?}", last.elapsed);
+    assert!(last.elapsed < Duration::from_secs(1), "{:?}", last.elapsed);
     let Some(End::Capped(reason)) = last.end else {
         panic!("{:?}", last.end);
     };
@@ -653,4 +679,23 @@ fn a_run_that_nobody_wants_any_more_ends_within_a_second() {
         (Duration::from_millis(700)..Duration::from_secs(1)).contains(shortest),
         "{all:?}"
     );
+}
+
+#[test]
+fn where_one_source_has_too_few_ports_the_others_of_the_node_are_taken_too() {
+    let host = Host::new();
+    // All of 10.9.0.0/24 is this host then, and no source of it, nor is another network's.
+    for address in ["10.9.0.1/24", "10.9.0.2/24", "10.8.0.1/24"] {
+        host.ip(&format!("addr add {address} dev lo"));
+    }
+    host.sysctl("ipv4/ip_local_port_range", "30001 30100");
+    let (sources, tally) = host.run(|| {
+        let listener = TcpListener::bind("10.9.0.7:80").expect("a listener");
+        let prepared = prepared(count(listener.local_addr().expect("its address"), 60));
+        let (tally, _) = run_prepared(&prepared, UNBOUNDED, |_, _| {});
+        (prepared.sources, tally)
+    });
+    let expected: [IpAddr; 2] = ["10.9.0.1", "10.9.0.2"].map(|source| source.parse().expect("an address"));
+    assert_eq!(sources, expected);
+    assert_eq!(tally.count(Outcome::Established), 60, "{tally:?}");
 }

@@ -12,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use holdfast_agent::load::{
+    consent::Consent,
     http::{Http, Tls, Version},
     outcome::{Answer, Loss, Outcome},
     plan::{Arrivals, Plan},
@@ -25,12 +26,16 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use crate::load::{UNBOUNDED, count, full_after_three, run, server};
+use crate::load::{UNBOUNDED, count, full_after_three, prepared, run, run_prepared, server};
 
-/// `/missing` is not there, `/slow` never comes, everything else sends back what was sent, and a greeting before it.
+/// `/missing` is not there, `/slow` never comes, `/late` after a while, everything else sends back what was sent, and a greeting before it.
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     match request.uri().path() {
         "/slow" => std::future::pending().await,
+        "/late" => {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Ok(Response::new(Full::new(Bytes::from_static(b"hello"))))
+        }
         "/missing" => {
             let mut response = Response::new(Full::new(Bytes::from_static(b"no")));
             *response.status_mut() = hyper::StatusCode::NOT_FOUND;
@@ -184,6 +189,37 @@ fn requests_are_answered_on_connections_that_are_used_again() {
         );
         assert!(tally.exchange.value_at_quantile(0.5) <= tally.request.max());
     }
+}
+
+#[test]
+fn a_request_that_waits_since_this_machine_allows_no_more_connections_says_so_however_it_ends() {
+    let target = hyper_server(Version::Http1, None);
+    let made = |path: &str, connections: u64, allowed: u64| {
+        let http = Http {
+            connections,
+            ..get(path)
+        };
+        let mut plan = requests(target, 10, http);
+        plan.timeout = Duration::from_millis(500);
+        let mut prepared = prepared(plan);
+        let consent = Consent {
+            connections: allowed,
+            ..Consent::nothing()
+        };
+        consent.bound(&mut prepared, 1);
+        run_prepared(&prepared, UNBOUNDED, |_, _| {}).0
+    };
+    for (path, answer) in [("/late", Answer::Expected), ("/slow", Answer::Unsent)] {
+        let tally = made(path, 5, 2);
+        assert!(answers(&tally, answer) >= 8, "{tally:?}");
+        assert!((1..=8).contains(&tally.hindered), "{path}: {}", tally.hindered);
+        assert!(
+            tally.remarks[0].contains("HOLDFAST_LOAD_CONNECTIONS="),
+            "{tally:?}"
+        );
+    }
+    // That a plan asks for no more is its own matter.
+    assert_eq!(made("/late", 2, 5).hindered, 0);
 }
 
 #[test]

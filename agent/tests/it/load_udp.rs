@@ -1,19 +1,25 @@
-//! Datagrams of the load generator on sockets of the test. Needs no privileges.
+//! Datagrams of the load generator on sockets of the test. Needs privileges only for a firewall.
 
 use std::{
     net::{SocketAddr, UdpSocket},
+    sync::atomic::Ordering,
     thread,
     time::Duration,
 };
 
 use holdfast_agent::load::{
     outcome::Answer,
-    plan::{Plan, Udp},
+    plan::{Arrivals, Plan, Udp},
+    run::End,
     tally::Tally,
 };
 use holdfast_proto::datagram::{self, Datagram, Heard, Kind};
 
-use crate::load::{UNBOUNDED, count, run};
+use crate::{
+    host::Host,
+    load::{UNBOUNDED, count, run},
+    signals::filter,
+};
 
 /// A socket whose datagrams are each given to `serve`, which says what is sent back, for as long as the test's process lasts.
 fn server(mut serve: impl FnMut(Datagram, &[u8]) -> Vec<Vec<u8>> + Send + 'static) -> SocketAddr {
@@ -186,4 +192,88 @@ fn a_receiver_that_does_not_say_leaves_it_unknown() {
     let (tally, _) = run(datagrams(server(|_, _| vec![]), 10, true), UNBOUNDED, |_, _| {});
     assert_eq!(answers(&tally, Answer::Abandoned), 10);
     assert!(tally.remarks[0].contains("does not say"), "{:?}", tally.remarks);
+}
+
+#[test]
+fn a_run_that_is_stopped_asks_what_was_received_all_the_same() {
+    let mut received = 0;
+    let target = server(move |one, _| {
+        received += u64::from(one.kind == Kind::OneWay);
+        let heard = Heard {
+            received,
+            ..Heard::default()
+        };
+        let is_question = one.kind == Kind::Question;
+        is_question
+            .then(|| datagram::write_heard(one.tag, heard).to_vec())
+            .into_iter()
+            .collect()
+    });
+    let mut plan = datagrams(target, 100_000, true);
+    plan.arrivals = Arrivals::Count {
+        connections: 100_000,
+        pause: Duration::from_millis(1),
+    };
+    let (tally, last) = run(plan, UNBOUNDED, |_, shared| {
+        shared.stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(last.end, Some(End::Stopped));
+    assert!(tally.requests > 0);
+    assert_eq!(answers(&tally, Answer::Expected), tally.requests);
+}
+
+#[test]
+fn what_the_firewall_of_this_machine_refuses_is_no_matter_of_the_target() {
+    let host = Host::new();
+    filter(&host, "output udp dport 9");
+    let (tally, _) = host.run(|| {
+        let target = SocketAddr::from(([127, 0, 0, 1], 9));
+        run(datagrams(target, 20, false), UNBOUNDED, |_, _| {})
+    });
+    assert_eq!((answers(&tally, Answer::Unsent), tally.hindered), (20, 20));
+    // One that nobody listens for was sent.
+    let target = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+    let (tally, _) = run(
+        datagrams(target.expect("a port"), 20, false),
+        UNBOUNDED,
+        |_, _| {},
+    );
+    assert_eq!((answers(&tally, Answer::Refused), tally.hindered), (20, 0));
+}
+
+#[test]
+fn what_finds_no_room_in_the_socket_here_was_not_lost_on_the_way() {
+    // More of them, and from more threads, than one can read.
+    let flood = || {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let target = socket.local_addr().expect("its address");
+        let flooding = thread::spawn(move || {
+            let mut buffer = vec![0; 60_000];
+            let (bytes, from) = socket.recv_from(&mut buffer).expect("one of ours");
+            thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        for _ in 0..500 {
+                            socket.send_to(&buffer, from).expect("sent");
+                        }
+                    });
+                }
+            });
+            bytes
+        });
+        let mut plan = datagrams(target, 2, false);
+        plan.timeout = Duration::from_millis(500);
+        let (tally, _) = run(plan, UNBOUNDED, |_, _| {});
+        assert_eq!(flooding.join().expect("it flooded"), 200);
+        tally
+    };
+    let is_told = |tally: &Tally| {
+        let remark = tally
+            .remarks
+            .iter()
+            .any(|remark| remark.contains("net.core.rmem_max"));
+        assert_eq!(remark, tally.hindered > 0, "{tally:?}");
+        remark
+    };
+    assert!((0..10).any(|_| is_told(&flood())), "nothing was ever dropped");
 }

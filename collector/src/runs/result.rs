@@ -51,6 +51,8 @@ pub struct Outcome {
     pub confirmed: u64,
     pub denied: u64,
     pub unanswered: u64,
+    /// Requests and datagrams that the machines that make the load held up, did not send, or dropped the answers of.
+    pub hindered: u64,
     /// Of some handshakes TCP_INFO could not be asked.
     pub lacks_handshakes: bool,
     pub lost: Vec<Lost>,
@@ -99,6 +101,7 @@ impl Default for Outcome {
             confirmed: 0,
             denied: 0,
             unanswered: 0,
+            hindered: 0,
             lacks_handshakes: false,
             lost: Vec::new(),
             is_stopped: false,
@@ -200,6 +203,7 @@ impl Outcome {
         counts::add(&mut self.counts, &report.counts.unwrap_or_default());
         self.denied = self.denied.saturating_add(report.denied);
         self.unanswered = self.unanswered.saturating_add(report.unanswered);
+        self.hindered = self.hindered.saturating_add(report.hindered);
         self.lacks_handshakes |= report.lacks_handshakes;
         self.elapsed_ns = self.elapsed_ns.max(report.elapsed_ns);
         let room = LOSSES.saturating_sub(self.lost.len());
@@ -234,6 +238,20 @@ impl Outcome {
         if local > 0 {
             limits.push(format!(
                 "{local} attempts were not made for want of files, ports or permission on the nodes that make the load"
+            ));
+        }
+        if self.hindered > 0 {
+            limits.push(format!(
+                "{} requests or datagrams were held up, not sent or not heard on the nodes that make the load, for want of connections, \
+                 files, memory or permission there",
+                self.hindered
+            ));
+        }
+        // What goes one way is abandoned only where its receiver does not say what it has got.
+        if self.is_jitter_mean && self.counts.request_abandoned > 0 {
+            limits.push(format!(
+                "what became of {} datagrams is not known: their targets did not say what they have got",
+                self.counts.request_abandoned
             ));
         }
         let due = self.lateness.len();
@@ -1037,6 +1055,48 @@ mod tests {
         assert!(reasons[1].contains("10 of 10 attempts"), "{reasons:?}");
         outcome.counts.refused = 0;
         assert_eq!(Summary::of(&outcome, &[]).verdict().0, Verdict::Unknown);
+    }
+
+    #[test]
+    fn what_the_nodes_that_make_the_load_hindered_proves_nothing() {
+        let mut outcome = Outcome::default();
+        let report = LoadReport {
+            counts: Some(LoadCounts {
+                requests: 10,
+                answered: 8,
+                unsent: 2,
+                ..LoadCounts::default()
+            }),
+            hindered: 3,
+            ..LoadReport::default()
+        };
+        outcome.add("web-1", &report).unwrap();
+        let (verdict, reasons) = Summary::of(&outcome, &[]).verdict();
+        assert_eq!(verdict, Verdict::Unknown);
+        assert!(
+            reasons[0].starts_with("3 requests or datagrams were held up"),
+            "{reasons:?}"
+        );
+        outcome.counts.unexpected_status = 1;
+        assert_eq!(Summary::of(&outcome, &[]).verdict().0, Verdict::Violated);
+    }
+
+    #[test]
+    fn datagrams_of_which_a_receiver_says_nothing_are_not_known_to_have_come() {
+        let mut outcome = Outcome {
+            is_jitter_mean: true,
+            ..Outcome::default()
+        };
+        (outcome.counts.requests, outcome.counts.answered) = (10, 5);
+        outcome.counts.request_abandoned = 5;
+        let expected = [Expectation::parse("error_ratio < 1%").unwrap()];
+        for expected in [&expected[..], &[]] {
+            let (verdict, reasons) = Summary::of(&outcome, expected).verdict();
+            assert_eq!(verdict, Verdict::Unknown);
+            assert!(reasons[0].contains("5 datagrams is not known"), "{reasons:?}");
+        }
+        outcome.is_jitter_mean = false;
+        assert_eq!(Summary::of(&outcome, &expected).verdict().0, Verdict::Holds);
     }
 
     #[test]

@@ -73,8 +73,8 @@ impl Generator {
         let consent = Consent {
             targets: vec![targets.parse().expect("targets")],
             connections,
-            per_second,
             caps: Caps {
+                per_second,
                 bytes: u64::MAX,
                 cpus: f64::MAX,
                 duration: Duration::from_secs(600),

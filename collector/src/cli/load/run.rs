@@ -68,7 +68,7 @@ pub(super) struct Asked {
     )]
     interval: Span,
 
-    /// A local address of the agents to connect from; several are taken in turn
+    /// A local address of the agents to connect from; each takes those in turn that are its own
     #[arg(long, value_name = "IP")]
     source: Vec<IpAddr>,
 
