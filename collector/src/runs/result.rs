@@ -16,8 +16,11 @@ use crate::store::buckets::{bucket, middle};
 /// More than this share of attempts that were late by a millisecond, and the generator was the limit.
 const LATE_SHARE: f64 = 0.01;
 
-/// Losses whose time is kept.
-pub const LOSSES: usize = 1_000;
+/// Times of losses that are kept.
+const LOSSES: usize = 1_000;
+
+/// Losses within this have one time, in nanoseconds, as agents tell them.
+const AT_ONCE_NS: u64 = 1_000_000;
 
 /// Different remarks of agents that are kept.
 const REMARKS: usize = 16;
@@ -58,12 +61,22 @@ pub struct Outcome {
     pub is_stopped: bool,
 }
 
-/// A connection that was lost, and when since the run's start.
+/// Connections that were lost by one cause, and when since the run's start: in one millisecond, or where there were too many of these, from
+/// then until `last_ns`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lost {
     pub node: String,
     pub at_ns: u64,
+    #[serde(default)]
+    pub last_ns: u64,
     pub cause: String,
+    /// One each in a result of before they were told together.
+    #[serde(default = "one")]
+    pub count: u64,
+}
+
+fn one() -> u64 {
+    1
 }
 
 /// A histogram that grows to what is added to it.
@@ -202,13 +215,34 @@ impl Outcome {
         self.unanswered = self.unanswered.saturating_add(report.unanswered);
         self.lacks_handshakes |= report.lacks_handshakes;
         self.elapsed_ns = self.elapsed_ns.max(report.elapsed_ns);
-        let room = LOSSES.saturating_sub(self.lost.len());
-        self.lost.extend(report.lost.iter().take(room).map(|lost| Lost {
-            node: node.to_owned(),
-            at_ns: lost.at_ns,
-            cause: lost.cause.clone(),
-        }));
+        for lost in &report.lost {
+            self.lost_then(Lost {
+                node: node.to_owned(),
+                at_ns: lost.at_ns,
+                last_ns: lost.at_ns,
+                cause: lost.cause.clone(),
+                count: lost.count.max(1),
+            });
+        }
         Ok(())
+    }
+
+    /// Adds to what was lost in the same moment; without room for another one, to what was lost last in the same way.
+    fn lost_then(&mut self, lost: Lost) {
+        let has_room = self.lost.len() < LOSSES;
+        let is_alike = |known: &&mut Lost| {
+            let is_at_once = known.at_ns / AT_ONCE_NS == lost.at_ns / AT_ONCE_NS;
+            (is_at_once || !has_room) && known.cause == lost.cause && known.node == lost.node
+        };
+        match self.lost.iter_mut().rev().find(is_alike) {
+            Some(known) => {
+                known.at_ns = known.at_ns.min(lost.at_ns);
+                known.last_ns = known.last_ns.max(lost.last_ns);
+                known.count = known.count.saturating_add(lost.count);
+            }
+            None if has_room => self.lost.push(lost),
+            None => {}
+        }
     }
 
     /// Why times may be the generator's own, in words, if they may: what waits for answers waits for a thread that has no time left too. In a
@@ -751,6 +785,16 @@ impl Summary {
             .collect()
     }
 
+    /// Connections that were lost, and of how many of these the times were kept.
+    pub fn losses(&self) -> (u64, u64) {
+        let count = |name: &str| self.counts.get(name).copied().unwrap_or(0);
+        let timed = self
+            .lost
+            .iter()
+            .fold(0, |sum: u64, lost| sum.saturating_add(lost.count));
+        (counts::LOSSES.map(count).iter().sum(), timed)
+    }
+
     /// As [`Outcome::is_jitter_mean`].
     pub fn is_jitter_mean(&self) -> bool {
         self.plan.as_ref().is_some_and(|plan| plan.one_way)
@@ -1071,6 +1115,46 @@ mod tests {
             (verdict, reasons),
             (Verdict::Violated, vec!["reset_by_peer: 1".to_owned()])
         );
+    }
+
+    #[test]
+    fn each_loss_has_its_time_however_many_there_are() {
+        let report = |at_ms: std::ops::Range<u64>, count| LoadReport {
+            counts: Some(LoadCounts {
+                reset_by_peer: count * at_ms.clone().count() as u64,
+                ..LoadCounts::default()
+            }),
+            lost: at_ms
+                .map(|ms| holdfast_proto::v1::LoadLoss {
+                    at_ns: ms * 1_000_000,
+                    cause: "reset_by_peer".into(),
+                    count,
+                })
+                .collect(),
+            ..LoadReport::default()
+        };
+        let mut outcome = Outcome::default();
+        outcome.add("web-1", &report(0..3, 2_000)).unwrap();
+        outcome.add("web-1", &report(2..5, 1_000)).unwrap();
+        let lost: Vec<_> = outcome
+            .lost
+            .iter()
+            .map(|lost| (lost.at_ns / 1_000_000, lost.count))
+            .collect();
+        assert_eq!(lost, [(0, 2_000), (1, 2_000), (2, 3_000), (3, 1_000), (4, 1_000)]);
+        assert_eq!(Summary::of(&outcome, &[]).losses(), (9_000, 9_000));
+        // An agent of before tells each, and in more moments than there is room for they have the stretch that they were in.
+        let mut outcome = Outcome::default();
+        outcome.add("web-1", &report(0..5_000, 0)).unwrap();
+        assert_eq!(outcome.lost.len(), LOSSES);
+        let last = outcome.lost.last().unwrap();
+        assert_eq!(
+            (last.at_ns, last.last_ns, last.count),
+            (999_000_000, 4_999_000_000, 4_001)
+        );
+        // What came before is read as it was written.
+        let before = r#"{"node":"web-1","at_ns":7,"cause":"reset_by_peer"}"#;
+        assert_eq!(serde_json::from_str::<Lost>(before).unwrap().count, 1);
     }
 
     #[test]
