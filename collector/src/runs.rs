@@ -62,6 +62,9 @@ const KERNEL_PATIENCE: Duration = Duration::from_secs(3);
 const KERNEL_COMPLETE: Duration = Duration::from_secs(10);
 const KERNEL_PAUSE: Duration = Duration::from_millis(300);
 
+/// How often a collector that stops looks whether its runs have ended.
+const ENDED_PAUSE: Duration = Duration::from_millis(20);
+
 /// By how much a clock may part from another in a second while something sets it right: what Linux slews at most (adjtimex(2)), in millionths.
 const CLOCK_DRIFT_PPM: u64 = 500;
 
@@ -170,6 +173,17 @@ impl Runs {
             && let Err(mpsc::error::TrySendError::Full(_)) = active.events.try_send((agent.id.clone(), event))
         {
             active.missed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub fn are_under_way(&self) -> bool {
+        !lock(&self.active).is_empty()
+    }
+
+    /// Waits until no run is under way: each is stored by then, or never will be.
+    pub async fn ended(&self) {
+        while self.are_under_way() {
+            sleep(ENDED_PAUSE).await;
         }
     }
 
@@ -351,6 +365,8 @@ pub struct Desk {
     pub runs: Arc<Runs>,
     pub store: Arc<dyn Store>,
     pub clock: WallClock,
+    /// True once the collector stops: a run ends with what there is.
+    pub stopping: watch::Receiver<bool>,
 }
 
 /// The part of one agent.
@@ -837,9 +853,15 @@ impl Run<'_> {
         let mut storing = JoinSet::new();
         let now = Instant::now();
         self.parts.values_mut().for_each(|part| part.last_heard = now);
+        let mut stopping = self.desk.stopping.clone();
         while self.parts.values().any(|part| !part.is_over) {
             tokio::select! {
                 biased;
+                // The streams of agents end with it: nothing more comes of them.
+                _ = stopping.wait_for(|stopping| *stopping) => {
+                    self.leave();
+                    break;
+                }
                 () = &mut stop, if !self.outcome.is_stopped => {
                     self.outcome.is_stopped = true;
                     self.tell_all(|| run_order::Order::Stop(RunStop {}));
@@ -884,6 +906,19 @@ impl Run<'_> {
                 self.samples_dropped
             ));
         }
+    }
+
+    /// The collector stops: so do the agents, and what they did since their last reports nobody hears.
+    fn leave(&mut self) {
+        self.outcome.is_stopped = true;
+        self.tell_all(|| run_order::Order::Stop(RunStop {}));
+        for part in self.parts.values_mut().filter(|part| !part.is_over) {
+            part.is_over = true;
+            part.trouble = "had not told its end when the collector stopped".to_owned();
+        }
+        self.trouble.push(
+            "the collector was stopped: what its agents did after their last reports is not known".into(),
+        );
     }
 
     /// Says that the run is still wanted. An agent that is gone or silent is lost, and the run ends with it.
@@ -1302,7 +1337,8 @@ impl Run<'_> {
                     } else {
                         KERNEL_COMPLETE
                     };
-                    if is_complete || began.elapsed() >= patience {
+                    let is_stopping = *self.desk.stopping.borrow();
+                    if is_complete || is_stopping || began.elapsed() >= patience {
                         return (kernel.attempts > 0).then_some(kernel);
                     }
                 }
