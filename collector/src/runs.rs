@@ -1178,6 +1178,7 @@ impl Run<'_> {
             .as_ref()
             .map_or(0, |kernel| kernel.confirmed(counts.abandoned));
         self.outcome.is_closed_loop = matches!(self.plan.arrivals, Some(load_plan::Arrivals::Loop(_)));
+        self.outcome.is_burst = is_burst(&self.plan);
         self.look_at_generators();
         let mut summary = Summary::of(&self.outcome, &self.expectations);
         summary.own_doing = counts::named(&own_doing);
@@ -1375,7 +1376,12 @@ pub fn planned(plan: &LoadPlan) -> u64 {
     }
 }
 
-/// When attempt `first` of a plan is due, in nanoseconds, as far as that is a matter of its first stage.
+/// Whether all attempts of a plan are due at once.
+fn is_burst(plan: &LoadPlan) -> bool {
+    matches!(&plan.arrivals, Some(load_plan::Arrivals::Count(count)) if count.pause_ns == 0)
+}
+
+/// When attempt `first` of a plan is due, in nanoseconds, as the agents reckon it too.
 fn due_ns(plan: &LoadPlan, first: u64) -> u64 {
     match &plan.arrivals {
         Some(load_plan::Arrivals::Count(count)) => count.pause_ns.saturating_mul(first),

@@ -49,6 +49,8 @@ pub struct Outcome {
     pub saturated_ns: u64,
     /// Each attempt waits for one before; else only payload does, on its connection.
     pub is_closed_loop: bool,
+    /// All attempts were due at once, so each waits for the generator to make those before.
+    pub is_burst: bool,
     /// Attempts that timed out for what the kernels of both ends know to be behind the generator; and requests that were not sent since
     /// somebody denied them a connection, or while nothing answered an attempt to connect.
     pub confirmed: u64,
@@ -109,6 +111,7 @@ impl Default for Outcome {
             watched_ns: 0,
             saturated_ns: 0,
             is_closed_loop: false,
+            is_burst: false,
             confirmed: 0,
             denied: 0,
             unanswered: 0,
@@ -246,14 +249,35 @@ impl Outcome {
     }
 
     /// Why times may be the generator's own, in words, if they may: what waits for answers waits for a thread that has no time left too. In a
-    /// closed loop that is everything, else it is the exchanges.
+    /// closed loop and in a burst that is everything, else it is the exchanges.
     pub fn doubt(&self) -> Option<String> {
+        if self.is_late_burst() {
+            return Some(format!(
+                "limited by the generator, which made {} of {} attempts 1 ms or more after they were due, all at once: a pause between \
+                 them (--sleep) gives it time",
+                self.counts.late,
+                self.lateness.len()
+            ));
+        }
         is_saturated(self.watched_ns, self.saturated_ns).then(|| {
             format!(
                 "limited by the generator, which had no CPU time left for {} of the run",
                 share(self.saturated_ns, self.watched_ns)
             )
         })
+    }
+
+    /// Whether every attempt waits for the generator, and not only what goes back and forth.
+    pub fn waits_for_the_generator(&self) -> bool {
+        self.is_closed_loop || self.is_late_burst()
+    }
+
+    fn is_late_burst(&self) -> bool {
+        self.is_burst && self.is_late()
+    }
+
+    fn is_late(&self) -> bool {
+        self.counts.late as f64 > self.lateness.len() as f64 * LATE_SHARE
     }
 
     /// Requests that were not sent for what is known to be behind the generator.
@@ -271,7 +295,8 @@ impl Outcome {
             ));
         }
         let due = self.lateness.len();
-        if self.counts.late as f64 > due as f64 * LATE_SHARE {
+        // That a burst takes a while is no lack of anything: see `doubt`.
+        if self.is_late() && !self.is_burst {
             limits.push(format!(
                 "{} of {due} attempts were made 1 ms or more after they were due: the nodes that make the load lack CPU, \
                  ask for less or use more agents",
@@ -390,7 +415,7 @@ pub struct Summary {
     pub watched_ns: u64,
     #[serde(default)]
     pub saturated_ns: u64,
-    /// Why all times but the network's may be the generator's own, for the loop was closed; empty: they are not.
+    /// Why all times but the network's may be the generator's own, for the loop was closed, or all was due at once; empty: they are not.
     #[serde(default)]
     pub doubt: String,
     /// Likewise those of exchanges alone, in an open loop.
@@ -614,7 +639,7 @@ pub fn known(mut counts: BTreeMap<String, u64>, lacks_handshakes: bool) -> BTree
 impl Summary {
     pub fn of(outcome: &Outcome, expectations: &[Expectation]) -> Self {
         let doubt = outcome.doubt().unwrap_or_default();
-        let (doubt, exchange_doubt) = match outcome.is_closed_loop {
+        let (doubt, exchange_doubt) = match outcome.waits_for_the_generator() {
             true => (doubt, String::new()),
             false => (String::new(), doubt),
         };
@@ -726,7 +751,7 @@ impl Summary {
         reasons.extend(silences);
         if reasons.is_empty() {
             // That nothing failed was seen, and the rate is one that both ends can do.
-            let limited = format!("{}: its rate is what that could do", self.doubt);
+            let limited = format!("{}; its rate is what that could do", self.doubt);
             let is_limited = !self.doubt.is_empty();
             (
                 Verdict::Holds,
@@ -1035,6 +1060,57 @@ mod tests {
         );
         outcome.counts.refused = 1;
         assert_eq!(Summary::of(&outcome, &[]).verdict().0, Verdict::Violated);
+    }
+
+    #[test]
+    fn a_burst_holds_by_what_was_established_and_only_its_times_are_the_generators() {
+        let mut outcome = Outcome {
+            is_burst: true,
+            ..Outcome::default()
+        };
+        (outcome.counts.started, outcome.counts.established) = (19_000, 19_000);
+        outcome.counts.late = 18_000;
+        outcome.lateness.record_n(200_000_000, 19_000).unwrap();
+        outcome.connect.record_n(200_000_000, 19_000).unwrap();
+        outcome.network.record_n(20_000, 19_000).unwrap();
+        let verdict = |outcome: &Outcome, expected: &[&str]| {
+            let expected: Vec<_> = expected
+                .iter()
+                .map(|text| Expectation::parse(text).unwrap())
+                .collect();
+            Summary::of(outcome, &expected).verdict()
+        };
+        let (found, reasons) = verdict(&outcome, &[]);
+        assert_eq!(found, Verdict::Holds);
+        assert!(
+            reasons[0].contains("18000 of 19000 attempts") && reasons[0].contains("--sleep"),
+            "{reasons:?}"
+        );
+        let of_others = [
+            "established = 19000",
+            "lost = 0",
+            "network.p99 < 1ms",
+            "error_ratio < 1%",
+        ];
+        assert_eq!(verdict(&outcome, &of_others).0, Verdict::Holds);
+        for times in ["connect.p99 < 1s", "connect.p99 < 1ms"] {
+            let (found, reasons) = verdict(&outcome, &[times]);
+            assert_eq!(found, Verdict::Unknown, "{reasons:?}");
+            assert!(reasons[0].contains("--sleep"), "{reasons:?}");
+        }
+        // Whose a silence is nobody knows, an answer is the target's.
+        outcome.counts.timed_out = 1;
+        assert_eq!(verdict(&outcome, &[]).0, Verdict::Unknown);
+        outcome.counts.refused = 1;
+        assert_eq!(verdict(&outcome, &[]).0, Verdict::Violated);
+        // With a pause each has its own time, and is late for want of CPU.
+        let paused = Outcome {
+            is_burst: false,
+            ..outcome
+        };
+        let (found, reasons) = verdict(&paused, &["established = 19000"]);
+        assert_eq!(found, Verdict::Unknown);
+        assert!(reasons[0].contains("lack CPU"), "{reasons:?}");
     }
 
     #[test]
