@@ -362,6 +362,7 @@ impl QueryService for Questions {
             runs: self.runs.clone(),
             store: self.store.clone(),
             clock: self.clock.clone(),
+            stopping: self.stopping.clone(),
         };
         let stopping = self.stopping.clone();
         tokio::spawn(async move {

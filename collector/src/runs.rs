@@ -22,9 +22,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use holdfast_proto::v1::{
-    CollectorMessage, LoadCounts, LoadEnd, LoadMesh, LoadPlan, LoadReport, LoadRequest, RunBeat, RunBegun,
-    RunEvent, RunOrder, RunProgress, RunReady, RunRelease, RunResult, RunServe, RunStart, RunStop, RunUpdate,
-    collector_message, load_plan, run_event, run_order, run_update,
+    CollectorMessage, LoadCounts, LoadEnd, LoadMesh, LoadPlan, LoadReport, LoadRequest, LoadStage, RunBeat,
+    RunBegun, RunEvent, RunOrder, RunProgress, RunReady, RunRelease, RunResult, RunServe, RunStart, RunStop,
+    RunUpdate, collector_message, load_plan, run_event, run_order, run_update,
 };
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
@@ -61,6 +61,9 @@ const SILENCE: Duration = Duration::from_secs(5);
 const KERNEL_PATIENCE: Duration = Duration::from_secs(3);
 const KERNEL_COMPLETE: Duration = Duration::from_secs(10);
 const KERNEL_PAUSE: Duration = Duration::from_millis(300);
+
+/// How often a collector that stops looks whether its runs have ended.
+const ENDED_PAUSE: Duration = Duration::from_millis(20);
 
 /// By how much a clock may part from another in a second while something sets it right: what Linux slews at most (adjtimex(2)), in millionths.
 const CLOCK_DRIFT_PPM: u64 = 500;
@@ -170,6 +173,17 @@ impl Runs {
             && let Err(mpsc::error::TrySendError::Full(_)) = active.events.try_send((agent.id.clone(), event))
         {
             active.missed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub fn are_under_way(&self) -> bool {
+        !lock(&self.active).is_empty()
+    }
+
+    /// Waits until no run is under way: each is stored by then, or never will be.
+    pub async fn ended(&self) {
+        while self.are_under_way() {
+            sleep(ENDED_PAUSE).await;
         }
     }
 
@@ -351,6 +365,8 @@ pub struct Desk {
     pub runs: Arc<Runs>,
     pub store: Arc<dyn Store>,
     pub clock: WallClock,
+    /// True once the collector stops: a run ends with what there is.
+    pub stopping: watch::Receiver<bool>,
 }
 
 /// The part of one agent.
@@ -837,9 +853,15 @@ impl Run<'_> {
         let mut storing = JoinSet::new();
         let now = Instant::now();
         self.parts.values_mut().for_each(|part| part.last_heard = now);
+        let mut stopping = self.desk.stopping.clone();
         while self.parts.values().any(|part| !part.is_over) {
             tokio::select! {
                 biased;
+                // The streams of agents end with it: nothing more comes of them.
+                _ = stopping.wait_for(|stopping| *stopping) => {
+                    self.leave();
+                    break;
+                }
                 () = &mut stop, if !self.outcome.is_stopped => {
                     self.outcome.is_stopped = true;
                     self.tell_all(|| run_order::Order::Stop(RunStop {}));
@@ -884,6 +906,19 @@ impl Run<'_> {
                 self.samples_dropped
             ));
         }
+    }
+
+    /// The collector stops: so do the agents, and what they did since their last reports nobody hears.
+    fn leave(&mut self) {
+        self.outcome.is_stopped = true;
+        self.tell_all(|| run_order::Order::Stop(RunStop {}));
+        for part in self.parts.values_mut().filter(|part| !part.is_over) {
+            part.is_over = true;
+            part.trouble = "had not told its end when the collector stopped".to_owned();
+        }
+        self.trouble.push(
+            "the collector was stopped: what its agents did after their last reports is not known".into(),
+        );
     }
 
     /// Says that the run is still wanted. An agent that is gone or silent is lost, and the run ends with it.
@@ -1143,6 +1178,7 @@ impl Run<'_> {
             .as_ref()
             .map_or(0, |kernel| kernel.confirmed(counts.abandoned));
         self.outcome.is_closed_loop = matches!(self.plan.arrivals, Some(load_plan::Arrivals::Loop(_)));
+        self.outcome.is_burst = is_burst(&self.plan);
         self.look_at_generators();
         let mut summary = Summary::of(&self.outcome, &self.expectations);
         summary.own_doing = counts::named(&own_doing);
@@ -1302,7 +1338,8 @@ impl Run<'_> {
                     } else {
                         KERNEL_COMPLETE
                     };
-                    if is_complete || began.elapsed() >= patience {
+                    let is_stopping = *self.desk.stopping.borrow();
+                    if is_complete || is_stopping || began.elapsed() >= patience {
                         return (kernel.attempts > 0).then_some(kernel);
                     }
                 }
@@ -1330,35 +1367,55 @@ pub fn planned(plan: &LoadPlan) -> u64 {
     match &plan.arrivals {
         Some(load_plan::Arrivals::Count(count)) => count.connections,
         Some(load_plan::Arrivals::Stages(stages)) => {
-            let area = |stage: &holdfast_proto::v1::LoadStage| {
-                (stage.from_per_second + stage.to_per_second) / 2.0 * stage.duration_ns as f64 / 1e9
-            };
             (stages.stages.iter().map(area).sum::<f64>() + 1e-6) as u64
         }
         _ => 0,
     }
 }
 
-/// When attempt `first` of a plan is due, in nanoseconds, as far as that is a matter of its first stage.
+/// Whether all attempts of a plan are due at once.
+fn is_burst(plan: &LoadPlan) -> bool {
+    matches!(&plan.arrivals, Some(load_plan::Arrivals::Count(count)) if count.pause_ns == 0)
+}
+
+/// When attempt `first` of a plan is due, in nanoseconds, as the agents reckon it too.
 fn due_ns(plan: &LoadPlan, first: u64) -> u64 {
     match &plan.arrivals {
         Some(load_plan::Arrivals::Count(count)) => count.pause_ns.saturating_mul(first),
-        Some(load_plan::Arrivals::Stages(stages)) => match stages.stages.first() {
-            Some(stage) if first > 0 => {
-                // `from * t + slope * t^2 / 2` attempts are due until `t`.
-                let (from, to) = (stage.from_per_second, stage.to_per_second);
-                let slope = (to - from) / (stage.duration_ns as f64 / 1e9);
-                let seconds =
-                    2.0 * first as f64 / (from + (from * from + 2.0 * slope * first as f64).max(0.0).sqrt());
-                (seconds * 1e9) as u64
-            }
-            _ => 0,
-        },
+        Some(load_plan::Arrivals::Stages(stages)) => due_in(&stages.stages, first as f64),
         _ => 0,
     }
 }
 
-/// The longest that a plan lasts if every answer comes.
+/// When so many attempts have been due, in nanoseconds; after the last stage where there are not so many.
+fn due_in(stages: &[LoadStage], mut attempts: f64) -> u64 {
+    let mut began_ns = 0;
+    for stage in stages {
+        let of_stage = area(stage);
+        if attempts < of_stage {
+            return began_ns + (after_seconds(stage, attempts) * 1e9) as u64;
+        }
+        attempts -= of_stage;
+        began_ns += stage.duration_ns;
+    }
+    began_ns
+}
+
+/// How far into a stage so many attempts are due: `from * t + slope * t^2 / 2` until `t`.
+fn after_seconds(stage: &LoadStage, attempts: f64) -> f64 {
+    let (from, to) = (stage.from_per_second, stage.to_per_second);
+    let slope = (to - from) / (stage.duration_ns as f64 / 1e9);
+    let root = (from * from + 2.0 * slope * attempts).max(0.0).sqrt();
+    2.0 * attempts / (from + root).max(f64::MIN_POSITIVE)
+}
+
+/// Attempts that a stage comes to: the area under its rate.
+fn area(stage: &LoadStage) -> f64 {
+    (stage.from_per_second + stage.to_per_second) / 2.0 * stage.duration_ns as f64 / 1e9
+}
+
+/// The longest that a plan lasts if every answer comes: the last attempt, its handshake, its hold. A request may wait, and then wait once more
+/// for a connection that was opened when it had waited almost as long as it may.
 fn longest_ns(plan: &LoadPlan) -> i64 {
     let sending = match &plan.arrivals {
         Some(load_plan::Arrivals::Count(count)) => count.connections.saturating_mul(count.pause_ns),
@@ -1369,36 +1426,95 @@ fn longest_ns(plan: &LoadPlan) -> i64 {
         Some(load_plan::Arrivals::Loop(closed)) => closed.duration_ns,
         None => 0,
     };
+    let waits = if plan.http.is_some() { 2 } else { 1 };
     let longest = sending
-        .saturating_add(plan.timeout_ns)
+        .saturating_add(plan.timeout_ns.saturating_mul(waits))
         .saturating_add(plan.hold_ns);
     i64::try_from(longest).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
-    use holdfast_proto::v1::{LoadStage, LoadStages};
+    use holdfast_agent::load::order;
+    use holdfast_agent::load::plan::Plan as AgentPlan;
+    use holdfast_agent::load::schedule::Schedule;
+    use holdfast_proto::v1::{LoadCount, LoadHttp, LoadStages};
 
     use super::*;
 
-    #[test]
-    fn a_first_attempt_is_due_by_its_stage() {
-        let due_ms = |from_per_second, to_per_second, first| {
-            let stage = LoadStage {
+    /// A plan, and the same as an agent has it.
+    fn planned_there(arrivals: load_plan::Arrivals, http: Option<LoadHttp>) -> (LoadPlan, AgentPlan) {
+        let wire = LoadPlan {
+            targets: vec!["127.0.0.1:80".into()],
+            arrivals: Some(arrivals),
+            step: 1,
+            timeout_ns: 5_000_000_000,
+            // Connections of requests are not held.
+            hold_ns: if http.is_some() { 0 } else { 2_000_000_000 },
+            rounds: 1,
+            interval_ns: 1_000_000_000,
+            http,
+            ..LoadPlan::default()
+        };
+        let (plan, _) = order::plan(&wire).expect("a plan");
+        (wire, plan)
+    }
+
+    fn stages(stages: &[(f64, f64, u64)]) -> load_plan::Arrivals {
+        let stages = stages
+            .iter()
+            .map(|&(from_per_second, to_per_second, seconds)| LoadStage {
                 from_per_second,
                 to_per_second,
-                duration_ns: 5_000_000_000,
-            };
-            let plan = LoadPlan {
-                arrivals: Some(load_plan::Arrivals::Stages(LoadStages { stages: vec![stage] })),
-                ..LoadPlan::default()
-            };
-            due_ns(&plan, first) / 1_000_000
+                duration_ns: seconds * 1_000_000_000,
+            });
+        load_plan::Arrivals::Stages(LoadStages {
+            stages: stages.collect(),
+        })
+    }
+
+    #[test]
+    fn a_first_attempt_is_due_when_its_agent_makes_it() {
+        let count = LoadCount {
+            connections: 9,
+            pause_ns: 7_000_000,
         };
-        assert_eq!((due_ms(100.0, 100.0, 0), due_ms(100.0, 100.0, 3)), (0, 30));
-        // 40 t^2 attempts are due until t.
-        assert_eq!((due_ms(0.0, 400.0, 0), due_ms(0.0, 400.0, 1)), (0, 158));
-        assert_eq!(due_ms(400.0, 0.0, 1), 2);
+        for arrivals in [
+            load_plan::Arrivals::Count(count),
+            stages(&[(100.0, 100.0, 5)]),
+            stages(&[(0.0, 400.0, 5)]),
+            stages(&[(400.0, 0.0, 5)]),
+            // Half an attempt in the first second, and the others in the minute after it.
+            stages(&[(0.0, 1.0, 1), (0.1, 0.1, 60)]),
+            stages(&[(0.0, 0.0, 3), (1.0, 5.0, 10)]),
+        ] {
+            let (wire, plan) = planned_there(arrivals, None);
+            for first in 0..4 {
+                let due = due_ns(&wire, first);
+                let there = Schedule::new(&plan.arrivals, first, 1).peek().expect("a time");
+                assert!(
+                    due.abs_diff(there) < 1_000,
+                    "{first} of {wire:?}: {due}, {there} there"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_lasts_as_long_as_its_agents_say() {
+        let http = LoadHttp {
+            version: 1,
+            method: "GET".into(),
+            authority: "web".into(),
+            path: "/".into(),
+            connections: 4,
+            streams: 1,
+            ..LoadHttp::default()
+        };
+        for http in [None, Some(http)] {
+            let (wire, plan) = planned_there(stages(&[(10.0, 10.0, 5)]), http);
+            assert_eq!(longest_ns(&wire), plan.longest().as_nanos() as i64, "{wire:?}");
+        }
     }
 
     #[test]

@@ -53,6 +53,9 @@ pub const PASSWORD_VARIABLE: &str = "HOLDFAST_STORE_PASSWORD";
 /// How long a stop waits for the store and for those who are connected.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long who made a run may take to hear how it ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// The first pause before a store that is away is tried again, and the longest one; each is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -317,7 +320,7 @@ async fn serve(
         control: control.clone(),
         silencer,
         seat: seat.clone(),
-        runs,
+        runs: runs.clone(),
         metrics: metrics.clone(),
         clock: WallClock::system(),
         assertions: shared,
@@ -359,9 +362,19 @@ async fn serve(
         }
     }
     // From here on nothing is read; streams end as their last batches are acknowledged.
+    let has_runs = runs.are_under_way();
     let _ = stop.send(true);
-    if tokio::time::timeout(STOP_PATIENCE, settled).await.is_err() {
+    let (settled, ended) = tokio::join!(
+        tokio::time::timeout(STOP_PATIENCE, settled),
+        tokio::time::timeout(STOP_PATIENCE, runs.ended()),
+    );
+    if settled.is_err() {
         warn!("stopped with streams still open; agents keep what was not acknowledged");
+    }
+    if ended.is_err() {
+        warn!("stopped with runs under way; they are shown as lost");
+    } else if has_runs && !grpc.is_finished() {
+        let _ = tokio::time::timeout(LAST_WORDS, &mut grpc).await;
     }
     // A statement that runs is waited for; what waits is found at the next start.
     for task in [rolling, explaining].into_iter().flatten() {

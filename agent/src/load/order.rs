@@ -153,9 +153,10 @@ pub fn report(report: &Report) -> LoadReport {
         lost: tally
             .lost_at
             .iter()
-            .map(|&(at_ns, loss)| LoadLoss {
-                at_ns,
-                cause: cause(loss).to_owned(),
+            .map(|lost| LoadLoss {
+                at_ns: lost.at_ns,
+                cause: cause(lost.loss).to_owned(),
+                count: lost.count,
             })
             .collect(),
         open: report.open,

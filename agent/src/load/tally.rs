@@ -23,11 +23,28 @@ const DIGITS_OF_ROUND_TRIPS: u8 = 4;
 /// An attempt that was made so much after it was due counts as late, in nanoseconds: what a quiet machine never is.
 pub const LATE_NS: u64 = 1_000_000;
 
-/// Losses whose time is kept, of each tally; all are counted.
-pub const LOSSES: usize = 256;
+/// Times of losses that are kept, of each tally; all are counted. A report of a second has room for each of its milliseconds.
+pub const LOSSES: usize = 1_024;
+
+/// Losses by one cause within this have one time, in nanoseconds: a target that dies takes thousands with it.
+const AT_ONCE_NS: u64 = 1_000_000;
 
 /// Different remarks that are kept, and statuses that are told apart; servers can be strange.
 pub const REMARKS: usize = 8;
+
+/// Connections that were lost in one millisecond by one cause, and when the first of them was, in nanoseconds since the run's start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    pub at_ns: u64,
+    pub loss: Loss,
+    pub count: u64,
+}
+
+impl Lost {
+    fn is_at_once_with(&self, other: &Self) -> bool {
+        self.loss == other.loss && self.at_ns / AT_ONCE_NS == other.at_ns / AT_ONCE_NS
+    }
+}
 
 /// Counts and times, since the tally was begun.
 #[derive(Clone, Debug)]
@@ -36,8 +53,8 @@ pub struct Tally {
     pub started: u64,
     pub outcomes: [u64; Outcome::ALL.len()],
     pub losses: [u64; Loss::ALL.len()],
-    /// When connections were lost, in nanoseconds since the run's start: the first [`LOSSES`].
-    pub lost_at: Vec<(u64, Loss)>,
+    /// When connections were lost: the first [`LOSSES`] of these.
+    pub lost_at: Vec<Lost>,
     /// Connections that we closed.
     pub closed: u64,
     /// Of `started`: attempts made [`LATE_NS`] or more after they were due.
@@ -158,8 +175,23 @@ impl Tally {
 
     pub fn lost(&mut self, loss: Loss, at_ns: u64) {
         self.losses[loss as usize] += 1;
-        if self.lost_at.len() < LOSSES {
-            self.lost_at.push((at_ns, loss));
+        let lost = Lost {
+            at_ns,
+            loss,
+            count: 1,
+        };
+        // Time goes on: one of the same moment is among the last.
+        self.lost_at_once(lost, Loss::ALL.len());
+    }
+
+    /// Adds to one of the same moment among the last so many, or to the end while there is room.
+    fn lost_at_once(&mut self, lost: Lost, among: usize) {
+        let mut last = self.lost_at.iter_mut().rev().take(among);
+        if let Some(known) = last.find(|known| known.is_at_once_with(&lost)) {
+            known.at_ns = known.at_ns.min(lost.at_ns);
+            known.count += lost.count;
+        } else if self.lost_at.len() < LOSSES {
+            self.lost_at.push(lost);
         }
     }
 
@@ -230,8 +262,9 @@ impl Tally {
         for (mine, theirs) in self.losses.iter_mut().zip(other.losses) {
             *mine += theirs;
         }
-        let room = LOSSES.saturating_sub(self.lost_at.len());
-        self.lost_at.extend(other.lost_at.iter().take(room));
+        for &lost in &other.lost_at {
+            self.lost_at_once(lost, LOSSES);
+        }
         self.closed += other.closed;
         self.late += other.late;
         self.syn_retransmits += other.syn_retransmits;
@@ -329,15 +362,26 @@ mod tests {
     }
 
     #[test]
-    fn every_loss_is_counted_and_the_first_ones_keep_their_time() {
+    fn every_loss_is_counted_and_those_of_one_moment_have_one_time() {
+        let timed = |tally: &Tally| -> u64 { tally.lost_at.iter().map(|lost| lost.count).sum() };
         let mut tally = Tally::default();
-        for at in 0..LOSSES as u64 + 5 {
-            tally.lost(Loss::ResetByPeer, at);
+        for at_ns in 0..5_000 {
+            tally.lost(Loss::ResetByPeer, 7_000_000 + at_ns);
+            tally.lost(Loss::ClosedByPeer, 7_000_000 + at_ns);
         }
-        assert_eq!(tally.losses[Loss::ResetByPeer as usize], LOSSES as u64 + 5);
-        assert_eq!(tally.lost_at.len(), LOSSES);
+        assert_eq!(tally.losses[Loss::ResetByPeer as usize], 5_000);
+        assert_eq!((tally.lost_at.len(), timed(&tally)), (2, 10_000));
         let mut sum = tally.clone();
         sum.add(&tally);
-        assert_eq!(sum.lost_at.len(), LOSSES);
+        assert_eq!((sum.lost_at.len(), timed(&sum)), (2, 20_000));
+        assert_eq!(sum.lost_at[0].at_ns, 7_000_000);
+        // Of more moments than there is room for the first are kept.
+        for at_ms in 8..8 + LOSSES as u64 {
+            sum.lost(Loss::ResetByPeer, at_ms * AT_ONCE_NS);
+        }
+        assert_eq!(
+            (sum.lost_at.len(), timed(&sum)),
+            (LOSSES, 20_000 + LOSSES as u64 - 2)
+        );
     }
 }

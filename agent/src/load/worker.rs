@@ -209,12 +209,36 @@ struct Slot {
     rounds_left: u64,
 }
 
+impl Slot {
+    /// Whether the deadline was noted for what is under way here now, and not for an earlier exchange or use.
+    fn awaits(&self, deadline: &Moment, timeout_ns: u64) -> bool {
+        let is_of_now = match self.phase {
+            Phase::Dialing => true,
+            Phase::Exchanging => deadline.at_ns == self.began_ns.saturating_add(timeout_ns),
+            Phase::Idle | Phase::Held => false,
+        };
+        is_of_now && self.generation == deadline.generation
+    }
+}
+
 /// A moment at which something has to be looked at. All of one queue are equally far ahead when they are noted, so they
 /// are in order.
 struct Moment {
     at_ns: u64,
     slot: u32,
     generation: u32,
+}
+
+/// Moments that are noted before those that mean nothing any more are looked for, beside two of each place.
+const SPARE_MOMENTS: usize = 1_024;
+
+/// Notes a moment. Of each place one means something at most: the others are forgotten before they are many, since a payload that goes back
+/// and forth leaves one with each exchange, long before it would be due.
+fn note(moments: &mut VecDeque<Moment>, moment: Moment, places: usize, is_awaited: impl Fn(&Moment) -> bool) {
+    moments.push_back(moment);
+    if moments.len() > 2 * places + SPARE_MOMENTS {
+        moments.retain(is_awaited);
+    }
 }
 
 struct Worker {
@@ -493,10 +517,15 @@ impl Worker {
     }
 
     fn note_deadline(&mut self, index: u32, now_ns: u64) {
-        self.deadlines.push_back(Moment {
-            at_ns: now_ns.saturating_add(self.timeout_ns()),
+        let timeout_ns = self.timeout_ns();
+        let moment = Moment {
+            at_ns: now_ns.saturating_add(timeout_ns),
             slot: index,
             generation: self.slots[index as usize].generation,
+        };
+        let (slots, places) = (&self.slots, self.slots.len());
+        note(&mut self.deadlines, moment, places, |moment| {
+            slots[moment.slot as usize].awaits(moment, timeout_ns)
         });
     }
 
@@ -802,5 +831,60 @@ impl Worker {
         }
         let tally = mem::take(&mut self.tally);
         self.part.hand_over(tally, self.first_ns, true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exchanges_leave_no_more_deadlines_than_there_are_places() {
+        let timeout_ns = 600_000_000_000;
+        let mut slots: Vec<Slot> = [Phase::Exchanging, Phase::Dialing, Phase::Held]
+            .into_iter()
+            .map(|phase| Slot {
+                socket: None,
+                is_ipv4: true,
+                phase,
+                generation: 7,
+                target: 0,
+                due_ns: 0,
+                began_ns: 0,
+                sent: 0,
+                received: 0,
+                rounds_left: 0,
+            })
+            .collect();
+        let mut moments = VecDeque::new();
+        let places = slots.len();
+        for (slot, generation) in [(1, 7), (1, 6), (2, 7)] {
+            let moment = Moment {
+                at_ns: timeout_ns,
+                slot,
+                generation,
+            };
+            note(&mut moments, moment, places, |_| true);
+        }
+        for began_ns in 1..=100_000 {
+            slots[0].began_ns = began_ns;
+            let moment = Moment {
+                at_ns: began_ns + timeout_ns,
+                slot: 0,
+                generation: 7,
+            };
+            note(&mut moments, moment, places, |moment| {
+                slots[moment.slot as usize].awaits(moment, timeout_ns)
+            });
+            assert!(moments.len() <= 2 * places + SPARE_MOMENTS);
+        }
+        // What is under way is still to be looked at.
+        let awaited = moments
+            .iter()
+            .filter(|moment| slots[moment.slot as usize].awaits(moment, timeout_ns));
+        let awaited: Vec<_> = awaited
+            .map(|moment| (moment.slot, moment.at_ns - timeout_ns))
+            .collect();
+        assert_eq!(awaited, [(1, 0), (0, 100_000)]);
     }
 }

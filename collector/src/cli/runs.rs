@@ -108,6 +108,9 @@ fn is_stored() -> bool {
     true
 }
 
+/// Times of losses that are told.
+const TIMES_OF_LOSSES: usize = 10;
+
 const COLUMNS: [(&str, Align); 7] = [
     ("RUN", Align::Left),
     ("BEGAN (UTC)", Align::Left),
@@ -372,17 +375,7 @@ fn body(summary: &Summary) -> String {
     if !is_of_requests {
         text += &lines_of_remarks(summary);
     }
-    for lost in summary.lost.iter().take(10) {
-        text += &format!(
-            "              {} after {} ({})\n",
-            lost.cause.replace('_', " "),
-            human(lost.at_ns),
-            lost.node
-        );
-    }
-    if summary.lost.len() > 10 {
-        text += "              and more: --json has them\n";
-    }
+    text += &lines_of_losses(summary);
     text += &format!(
         "{:13} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}\n",
         "times", "count", "min", "avg", "dev", "p50", "p99", "p99.9", "max"
@@ -474,7 +467,7 @@ fn lines_of_generator(summary: &Summary) -> String {
     text
 }
 
-/// Of a closed loop, and of payload that goes back and forth: whether it was the generator that everything waited for.
+/// Of a closed loop, of a burst, and of payload that goes back and forth: whether it was the generator that everything waited for.
 fn line_of_saturation(summary: &Summary) -> String {
     if !summary.doubt.is_empty() {
         return format!(
@@ -646,6 +639,36 @@ fn in_short(pair: &Pair) -> String {
     }
 }
 
+/// When connections were lost, the first times of them.
+fn lines_of_losses(summary: &Summary) -> String {
+    let mut text = String::new();
+    for lost in summary.lost.iter().take(TIMES_OF_LOSSES) {
+        let until = match lost.last_ns.saturating_sub(lost.at_ns) {
+            0..1_000_000 => String::new(),
+            _ => format!(" to {}", human(lost.last_ns)),
+        };
+        text += &format!(
+            "              {} {} after {}{until} ({})\n",
+            lost.count,
+            lost.cause.replace('_', " "),
+            human(lost.at_ns),
+            lost.node
+        );
+    }
+    let more = summary.lost.len().saturating_sub(TIMES_OF_LOSSES);
+    if more > 0 {
+        text += &format!("              and at {more} more times: --json has them\n");
+    }
+    let (all, timed) = summary.losses();
+    if timed < all {
+        text += &format!(
+            "              of {} of {all} losses no time was kept\n",
+            all - timed
+        );
+    }
+    text
+}
+
 /// What one agent did.
 fn line_of_part(part: &PartOf) -> String {
     let count = |name: &str| part.counts.get(name).copied().unwrap_or(0);
@@ -775,6 +798,34 @@ fn bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runs::result::Lost;
+
+    #[test]
+    fn losses_are_told_with_their_times_and_whether_these_are_all() {
+        let told = |times: u64, count| {
+            let lost = |second: u64| Lost {
+                node: "web-1".into(),
+                at_ns: second * 1_000_000_000,
+                last_ns: second * 1_000_000_000,
+                cause: "reset_by_peer".into(),
+                count,
+            };
+            lines_of_losses(&Summary {
+                counts: [("reset_by_peer".to_owned(), 5_000)].into(),
+                lost: (1..=times).map(lost).collect(),
+                ..Summary::default()
+            })
+        };
+        assert_eq!(
+            told(1, 5_000),
+            "              5000 reset by peer after 1.00 s (web-1)\n"
+        );
+        let many = told(12, 100);
+        assert!(
+            many.ends_with("and at 2 more times: --json has them\n              of 3800 of 5000 losses no time was kept\n"),
+            "{many}"
+        );
+    }
 
     #[test]
     fn where_the_generator_could_not_count_what_the_kernel_did_is_told_though_it_is_zero() {

@@ -10,7 +10,7 @@
 
 use serde::Serialize;
 
-use super::counts::{ERRORS, REFUSALS, REQUEST_ERRORS};
+use super::counts::{ERRORS, LOSSES, REFUSALS, REQUEST_ERRORS};
 use super::result::{Summary, Times};
 use super::seconds::{Seconds, Slot};
 use crate::store::buckets::middle;
@@ -28,6 +28,9 @@ const FEWEST_SLOTS: usize = 10;
 const BUCKETS_APART: f64 = 2.0 / 32.0;
 const LEAST_APART_NS: f64 = 2_000.0;
 
+/// Runs of which such shares of connections were lost are not told to be the same.
+const LOST_APART: f64 = 0.01;
+
 /// What is compared of two runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -38,7 +41,7 @@ pub enum Statistic {
     Max,
     /// Established, or answered as expected, a second, while attempts were made.
     Rate,
-    /// Failed attempts, or requests, of all that were decided.
+    /// Failed attempts, or requests, of all that were decided; of connections with those that were lost.
     ErrorRatio,
 }
 
@@ -115,6 +118,13 @@ impl Comparison {
         }
     }
 
+    /// Whether one run is said to fail more than the other.
+    fn tells_errors(&self) -> bool {
+        let mut of_errors = self.differences.iter();
+        let of_errors = of_errors.find(|difference| difference.statistic == Statistic::ErrorRatio);
+        of_errors.is_some_and(|difference| matches!(difference.shown, Shown::Better | Shown::Worse))
+    }
+
     fn forget(&mut self, is_doubted: impl Fn(Statistic) -> bool) {
         for difference in &mut self.differences {
             if is_doubted(difference.statistic) {
@@ -167,14 +177,14 @@ fn compare_by(
         };
         Drawn::of(seconds, is_of_requests, &errors.concat())
     });
-    let fewest = runs[0].slots.len().min(runs[1].slots.len());
+    let made_in = runs.each_ref().map(|run| run.made_in);
+    let fewest = made_in[0].min(made_in[1]);
     let block = (fewest as f64).cbrt().ceil() as usize;
     let mut doubts = Vec::new();
     if fewest < FEWEST_SLOTS {
         doubts.push(format!(
             "too short to tell: attempts were made in {} and {} seconds, {FEWEST_SLOTS} are needed",
-            runs[0].slots.len(),
-            runs[1].slots.len()
+            made_in[0], made_in[1]
         ));
     }
     if a_seconds.step_us != b_seconds.step_us {
@@ -214,14 +224,26 @@ fn compare_by(
         .into_iter()
         .map(|(statistic, (a, b))| difference(statistic, a, b, &drawn))
         .collect();
-    Comparison {
+    let mut comparison = Comparison {
         is_of_requests,
         differences,
-        seconds: runs.each_ref().map(|run| run.slots.len()),
+        seconds: made_in,
         block,
         doubts,
         doubts_of_times: Vec::new(),
+    };
+    // One moment in which all are lost is drawn or not: that alone says nothing, and nor are these runs the same.
+    let are_lost_apart = (whole[0].lost_ratio() - whole[1].lost_ratio()).abs() >= LOST_APART;
+    if are_lost_apart
+        && matches!(comparison.shown(), Shown::Same | Shown::Better)
+        && !comparison.tells_errors()
+    {
+        comparison.doubt(vec![format!(
+            "{} connections of one run were lost and {} of the other, in so few seconds that they may have been one event",
+            whole[0].lost, whole[1].lost
+        )]);
     }
+    comparison
 }
 
 fn difference(statistic: Statistic, a: Option<f64>, b: Option<f64>, drawn: &[Apart]) -> Difference {
@@ -270,13 +292,17 @@ struct Second {
     times: Vec<(u16, u64)>,
     good: u64,
     failed: u64,
-    /// Of all nodes together.
+    /// Of connections, those that ended without the generator's doing, whenever they were established.
+    lost: u64,
+    /// Of all nodes together; none where no attempt was made.
     covered_us: f64,
 }
 
-/// The seconds of a run in which attempts were made, in their order.
+/// The seconds of a run in which attempts were made or connections were lost, in their order.
 struct Drawn {
     slots: Vec<Second>,
+    /// Of these, those in which attempts were made.
+    made_in: usize,
 }
 
 /// Several seconds together.
@@ -286,12 +312,16 @@ struct Whole {
     times: Vec<u64>,
     good: u64,
     failed: u64,
+    lost: u64,
     covered_us: f64,
 }
 
 impl Drawn {
     fn of(seconds: &Seconds, is_of_requests: bool, errors: &[&str]) -> Self {
         let good = if is_of_requests { "answered" } else { "established" };
+        let losses: &[&str] = if is_of_requests { &[] } else { &LOSSES };
+        let sum = |slot: &Slot, names: &[&str]| names.iter().map(|name| slot.count(name)).sum::<u64>();
+        let is_made = |slot: &Slot| slot.count("started") + slot.count("requests") > 0;
         let second = |slot: &Slot| {
             let (ids, numbers) = if is_of_requests {
                 &slot.request
@@ -301,13 +331,18 @@ impl Drawn {
             Second {
                 times: ids.iter().copied().zip(numbers.iter().copied()).collect(),
                 good: slot.count(good),
-                failed: errors.iter().map(|name| slot.count(name)).sum(),
-                covered_us: slot.covered_us as f64 / slot.nodes.max(1) as f64,
+                failed: sum(slot, errors),
+                lost: sum(slot, losses),
+                covered_us: match is_made(slot) {
+                    true => slot.covered_us as f64 / slot.nodes.max(1) as f64,
+                    false => 0.0,
+                },
             }
         };
-        let is_made = |slot: &&Slot| slot.count("started") + slot.count("requests") > 0;
+        let is_drawn = |slot: &&Slot| is_made(slot) || sum(slot, losses) > 0;
         Self {
-            slots: seconds.slots.iter().filter(is_made).map(second).collect(),
+            slots: seconds.slots.iter().filter(is_drawn).map(second).collect(),
+            made_in: seconds.slots.iter().filter(|slot| is_made(slot)).count(),
         }
     }
 
@@ -329,6 +364,7 @@ impl Whole {
         }
         self.good += second.good;
         self.failed += second.failed;
+        self.lost += second.lost;
         self.covered_us += second.covered_us;
     }
 
@@ -338,7 +374,11 @@ impl Whole {
 
     fn error_ratio(&self) -> Option<f64> {
         let decided = self.good + self.failed;
-        (decided > 0).then(|| self.failed as f64 / decided as f64)
+        (decided > 0).then(|| (self.failed + self.lost) as f64 / decided as f64)
+    }
+
+    fn lost_ratio(&self) -> f64 {
+        self.lost as f64 / self.good.max(1) as f64
     }
 
     fn quantile_ns(&self, share: f64) -> Option<f64> {
@@ -512,6 +552,45 @@ mod tests {
         }
         assert_eq!((there.shown(), back.shown()), (Shown::Worse, Shown::Better));
         assert_eq!(shown(&there, Statistic::Max), Shown::Unknown);
+    }
+
+    #[test]
+    fn what_loses_more_of_its_connections_is_worse_and_where_that_was_one_moment_nobody_knows() {
+        let lose = |run: &mut (Summary, Seconds), slots: std::ops::Range<u64>, each: u64| {
+            for slot in slots {
+                let known = run.1.slots.iter_mut().find(|known| known.slot == slot);
+                let lost = ("reset_by_peer".to_owned(), each);
+                match known {
+                    Some(slot) => slot.counts.extend([lost]),
+                    None => run.1.slots.push(Slot {
+                        slot,
+                        covered_us: 1_000_000,
+                        nodes: 1,
+                        counts: [lost].into(),
+                        ..Slot::default()
+                    }),
+                }
+            }
+        };
+        let healthy = run(&mut Random(23), 60, 1.0, 0);
+        // Reset as they are made; held, and reset one after another; and all at once.
+        for (slots, each, expected) in [
+            (0..60, 100, Shown::Worse),
+            (60..180, 50, Shown::Worse),
+            (180..181, 6_000, Shown::Unknown),
+        ] {
+            let mut bad = run(&mut Random(23), 60, 1.0, 0);
+            lose(&mut bad, slots, each);
+            let comparison = compared(&healthy, &bad);
+            assert_eq!(comparison.shown(), expected, "{comparison:?}");
+            assert_eq!(comparison.seconds, [60, 60]);
+            let rate = &comparison.differences[Statistic::Rate as usize];
+            assert_eq!(rate.a, rate.b, "{comparison:?}");
+        }
+        // One of thousands is what chance does.
+        let mut one = run(&mut Random(23), 60, 1.0, 0);
+        lose(&mut one, 60..61, 1);
+        assert_eq!(compared(&healthy, &one).shown(), Shown::Same);
     }
 
     #[test]

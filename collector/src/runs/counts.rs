@@ -195,13 +195,18 @@ pub fn but_for_silences(counts: &LoadCounts, confirmed: u64, denied: u64) -> Loa
     }
 }
 
+/// What [`lost`] adds up, by name.
+pub const LOSSES: [&str; 5] = [
+    "closed_by_peer",
+    "reset_by_peer",
+    "lost_timed_out",
+    "lost_unreachable",
+    "lost_failed",
+];
+
 /// Established connections that ended without the generator's doing.
 pub fn lost(counts: &LoadCounts) -> u64 {
-    counts.closed_by_peer
-        + counts.reset_by_peer
-        + counts.lost_timed_out
-        + counts.lost_unreachable
-        + counts.lost_failed
+    sum(counts, &LOSSES)
 }
 
 /// Attempts that are decided.

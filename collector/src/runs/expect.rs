@@ -221,7 +221,7 @@ impl Expectation {
             Signal::Ratio(count) | Signal::Count(count) => count == Count::Lost,
             Signal::Rate => false,
         };
-        if !outcome.is_closed_loop && !is_of_exchanges {
+        if !outcome.waits_for_the_generator() && !is_of_exchanges {
             return false;
         }
         match self.signal {

@@ -16,8 +16,11 @@ use crate::store::buckets::{bucket, middle};
 /// More than this share of attempts that were late by a millisecond, and the generator was the limit.
 const LATE_SHARE: f64 = 0.01;
 
-/// Losses whose time is kept.
-pub const LOSSES: usize = 1_000;
+/// Times of losses that are kept.
+const LOSSES: usize = 1_000;
+
+/// Losses within this have one time, in nanoseconds, as agents tell them.
+const AT_ONCE_NS: u64 = 1_000_000;
 
 /// Different remarks of agents that are kept.
 const REMARKS: usize = 16;
@@ -46,6 +49,8 @@ pub struct Outcome {
     pub saturated_ns: u64,
     /// Each attempt waits for one before; else only payload does, on its connection.
     pub is_closed_loop: bool,
+    /// All attempts were due at once, so each waits for the generator to make those before.
+    pub is_burst: bool,
     /// Attempts that timed out for what the kernels of both ends know to be behind the generator; and requests that were not sent since
     /// somebody denied them a connection, or while nothing answered an attempt to connect.
     pub confirmed: u64,
@@ -60,12 +65,22 @@ pub struct Outcome {
     pub is_stopped: bool,
 }
 
-/// A connection that was lost, and when since the run's start.
+/// Connections that were lost by one cause, and when since the run's start: in one millisecond, or where there were too many of these, from
+/// then until `last_ns`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lost {
     pub node: String,
     pub at_ns: u64,
+    #[serde(default)]
+    pub last_ns: u64,
     pub cause: String,
+    /// One each in a result of before they were told together.
+    #[serde(default = "one")]
+    pub count: u64,
+}
+
+fn one() -> u64 {
+    1
 }
 
 /// A histogram that grows to what is added to it.
@@ -98,6 +113,7 @@ impl Default for Outcome {
             watched_ns: 0,
             saturated_ns: 0,
             is_closed_loop: false,
+            is_burst: false,
             confirmed: 0,
             denied: 0,
             unanswered: 0,
@@ -206,24 +222,66 @@ impl Outcome {
         self.hindered = self.hindered.saturating_add(report.hindered);
         self.lacks_handshakes |= report.lacks_handshakes;
         self.elapsed_ns = self.elapsed_ns.max(report.elapsed_ns);
-        let room = LOSSES.saturating_sub(self.lost.len());
-        self.lost.extend(report.lost.iter().take(room).map(|lost| Lost {
-            node: node.to_owned(),
-            at_ns: lost.at_ns,
-            cause: lost.cause.clone(),
-        }));
+        for lost in &report.lost {
+            self.lost_then(Lost {
+                node: node.to_owned(),
+                at_ns: lost.at_ns,
+                last_ns: lost.at_ns,
+                cause: lost.cause.clone(),
+                count: lost.count.max(1),
+            });
+        }
         Ok(())
     }
 
+    /// Adds to what was lost in the same moment; without room for another one, to what was lost last in the same way.
+    fn lost_then(&mut self, lost: Lost) {
+        let has_room = self.lost.len() < LOSSES;
+        let is_alike = |known: &&mut Lost| {
+            let is_at_once = known.at_ns / AT_ONCE_NS == lost.at_ns / AT_ONCE_NS;
+            (is_at_once || !has_room) && known.cause == lost.cause && known.node == lost.node
+        };
+        match self.lost.iter_mut().rev().find(is_alike) {
+            Some(known) => {
+                known.at_ns = known.at_ns.min(lost.at_ns);
+                known.last_ns = known.last_ns.max(lost.last_ns);
+                known.count = known.count.saturating_add(lost.count);
+            }
+            None if has_room => self.lost.push(lost),
+            None => {}
+        }
+    }
+
     /// Why times may be the generator's own, in words, if they may: what waits for answers waits for a thread that has no time left too. In a
-    /// closed loop that is everything, else it is the exchanges.
+    /// closed loop and in a burst that is everything, else it is the exchanges.
     pub fn doubt(&self) -> Option<String> {
+        if self.is_late_burst() {
+            return Some(format!(
+                "limited by the generator, which made {} of {} attempts 1 ms or more after they were due, all at once: a pause between \
+                 them (--sleep) gives it time",
+                self.counts.late,
+                self.lateness.len()
+            ));
+        }
         is_saturated(self.watched_ns, self.saturated_ns).then(|| {
             format!(
                 "limited by the generator, which had no CPU time left for {} of the run",
                 share(self.saturated_ns, self.watched_ns)
             )
         })
+    }
+
+    /// Whether every attempt waits for the generator, and not only what goes back and forth.
+    pub fn waits_for_the_generator(&self) -> bool {
+        self.is_closed_loop || self.is_late_burst()
+    }
+
+    fn is_late_burst(&self) -> bool {
+        self.is_burst && self.is_late()
+    }
+
+    fn is_late(&self) -> bool {
+        self.counts.late as f64 > self.lateness.len() as f64 * LATE_SHARE
     }
 
     /// Requests that were not sent for what is known to be behind the generator.
@@ -255,7 +313,8 @@ impl Outcome {
             ));
         }
         let due = self.lateness.len();
-        if self.counts.late as f64 > due as f64 * LATE_SHARE {
+        // That a burst takes a while is no lack of anything: see `doubt`.
+        if self.is_late() && !self.is_burst {
             limits.push(format!(
                 "{} of {due} attempts were made 1 ms or more after they were due: the nodes that make the load lack CPU, \
                  ask for less or use more agents",
@@ -374,7 +433,7 @@ pub struct Summary {
     pub watched_ns: u64,
     #[serde(default)]
     pub saturated_ns: u64,
-    /// Why all times but the network's may be the generator's own, for the loop was closed; empty: they are not.
+    /// Why all times but the network's may be the generator's own, for the loop was closed, or all was due at once; empty: they are not.
     #[serde(default)]
     pub doubt: String,
     /// Likewise those of exchanges alone, in an open loop.
@@ -598,7 +657,7 @@ pub fn known(mut counts: BTreeMap<String, u64>, lacks_handshakes: bool) -> BTree
 impl Summary {
     pub fn of(outcome: &Outcome, expectations: &[Expectation]) -> Self {
         let doubt = outcome.doubt().unwrap_or_default();
-        let (doubt, exchange_doubt) = match outcome.is_closed_loop {
+        let (doubt, exchange_doubt) = match outcome.waits_for_the_generator() {
             true => (doubt, String::new()),
             false => (String::new(), doubt),
         };
@@ -710,7 +769,7 @@ impl Summary {
         reasons.extend(silences);
         if reasons.is_empty() {
             // That nothing failed was seen, and the rate is one that both ends can do.
-            let limited = format!("{}: its rate is what that could do", self.doubt);
+            let limited = format!("{}; its rate is what that could do", self.doubt);
             let is_limited = !self.doubt.is_empty();
             (
                 Verdict::Holds,
@@ -767,6 +826,16 @@ impl Summary {
             .filter(|name| count(name) > 0)
             .map(|name| format!("{name}: {}{}", count(name), cause(name)))
             .collect()
+    }
+
+    /// Connections that were lost, and of how many of these the times were kept.
+    pub fn losses(&self) -> (u64, u64) {
+        let count = |name: &str| self.counts.get(name).copied().unwrap_or(0);
+        let timed = self
+            .lost
+            .iter()
+            .fold(0, |sum: u64, lost| sum.saturating_add(lost.count));
+        (counts::LOSSES.map(count).iter().sum(), timed)
     }
 
     /// As [`Outcome::is_jitter_mean`].
@@ -1012,6 +1081,57 @@ mod tests {
     }
 
     #[test]
+    fn a_burst_holds_by_what_was_established_and_only_its_times_are_the_generators() {
+        let mut outcome = Outcome {
+            is_burst: true,
+            ..Outcome::default()
+        };
+        (outcome.counts.started, outcome.counts.established) = (19_000, 19_000);
+        outcome.counts.late = 18_000;
+        outcome.lateness.record_n(200_000_000, 19_000).unwrap();
+        outcome.connect.record_n(200_000_000, 19_000).unwrap();
+        outcome.network.record_n(20_000, 19_000).unwrap();
+        let verdict = |outcome: &Outcome, expected: &[&str]| {
+            let expected: Vec<_> = expected
+                .iter()
+                .map(|text| Expectation::parse(text).unwrap())
+                .collect();
+            Summary::of(outcome, &expected).verdict()
+        };
+        let (found, reasons) = verdict(&outcome, &[]);
+        assert_eq!(found, Verdict::Holds);
+        assert!(
+            reasons[0].contains("18000 of 19000 attempts") && reasons[0].contains("--sleep"),
+            "{reasons:?}"
+        );
+        let of_others = [
+            "established = 19000",
+            "lost = 0",
+            "network.p99 < 1ms",
+            "error_ratio < 1%",
+        ];
+        assert_eq!(verdict(&outcome, &of_others).0, Verdict::Holds);
+        for times in ["connect.p99 < 1s", "connect.p99 < 1ms"] {
+            let (found, reasons) = verdict(&outcome, &[times]);
+            assert_eq!(found, Verdict::Unknown, "{reasons:?}");
+            assert!(reasons[0].contains("--sleep"), "{reasons:?}");
+        }
+        // Whose a silence is nobody knows, an answer is the target's.
+        outcome.counts.timed_out = 1;
+        assert_eq!(verdict(&outcome, &[]).0, Verdict::Unknown);
+        outcome.counts.refused = 1;
+        assert_eq!(verdict(&outcome, &[]).0, Verdict::Violated);
+        // With a pause each has its own time, and is late for want of CPU.
+        let paused = Outcome {
+            is_burst: false,
+            ..outcome
+        };
+        let (found, reasons) = verdict(&paused, &["established = 19000"]);
+        assert_eq!(found, Verdict::Unknown);
+        assert!(reasons[0].contains("lack CPU"), "{reasons:?}");
+    }
+
+    #[test]
     fn where_payload_goes_back_and_forth_an_exchange_that_took_too_long_is_nobody_knows_whose() {
         let mut outcome = Outcome {
             watched_ns: 1_000,
@@ -1131,6 +1251,46 @@ mod tests {
             (verdict, reasons),
             (Verdict::Violated, vec!["reset_by_peer: 1".to_owned()])
         );
+    }
+
+    #[test]
+    fn each_loss_has_its_time_however_many_there_are() {
+        let report = |at_ms: std::ops::Range<u64>, count| LoadReport {
+            counts: Some(LoadCounts {
+                reset_by_peer: count * at_ms.clone().count() as u64,
+                ..LoadCounts::default()
+            }),
+            lost: at_ms
+                .map(|ms| holdfast_proto::v1::LoadLoss {
+                    at_ns: ms * 1_000_000,
+                    cause: "reset_by_peer".into(),
+                    count,
+                })
+                .collect(),
+            ..LoadReport::default()
+        };
+        let mut outcome = Outcome::default();
+        outcome.add("web-1", &report(0..3, 2_000)).unwrap();
+        outcome.add("web-1", &report(2..5, 1_000)).unwrap();
+        let lost: Vec<_> = outcome
+            .lost
+            .iter()
+            .map(|lost| (lost.at_ns / 1_000_000, lost.count))
+            .collect();
+        assert_eq!(lost, [(0, 2_000), (1, 2_000), (2, 3_000), (3, 1_000), (4, 1_000)]);
+        assert_eq!(Summary::of(&outcome, &[]).losses(), (9_000, 9_000));
+        // An agent of before tells each, and in more moments than there is room for they have the stretch that they were in.
+        let mut outcome = Outcome::default();
+        outcome.add("web-1", &report(0..5_000, 0)).unwrap();
+        assert_eq!(outcome.lost.len(), LOSSES);
+        let last = outcome.lost.last().unwrap();
+        assert_eq!(
+            (last.at_ns, last.last_ns, last.count),
+            (999_000_000, 4_999_000_000, 4_001)
+        );
+        // What came before is read as it was written.
+        let before = r#"{"node":"web-1","at_ns":7,"cause":"reset_by_peer"}"#;
+        assert_eq!(serde_json::from_str::<Lost>(before).unwrap().count, 1);
     }
 
     #[test]

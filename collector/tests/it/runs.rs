@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use holdfast_agent::clock;
 use holdfast_agent::clock_offset::ClockOffset;
@@ -474,6 +474,32 @@ async fn a_run_that_is_stopped_or_whose_agent_leaves_ends_and_is_kept() {
         1
     );
     collector.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_is_stopped_in_peace_leaves_no_run_without_an_end() {
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
+    let generator = Generator::start(&collector, "web-1", 1_000);
+    agents(&collector, 1).await;
+    let target = keeper().await.to_string();
+    let arguments = [
+        "load", "tcp", &target, "-y", "-c", "10", "-s", "1ms", "--hold", "10m",
+    ];
+    let run = begin(&collector, &arguments);
+    assert!(are_held(&store, 10, &run).await);
+    let began = Instant::now();
+    collector.stop().await.unwrap();
+    // Not even as long as the kernel's records are waited for where there are none.
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    let sql = "SELECT concat(state, ' ', verdict, ': ', arrayStringConcat(reasons, '; ')) FROM runs";
+    let end = crate::store_engine::ask(&*store, sql).await;
+    assert!(
+        end.starts_with("failed unknown: the collector was stopped"),
+        "{end}"
+    );
+    assert_eq!(code(&run.await.unwrap()), Some(3));
+    generator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

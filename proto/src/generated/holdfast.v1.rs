@@ -359,7 +359,7 @@ pub struct LoadReport {
     pub exchange: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "8")]
     pub lateness: ::prost::bytes::Bytes,
-    /// The first losses, with their time.
+    /// Losses with their time, those of one millisecond and cause together; as many as find room.
     #[prost(message, repeated, tag = "9")]
     pub lost: ::prost::alloc::vec::Vec<LoadLoss>,
     /// Established now, and the most since the start.
@@ -501,6 +501,9 @@ pub struct LoadLoss {
     /// As the fields of `LoadCounts` are called.
     #[prost(string, tag = "2")]
     pub cause: ::prost::alloc::string::String,
+    /// So many in the same millisecond, of which the first was then. 0: one, from an agent that tells each.
+    #[prost(uint64, tag = "3")]
+    pub count: u64,
 }
 /// Who is calling. The collector refuses a protocol that it does not speak and says which side to upgrade.
 #[derive(Clone, PartialEq, ::prost::Message)]

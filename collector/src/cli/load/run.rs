@@ -36,8 +36,8 @@ pub(super) struct Asked {
     #[arg(long, value_name = "N/s", allow_hyphen_values = true, conflicts_with_all = ["stages", "concurrency"])]
     rate: Option<Rate>,
 
-    /// Find the highest rate at which this holds and fewer than 0.1% fail (unless --expect says of errors otherwise): run after
-    /// run, each --for so long [default: 5s], beginning with --rate [default: 100/s]
+    /// Find the highest rate at which this holds and fewer than 0.1% fail, or of connections are lost (unless --expect says of
+    /// these otherwise): run after run, each --for so long [default: 5s], beginning with --rate [default: 100/s]
     #[arg(long, value_name = "CONDITION", value_parser = condition, conflicts_with_all = ["stages", "concurrency"])]
     find_max: Option<String>,
 
@@ -623,17 +623,33 @@ const STEP: Duration = Duration::from_secs(5);
 /// More is never asked for, connections a second; agents allow less.
 const HIGHEST_RATE: f64 = 10_000_000.0;
 
+/// What is expected at each rate: what was asked for, and where that says nothing of them, hardly any errors and losses. One that answers
+/// nobody is fast.
+fn expected_of_each(condition: &str, asked: &[String], is_of_connections: bool) -> Vec<String> {
+    let mut expect = vec![condition.to_owned()];
+    expect.extend_from_slice(asked);
+    let says = |word: &str| expect.iter().any(|text| text.contains(word));
+    let (of_errors, of_losses) = (
+        says("error") || says("established"),
+        says("lost") || says("closed"),
+    );
+    if !of_errors {
+        expect.push("error_ratio < 0.1%".into());
+    }
+    if is_of_connections && !of_losses {
+        expect.push("lost_ratio < 0.1%".into());
+    }
+    expect
+}
+
 /// Makes runs until the highest rate is known at which the condition holds.
 async fn find_max(desk: &mut Desk<'_>, request: LoadRequest, condition: &str) -> Result<(), Failure> {
     let asked = desk.asked;
-    let mut expect = vec![condition.to_owned()];
-    expect.extend(asked.expect.iter().cloned());
-    if !expect
-        .iter()
-        .any(|text| text.contains("error") || text.contains("established"))
-    {
-        expect.push("error_ratio < 0.1%".into());
-    }
+    let is_of_connections = request
+        .plan
+        .as_ref()
+        .is_some_and(|plan| plan.http.is_none() && plan.udp.is_none());
+    let expect = expected_of_each(condition, &asked.expect, is_of_connections);
     let duration_ns = nanoseconds("--for", asked.duration.unwrap_or(Span(STEP)))?;
     // A run has at least one attempt.
     let lowest = (1e9 / duration_ns.max(1) as f64).ceil().max(1.0);
@@ -810,6 +826,26 @@ fn line(progress: &RunProgress, counted: Counted, debug: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_search_expects_neither_errors_nor_losses_unless_it_was_told_what_to_expect_of_them() {
+        let check = |condition: &str, asked: &[&str], of_connections, added: &[&str]| {
+            let asked: Vec<_> = asked.iter().map(|text| (*text).to_owned()).collect();
+            let expect = expected_of_each(condition, &asked, of_connections);
+            assert_eq!(expect[1 + asked.len()..], *added, "{condition} {asked:?}");
+        };
+        let (errors, losses) = ("error_ratio < 0.1%", "lost_ratio < 0.1%");
+        check("connect.p99 < 5ms", &[], true, &[errors, losses]);
+        check("connect.p99 < 5ms", &["lost < 10"], true, &[errors]);
+        check("error_ratio < 1%", &[], true, &[losses]);
+        check(
+            "connect.p99 < 5ms",
+            &["established > 5", "lost_ratio < 1%"],
+            true,
+            &[],
+        );
+        check("request.p99 < 5ms", &[], false, &[errors]);
+    }
 
     #[test]
     fn a_line_says_where_every_connection_is() {

@@ -17,8 +17,8 @@ use crate::store::buckets::middle;
 
 /// Say whether a run differs from another, and whether that can be told.
 ///
-/// Percentiles, rate and errors of B are held against those of A. The intervals are of 99 % each and come from drawing stretches of
-/// seconds of both runs again and again, because what happens at the same time is not independent. They know what varied within
+/// Percentiles, rate and errors (of connections with losses) of B are held against those of A. The intervals are of 99 % each and
+/// come from drawing stretches of seconds of both runs again and again, because what happens at the same time is not independent. They know what varied within
 /// the runs, not what differs from run to run: repeat runs before believing a small difference. The same two runs always give
 /// the same answer. Times of a closed loop that its generator was the limit of are not judged, for they may be its own.
 #[derive(Debug, clap::Args)]

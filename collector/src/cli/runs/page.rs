@@ -9,7 +9,7 @@ use super::plot::{
 };
 use super::{Row, bytes};
 use crate::runs::plan::{Arrivals, Plan};
-use crate::runs::result::{Cause, Ends, Kernel, LOSSES as MOST_LOSSES, PartOf, Summary, Times, human};
+use crate::runs::result::{Cause, Ends, Kernel, PartOf, Summary, Times, human};
 use crate::runs::seconds::{Seconds, Slot};
 use crate::store::buckets::middle;
 
@@ -813,9 +813,9 @@ impl Run<'_> {
         for lost in &self.summary.lost {
             let kind = kinds.entry((&lost.cause, &lost.node));
             let (number, first, last) = kind.or_insert((0, u64::MAX, 0));
-            *number += 1;
+            *number += lost.count;
             *first = (*first).min(lost.at_ns);
-            *last = (*last).max(lost.at_ns);
+            *last = (*last).max(lost.at_ns).max(lost.last_ns);
         }
         if kinds.is_empty() {
             return String::new();
@@ -836,7 +836,8 @@ impl Run<'_> {
                 &["how", "seen by", "with a time", "first after", "last after"],
                 &rows,
             );
-        if self.summary.lost.len() >= MOST_LOSSES {
+        let (all, timed) = self.summary.losses();
+        if timed < all {
             text += &note("Of more losses the times were not kept; the counts above have all of them.");
         }
         text
@@ -1036,7 +1037,7 @@ impl Run<'_> {
         }
         if !summary.doubt.is_empty() {
             text += &note(&format!(
-                "The loop is closed: {}. All times but the network's may be the generator's own.",
+                "Every attempt waits for the generator: {}. All times but the network's may be the generator's own.",
                 summary.doubt
             ));
         }
