@@ -976,6 +976,7 @@ impl Run<'_> {
         if !is_last {
             toward.open = Some(report.open);
         }
+        let to_node = toward.node.clone();
         part.open = part.sum(|toward| toward.open.unwrap_or(0));
         let most_at_once = part.concurrent.add(more).max(report.most_open);
         part.most_open = part.most_open.max(part.open).max(most_at_once);
@@ -994,6 +995,7 @@ impl Run<'_> {
         }
         let sample = LoadSample {
             node: node.clone(),
+            to_node,
             observed_at_ns: self.began_at_ns.saturating_add_unsigned(report.elapsed_ns),
             elapsed_us: report.elapsed_ns / 1_000,
             open: open_now,

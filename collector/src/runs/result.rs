@@ -411,14 +411,14 @@ pub struct PartOf {
 pub struct Pair {
     pub from: String,
     pub to: String,
-    /// Where the other was reached.
+    /// Where the other was reached; empty in a run without a result.
     pub address: String,
     /// By name.
     pub counts: BTreeMap<String, u64>,
     /// From when an attempt was due until it was established, and the round trips of the handshakes: of log buckets, right to 1.6 %.
     pub connect: Times,
     pub network: Times,
-    /// False if it was lost in the middle.
+    /// False if it was lost in the middle; of a run without a result that is not known, and it is true.
     pub is_over: bool,
 }
 

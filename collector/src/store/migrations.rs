@@ -155,6 +155,21 @@ const MIGRATIONS: &[Migration] = &[
         name: "handshakes",
         sql: include_str!("migrations/0028_handshakes.sql"),
     },
+    Migration {
+        version: 29,
+        name: "reserved_29",
+        sql: "",
+    },
+    Migration {
+        version: 30,
+        name: "reserved_30",
+        sql: "",
+    },
+    Migration {
+        version: 31,
+        name: "pairs",
+        sql: include_str!("migrations/0031_pairs.sql"),
+    },
 ];
 
 /// What people see of the tables. All are made anew with the newest step, so each stands in one place, as it is now; a change of

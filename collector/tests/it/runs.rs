@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
 use holdfast_agent::clock;
 use holdfast_agent::clock_offset::ClockOffset;
 use holdfast_agent::counters::Counters;
@@ -19,8 +20,8 @@ use holdfast_agent::runs::Runs;
 use holdfast_agent::spool::{self, Spool};
 use holdfast_agent::uplink;
 use holdfast_collector::runs::known;
-use holdfast_collector::runs::result::{Connections, Summary};
-use holdfast_collector::runs::seconds::Slot;
+use holdfast_collector::runs::result::{Connections, Kernel, Summary, Times, buckets};
+use holdfast_collector::runs::seconds::{Slot, worst};
 use holdfast_collector::store::Store;
 use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::runs::{self as store_runs, LoadSample};
@@ -1085,7 +1086,8 @@ async fn the_highest_rate_is_searched_and_a_limit_of_the_agents_is_told_apart() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_agent_of_a_mesh_reaches_every_other_and_every_pair_is_told() {
-    let collector = Collector::start(database().await).await;
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
     let enough = (1_000, 1e6);
     let generators = [
         Generator::start_as(&collector, "web-1", "web", "127.0.0.0/8", enough),
@@ -1157,6 +1159,28 @@ async fn each_agent_of_a_mesh_reaches_every_other_and_every_pair_is_told() {
         page.contains("Who reached whom") && page.matches("--heat:").count() == 6,
         "{page}"
     );
+
+    // What the store has of each second and pair adds up to each pair, and all of it to the whole, to the last bucket.
+    let whole = format!(
+        "SELECT sumMap(connect_buckets, connect_counts) AS whole FROM load_samples WHERE run_id = '{id}'"
+    );
+    let whole = crate::store_engine::ask(&*store, &format!("{whole} FORMAT JSONEachRow")).await;
+    let whole: Value = serde_json::from_str(&whole).unwrap();
+    let buckets = result["buckets"]["connect"].as_array().unwrap();
+    let column = |of: usize| Value::Array(buckets.iter().map(|pair| pair[of].clone()).collect());
+    assert_eq!(whole["whole"], serde_json::json!([column(0), column(1)]));
+    let shown = stdout(&holdfast(&collector, &["run", "show", id, "--json"]).await);
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    let over_time = shown["pair_seconds"]["pairs"].as_array().unwrap();
+    assert_eq!(over_time.len(), 6, "{shown}");
+    for pair in over_time {
+        let slots = pair["slots"].as_array().unwrap();
+        let established: u64 = slots
+            .iter()
+            .map(|slot| slot["established"].as_u64().unwrap())
+            .sum();
+        assert_eq!(established, 5, "{pair}");
+    }
 
     // Whoever does not want to be loaded says so, and how it is allowed.
     let output = mesh("web,safe", &[]).await;
@@ -1413,6 +1437,7 @@ async fn what_a_run_without_a_result_could_not_count_is_not_zero() {
     let store = database().await;
     let sample = |node: &str, lacks_handshakes, elapsed_us| LoadSample {
         node: node.into(),
+        to_node: String::new(),
         observed_at_ns: synthetic::now_ns(),
         elapsed_us,
         open: 0,
@@ -1456,7 +1481,7 @@ async fn what_a_run_without_a_result_could_not_count_is_not_zero() {
 }
 
 #[tokio::test]
-async fn the_other_end_of_a_connection_that_never_left_its_namespace_is_not_looked_for_elsewhere() {
+async fn a_mesh_is_kept_by_second_and_pair_and_its_percentiles_are_those_of_all_together() {
     let store = database().await;
     let began_at_ns = synthetic::now_ns() - 60_000_000_000;
     let at = format!("fromUnixTimestamp64Nano(toInt64({began_at_ns}), 'UTC')");
@@ -1472,6 +1497,49 @@ async fn the_other_end_of_a_connection_that_never_left_its_namespace_is_not_look
              toIPv6('{from}'), {from_port}, toIPv6('{to}'), {to_port}, 'exact', 5)"
         )
     };
+    store.execute("TRUNCATE TABLE connection_records").await.unwrap();
+    let rows = [
+        record("web-1", 1, true),
+        record("web-2", 1, true),
+        record(theirs.0, theirs.1, false),
+        record(theirs.0, theirs.1, false),
+    ];
+    store
+        .execute(&format!(
+            "INSERT INTO connection_records (node, role, outcome, recorded_at, is_first, is_final, pid, netns, \
+             local_ip, local_port, remote_ip, remote_port, attribution, bytes_sent) VALUES {}",
+            rows.join(", ")
+        ))
+        .await
+        .unwrap();
+    let run = Connections {
+        generators: vec![("web-1".into(), 7), ("web-2".into(), 7)],
+        targets: vec![(remote.into(), 80)],
+        began_at_ns,
+        ended_at_ns: began_at_ns + 1_000_000_000,
+        margin_ns: 0,
+    };
+    let kernel = store_runs::kernel(store, &run).await.unwrap();
+    assert_eq!(kernel.established, 2, "{kernel:?}");
+    kernel
+}
+
+/// How many of them were seen at the other end, where all that is told of those has to agree.
+fn seen_there(kernel: &Kernel) -> u64 {
+    let seen = kernel.seen_by_target;
+    assert_eq!(
+        (kernel.taken_by_target, kernel.served_by_target),
+        (seen, seen),
+        "{kernel:?}"
+    );
+    let ended: u64 = kernel.ends_at_target.iter().map(|ends| ends.connections).sum();
+    assert_eq!(ended, if seen == 0 { 0 } else { 2 }, "{kernel:?}");
+    seen
+}
+
+#[tokio::test]
+async fn the_other_end_of_a_connection_that_never_left_its_namespace_is_not_looked_for_elsewhere() {
+    let store = database().await;
     let check = async |pair: (&str, &str), theirs: (&str, u32), expected: u64| {
         store.execute("TRUNCATE TABLE connection_records").await.unwrap();
         let rows = [
