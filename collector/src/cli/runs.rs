@@ -728,7 +728,14 @@ fn lines_of_kernel(kernel: &Kernel, lacks_handshakes: bool) -> String {
             taken(kernel)
         );
     } else if kernel.established > 0 {
-        text += "at target:    no agent saw the other ends\n";
+        text += "at target:    no agent saw the other ends";
+        text += match kernel.ambiguous {
+            0 => "\n",
+            _ => ", where they can be told\n",
+        };
+    }
+    if kernel.ambiguous > 0 {
+        text += &format!("              {}\n", on_ambiguous(kernel.ambiguous));
     }
     for ends in &kernel.ends_at_target {
         let span_ns = (ends.last_at_ns - ends.first_at_ns).unsigned_abs();
@@ -765,6 +772,13 @@ fn lines_of_kernel(kernel: &Kernel, lacks_handshakes: bool) -> String {
         );
     }
     text
+}
+
+/// Why of so many connections the other end is not known.
+fn on_ambiguous(connections: u64) -> String {
+    format!(
+        "{connections} went between addresses that several nodes have: their other ends are only told on the client's own node"
+    )
 }
 
 fn bytes(bytes: u64) -> String {

@@ -476,7 +476,11 @@ pub struct Kernel {
     /// Of the established ones, those whose other end an agent recorded too.
     #[serde(default)]
     pub seen_by_target: u64,
-    /// Of those, the ones that a process of the target is known to have taken, for it answered or closed them. One that waited
+    /// Of the established ones, those between addresses that several nodes have: their other ends were looked for on the client's own node
+    /// alone.
+    #[serde(default)]
+    pub ambiguous: u64,
+    /// Of those that were seen there, the ones that a process of the target is known to have taken, for it answered or closed them. One that waited
     /// for the generator to close is not among them.
     #[serde(default)]
     pub taken_by_target: u64,

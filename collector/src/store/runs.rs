@@ -462,6 +462,61 @@ const OURS: &str = "role = 'active' \
 const INSIDE: &str = "(local_ip = remote_ip OR arrayExists(ip -> ip = toIPv6('::1') \
     OR ip BETWEEN toIPv6('::ffff:127.0.0.0') AND toIPv6('::ffff:127.255.255.255'), [local_ip, remote_ip]))";
 
+/// Rows of connections between addresses that do not say on which node the other end is: see [`Ambiguous`].
+const AMBIGUOUS: &str = "({all_ambiguous:UInt8} \
+    OR has(arrayZip({clients:Array(String)}, {servers:Array(String)}), \
+        if(role = 'active', (toString(local_ip), toString(remote_ip)), (toString(remote_ip), toString(local_ip)))))";
+
+/// Pairs of addresses that are told apart; of more none is trusted.
+const MOST_AMBIGUOUS: usize = 256;
+
+/// From whose address to which one a run's connections went where these two may be on other nodes too: bridges of containers have the same
+/// addresses everywhere. The client's is had by several nodes, or no node is known to have it and the server's is. Where only the client's node
+/// has its address, whoever saw a connection from there saw this one, also if several have the server's.
+struct Ambiguous {
+    pairs: Vec<(String, String)>,
+}
+
+impl Ambiguous {
+    async fn of(store: &dyn Store, run: &Connections) -> Result<Self, StoreError> {
+        let owners = format!(
+            "SELECT ip, uniqExact(node) AS nodes FROM \
+             (SELECT node, arrayJoin(addresses) AS ip FROM namespace_samples WHERE observed_at {MEANWHILE_OR_BESIDE}) GROUP BY ip"
+        );
+        let sql = format!(
+            "SELECT toString(pair.client) AS client, toString(pair.server) AS server FROM \
+             (SELECT DISTINCT local_ip AS client, remote_ip AS server FROM attempts \
+              WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE}) AS pair \
+             LEFT JOIN ({owners}) AS of_client ON pair.client = of_client.ip \
+             LEFT JOIN ({owners}) AS of_server ON pair.server = of_server.ip \
+             WHERE of_client.nodes > 1 OR (of_client.nodes = 0 AND of_server.nodes > 1) \
+             ORDER BY client, server LIMIT {}",
+            MOST_AMBIGUOUS + 1
+        );
+        #[derive(serde::Deserialize)]
+        struct Pair {
+            client: String,
+            server: String,
+        }
+        let pairs: Vec<Pair> = lines(store, sql, run.params()).await?;
+        let pairs = pairs.into_iter().map(|pair| (pair.client, pair.server));
+        Ok(Self {
+            pairs: pairs.collect(),
+        })
+    }
+
+    fn params(&self) -> Vec<(String, String)> {
+        let are_all = self.pairs.len() > MOST_AMBIGUOUS;
+        let known = if are_all { &[] } else { &self.pairs[..] };
+        let (clients, servers): (Vec<_>, Vec<_>) = known.iter().cloned().unzip();
+        vec![
+            ("all_ambiguous".into(), u8::from(are_all).to_string()),
+            ("clients".into(), texts_value(&clients)),
+            ("servers".into(), texts_value(&servers)),
+        ]
+    }
+}
+
 /// What the kernels recorded of a run's connections, at both ends. A connection is found at the other end by its addresses and
 /// ports, by its node too where others have the same addresses, and by its namespace as well where it never left that; since a pair of ports
 /// serves many connections one after another, of each pair no more than were made of it.
@@ -477,6 +532,8 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
     if kernel.attempts == 0 {
         return Ok(kernel);
     }
+    let ambiguous = Ambiguous::of(store, run).await?;
+    let params = || [run.params(), ambiguous.params()].concat();
 
     #[derive(serde::Deserialize)]
     struct There {
@@ -484,7 +541,7 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
         taken: u64,
         served: u64,
     }
-    let at = format!("if({INSIDE}, toString(node), ''), if({INSIDE}, netns, 0)");
+    let at = format!("if({INSIDE} OR {AMBIGUOUS}, toString(node), ''), if({INSIDE}, netns, 0)");
     let names = format!("local_ip, local_port, remote_ip, remote_port, ({at}) AS at");
     let by = "local_ip, local_port, remote_ip, remote_port, at";
     let sql = format!(
@@ -511,6 +568,19 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
     kernel.seen_by_target = established;
     kernel.taken_by_target = taken;
     kernel.served_by_target = served;
+
+    #[derive(serde::Deserialize)]
+    struct Number {
+        ambiguous: u64,
+    }
+    if !ambiguous.pairs.is_empty() {
+        let sql = format!(
+            "SELECT countIf({AMBIGUOUS} AND NOT {INSIDE}) AS ambiguous FROM attempts \
+             WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE}"
+        );
+        let number: Number = one(lines(store, sql, params()).await?)?;
+        kernel.ambiguous = number.ambiguous;
+    }
 
     let ends = "close_reason, toString(node) AS node, pid, toString(comm) AS comm, count() AS connections, \
         toUnixTimestamp64Nano(min(closed_at)) AS first_at_ns, toUnixTimestamp64Nano(max(closed_at)) AS last_at_ns";

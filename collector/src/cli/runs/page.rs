@@ -7,7 +7,7 @@ use super::plot::{
     Escaped, LEAST_NS, Plot, Scale, human_or_dash, legend, numbers_axis, quantiles_axis, quantiles_line,
     seconds_axis, strip, times_axis,
 };
-use super::{Row, bytes};
+use super::{Row, bytes, on_ambiguous};
 use crate::runs::plan::{Arrivals, Plan};
 use crate::runs::result::{Cause, Ends, Kernel, LOSSES as MOST_LOSSES, PartOf, Summary, Times, human};
 use crate::runs::seconds::{PairSeconds, PairSlot, Seconds, Slot, quantile_ns, worst};
@@ -1031,8 +1031,11 @@ impl Run<'_> {
         ];
         let head = ["", "the generator", "the kernel here", "the kernel at the target"];
         let mut text = table("numbers narrow", &head, &rows);
-        if kernel.seen_by_target == 0 && kernel.established > 0 {
+        if kernel.seen_by_target == 0 && kernel.established > 0 && kernel.ambiguous == 0 {
             text += &note("No agent saw the other ends.");
+        }
+        if kernel.ambiguous > 0 {
+            text += &note(&on_ambiguous(kernel.ambiguous));
         }
         text += &ways("How connections ended here", &kernel.ends);
         text += &ways("How they ended at the target", &kernel.ends_at_target);
