@@ -511,6 +511,9 @@ pub async fn load(
         .plan
         .clone()
         .ok_or_else(|| Status::invalid_argument("a run without a plan"))?;
+    for expectation in &expectations {
+        expectation.check(&plan).map_err(Status::invalid_argument)?;
+    }
     if request.mesh.is_some() && (plan.http.is_some() || plan.udp.is_some()) {
         return Err(Status::invalid_argument("a mesh is of TCP connections"));
     }

@@ -324,6 +324,27 @@ async fn what_cannot_begin_says_why_and_what_would_help() {
     )
     .await;
     check(
+        &["127.0.0.1:9", "-y", "--expect", "request_timed_out = 0"],
+        2,
+        &[
+            "`request_timed_out = 0` is nothing that such a run shows",
+            "it shows connect",
+        ],
+    )
+    .await;
+    check(
+        &["127.0.0.1:9", "-y", "--expect", "error_rate < 1%"],
+        2,
+        &["did you mean error_ratio?"],
+    )
+    .await;
+    check(
+        &["127.0.0.1:9", "-y", "--from", "role=web", "--from", "role=db"],
+        2,
+        &["no node has both role=web and role=db", "--node"],
+    )
+    .await;
+    check(
         &["127.0.0.1:9", "-y", "--node", "db-1"],
         4,
         &["no agent of a node db-1"],
