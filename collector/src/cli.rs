@@ -116,6 +116,9 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::NobodyReads,
+            io::ErrorKind::StorageFull => Self::Undone(anyhow::anyhow!(
+                "cannot write the output: {error}; make room where it goes, or let it go elsewhere"
+            )),
             _ => Self::Undone(anyhow::Error::new(error).context("cannot write the output")),
         }
     }

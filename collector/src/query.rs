@@ -407,8 +407,9 @@ impl QueryService for Questions {
             text += &known.map_err(|error| status(&error))?;
             text.push('\n');
         }
-        let chunk = Chunk { data: text.into() };
-        Ok(Response::new(Box::pin(stream::iter([Ok(chunk)]))))
+        // Second by second, a large mesh is more than a message holds.
+        let chunks = cut(text.into()).into_iter().map(Ok);
+        Ok(Response::new(Box::pin(stream::iter(chunks))))
     }
 
     async fn stop_run(&self, request: Request<StopRunRequest>) -> Result<Response<StopRunResponse>, Status> {

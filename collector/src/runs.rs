@@ -527,6 +527,9 @@ pub async fn load(
         .plan
         .clone()
         .ok_or_else(|| Status::invalid_argument("a run without a plan"))?;
+    for expectation in &expectations {
+        expectation.check(&plan).map_err(Status::invalid_argument)?;
+    }
     if request.mesh.is_some() && (plan.http.is_some() || plan.udp.is_some()) {
         return Err(Status::invalid_argument("a mesh is of TCP connections"));
     }
@@ -1011,6 +1014,7 @@ impl Run<'_> {
         if !is_last {
             toward.open = Some(report.open);
         }
+        let to_node = toward.node.clone();
         part.open = part.sum(|toward| toward.open.unwrap_or(0));
         let most_at_once = part.concurrent.add(more).max(report.most_open);
         part.most_open = part.most_open.max(part.open).max(most_at_once);
@@ -1029,6 +1033,7 @@ impl Run<'_> {
         }
         let sample = LoadSample {
             node: node.clone(),
+            to_node,
             observed_at_ns: self.began_at_ns.saturating_add_unsigned(report.elapsed_ns),
             elapsed_us: report.elapsed_ns / 1_000,
             open: open_now,

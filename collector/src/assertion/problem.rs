@@ -105,7 +105,7 @@ pub fn instead<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> String 
 }
 
 /// The name that is a slip of the finger away: at most a third of its letters differ.
-fn nearest<'a>(typed: &str, names: &[&'a str]) -> Option<&'a str> {
+pub fn nearest<'a>(typed: &str, names: &[&'a str]) -> Option<&'a str> {
     let typed = typed.to_lowercase();
     let chars = typed.chars().count();
     // Each letter more is a difference: of a name that is much longer or shorter the others need not be looked for.

@@ -19,7 +19,7 @@ use super::client::{Lines, Reach};
 use super::load::at_least_one;
 use super::table::{Align, BAD, Cell, FAINT, GOOD, Table};
 use crate::runs::result::{Ends, Kernel, Pair, PartOf, Summary, Times, human, share};
-use crate::runs::seconds::Seconds;
+use crate::runs::seconds::{PairSeconds, Seconds};
 
 /// List runs, the latest first.
 #[derive(Debug, clap::Args)]
@@ -98,6 +98,9 @@ pub(super) struct Row {
     /// Only where it was asked for.
     #[serde(default)]
     seconds: Seconds,
+    /// Likewise, and only of a mesh.
+    #[serde(default)]
+    pair_seconds: PairSeconds,
     /// False where its collector says that it could not store the result.
     #[serde(default = "is_stored")]
     pub(super) is_stored: bool,
@@ -249,7 +252,8 @@ async fn found(reach: &Reach, run_id: &str, seconds: bool) -> Result<String, Fai
 }
 
 async fn show(args: &Show) -> Result<(), Failure> {
-    let line = found(&args.reach, &args.run_id, args.html.is_some()).await?;
+    let with_seconds = args.html.is_some() || args.reach.json;
+    let line = found(&args.reach, &args.run_id, with_seconds).await?;
     let mut stdout = io::stdout().lock();
     if args.reach.json {
         writeln!(stdout, "{line}")?;
@@ -747,7 +751,14 @@ fn lines_of_kernel(kernel: &Kernel, lacks_handshakes: bool) -> String {
             taken(kernel)
         );
     } else if kernel.established > 0 {
-        text += "at target:    no agent saw the other ends\n";
+        text += "at target:    no agent saw the other ends";
+        text += match kernel.ambiguous {
+            0 => "\n",
+            _ => ", where they can be told\n",
+        };
+    }
+    if kernel.ambiguous > 0 {
+        text += &format!("              {}\n", on_ambiguous(kernel.ambiguous));
     }
     for ends in &kernel.ends_at_target {
         let span_ns = (ends.last_at_ns - ends.first_at_ns).unsigned_abs();
@@ -784,6 +795,13 @@ fn lines_of_kernel(kernel: &Kernel, lacks_handshakes: bool) -> String {
         );
     }
     text
+}
+
+/// Why of so many connections the other end is not known.
+fn on_ambiguous(connections: u64) -> String {
+    format!(
+        "{connections} went between addresses that several nodes have: their other ends are only told on the client's own node"
+    )
 }
 
 fn bytes(bytes: u64) -> String {

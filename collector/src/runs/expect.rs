@@ -2,8 +2,11 @@
 
 use std::fmt;
 
+use holdfast_proto::v1::LoadPlan;
+
 use super::counts;
 use super::result::Outcome;
+use crate::assertion::problem::nearest;
 
 /// One condition.
 #[derive(Clone, Debug, PartialEq)]
@@ -159,7 +162,8 @@ impl Expectation {
         .into_iter()
         .find_map(|(sign, comparison)| rest.strip_prefix(sign).map(|value| (comparison, value.trim())))
         .ok_or_else(|| fault("has no comparison"))?;
-        let signal = Signal::parse(signal.trim()).ok_or_else(|| fault("names nothing that a run shows"))?;
+        let signal = signal.trim();
+        let signal = Signal::parse(signal).ok_or_else(|| fault(&nothing(signal)))?;
         let threshold = match signal {
             Signal::Time(..) => nanoseconds(value).ok_or_else(|| fault("needs a time with its unit"))?,
             Signal::Ratio(_) => ratio(value).ok_or_else(|| fault("needs a ratio such as 0.1%"))?,
@@ -175,6 +179,32 @@ impl Expectation {
             comparison,
             threshold,
         })
+    }
+
+    /// Whether a run of this plan can show it. What it never has would be unknown at its end, or, of a count, always as good as can be.
+    ///
+    /// # Errors
+    /// If it cannot, with what it can.
+    pub fn check(&self, plan: &LoadPlan) -> Result<(), String> {
+        let kind = Kind::of(plan);
+        let fault = |why: &str| Err(format!("the expectation `{}` {why}", self.text));
+        match self.signal {
+            Signal::Time(Clock::Exchange, _) if kind == (Kind::Connections { has_payload: false }) => {
+                fault("is of payload that goes back and forth: give --payload")
+            }
+            Signal::Time(Clock::Jitter, statistic)
+                if kind == (Kind::Datagrams { is_one_way: true }) && statistic != Statistic::Mean =>
+            {
+                fault(
+                    "is of a mean that the receiver has, which has no percentiles: write jitter.mean, or leave --one-way out",
+                )
+            }
+            _ if self.signal.is_of(kind) => Ok(()),
+            _ => fault(&format!(
+                "is nothing that such a run shows; it shows {}",
+                kind.shows()
+            )),
+        }
     }
 
     pub fn text(&self) -> &str {
@@ -271,7 +301,141 @@ impl Expectation {
     }
 }
 
+/// What a plan makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Connections { has_payload: bool },
+    Requests,
+    Datagrams { is_one_way: bool },
+}
+
+impl Kind {
+    fn of(plan: &LoadPlan) -> Self {
+        match (&plan.http, &plan.udp) {
+            (Some(_), _) => Self::Requests,
+            (None, Some(udp)) => Self::Datagrams {
+                is_one_way: udp.one_way,
+            },
+            (None, None) => Self::Connections {
+                has_payload: plan.payload_bytes > 0,
+            },
+        }
+    }
+
+    /// What can be expected of it, as the help of each command has it.
+    fn shows(self) -> &'static str {
+        match self {
+            Self::Connections { .. } => {
+                "connect, dial, network and, with --payload, exchange with .p50 .p99 .p99.9 .mean .min .max; established, errors, refused, \
+                 timed_out, reset, unreachable, lost, closed, and their ratios such as error_ratio; rate"
+            }
+            Self::Requests => {
+                "request, response, connect, dial, network with .p50 .p99 .p99.9 .mean .min .max; requests, answered, errors, \
+                 unexpected_status, unexpected_body, request_timed_out, request_lost, malformed, unsent, insecure, those of connections such \
+                 as refused and timed_out, and their ratios such as error_ratio; rate"
+            }
+            Self::Datagrams { is_one_way: false } => {
+                "request, response and jitter with .p50 .p99 .p99.9 .mean .min .max; requests, answered, errors, request_timed_out, refused, \
+                 unreachable, unsent, reordered, duplicated, and their ratios such as error_ratio; rate"
+            }
+            Self::Datagrams { is_one_way: true } => {
+                "jitter.mean; requests, answered, errors, request_timed_out, refused, unreachable, unsent, reordered, duplicated, and their \
+                 ratios such as error_ratio; rate"
+            }
+        }
+    }
+}
+
+/// Why a name is none, and what is meant, if it is a slip of the finger away.
+fn nothing(typed: &str) -> String {
+    let (clock, statistic) = typed.split_once('.').unwrap_or((typed, ""));
+    let is_of_times = !statistic.is_empty();
+    let names = if is_of_times { CLOCKS } else { COUNTS };
+    let meant = nearest(clock, names).filter(|meant| *meant != clock);
+    match meant {
+        Some(meant) if is_of_times => {
+            format!("names nothing that a run shows (did you mean {meant}.{statistic}?)")
+        }
+        Some(meant) => format!("names nothing that a run shows (did you mean {meant}?)"),
+        None => "names nothing that a run shows".to_owned(),
+    }
+}
+
+/// How what a run shows is called.
+const CLOCKS: &[&str] = &[
+    "connect", "dial", "network", "exchange", "response", "request", "jitter",
+];
+const COUNTS: &[&str] = &[
+    "rate",
+    "established",
+    "established_ratio",
+    "errors",
+    "error_ratio",
+    "refused",
+    "refused_ratio",
+    "timed_out",
+    "timed_out_ratio",
+    "reset",
+    "reset_ratio",
+    "unreachable",
+    "unreachable_ratio",
+    "lost",
+    "lost_ratio",
+    "closed",
+    "closed_ratio",
+    "requests",
+    "answered",
+    "answered_ratio",
+    "unexpected_status",
+    "unexpected_status_ratio",
+    "unexpected_body",
+    "unexpected_body_ratio",
+    "request_timed_out",
+    "request_timed_out_ratio",
+    "request_lost",
+    "request_lost_ratio",
+    "malformed",
+    "malformed_ratio",
+    "unsent",
+    "unsent_ratio",
+    "insecure",
+    "insecure_ratio",
+    "reordered",
+    "reordered_ratio",
+    "duplicated",
+    "duplicated_ratio",
+];
+
 impl Signal {
+    /// Whether a run of this kind has it.
+    fn is_of(self, kind: Kind) -> bool {
+        let is_of_datagrams = matches!(kind, Kind::Datagrams { .. });
+        let is_of_connections = !is_of_datagrams;
+        let is_of_requests = !matches!(kind, Kind::Connections { .. });
+        match self {
+            Self::Rate => true,
+            Self::Time(Clock::Connect | Clock::Dial | Clock::Network, _) => is_of_connections,
+            Self::Time(Clock::Exchange, _) => kind != (Kind::Datagrams { is_one_way: true }),
+            Self::Time(Clock::Request, _) => is_of_requests && kind != (Kind::Datagrams { is_one_way: true }),
+            Self::Time(Clock::Jitter, _) => is_of_datagrams,
+            Self::Ratio(count) | Self::Count(count) => match count {
+                Count::Error | Count::Refused | Count::Unreachable => true,
+                Count::Established | Count::TimedOut | Count::Reset | Count::Lost | Count::Closed => {
+                    is_of_connections
+                }
+                Count::Requests
+                | Count::Answered
+                | Count::RequestTimedOut
+                | Count::RequestLost
+                | Count::Unsent => is_of_requests,
+                Count::UnexpectedStatus | Count::UnexpectedBody | Count::Malformed | Count::Insecure => {
+                    kind == Kind::Requests
+                }
+                Count::Reordered | Count::Duplicated => is_of_datagrams,
+            },
+        }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         if text == "rate" {
             return Some(Self::Rate);
@@ -452,6 +616,8 @@ fn nanoseconds(text: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use holdfast_proto::v1::{LoadHttp, LoadUdp};
+
     use super::*;
 
     fn outcome() -> Outcome {
@@ -613,6 +779,83 @@ mod tests {
         check("established = 90", Verdict::Violated);
         check("errors < 1", Verdict::Violated);
         check("connect.p50 < 20ms", Verdict::Violated);
+    }
+
+    #[test]
+    fn what_a_run_never_shows_is_not_expected_of_it() {
+        let connections = LoadPlan::default();
+        let with_payload = LoadPlan {
+            payload_bytes: 1,
+            ..LoadPlan::default()
+        };
+        let requests = LoadPlan {
+            http: Some(LoadHttp::default()),
+            ..LoadPlan::default()
+        };
+        let datagrams = |one_way| LoadPlan {
+            udp: Some(LoadUdp {
+                one_way,
+                ..LoadUdp::default()
+            }),
+            ..LoadPlan::default()
+        };
+        let check = |plan: &LoadPlan, text: &str| Expectation::parse(text).unwrap().check(plan);
+        for shown in ["connect.p99 < 1ms", "lost = 0", "error_ratio < 1%", "rate > 1/s"] {
+            assert_eq!(check(&connections, shown), Ok(()), "{shown}");
+        }
+        assert_eq!(check(&with_payload, "exchange.p99 < 1ms"), Ok(()));
+        for shown in [
+            "request.p99 < 1ms",
+            "response.max < 1s",
+            "timed_out = 0",
+            "insecure = 0",
+            "unsent_ratio < 1%",
+        ] {
+            assert_eq!(check(&requests, shown), Ok(()), "{shown}");
+        }
+        for shown in [
+            "request.p99 < 1ms",
+            "jitter.p99 < 1ms",
+            "duplicated = 0",
+            "refused = 0",
+        ] {
+            assert_eq!(check(&datagrams(false), shown), Ok(()), "{shown}");
+        }
+        assert_eq!(check(&datagrams(true), "jitter.mean < 1ms"), Ok(()));
+        let is_refused = |plan: &LoadPlan, text: &str, part: &str| {
+            let why = check(plan, text).expect_err(text);
+            assert!(why.contains(text) && why.contains(part), "{text}: {why}");
+        };
+        // Of a run of connections this would hold whatever came of it.
+        is_refused(&connections, "request_timed_out = 0", "it shows connect");
+        is_refused(&connections, "request.p99 < 5ms", "it shows connect");
+        is_refused(&connections, "exchange.p99 < 5ms", "--payload");
+        is_refused(&requests, "jitter.mean < 5ms", "it shows request");
+        is_refused(&datagrams(false), "connect.p99 < 5ms", "it shows request");
+        is_refused(&datagrams(true), "jitter.p99 < 5ms", "jitter.mean");
+        is_refused(&datagrams(true), "request.p99 < 5ms", "it shows jitter.mean");
+    }
+
+    #[test]
+    fn a_slip_of_the_finger_is_told_with_what_is_meant() {
+        let check = |typed: &str, meant: &str| {
+            let error = Expectation::parse(typed).expect_err(typed);
+            assert!(
+                error.contains(&format!("did you mean {meant}?")),
+                "{typed}: {error}"
+            );
+        };
+        check("conect.p99 < 1ms", "connect.p99");
+        check("error_rate < 1%", "error_ratio");
+        check("timedout = 0", "timed_out");
+        for name in COUNTS.iter().filter(|name| **name != "rate") {
+            assert!(Signal::parse(name).is_some(), "{name}");
+        }
+        for name in CLOCKS {
+            assert!(Signal::parse(&format!("{name}.p99")).is_some(), "{name}");
+        }
+        let nothing = Expectation::parse("connect.p101 < 1ms").expect_err("no percentile");
+        assert!(!nothing.contains("did you mean"), "{nothing}");
     }
 
     #[test]

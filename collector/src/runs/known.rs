@@ -9,7 +9,7 @@ use super::result::{Summary, Times};
 use crate::store::runs as store_runs;
 use crate::store::{Store, StoreError};
 
-/// Of a row of `runs`, as JSON, the same with all that is known now, and second by second if that is wanted.
+/// Of a row of `runs`, as JSON, the same with all that is known now, and second by second if that is wanted, of a mesh also pair by pair.
 ///
 /// # Errors
 /// If the store has no answer.
@@ -32,7 +32,11 @@ pub async fn complete(store: &dyn Store, line: &str, with_seconds: bool) -> Resu
             if with_seconds {
                 let run_id = row["run_id"].as_str().unwrap_or_default();
                 let seconds = store_runs::seconds(store, run_id).await?;
+                let pairs = store_runs::pair_seconds(store, run_id).await?;
                 row["seconds"] = serde_json::to_value(&seconds).expect("numbers and texts");
+                if !pairs.pairs.is_empty() {
+                    row["pair_seconds"] = serde_json::to_value(&pairs).expect("numbers and texts");
+                }
             }
             Ok(row.to_string())
         }
@@ -68,6 +72,7 @@ fn add_samples(summary: &mut Summary, samples: &store_runs::Samples) {
         }
     }
     summary.parts.clone_from(&samples.parts);
+    summary.pairs.clone_from(&samples.pairs);
     summary.connect = Times::of_buckets(&samples.connect);
     summary.network = Times::of_buckets(&samples.network);
     summary.request = Times::of_buckets(&samples.request);

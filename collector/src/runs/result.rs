@@ -488,14 +488,14 @@ pub struct PartOf {
 pub struct Pair {
     pub from: String,
     pub to: String,
-    /// Where the other was reached.
+    /// Where the other was reached; empty in a run without a result.
     pub address: String,
     /// By name.
     pub counts: BTreeMap<String, u64>,
     /// From when an attempt was due until it was established, and the round trips of the handshakes: of log buckets, right to 1.6 %.
     pub connect: Times,
     pub network: Times,
-    /// False if it was lost in the middle.
+    /// False if it was lost in the middle; of a run without a result that is not known, and it is true.
     pub is_over: bool,
 }
 
@@ -553,7 +553,11 @@ pub struct Kernel {
     /// Of the established ones, those whose other end an agent recorded too.
     #[serde(default)]
     pub seen_by_target: u64,
-    /// Of those, the ones that a process of the target is known to have taken, for it answered or closed them. One that waited
+    /// Of the established ones, those between addresses that several nodes have: their other ends were looked for on the client's own node
+    /// alone.
+    #[serde(default)]
+    pub ambiguous: u64,
+    /// Of those that were seen there, the ones that a process of the target is known to have taken, for it answered or closed them. One that waited
     /// for the generator to close is not among them.
     #[serde(default)]
     pub taken_by_target: u64,

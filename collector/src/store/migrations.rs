@@ -160,6 +160,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "loss",
         sql: include_str!("migrations/0029_loss.sql"),
     },
+    Migration {
+        version: 30,
+        name: "pairs",
+        sql: include_str!("migrations/0030_pairs.sql"),
+    },
 ];
 
 /// What people see of the tables. All are made anew with the newest step, so each stands in one place, as it is now; a change of

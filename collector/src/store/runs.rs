@@ -10,8 +10,10 @@ use super::{
     statement::{numbers_value, text_value, texts_value},
 };
 use crate::runs::counts;
-use crate::runs::result::{Connections, Kernel, PartOf, buckets};
-use crate::runs::seconds::{Seconds, step_us};
+use crate::runs::result::{Connections, Kernel, Pair, PartOf, Times, buckets};
+use crate::runs::seconds::{
+    PairOverTime, PairSeconds, PairSlot, Seconds, pair_step_us, quantile_ns, step_us,
+};
 use hdrhistogram::Histogram;
 use holdfast_proto::v1::LoadCounts;
 
@@ -39,6 +41,8 @@ pub struct RunRecord {
 #[derive(Clone, Debug)]
 pub struct LoadSample {
     pub node: String,
+    /// Of a mesh: which other node it is about. Empty where targets are not told apart.
+    pub to_node: String,
     pub observed_at_ns: i64,
     pub elapsed_us: u64,
     pub open: u64,
@@ -99,6 +103,7 @@ fn sample_block(run_id: &str, samples: &[LoadSample]) -> Result<super::Block, Bl
     let own: Vec<u32> = (0..samples.len() as u32).collect();
     let mut block = BlockBuilder::new(&LOAD_SAMPLES, samples.len())?;
     block.low_cardinality("node", &column(samples, |sample| sample.node.clone()), &own)?;
+    block.low_cardinality("to_node", &column(samples, |sample| sample.to_node.clone()), &own)?;
     block.low_cardinality_constant("run_id", run_id)?;
     block.datetimes("observed_at", &column(samples, |sample| sample.observed_at_ns))?;
     block.u64s("elapsed_us", &column(samples, |sample| sample.elapsed_us))?;
@@ -177,25 +182,19 @@ pub struct Samples {
     pub request: Vec<(u16, u64)>,
     /// By node; of lateness there is only how many were late.
     pub parts: Vec<PartOf>,
+    /// Of a mesh, by pair. Where they were reached, and whether one was lost, was not stored.
+    pub pairs: Vec<Pair>,
 }
 
 /// What nodes said of a run while it lasted.
 pub async fn samples(store: &dyn Store, run_id: &str) -> Result<Samples, StoreError> {
     let params = vec![("run_id".to_owned(), text_value(run_id))];
-    let sums: Vec<_> = counts::NAMES
-        .iter()
-        .map(|name| format!("if(count({name}) < count(), NULL, ifNull(sum({name}), 0)) AS {name}"))
-        .collect();
     let sql = format!(
         "SELECT {}, max(most_open) AS most_open, max(elapsed_us) AS elapsed_us, sum(cpu_us) AS cpu_us \
-         FROM run_results WHERE run_id = {{run_id:String}}",
-        sums.join(", ")
+         FROM run_results AS result WHERE run_id = {{run_id:String}}",
+        sums("result")
     );
     let numbers = one(lines(store, sql, params.clone()).await?)?;
-    let known = |numbers: BTreeMap<String, Option<u64>>| {
-        let known = numbers.into_iter();
-        known.filter_map(|(name, number)| Some((name, number?))).collect()
-    };
 
     #[derive(serde::Deserialize)]
     struct Part {
@@ -232,15 +231,66 @@ pub async fn samples(store: &dyn Store, run_id: &str) -> Result<Samples, StoreEr
         connect,
         network,
         request,
-    } = one(lines(store, sql.into(), params).await?)?;
-    let pairs = |(ids, numbers): (Vec<u16>, Vec<u64>)| ids.into_iter().zip(numbers).collect();
+    } = one(lines(store, sql.into(), params.clone()).await?)?;
     Ok(Samples {
         numbers: known(numbers),
-        connect: pairs(connect),
-        network: pairs(network),
-        request: pairs(request),
+        connect: zipped(connect),
+        network: zipped(network),
+        request: zipped(request),
         parts,
+        pairs: pairs(store, params).await?,
     })
+}
+
+/// Buckets of a sum of distributions, and what is in each.
+fn zipped((ids, numbers): (Vec<u16>, Vec<u64>)) -> Vec<(u16, u64)> {
+    ids.into_iter().zip(numbers).collect()
+}
+
+/// What the agents of a mesh did to each other.
+async fn pairs(store: &dyn Store, params: Vec<(String, String)>) -> Result<Vec<Pair>, StoreError> {
+    #[derive(serde::Deserialize)]
+    struct Row {
+        sender: String,
+        receiver: String,
+        connect: (Vec<u16>, Vec<u64>),
+        network: (Vec<u16>, Vec<u64>),
+        #[serde(flatten)]
+        counts: BTreeMap<String, Option<u64>>,
+    }
+    let sql = format!(
+        "SELECT toString(sample.node) AS sender, toString(sample.to_node) AS receiver, {}, \
+         sumMap(sample.connect_buckets, sample.connect_counts) AS connect, \
+         sumMap(sample.network_buckets, sample.network_counts) AS network \
+         FROM load_samples AS sample WHERE run_id = {{run_id:String}} AND to_node != '' GROUP BY sender, receiver ORDER BY sender, receiver",
+        sums("sample")
+    );
+    let rows: Vec<Row> = lines(store, sql, params).await?;
+    let pairs = rows.into_iter().map(|row| Pair {
+        from: row.sender,
+        to: row.receiver,
+        counts: known(row.counts),
+        connect: Times::of_buckets(&zipped(row.connect)),
+        network: Times::of_buckets(&zipped(row.network)),
+        is_over: true,
+        ..Pair::default()
+    });
+    Ok(pairs.collect())
+}
+
+/// Counts without what nobody could count.
+fn known(numbers: BTreeMap<String, Option<u64>>) -> BTreeMap<String, u64> {
+    let known = numbers.into_iter();
+    known.filter_map(|(name, number)| Some((name, number?))).collect()
+}
+
+/// Sums of the counts of `of` by name; NULL of what not all of them could count.
+fn sums(of: &str) -> String {
+    let sums: Vec<_> = counts::NAMES
+        .iter()
+        .map(|name| format!("if(count({of}.{name}) < count(), NULL, ifNull(sum({of}.{name}), 0)) AS {name}"))
+        .collect();
+    sums.join(", ")
 }
 
 /// A run second by second.
@@ -262,17 +312,17 @@ pub async fn seconds(store: &dyn Store, run_id: &str) -> Result<Seconds, StoreEr
             .collect();
         sums.join(", ")
     };
-    // A node's open connections are those of its last report of the slot.
+    // A node's open connections are those of its last report of the slot; each pair of a mesh has reports of its own, of the same time.
     let sql = format!(
         "SELECT slot, min(one.since_us) AS since_us, max(one.until_us) AS until_us, sum(one.covered_us) AS covered_us, count() AS nodes, sum(one.open) AS open, \
          sumMap(one.connect.1, one.connect.2) AS connect, sumMap(one.network.1, one.network.2) AS network, \
          sumMap(one.request.1, one.request.2) AS request, {} FROM \
          (SELECT intDiv(intDiv(part.since_us + elapsed_us, 2), {step_us}) AS slot, node, min(part.since_us) AS since_us, max(elapsed_us) AS until_us, \
-              sum(elapsed_us - part.since_us) AS covered_us, \
+              intDiv(sum(elapsed_us - part.since_us), uniqExact(to_node)) AS covered_us, \
               argMax(part.open, elapsed_us) AS open, sumMap(connect_buckets, connect_counts) AS connect, \
               sumMap(network_buckets, network_counts) AS network, sumMap(request_buckets, request_counts) AS request, {} FROM \
               (SELECT *, lagInFrame(elapsed_us, 1, toUInt64(0)) OVER \
-                   (PARTITION BY node ORDER BY elapsed_us ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS since_us \
+                   (PARTITION BY node, to_node ORDER BY elapsed_us ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS since_us \
                FROM load_samples WHERE run_id = {{run_id:String}}) AS part \
           GROUP BY slot, node) AS one \
          GROUP BY slot ORDER BY slot",
@@ -281,6 +331,74 @@ pub async fn seconds(store: &dyn Store, run_id: &str) -> Result<Seconds, StoreEr
     );
     let slots = lines(store, sql, params).await?;
     Ok(Seconds { step_us, slots })
+}
+
+/// A mesh second by second, pair by pair; without pairs for any other run.
+pub async fn pair_seconds(store: &dyn Store, run_id: &str) -> Result<PairSeconds, StoreError> {
+    let params = vec![("run_id".to_owned(), text_value(run_id))];
+    #[derive(serde::Deserialize)]
+    struct Size {
+        elapsed_us: u64,
+        pairs: u64,
+    }
+    let sql = "SELECT max(elapsed_us) AS elapsed_us, uniqExact(node, to_node) AS pairs FROM load_samples \
+               WHERE run_id = {run_id:String} AND to_node != ''";
+    let Size { elapsed_us, pairs } = one(lines(store, sql.into(), params.clone()).await?)?;
+    if pairs == 0 {
+        return Ok(PairSeconds::default());
+    }
+    let step_us = pair_step_us(elapsed_us, pairs);
+
+    #[derive(serde::Deserialize)]
+    struct Row {
+        sender: String,
+        receiver: String,
+        connect: (Vec<u16>, Vec<u64>),
+        #[serde(flatten)]
+        slot: PairSlot,
+    }
+    let failed: Vec<_> = counts::ERRORS
+        .iter()
+        .map(|name| format!("sum(part.{name})"))
+        .collect();
+    let sql = format!(
+        "SELECT toString(part.node) AS sender, toString(part.to_node) AS receiver, \
+         intDiv(intDiv(part.since_us + part.elapsed_us, 2), {step_us}) AS slot, \
+         min(part.since_us) AS since_us, max(part.elapsed_us) AS until_us, \
+         sum(part.established) AS established, {} AS failed, \
+         sumMap(part.connect_buckets, part.connect_counts) AS connect FROM \
+         (SELECT *, lagInFrame(elapsed_us, 1, toUInt64(0)) OVER \
+              (PARTITION BY node, to_node ORDER BY elapsed_us ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS since_us \
+          FROM load_samples WHERE run_id = {{run_id:String}} AND to_node != '') AS part \
+         GROUP BY sender, receiver, slot ORDER BY sender, receiver, slot",
+        failed.join(" + ")
+    );
+    let rows: Vec<Row> = lines(store, sql, params).await?;
+    let mut pairs: Vec<PairOverTime> = Vec::new();
+    for row in rows {
+        let Row {
+            sender: from,
+            receiver: to,
+            connect,
+            slot,
+        } = row;
+        let quantile = |share| quantile_ns(&connect, share).map(|ns| ns as u64);
+        let slot = PairSlot {
+            connect_p50_ns: quantile(0.5),
+            connect_p99_ns: quantile(0.99),
+            connect_max_ns: quantile(1.0),
+            ..slot
+        };
+        match pairs.last_mut() {
+            Some(pair) if pair.from == from && pair.to == to => pair.slots.push(slot),
+            _ => pairs.push(PairOverTime {
+                from,
+                to,
+                slots: vec![slot],
+            }),
+        }
+    }
+    Ok(PairSeconds { step_us, pairs })
 }
 
 /// The clocks of nodes of which nobody knows better may be so far from the collector's.
@@ -344,9 +462,64 @@ const OURS: &str = "role = 'active' \
 const INSIDE: &str = "(local_ip = remote_ip OR arrayExists(ip -> ip = toIPv6('::1') \
     OR ip BETWEEN toIPv6('::ffff:127.0.0.0') AND toIPv6('::ffff:127.255.255.255'), [local_ip, remote_ip]))";
 
+/// Rows of connections between addresses that do not say on which node the other end is: see [`Ambiguous`].
+const AMBIGUOUS: &str = "({all_ambiguous:UInt8} \
+    OR has(arrayZip({clients:Array(String)}, {servers:Array(String)}), \
+        if(role = 'active', (toString(local_ip), toString(remote_ip)), (toString(remote_ip), toString(local_ip)))))";
+
+/// Pairs of addresses that are told apart; of more none is trusted.
+const MOST_AMBIGUOUS: usize = 256;
+
+/// From whose address to which one a run's connections went where these two may be on other nodes too: bridges of containers have the same
+/// addresses everywhere. The client's is had by several nodes, or no node is known to have it and the server's is. Where only the client's node
+/// has its address, whoever saw a connection from there saw this one, also if several have the server's.
+struct Ambiguous {
+    pairs: Vec<(String, String)>,
+}
+
+impl Ambiguous {
+    async fn of(store: &dyn Store, run: &Connections) -> Result<Self, StoreError> {
+        let owners = format!(
+            "SELECT ip, uniqExact(node) AS nodes FROM \
+             (SELECT node, arrayJoin(addresses) AS ip FROM namespace_samples WHERE observed_at {MEANWHILE_OR_BESIDE}) GROUP BY ip"
+        );
+        let sql = format!(
+            "SELECT toString(pair.client) AS client, toString(pair.server) AS server FROM \
+             (SELECT DISTINCT local_ip AS client, remote_ip AS server FROM attempts \
+              WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE}) AS pair \
+             LEFT JOIN ({owners}) AS of_client ON pair.client = of_client.ip \
+             LEFT JOIN ({owners}) AS of_server ON pair.server = of_server.ip \
+             WHERE of_client.nodes > 1 OR (of_client.nodes = 0 AND of_server.nodes > 1) \
+             ORDER BY client, server LIMIT {}",
+            MOST_AMBIGUOUS + 1
+        );
+        #[derive(serde::Deserialize)]
+        struct Pair {
+            client: String,
+            server: String,
+        }
+        let pairs: Vec<Pair> = lines(store, sql, run.params()).await?;
+        let pairs = pairs.into_iter().map(|pair| (pair.client, pair.server));
+        Ok(Self {
+            pairs: pairs.collect(),
+        })
+    }
+
+    fn params(&self) -> Vec<(String, String)> {
+        let are_all = self.pairs.len() > MOST_AMBIGUOUS;
+        let known = if are_all { &[] } else { &self.pairs[..] };
+        let (clients, servers): (Vec<_>, Vec<_>) = known.iter().cloned().unzip();
+        vec![
+            ("all_ambiguous".into(), u8::from(are_all).to_string()),
+            ("clients".into(), texts_value(&clients)),
+            ("servers".into(), texts_value(&servers)),
+        ]
+    }
+}
+
 /// What the kernels recorded of a run's connections, at both ends. A connection is found at the other end by its addresses and
-/// ports, and by its node and namespace where it never left those; since a pair of ports serves many connections one after another, of each
-/// pair no more than were made of it.
+/// ports, by its node too where others have the same addresses, and by its namespace as well where it never left that; since a pair of ports
+/// serves many connections one after another, of each pair no more than were made of it.
 pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, StoreError> {
     let sql = format!(
         "SELECT count() AS attempts, countIf(outcome = 'established') AS established, countIf(outcome = 'refused') AS refused, \
@@ -359,6 +532,8 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
     if kernel.attempts == 0 {
         return Ok(kernel);
     }
+    let ambiguous = Ambiguous::of(store, run).await?;
+    let params = || [run.params(), ambiguous.params()].concat();
 
     #[derive(serde::Deserialize)]
     struct There {
@@ -366,7 +541,7 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
         taken: u64,
         served: u64,
     }
-    let at = format!("if({INSIDE}, toString(node), ''), if({INSIDE}, netns, 0)");
+    let at = format!("if({INSIDE} OR {AMBIGUOUS}, toString(node), ''), if({INSIDE}, netns, 0)");
     let names = format!("local_ip, local_port, remote_ip, remote_port, ({at}) AS at");
     let by = "local_ip, local_port, remote_ip, remote_port, at";
     let sql = format!(
@@ -389,10 +564,23 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
         established,
         taken,
         served,
-    } = one(lines(store, sql, run.params()).await?)?;
+    } = one(lines(store, sql, params()).await?)?;
     kernel.seen_by_target = established;
     kernel.taken_by_target = taken;
     kernel.served_by_target = served;
+
+    #[derive(serde::Deserialize)]
+    struct Number {
+        ambiguous: u64,
+    }
+    if !ambiguous.pairs.is_empty() {
+        let sql = format!(
+            "SELECT countIf({AMBIGUOUS} AND NOT {INSIDE}) AS ambiguous FROM attempts \
+             WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE}"
+        );
+        let number: Number = one(lines(store, sql, params()).await?)?;
+        kernel.ambiguous = number.ambiguous;
+    }
 
     let ends = "close_reason, toString(node) AS node, pid, toString(comm) AS comm, count() AS connections, \
         toUnixTimestamp64Nano(min(closed_at)) AS first_at_ns, toUnixTimestamp64Nano(max(closed_at)) AS last_at_ns";
@@ -407,7 +595,7 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
          AND (remote_ip, remote_port, local_ip, local_port, ({at})) GLOBAL IN \
              (SELECT {names} FROM attempts WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE}) {by}"
     );
-    kernel.ends_at_target = lines(store, there, run.params()).await?;
+    kernel.ends_at_target = lines(store, there, params()).await?;
 
     // The first of a kind in a minute stand for all of them; where they are another run's, or another process', for ours too.
     let kind = "node, netns, remote_ip, remote_port, outcome, minute";

@@ -562,8 +562,9 @@ const RUN_RECORDS_COLUMNS: [Column; 12] = [
     column("result", Kind::String),
 ];
 
-const LOAD_SAMPLES_COLUMNS: [Column; 46] = [
+const LOAD_SAMPLES_COLUMNS: [Column; 47] = [
     column("node", Kind::LowCardinality),
+    column("to_node", Kind::LowCardinality),
     column("run_id", Kind::LowCardinality),
     column("observed_at", Kind::DateTime64),
     column("elapsed_us", Kind::UInt64),

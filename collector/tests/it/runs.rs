@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use holdfast_agent::clock;
 use holdfast_agent::clock_offset::ClockOffset;
 use holdfast_agent::counters::Counters;
@@ -19,8 +20,8 @@ use holdfast_agent::runs::Runs;
 use holdfast_agent::spool::{self, Spool};
 use holdfast_agent::uplink;
 use holdfast_collector::runs::known;
-use holdfast_collector::runs::result::{Connections, Summary};
-use holdfast_collector::runs::seconds::Slot;
+use holdfast_collector::runs::result::{Connections, Kernel, Summary, Times, buckets};
+use holdfast_collector::runs::seconds::{Slot, worst};
 use holdfast_collector::store::Store;
 use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::runs::{self as store_runs, LoadSample};
@@ -320,6 +321,27 @@ async fn what_cannot_begin_says_why_and_what_would_help() {
         &["127.0.0.1:9", "-y", "--expect", "connect.p99 < 20"],
         2,
         &["needs a time with its unit"],
+    )
+    .await;
+    check(
+        &["127.0.0.1:9", "-y", "--expect", "request_timed_out = 0"],
+        2,
+        &[
+            "`request_timed_out = 0` is nothing that such a run shows",
+            "it shows connect",
+        ],
+    )
+    .await;
+    check(
+        &["127.0.0.1:9", "-y", "--expect", "error_rate < 1%"],
+        2,
+        &["did you mean error_ratio?"],
+    )
+    .await;
+    check(
+        &["127.0.0.1:9", "-y", "--from", "role=web", "--from", "role=db"],
+        2,
+        &["no node has both role=web and role=db", "--node"],
     )
     .await;
     check(
@@ -1111,7 +1133,8 @@ async fn the_highest_rate_is_searched_and_a_limit_of_the_agents_is_told_apart() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_agent_of_a_mesh_reaches_every_other_and_every_pair_is_told() {
-    let collector = Collector::start(database().await).await;
+    let store = database().await;
+    let collector = Collector::start(store.clone()).await;
     let enough = (1_000, 1e6);
     let generators = [
         Generator::start_as(&collector, "web-1", "web", "127.0.0.0/8", enough),
@@ -1183,6 +1206,28 @@ async fn each_agent_of_a_mesh_reaches_every_other_and_every_pair_is_told() {
         page.contains("Who reached whom") && page.matches("--heat:").count() == 6,
         "{page}"
     );
+
+    // What the store has of each second and pair adds up to each pair, and all of it to the whole, to the last bucket.
+    let whole = format!(
+        "SELECT sumMap(connect_buckets, connect_counts) AS whole FROM load_samples WHERE run_id = '{id}'"
+    );
+    let whole = crate::store_engine::ask(&*store, &format!("{whole} FORMAT JSONEachRow")).await;
+    let whole: Value = serde_json::from_str(&whole).unwrap();
+    let buckets = result["buckets"]["connect"].as_array().unwrap();
+    let column = |of: usize| Value::Array(buckets.iter().map(|pair| pair[of].clone()).collect());
+    assert_eq!(whole["whole"], serde_json::json!([column(0), column(1)]));
+    let shown = stdout(&holdfast(&collector, &["run", "show", id, "--json"]).await);
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    let over_time = shown["pair_seconds"]["pairs"].as_array().unwrap();
+    assert_eq!(over_time.len(), 6, "{shown}");
+    for pair in over_time {
+        let slots = pair["slots"].as_array().unwrap();
+        let established: u64 = slots
+            .iter()
+            .map(|slot| slot["established"].as_u64().unwrap())
+            .sum();
+        assert_eq!(established, 5, "{pair}");
+    }
 
     // Whoever does not want to be loaded says so, and how it is allowed.
     let output = mesh("web,safe", &[]).await;
@@ -1439,6 +1484,7 @@ async fn what_a_run_without_a_result_could_not_count_is_not_zero() {
     let store = database().await;
     let sample = |node: &str, lacks_handshakes, elapsed_us| LoadSample {
         node: node.into(),
+        to_node: String::new(),
         observed_at_ns: synthetic::now_ns(),
         elapsed_us,
         open: 0,
@@ -1482,12 +1528,121 @@ async fn what_a_run_without_a_result_could_not_count_is_not_zero() {
 }
 
 #[tokio::test]
-async fn the_other_end_of_a_connection_that_never_left_its_namespace_is_not_looked_for_elsewhere() {
+async fn a_mesh_is_kept_by_second_and_pair_and_its_percentiles_are_those_of_all_together() {
     let store = database().await;
+    let mut all = Histogram::<u64>::new(3).unwrap();
+    let mut samples = Vec::new();
+    // Three seconds of two nodes, each with two others: one pair is slow in the second, and one fails in the third.
+    for second in 1..=3 {
+        for (node, to_node) in [("a", "b"), ("a", "c"), ("b", "a"), ("b", "c")] {
+            let mut connect = Histogram::new(3).unwrap();
+            let is_slow = (second, node, to_node) == (2, "a", "c");
+            let refused = if (second, node, to_node) == (3, "b", "c") {
+                20
+            } else {
+                0
+            };
+            for attempt in 0..(100 - refused) {
+                let us = if is_slow { 50_000 } else { 200 } + attempt;
+                connect.record(us * 1_000).unwrap();
+            }
+            all.add(&connect).unwrap();
+            samples.push(LoadSample {
+                node: node.into(),
+                to_node: to_node.into(),
+                observed_at_ns: synthetic::now_ns(),
+                // The reports of a node come one after another.
+                elapsed_us: second * 1_000_000 + samples.len() as u64,
+                open: 7,
+                most_open: 7,
+                cpu_us: 0,
+                counts: LoadCounts {
+                    started: 100,
+                    established: 100 - refused,
+                    refused,
+                    ..LoadCounts::default()
+                },
+                lacks_handshakes: false,
+                connect: Some(connect),
+                network: None,
+                request: None,
+            });
+        }
+    }
+    store_runs::sample(&*store, "mesh", 1, &samples).await.unwrap();
+
+    let pairs = store_runs::pair_seconds(&*store, "mesh").await.unwrap();
+    assert_eq!((pairs.step_us, pairs.pairs.len()), (1_000_000, 4));
+    assert!(pairs.pairs.iter().all(|pair| pair.slots.len() == 3), "{pairs:?}");
+    let second = |from, to, slot: usize| pairs.of(from, to)[slot].clone();
+    let is_near = |ns: Option<u64>, us: f64| (ns.unwrap() as f64 / us / 1e3 - 1.0).abs() < 0.017;
+    assert!(is_near(second("a", "b", 1).connect_p99_ns, 298.0));
+    assert!(is_near(second("a", "c", 1).connect_p50_ns, 50_049.0));
+    assert_eq!(
+        (second("b", "c", 2).established, second("b", "c", 2).failed),
+        (80, 20)
+    );
+    assert_eq!(worst(pairs.of("a", "c")).map(|slot| slot.slot), Some(1));
+    assert_eq!(worst(pairs.of("b", "c")).map(|slot| slot.slot), Some(2));
+
+    // Together they are one run, of which each second has what was made in it.
+    let seconds = store_runs::seconds(&*store, "mesh").await.unwrap();
+    let of_slots: Vec<_> = seconds
+        .slots
+        .iter()
+        .map(|slot| {
+            (
+                slot.count("started"),
+                slot.nodes,
+                slot.open,
+                slot.per_second(100).round(),
+            )
+        })
+        .collect();
+    assert_eq!(of_slots, [(400, 2, 14, 100.0); 3]);
+    // It has no result: what there is of it is by pair too, and its percentiles are exactly those of all that was recorded.
+    let result = serde_json::to_string(&Summary::default()).unwrap();
+    let line = serde_json::json!({ "run_id": "mesh", "result": result }).to_string();
+    let line = known::complete(&*store, &line, true).await.unwrap();
+    let row: Value = serde_json::from_str(&line).unwrap();
+    let summary: Summary = serde_json::from_str(row["result"].as_str().unwrap()).unwrap();
+    assert_eq!(summary.buckets["connect"], buckets(&all));
+    assert_eq!(summary.connect, Times::of_buckets(&buckets(&all)));
+    let of_pairs: Vec<_> = summary
+        .pairs
+        .iter()
+        .map(|pair| {
+            (
+                pair.from.as_str(),
+                pair.to.as_str(),
+                pair.failed(),
+                pair.connect.count,
+            )
+        })
+        .collect();
+    assert_eq!(
+        of_pairs,
+        [
+            ("a", "b", (0, 300), 300),
+            ("a", "c", (0, 300), 300),
+            ("b", "a", (0, 300), 300),
+            ("b", "c", (20, 300), 280)
+        ]
+    );
+    assert_eq!(row["pair_seconds"]["pairs"].as_array().unwrap().len(), 4);
+}
+
+/// A moment in SQL.
+fn moment(at_ns: i64) -> String {
+    format!("fromUnixTimestamp64Nano(toInt64({at_ns}), 'UTC')")
+}
+
+/// What the kernels recorded of a run of two nodes, each of which made one connection between the same two addresses and ports, where two came
+/// out of a listener of `theirs`.
+async fn both_ends(store: &Embedded, (local, remote): (&str, &str), theirs: (&str, u32)) -> Kernel {
     let began_at_ns = synthetic::now_ns() - 60_000_000_000;
-    let at = format!("fromUnixTimestamp64Nano(toInt64({began_at_ns}), 'UTC')");
-    // Both nodes make the same connections; only one has an agent that sees what comes out of a listener.
-    let record = |node: &str, netns: u32, (local, remote): (&str, &str), is_active: bool| {
+    let at = moment(began_at_ns);
+    let record = |node: &str, netns: u32, is_active: bool| {
         let ((from, from_port), (to, to_port), role) = match is_active {
             true => ((local, 40_000), (remote, 80), "active"),
             false => ((remote, 80), (local, 40_000), "passive"),
@@ -1498,41 +1653,52 @@ async fn the_other_end_of_a_connection_that_never_left_its_namespace_is_not_look
              toIPv6('{from}'), {from_port}, toIPv6('{to}'), {to_port}, 'exact', 5)"
         )
     };
+    store.execute("TRUNCATE TABLE connection_records").await.unwrap();
+    let rows = [
+        record("web-1", 1, true),
+        record("web-2", 1, true),
+        record(theirs.0, theirs.1, false),
+        record(theirs.0, theirs.1, false),
+    ];
+    store
+        .execute(&format!(
+            "INSERT INTO connection_records (node, role, outcome, recorded_at, is_first, is_final, pid, netns, \
+             local_ip, local_port, remote_ip, remote_port, attribution, bytes_sent) VALUES {}",
+            rows.join(", ")
+        ))
+        .await
+        .unwrap();
+    let run = Connections {
+        generators: vec![("web-1".into(), 7), ("web-2".into(), 7)],
+        targets: vec![(remote.into(), 80)],
+        began_at_ns,
+        ended_at_ns: began_at_ns + 1_000_000_000,
+        margin_ns: 0,
+    };
+    let kernel = store_runs::kernel(store, &run).await.unwrap();
+    assert_eq!(kernel.established, 2, "{kernel:?}");
+    kernel
+}
+
+/// How many of them were seen at the other end, where all that is told of those has to agree.
+fn seen_there(kernel: &Kernel) -> u64 {
+    let seen = kernel.seen_by_target;
+    assert_eq!(
+        (kernel.taken_by_target, kernel.served_by_target),
+        (seen, seen),
+        "{kernel:?}"
+    );
+    let ended: u64 = kernel.ends_at_target.iter().map(|ends| ends.connections).sum();
+    assert_eq!(ended, if seen == 0 { 0 } else { 2 }, "{kernel:?}");
+    seen
+}
+
+#[tokio::test]
+async fn the_other_end_of_a_connection_that_never_left_its_namespace_is_not_looked_for_elsewhere() {
+    let store = database().await;
     let check = async |pair: (&str, &str), theirs: (&str, u32), expected: u64| {
-        store.execute("TRUNCATE TABLE connection_records").await.unwrap();
-        let rows = [
-            record("web-1", 1, pair, true),
-            record("web-2", 1, pair, true),
-            record(theirs.0, theirs.1, pair, false),
-            record(theirs.0, theirs.1, pair, false),
-        ];
-        store
-            .execute(&format!(
-                "INSERT INTO connection_records (node, role, outcome, recorded_at, is_first, is_final, pid, netns, \
-                 local_ip, local_port, remote_ip, remote_port, attribution, bytes_sent) VALUES {}",
-                rows.join(", ")
-            ))
-            .await
-            .unwrap();
-        let run = Connections {
-            generators: vec![("web-1".into(), 7), ("web-2".into(), 7)],
-            targets: vec![(pair.1.into(), 80)],
-            began_at_ns,
-            ended_at_ns: began_at_ns + 1_000_000_000,
-            margin_ns: 0,
-        };
-        let kernel = holdfast_collector::store::runs::kernel(&*store, &run)
-            .await
-            .unwrap();
-        assert_eq!(kernel.established, 2, "{kernel:?}");
-        let seen = (
-            kernel.seen_by_target,
-            kernel.taken_by_target,
-            kernel.served_by_target,
-        );
-        assert_eq!(seen, (expected, expected, expected), "{pair:?} {theirs:?}");
-        let ended: u64 = kernel.ends_at_target.iter().map(|ends| ends.connections).sum();
-        assert_eq!(ended, if expected == 0 { 0 } else { 2 }, "{kernel:?}");
+        let kernel = both_ends(&store, pair, theirs).await;
+        assert_eq!(seen_there(&kernel), expected, "{pair:?} {theirs:?}");
     };
     for inside in [
         ("::ffff:127.0.0.1", "::ffff:127.0.0.2"),
@@ -1546,4 +1712,51 @@ async fn the_other_end_of_a_connection_that_never_left_its_namespace_is_not_look
     }
     // What went over a network is found wherever it came to.
     check(("::ffff:10.0.0.1", "::ffff:10.0.0.2"), ("db-1", 1), 2).await;
+}
+
+#[tokio::test]
+async fn between_addresses_that_several_nodes_have_the_other_end_is_only_known_on_the_same_node() {
+    let store = database().await;
+    let began_at_ns = synthetic::now_ns() - 60_000_000_000;
+    let (client, server) = ("::ffff:172.17.0.2", "::ffff:172.17.0.1");
+    let owners = async |owners: &[(&str, u32, &str)]| {
+        store.execute("TRUNCATE TABLE namespace_samples").await.unwrap();
+        if owners.is_empty() {
+            return;
+        }
+        let rows: Vec<_> = owners
+            .iter()
+            .map(|(node, netns, ip)| {
+                format!("('{node}', {netns}, {}, [toIPv6('{ip}')])", moment(began_at_ns))
+            })
+            .collect();
+        store
+            .execute(&format!(
+                "INSERT INTO namespace_samples (node, netns, observed_at, addresses) VALUES {}",
+                rows.join(", ")
+            ))
+            .await
+            .unwrap();
+    };
+    let check = async |theirs: (&str, u32), expected: (u64, u64)| {
+        let kernel = both_ends(&store, (client, server), theirs).await;
+        assert_eq!((seen_there(&kernel), kernel.ambiguous), expected, "{theirs:?}");
+    };
+    // A bridge of containers on each of three nodes: the same two addresses in each.
+    let bridge = |node| [(node, 1, client), (node, 2, server)];
+    owners(&[bridge("web-1"), bridge("web-2"), bridge("db-1")].concat()).await;
+    check(("db-1", 2), (0, 2)).await;
+    check(("web-2", 2), (1, 2)).await;
+    // An agent that may not enter the namespaces of containers knows of the bridge alone.
+    owners(&[("web-1", 2, server), ("db-1", 2, server)]).await;
+    check(("db-1", 2), (0, 2)).await;
+    // Containers alone: where the server is, one may have come from there.
+    owners(&[("web-1", 1, client), ("db-1", 1, client), ("db-1", 2, server)]).await;
+    check(("db-1", 2), (0, 2)).await;
+    // Whoever saw a connection from an address that one node has saw that one, also where several have the server's.
+    owners(&[("web-1", 1, client), ("db-1", 2, server), ("db-2", 2, server)]).await;
+    check(("db-1", 2), (2, 0)).await;
+    // Where nobody said what addresses there are, they are taken as they come.
+    owners(&[]).await;
+    check(("db-1", 2), (2, 0)).await;
 }

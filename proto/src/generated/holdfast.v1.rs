@@ -1566,7 +1566,8 @@ pub struct RunsRequest {
     /// Most rows; zero: all.
     #[prost(uint64, tag = "2")]
     pub limit: u64,
-    /// Each row has `seconds` too, what happened second by second; of runs that are asked for by their id.
+    /// Each row has `seconds` too, what happened second by second, and of a mesh `pair_seconds`, the same of each pair; of runs that are asked for
+    /// by their id.
     #[prost(bool, tag = "3")]
     pub seconds: bool,
 }

@@ -19,7 +19,8 @@ Examples:
   holdfast load mesh --groups a,b,c --by zone --rate 20/s --for 1m --expect 'connect.p99 < 5ms'
   holdfast load mesh --groups web --port 7444           where firewalls let only one port through
 
-What can be expected is what load tcp knows, of all pairs together; the pairs are in the result (pairs, with --json).
+What can be expected is what load tcp knows, of all pairs together; the pairs are in the result (pairs, with --json),
+second by second with holdfast run show ID --json (pair_seconds) and --html, and in the table load_samples (node, to_node).
 
 Exit codes: 0 it holds (nothing expected: no errors and no losses of any pair), 1 it does not, 2 a wrong call, 3 unknown: the
 agents were the limit, or there is no data, 4 it could not be done.")]

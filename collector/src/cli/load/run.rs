@@ -262,6 +262,20 @@ impl Asked {
         Ok(self.source.iter().map(ToString::to_string).collect())
     }
 
+    /// A node has one value of a label, so no node has two.
+    fn check_labels(&self) -> Result<(), Failure> {
+        for (at, (key, value)) in self.from.iter().enumerate() {
+            let mut earlier = self.from[..at].iter();
+            if let Some((_, other)) = earlier.find(|(earlier, other)| earlier == key && other != value) {
+                return Err(Failure::Usage(anyhow!(
+                    "no node has both {key}={other} and {key}={value}, and --from takes those that have all: name the nodes with --node, \
+                     or give them a label that they share"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     fn request(&self, load: &Load) -> Result<LoadRequest, Failure> {
         if self.duration.is_some()
             && self.rate.is_none()
@@ -303,6 +317,13 @@ impl Asked {
                 "{option} comes to no attempt at all in its time: ask for a higher rate, or for longer"
             )));
         }
+        for text in self.expect.iter().chain(&self.find_max) {
+            let expectation = Expectation::parse(text).map_err(|why| Failure::Usage(anyhow!(why)))?;
+            expectation
+                .check(&plan)
+                .map_err(|why| Failure::Usage(anyhow!(why)))?;
+        }
+        self.check_labels()?;
         let is_choice = !self.node.is_empty() || !self.from.is_empty() || load.mesh.is_some();
         Ok(LoadRequest {
             plan: Some(plan),

@@ -479,7 +479,7 @@ fn percentiles(pair: &Pair) -> String {
 mod tests {
     use super::*;
     use crate::runs::plan::Plan;
-    use crate::runs::seconds::{Seconds, Slot};
+    use crate::runs::seconds::{PairSeconds, Seconds, Slot};
 
     fn one(run_id: &str, verdict: &str, protocol: &str, address: &str) -> (Row, Summary) {
         let slot = |slot| Slot {
@@ -505,6 +505,7 @@ mod tests {
                 step_us: 1_000_000,
                 slots: (0..20).map(slot).collect(),
             },
+            pair_seconds: PairSeconds::default(),
         };
         let summary = Summary {
             is_over: true,

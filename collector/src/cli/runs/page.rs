@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use super::plot::{
-    Escaped, LEAST_NS, Plot, human_or_dash, legend, numbers_axis, quantiles_axis, quantiles_line,
-    seconds_axis, times_axis,
+    Escaped, LEAST_NS, Plot, Scale, human_or_dash, legend, numbers_axis, quantiles_axis, quantiles_line,
+    seconds_axis, strip, times_axis,
 };
-use super::{Row, bytes};
+use super::{Row, bytes, on_ambiguous};
 use crate::runs::plan::{Arrivals, Plan};
 use crate::runs::result::{Cause, Ends, Kernel, PartOf, Summary, Times, human};
-use crate::runs::seconds::{Seconds, Slot};
+use crate::runs::seconds::{PairSeconds, PairSlot, Seconds, Slot, quantile_ns, worst};
 use crate::store::buckets::middle;
 
 /// Losses of a run that are drawn.
@@ -89,6 +89,7 @@ pub(super) fn page(row: &Row, summary: &Summary, seconds: &Seconds) -> String {
         row,
         summary,
         seconds,
+        pair_seconds: &row.pair_seconds,
     };
     let body = [
         run.head(),
@@ -166,6 +167,7 @@ struct Run<'a> {
     row: &'a Row,
     summary: &'a Summary,
     seconds: &'a Seconds,
+    pair_seconds: &'a PairSeconds,
 }
 
 impl Run<'_> {
@@ -379,7 +381,7 @@ impl Run<'_> {
         section("The plan", &content)
     }
 
-    /// Who reached whom: a heat map of p99, with the failures.
+    /// Who reached whom: a heat map of p99, with the failures, and how each pair did over time.
     fn mesh(&self) -> String {
         let pairs = &self.summary.pairs;
         let names: BTreeSet<&str> = pairs.iter().map(|pair| pair.from.as_str()).collect();
@@ -391,6 +393,7 @@ impl Run<'_> {
             times.map(|pair| (pair.connect.p99_ns.max(1) as f64).ln())
         };
         let (low, high) = (logs().fold(f64::MAX, f64::min), logs().fold(f64::MIN, f64::max));
+        let scales = self.scales_of_pairs();
         let cell = |from: &str, to: &str| {
             let Some(pair) = pairs.iter().find(|pair| pair.from == from && pair.to == to) else {
                 return "<td class=\"none\"></td>".to_owned();
@@ -418,12 +421,17 @@ impl Run<'_> {
             if !pair.is_over {
                 words += "<br/><b>lost in the middle</b>";
             }
+            words += &self.pair_over_time(from, to, &scales);
+            let at = match pair.address.as_str() {
+                "" => String::new(),
+                address => format!(" at {address}"),
+            };
             format!(
-                "<td class=\"{class}\" style=\"--heat:{:.0}%\" title=\"{} to {} at {}\">{times}{words}</td>",
+                "<td class=\"{class}\" style=\"--heat:{:.0}%\" title=\"{} to {}{}\">{times}{words}</td>",
                 heat.clamp(0.0, 1.0) * 60.0,
                 Escaped(&pair.from),
                 Escaped(&pair.to),
-                Escaped(&pair.address)
+                Escaped(&at)
             )
         };
         let mut text =
@@ -443,7 +451,66 @@ impl Run<'_> {
         text += &note(
             "p99 of the time to connect, from when attempts were due, of log buckets; the darker, the longer. A frame is around pairs of which attempts failed.",
         );
+        text += &self.note_on_pairs();
         section("Who reached whom", &text)
+    }
+
+    /// Of all pairs, so that their strips can be compared: seconds, and times in nanoseconds.
+    fn scales_of_pairs(&self) -> (Scale, Scale) {
+        let slots = || self.pair_seconds.pairs.iter().flat_map(|pair| &pair.slots);
+        let end_s = slots().map(|slot| slot.until_us).max().unwrap_or(0) as f64 / 1e6;
+        let times = slots().filter_map(|slot| slot.connect_p99_ns);
+        (Scale::linear(end_s), Scale::of_times(times.map(|ns| ns as f64)))
+    }
+
+    /// A pair's p99 over time with the slots in which something failed, and its worst slot in words; nothing where there is only one slot.
+    fn pair_over_time(&self, from: &str, to: &str, (seconds, times): &(Scale, Scale)) -> String {
+        let slots = self.pair_seconds.of(from, to);
+        let Some(worst) = worst(slots).filter(|_| slots.len() > 1) else {
+            return String::new();
+        };
+        let middle_s = |slot: &PairSlot| f64::midpoint(slot.since_us as f64, slot.until_us as f64) / 1e6;
+        let mut points = Vec::new();
+        let mut until_us = 0;
+        for slot in slots {
+            if slot.since_us > until_us + self.pair_seconds.step_us / 2 {
+                points.push(None);
+            }
+            until_us = slot.until_us;
+            points.push(slot.connect_p99_ns.map(|ns| (middle_s(slot), ns as f64)));
+        }
+        let failed = slots.iter().filter(|slot| slot.failed > 0);
+        let failed: Vec<f64> = failed.map(middle_s).collect();
+        let time = worst.connect_p99_ns.map(|ns| format!("p99 {}", human(ns)));
+        let all = worst.failed + worst.established;
+        let failed_then = (worst.failed > 0).then(|| format!("{} of {all} failed", worst.failed));
+        let what: Vec<_> = time.into_iter().chain(failed_then).collect();
+        let words = format!(
+            "worst at {:.1} s: {}",
+            worst.since_us as f64 / 1e6,
+            what.join(", ")
+        );
+        let label = format!("{from} to {to} over time, {words}");
+        format!(
+            "<br/><small>{}</small>{}",
+            Escaped(&words),
+            strip(&label, (seconds, times), &points, &failed)
+        )
+    }
+
+    /// What the strips of pairs show.
+    fn note_on_pairs(&self) -> String {
+        if self.pair_seconds.pairs.iter().all(|pair| pair.slots.len() < 2) {
+            return String::new();
+        }
+        let each = match self.pair_seconds.step_us / 1_000_000 {
+            1 => "each second".to_owned(),
+            step_s => format!("each {step_s} seconds, for the run was long or there are many pairs"),
+        };
+        note(&format!(
+            "The lines are the p99 of {each}, all on one scale; strokes below are where attempts failed. Worst is where the most of its \
+             attempts failed, else the slowest."
+        ))
     }
 
     /// A distribution by the time in nanoseconds that stands for each bucket.
@@ -965,8 +1032,11 @@ impl Run<'_> {
         ];
         let head = ["", "the generator", "the kernel here", "the kernel at the target"];
         let mut text = table("numbers narrow", &head, &rows);
-        if kernel.seen_by_target == 0 && kernel.established > 0 {
+        if kernel.seen_by_target == 0 && kernel.established > 0 && kernel.ambiguous == 0 {
             text += &note("No agent saw the other ends.");
+        }
+        if kernel.ambiguous > 0 {
+            text += &note(&on_ambiguous(kernel.ambiguous));
         }
         text += &ways("How connections ended here", &kernel.ends);
         text += &ways("How they ended at the target", &kernel.ends_at_target);
@@ -1079,17 +1149,6 @@ pub(super) fn badge(verdict: &str) -> &'static str {
     }
 }
 
-/// The bucket in which a share of a distribution is reached, nanoseconds.
-fn quantile_ns((buckets, counts): &(Vec<u16>, Vec<u64>), share: f64) -> Option<f64> {
-    let total: u64 = counts.iter().sum();
-    let rank = ((total as f64 * share).ceil() as u64).clamp(1, total.max(1));
-    let mut below = 0;
-    buckets.iter().zip(counts).find_map(|(bucket, count)| {
-        below += count;
-        (below >= rank).then(|| middle(*bucket) * 1e3)
-    })
-}
-
 /// The rate that was asked for: seconds and attempts a second, where there was one.
 fn planned_rate(plan: &Plan) -> Vec<(f64, f64)> {
     let mut at_s = 0.0;
@@ -1184,7 +1243,7 @@ mod tests {
     use super::*;
     use crate::runs::expect::Verdict;
     use crate::runs::result::{Judged, Pair};
-    use crate::store::buckets::bucket;
+    use crate::runs::seconds::PairOverTime;
 
     /// Every tag has its end, every attribute its quotes, and every entity is one.
     fn check_well_formed(page: &str) {
@@ -1228,6 +1287,7 @@ mod tests {
             reasons: vec![HOSTILE.into()],
             result: String::new(),
             seconds: Seconds::default(),
+            pair_seconds: PairSeconds::default(),
             is_stored: true,
         }
     }
@@ -1375,6 +1435,48 @@ mod tests {
     }
 
     #[test]
+    fn each_pair_of_a_mesh_is_drawn_over_time_and_its_worst_second_told() {
+        let slot = |slot, established, failed, p99_ms: u64| PairSlot {
+            slot,
+            since_us: slot * 1_000_000,
+            until_us: (slot + 1) * 1_000_000,
+            established,
+            failed,
+            connect_p99_ns: (established > 0).then_some(p99_ms * 1_000_000),
+            ..PairSlot::default()
+        };
+        let pair = |from: &str, to: &str, slots| PairOverTime {
+            from: from.into(),
+            to: to.into(),
+            slots,
+        };
+        let mut row = row("finished", "violated");
+        row.pair_seconds = PairSeconds {
+            step_us: 1_000_000,
+            pairs: vec![
+                pair(
+                    "a",
+                    "b",
+                    vec![slot(0, 10, 0, 1), slot(1, 8, 2, 3), slot(2, 10, 0, 90)],
+                ),
+                pair("b", "a", vec![slot(0, 10, 0, 1)]),
+            ],
+        };
+        let page = page(&row, &summary(), &seconds());
+        check_well_formed(&page);
+        // Of one second alone there is nothing over time.
+        assert_eq!(page.matches("class=\"strip\"").count(), 1, "{page}");
+        assert!(
+            page.contains("worst at 1.0 s: p99 3.00 ms, 2 of 10 failed"),
+            "{page}"
+        );
+        assert!(
+            page.contains("the p99 of each second, all on one scale"),
+            "{page}"
+        );
+    }
+
+    #[test]
     fn a_run_without_a_result_says_so() {
         let mut lost = summary();
         lost.is_over = false;
@@ -1399,16 +1501,6 @@ mod tests {
             page.contains("second by second there are 60 of 7000 attempts"),
             "{page}"
         );
-    }
-
-    #[test]
-    fn a_quantile_is_the_bucket_that_has_it() {
-        let times = ([10, 20, 30].map(bucket).to_vec(), vec![50, 49, 1]);
-        assert_eq!(
-            [0.5, 0.99, 1.0].map(|share| quantile_ns(&times, share)),
-            [Some(1e4), Some(2e4), Some(3e4)]
-        );
-        assert_eq!(quantile_ns(&(vec![], vec![]), 0.5), None);
     }
 
     #[test]

@@ -215,21 +215,7 @@ impl Plot {
 
     /// A line through points; it is broken where there is none.
     pub(super) fn line(&mut self, class: &str, points: &[Option<(f64, f64)>]) {
-        let mut path = String::new();
-        for part in points.split(Option::is_none) {
-            let points: Vec<_> = part
-                .iter()
-                .flatten()
-                .map(|&(x, y)| (self.x(x), self.y(y)))
-                .collect();
-            if let [(x, y)] = points[..] {
-                // One alone is a dot.
-                let _ = write!(path, "M{:.1} {y:.1}h3", x - 1.5);
-            }
-            for (index, (x, y)) in points.iter().enumerate().filter(|_| points.len() > 1) {
-                let _ = write!(path, "{}{x:.1} {y:.1}", if index == 0 { 'M' } else { 'L' });
-            }
-        }
+        let path = path(points, |(x, y)| (self.x(x), self.y(y)));
         if !path.is_empty() {
             self.mark(format_args!("<path class=\"line {class}\" d=\"{path}\"/>"));
         }
@@ -288,6 +274,54 @@ impl Plot {
             self.spots
         )
     }
+}
+
+/// What draws a line through points, each of which lies at `place`; it is broken where there is none.
+fn path(points: &[Option<(f64, f64)>], place: impl Fn((f64, f64)) -> (f64, f64)) -> String {
+    let mut path = String::new();
+    for part in points.split(Option::is_none) {
+        let points: Vec<_> = part.iter().flatten().copied().map(&place).collect();
+        if let [(x, y)] = points[..] {
+            // One alone is a dot.
+            let _ = write!(path, "M{:.1} {y:.1}h3", x - 1.5);
+        }
+        for (index, (x, y)) in points.iter().enumerate().filter(|_| points.len() > 1) {
+            let _ = write!(path, "{}{x:.1} {y:.1}", if index == 0 { 'M' } else { 'L' });
+        }
+    }
+    path
+}
+
+/// The size of a strip in its own units.
+const STRIP: (f64, f64) = (96.0, 20.0);
+
+/// A line without axes, to be compared with others of the same scales: times in nanoseconds over seconds, and below it strokes where something
+/// went wrong. `label` is what it shows, for those who cannot see it.
+pub(super) fn strip(
+    label: &str,
+    (seconds, times): (&Scale, &Scale),
+    points: &[Option<(f64, f64)>],
+    bad: &[f64],
+) -> String {
+    let (width, height) = STRIP;
+    let x = |second| 2.0 + seconds.at(second) * (width - 4.0);
+    let line = path(points, |(second, ns)| {
+        (x(second), 2.0 + (1.0 - times.at(ns)) * (height - 7.0))
+    });
+    let strokes: String = bad
+        .iter()
+        .map(|second| format!("M{:.1} {:.1}v4", x(*second), height - 4.0))
+        .collect();
+    let mut marks = String::new();
+    for (class, path) in [("c1", line), ("bad", strokes)] {
+        if !path.is_empty() {
+            let _ = write!(marks, "<path class=\"line {class}\" d=\"{path}\"/>");
+        }
+    }
+    format!(
+        "<svg class=\"strip\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">{marks}</svg>",
+        Escaped(label)
+    )
 }
 
 /// Names and classes of what is on a plot.
