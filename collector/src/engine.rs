@@ -1361,6 +1361,7 @@ mod tests {
                     passed: Some(true),
                 }],
                 decisive: 0,
+                loss: None,
                 may_come: false,
             };
             let place = Taken {

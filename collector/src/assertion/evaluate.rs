@@ -628,6 +628,7 @@ fn judge_failing(
         cause: None,
         readings,
         decisive,
+        loss: None,
         may_come: false,
     })
 }
