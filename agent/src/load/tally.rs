@@ -55,6 +55,8 @@ pub struct Tally {
     pub denied: u64,
     /// Of what was unsent: requests that waited in vain while nothing answered an attempt to connect.
     pub unanswered: u64,
+    /// Of those that timed out: requests that the target's kernel had, and nothing came from there in all their time.
+    pub withheld: u64,
     /// By status, of all answers.
     pub statuses: BTreeMap<u16, u64>,
     /// Datagrams that came out of their order, and those that came again.
@@ -99,6 +101,7 @@ impl Default for Tally {
             answers: [0; Answer::ALL.len()],
             denied: 0,
             unanswered: 0,
+            withheld: 0,
             statuses: BTreeMap::new(),
             reordered: 0,
             duplicated: 0,
@@ -196,6 +199,7 @@ impl Tally {
         self.answers = Default::default();
         self.denied = 0;
         self.unanswered = 0;
+        self.withheld = 0;
         self.statuses.clear();
         self.reordered = 0;
         self.duplicated = 0;
@@ -240,6 +244,7 @@ impl Tally {
         }
         self.denied += other.denied;
         self.unanswered += other.unanswered;
+        self.withheld += other.withheld;
         for (&status, count) in &other.statuses {
             *self.statuses.entry(status).or_insert(0) += count;
         }
