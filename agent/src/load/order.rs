@@ -166,6 +166,7 @@ pub fn report(report: &Report) -> LoadReport {
         saturated_ns: report.saturated.as_nanos() as u64,
         denied: tally.denied,
         unanswered: tally.unanswered,
+        withheld: tally.withheld,
         hindered: tally.hindered,
         lacks_handshakes: tally.lacks_handshakes,
         first_ns: report.first_ns.unwrap_or(0),

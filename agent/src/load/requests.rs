@@ -276,6 +276,7 @@ impl Requests {
     }
 
     fn too_late(&mut self, index: u32, serial: u32, now_ns: u64) {
+        self.tally.withheld += u64::from(self.is_withheld(index));
         let Some(session) = &mut self.links[index as usize].session else {
             return self.drop_link(index, Answer::TimedOut);
         };
@@ -284,6 +285,24 @@ impl Requests {
             self.flush(index);
             self.list(index);
         }
+    }
+
+    /// Whether a request that is under way has no answer though the target has it all, and this thread missed nothing that came: however slow
+    /// it is, that is none of its doing.
+    fn is_withheld(&self, index: u32) -> bool {
+        let link = &self.links[index as usize];
+        let is_written = match (&link.session, &link.busy) {
+            (Some(session), _) => session.output().is_empty(),
+            (None, Some(busy)) => busy.written == self.bytes.len(),
+            (None, None) => false,
+        };
+        let is_secured = link.secure.as_ref().is_none_or(|secure| secure.is_written());
+        is_written
+            && is_secured
+            && link
+                .socket
+                .as_ref()
+                .is_some_and(|socket| socket::is_withheld(socket, self.part.plan.timeout))
     }
 
     /// Takes the requests that are due.

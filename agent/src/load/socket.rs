@@ -180,6 +180,33 @@ pub fn established(socket: &OwnedFd) -> Option<Handshake> {
     matches!(info.tcpi_state, TCP_ESTABLISHED | TCP_CLOSE_WAIT).then(|| of_handshake(&info))
 }
 
+/// A tick of the slowest kernels (CONFIG_HZ=100), in which TCP_INFO tells how long ago something was.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Whether the peer's kernel has acknowledged all that was sent, the last of it at least so long ago, and nothing has come from there in that
+/// time, nor waits to be read. Of a time that is hardly longer than a tick this is not known.
+pub fn is_withheld(socket: &OwnedFd, time: Duration) -> bool {
+    let least_ms = u32::try_from(time.saturating_sub(TICK).as_millis()).unwrap_or(u32::MAX);
+    let is_quiet = |info: libc::tcp_info| {
+        info.tcpi_state == TCP_ESTABLISHED
+            && info.tcpi_last_data_sent >= least_ms
+            && info.tcpi_last_data_recv >= least_ms
+    };
+    // A segment that is sent again is the last that was sent (tcp_event_data_sent, net/ipv4/tcp_output.c).
+    least_ms > 0
+        && queued(socket, libc::TIOCOUTQ) == Some(0)
+        && queued(socket, libc::FIONREAD) == Some(0)
+        && tcp_info(socket).is_some_and(is_quiet)
+}
+
+/// How many bytes lie in one of a socket's queues (tcp(7)): TIOCOUTQ, what was not acknowledged yet; FIONREAD, what was not read yet.
+fn queued(socket: &OwnedFd, which: libc::Ioctl) -> Option<libc::c_int> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: both requests write an int, and are given the address of one that lives through the call.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), which, &raw mut bytes) };
+    (result == 0).then_some(bytes)
+}
+
 fn of_handshake(info: &libc::tcp_info) -> Handshake {
     let syn_retransmits = info.tcpi_total_retrans;
     Handshake {
@@ -206,4 +233,45 @@ fn tcp_info(socket: &OwnedFd) -> Option<libc::tcp_info> {
     // An older kernel writes less; tcpi_total_retrans is the last that is read here.
     let read = mem::offset_of!(libc::tcp_info, tcpi_total_retrans) + mem::size_of::<u32>();
     (result == 0 && length as usize >= read).then_some(info)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        net::{TcpListener, TcpStream},
+        thread::sleep,
+    };
+
+    use super::*;
+
+    #[test]
+    fn an_answer_is_withheld_where_the_peer_has_all_and_nothing_came_for_all_of_the_time() {
+        let time = Duration::from_millis(60);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = OwnedFd::from(ours.try_clone().unwrap());
+        let is = |time| is_withheld(&socket, time);
+        ours.write_all(b"a request").unwrap();
+        sleep(time);
+        // No process of the peer has to have taken it: its kernel has it.
+        assert!(is(time));
+        assert!(!is(Duration::from_secs(60)) && !is(TICK));
+        let (mut theirs, _) = listener.accept().unwrap();
+        theirs.write_all(b"an answer").unwrap();
+        sleep(time);
+        // It came, and was not looked at.
+        assert!(!is(time));
+        let mut answer = [0; 9];
+        ours.read_exact(&mut answer).unwrap();
+        assert!(is(time));
+        // What the peer has no room for is not with it.
+        ours.set_nonblocking(true).unwrap();
+        while ours.write(&[0; 65_536]).is_ok() {}
+        sleep(time);
+        assert!(!is(time));
+        // An end is an answer as well.
+        drop(theirs);
+        assert!(!is(time));
+    }
 }

@@ -72,6 +72,8 @@ pub struct Tally {
     pub denied: u64,
     /// Of what was unsent: requests that waited in vain while nothing answered an attempt to connect.
     pub unanswered: u64,
+    /// Of those that timed out: requests that the target's kernel had, and nothing came from there in all their time.
+    pub withheld: u64,
     /// Requests and datagrams that this machine held up, did not send, or dropped the answers of: they say nothing of the target.
     pub hindered: u64,
     /// By status, of all answers.
@@ -118,6 +120,7 @@ impl Default for Tally {
             answers: [0; Answer::ALL.len()],
             denied: 0,
             unanswered: 0,
+            withheld: 0,
             hindered: 0,
             statuses: BTreeMap::new(),
             reordered: 0,
@@ -231,6 +234,7 @@ impl Tally {
         self.answers = Default::default();
         self.denied = 0;
         self.unanswered = 0;
+        self.withheld = 0;
         self.hindered = 0;
         self.statuses.clear();
         self.reordered = 0;
@@ -277,6 +281,7 @@ impl Tally {
         }
         self.denied += other.denied;
         self.unanswered += other.unanswered;
+        self.withheld += other.withheld;
         self.hindered += other.hindered;
         for (&status, count) in &other.statuses {
             *self.statuses.entry(status).or_insert(0) += count;

@@ -279,6 +279,11 @@ impl Secure {
         Ok(())
     }
 
+    /// Nothing waits to be sent.
+    pub fn is_written(&self) -> bool {
+        !self.tls.wants_write()
+    }
+
     /// Reads what has come; zero: the peer has closed.
     ///
     /// # Errors

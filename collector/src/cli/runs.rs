@@ -356,6 +356,12 @@ fn body(summary: &Summary) -> String {
             ]
         };
         text += &format!("  errors:     {}\n", nonzero(errors));
+        if summary.withheld > 0 {
+            text += &format!(
+                "              {} of those that timed out were in the target's kernel, and nothing came back\n",
+                summary.withheld
+            );
+        }
         let statuses: Vec<_> = summary
             .statuses
             .iter()

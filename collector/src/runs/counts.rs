@@ -170,15 +170,28 @@ pub fn local_limits(counts: &LoadCounts) -> u64 {
     counts.local_files + counts.local_ports + counts.local_filter
 }
 
+/// Of counts that may be the generator's own slowness: how much of each is known not to be.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Proven {
+    /// Attempts that timed out for what the kernels of both ends know to be behind the generator.
+    pub timed_out: u64,
+    /// Requests that were not sent for such a cause, or because their connections were answered so.
+    pub unsent: u64,
+    /// Requests that the target's kernel had, and nothing came from there in all their time.
+    pub request_timed_out: u64,
+}
+
 /// The same, had everything gone well that was not answered with a failure: what only waited too long, and what the machine that made the
-/// load could not do, may be the generator's own doing. `confirmed` attempts timed out for what the kernels of both ends know to be behind
-/// the generator, and `denied` requests were not sent for such a cause, or because their connections were answered so: these are no silences.
-pub fn but_for_silences(counts: &LoadCounts, confirmed: u64, denied: u64) -> LoadCounts {
-    let (confirmed, denied) = (confirmed.min(counts.timed_out), denied.min(counts.unsent));
-    let attempts = counts.timed_out - confirmed + counts.failed + local_limits(counts);
-    let requests = counts.request_timed_out + counts.request_lost + counts.unsent - denied;
+/// load could not do, may be the generator's own doing, but for what is `proven`.
+pub fn but_for_silences(counts: &LoadCounts, proven: Proven) -> LoadCounts {
+    let timed_out = proven.timed_out.min(counts.timed_out);
+    let unsent = proven.unsent.min(counts.unsent);
+    let request_timed_out = proven.request_timed_out.min(counts.request_timed_out);
+    let attempts = counts.timed_out - timed_out + counts.failed + local_limits(counts);
+    let requests =
+        counts.request_timed_out - request_timed_out + counts.request_lost + counts.unsent - unsent;
     LoadCounts {
-        timed_out: confirmed,
+        timed_out,
         failed: 0,
         local_files: 0,
         local_ports: 0,
@@ -187,9 +200,9 @@ pub fn but_for_silences(counts: &LoadCounts, confirmed: u64, denied: u64) -> Loa
         lost_timed_out: 0,
         lost_unreachable: 0,
         lost_failed: 0,
-        request_timed_out: 0,
+        request_timed_out,
         request_lost: 0,
-        unsent: denied,
+        unsent,
         answered: counts.answered + requests,
         ..*counts
     }

@@ -278,7 +278,7 @@ impl Expectation {
             return false;
         }
         let answers = Outcome {
-            counts: counts::but_for_silences(&outcome.counts, outcome.confirmed, outcome.denied()),
+            counts: counts::but_for_silences(&outcome.counts, outcome.proven()),
             ..Outcome::default()
         };
         let Some(value) = self.signal.of(&answers) else {

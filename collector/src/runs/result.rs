@@ -56,6 +56,8 @@ pub struct Outcome {
     pub confirmed: u64,
     pub denied: u64,
     pub unanswered: u64,
+    /// Of the requests that timed out: those that the target's kernel had acknowledged, and nothing came from there in all their time.
+    pub withheld: u64,
     /// Requests and datagrams that the machines that make the load held up, did not send, or dropped the answers of.
     pub hindered: u64,
     /// Of some handshakes TCP_INFO could not be asked.
@@ -117,6 +119,7 @@ impl Default for Outcome {
             confirmed: 0,
             denied: 0,
             unanswered: 0,
+            withheld: 0,
             hindered: 0,
             lacks_handshakes: false,
             lost: Vec::new(),
@@ -219,6 +222,7 @@ impl Outcome {
         counts::add(&mut self.counts, &report.counts.unwrap_or_default());
         self.denied = self.denied.saturating_add(report.denied);
         self.unanswered = self.unanswered.saturating_add(report.unanswered);
+        self.withheld = self.withheld.saturating_add(report.withheld);
         self.hindered = self.hindered.saturating_add(report.hindered);
         self.lacks_handshakes |= report.lacks_handshakes;
         self.elapsed_ns = self.elapsed_ns.max(report.elapsed_ns);
@@ -287,6 +291,15 @@ impl Outcome {
     /// Requests that were not sent for what is known to be behind the generator.
     pub fn denied(&self) -> u64 {
         self.denied.saturating_add(self.unanswered.min(self.confirmed))
+    }
+
+    /// What may be the generator's own slowness and is known not to be.
+    pub fn proven(&self) -> counts::Proven {
+        counts::Proven {
+            timed_out: self.confirmed,
+            unsent: self.denied(),
+            request_timed_out: self.withheld,
+        }
     }
 
     /// What kept the generator from making the load that was asked for, in words.
@@ -439,6 +452,9 @@ pub struct Summary {
     /// Likewise those of exchanges alone, in an open loop.
     #[serde(default)]
     pub exchange_doubt: String,
+    /// Of the requests that timed out: those that the target's kernel had acknowledged, and nothing came from there in all their time.
+    #[serde(default)]
+    pub withheld: u64,
     /// SYNs that were sent again are not among `counts`: their sockets could not be asked. The kernel's records have them.
     #[serde(default)]
     pub lacks_handshakes: bool,
@@ -670,6 +686,7 @@ impl Summary {
             elapsed_ns: outcome.elapsed_ns,
             counts: known(counts::named(&outcome.counts), outcome.lacks_handshakes),
             lacks_handshakes: outcome.lacks_handshakes,
+            withheld: outcome.withheld,
             watched_ns: outcome.watched_ns,
             saturated_ns: outcome.saturated_ns,
             doubt,
@@ -721,8 +738,8 @@ impl Summary {
     }
 
     /// Whether the run shows what was expected, and why not; or what limited it though it does. Where nothing was, that there were no errors and no losses. A
-    /// generator that was the limit proves nothing against the target, nor for it; but that the target said no, or that the kernels of
-    /// both ends know who dropped what it sent, it does prove.
+    /// generator that was the limit proves nothing against the target, nor for it; but that the target said no, that the kernels of
+    /// both ends know who dropped what it sent, or that the target's kernel had it and nothing came back, it does prove.
     pub fn verdict(&self) -> (Verdict, Vec<String>) {
         if !self.limits.is_empty() {
             let mut reasons = self.proven();
@@ -810,6 +827,12 @@ impl Summary {
                 let (outcome, why) = (cause.outcome.replace('_', " "), cause.cause.replace('_', " "));
                 format!("{} {outcome}: {why}", cause.attempts)
             }));
+        }
+        if self.withheld > 0 {
+            reasons.push(format!(
+                "{} requests timed out: the target's kernel had them, and nothing came back",
+                self.withheld
+            ));
         }
         reasons
     }
@@ -1055,6 +1078,51 @@ mod tests {
         assert_eq!(verdict(&outcome, "unsent < 7"), Verdict::Unknown);
         outcome.unanswered = 1;
         assert_eq!(verdict(&outcome, "unsent < 6"), Verdict::Unknown);
+    }
+
+    #[test]
+    fn a_request_that_the_target_had_and_did_not_answer_timed_out_however_late_the_generator_was() {
+        let mut outcome = Outcome::default();
+        (outcome.counts.requests, outcome.counts.answered) = (10, 2);
+        (outcome.counts.started, outcome.counts.established) = (8, 8);
+        outcome.counts.request_timed_out = 8;
+        outcome.counts.late = 5;
+        outcome.lateness.record_n(2_000_000, 10).unwrap();
+        let verdict = |outcome: &Outcome, expected: &[&str]| {
+            let expected: Vec<_> = expected
+                .iter()
+                .map(|text| Expectation::parse(text).unwrap())
+                .collect();
+            Summary::of(outcome, &expected).verdict()
+        };
+        assert_eq!(verdict(&outcome, &["request_timed_out = 0"]).0, Verdict::Unknown);
+        assert_eq!(verdict(&outcome, &[]).0, Verdict::Unknown);
+        // Of so many it is known, and of no more.
+        let report = LoadReport {
+            withheld: 3,
+            ..LoadReport::default()
+        };
+        outcome.add("web-1", &report).unwrap();
+        assert_eq!(verdict(&outcome, &["request_timed_out = 0"]).0, Verdict::Violated);
+        assert_eq!(
+            verdict(&outcome, &["request_timed_out <= 2"]).0,
+            Verdict::Violated
+        );
+        assert_eq!(verdict(&outcome, &["request_timed_out <= 3"]).0, Verdict::Unknown);
+        assert_eq!(verdict(&outcome, &["error_ratio < 20%"]).0, Verdict::Violated);
+        assert_eq!(verdict(&outcome, &["error_ratio < 50%"]).0, Verdict::Unknown);
+        let (found, reasons) = verdict(&outcome, &[]);
+        assert_eq!(found, Verdict::Violated);
+        assert!(
+            reasons[0].starts_with("3 requests timed out: the target's kernel had them"),
+            "{reasons:?}"
+        );
+        // So it is where a closed loop has no time left.
+        outcome.counts.late = 0;
+        (outcome.watched_ns, outcome.saturated_ns, outcome.is_closed_loop) = (1_000, 900, true);
+        assert_eq!(verdict(&outcome, &["request_timed_out = 0"]).0, Verdict::Violated);
+        outcome.withheld = 0;
+        assert_eq!(verdict(&outcome, &["request_timed_out = 0"]).0, Verdict::Unknown);
     }
 
     #[test]

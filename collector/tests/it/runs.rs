@@ -973,6 +973,20 @@ async fn requests_and_datagrams_are_judged_by_what_came_back() {
         stdout(&output)
     );
 
+    // A server whose kernel takes what its process does not look at: nobody's slowness but its own, however late it was asked.
+    let silent = format!("http://{}/", keeper().await);
+    let waits = [
+        "load", "http", &silent, "-y", "-n", "3", "-s", "1ms", "-t", "300ms",
+    ];
+    let output = holdfast(&collector, &waits).await;
+    let report = stdout(&output);
+    assert_eq!(output.status.code(), Some(1), "{report}{}", stderr(&output));
+    assert!(
+        report.contains("errors:     3 request timed out\n")
+            && report.contains("in the target's kernel, and nothing came back"),
+        "{report}"
+    );
+
     // Our own receiver, of which only a process of its own is one.
     let port = std::net::UdpSocket::bind("127.0.0.1:0")
         .unwrap()

@@ -411,6 +411,10 @@ pub struct LoadReport {
     /// kernels of both ends know it to be the target's.
     #[prost(uint64, tag = "25")]
     pub unanswered: u64,
+    /// Of the requests that timed out, those that the target's kernel had acknowledged while nothing came from there for as long as a request may
+    /// take, as the generator's kernel says: it was not the generator that was slow.
+    #[prost(uint64, tag = "26")]
+    pub withheld: u64,
     /// Requests and datagrams that the machine that makes the load held up, did not send, or dropped the answers of, for want of connections
     /// that it allows, of files, of memory or of permission: what became of them says nothing of the target.
     #[prost(uint64, tag = "27")]
