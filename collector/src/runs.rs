@@ -1182,6 +1182,7 @@ impl Run<'_> {
         self.outcome.confirmed = kernel
             .as_ref()
             .map_or(0, |kernel| kernel.confirmed(counts.abandoned));
+        self.outcome.there = kernel.as_ref().and_then(Kernel::there);
         self.outcome.is_closed_loop = matches!(self.plan.arrivals, Some(load_plan::Arrivals::Loop(_)));
         self.outcome.is_burst = is_burst(&self.plan);
         self.look_at_generators();
@@ -1323,12 +1324,16 @@ impl Run<'_> {
             .saturating_add(CLOCK_GRAIN_NS)
     }
 
-    /// What the kernels recorded of the run's connections, as soon as it is all there, or what there is by then.
+    /// What the kernels recorded of the run's connections at both ends, as soon as it is all there, or what there is by then.
     async fn kernel(&self, connections: &Connections) -> Option<Kernel> {
         let expected = counts::decided(&self.outcome.counts) - counts::local_limits(&self.outcome.counts);
         let failed = counts::errors(&self.outcome.counts) - counts::local_limits(&self.outcome.counts);
         let began = Instant::now();
+        let is_target_watched = store_runs::is_target_watched(&*self.desk.store, connections).await;
+        // Where the store does not say, the records will.
+        let is_target_watched = is_target_watched.unwrap_or(false);
         loop {
+            let is_target_awaited = is_target_watched && began.elapsed() < KERNEL_PATIENCE;
             match store_runs::kernel(&*self.desk.store, connections).await {
                 Ok(kernel) => {
                     // A run ends with its connections: how they ended comes a moment later.
@@ -1337,6 +1342,8 @@ impl Run<'_> {
                     let is_complete = kernel.attempts >= expected
                         && kernel.explained() >= failed
                         && are_ends_there
+                        && kernel.are_all_at_target()
+                        && !(is_target_awaited && kernel.lacks_ends_at_target())
                         && !kernel.causes.iter().any(Cause::is_awaited);
                     let patience = if kernel.attempts == 0 {
                         KERNEL_PATIENCE

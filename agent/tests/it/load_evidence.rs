@@ -34,6 +34,7 @@ struct Inside {
 struct Run {
     code: Option<i32>,
     run_id: String,
+    reasons: String,
     /// The collector was not heard of in time: a machine that stood still for a moment, and no matter of the target.
     is_disturbed: bool,
 }
@@ -118,12 +119,12 @@ impl Inside {
         } = child.wait_with_output().expect("our own child");
         let row: Value = serde_json::from_slice(&stdout)
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&stderr)));
+        let reasons = row["reasons"].to_string();
         Run {
             code: status.code(),
             run_id: row["run_id"].as_str().expect("an id").to_owned(),
-            is_disturbed: row["reasons"]
-                .to_string()
-                .contains("did not hear of the collector"),
+            is_disturbed: reasons.contains("did not hear of the collector"),
+            reasons,
         }
     }
 
@@ -147,10 +148,11 @@ impl Inside {
                 && row["reasons"][0]
                     .as_str()
                     .is_some_and(|why| why.contains("late") || why.contains("lack CPU"));
+            let is_contradicted = row["reasons"].to_string().contains("the target's kernel");
             let expected = match row["verdict"].as_str() {
                 Some("holds") => 0,
                 Some("violated") => 1,
-                _ if is_late => 3,
+                _ if is_late || is_contradicted => 3,
                 _ => panic!("{row:#}"),
             };
             assert_eq!(run.code, Some(expected), "{row:#}");
@@ -196,6 +198,7 @@ fn each_way_in_which_a_target_fails_is_named_and_both_kernels_say_so() {
         one_after_another(&inside);
         refused(&inside);
         never_accepted(&inside);
+        never_accepted_and_never_full(&inside);
         dropped(&inside);
         paused(&inside);
         killed(&inside);
@@ -281,6 +284,28 @@ fn never_accepted(inside: &Inside) {
     assert!((1..6).contains(&established(&result)), "{result:#}");
     assert_eq!(number(&result["counts"]["timed_out"]), 6 - established(&result));
     assert_eq!(result["kernel"]["taken_by_target"], 0, "{result:#}");
+}
+
+/// The backlog holds all of them, so nothing fails; but nobody is served either.
+fn never_accepted_and_never_full(inside: &Inside) {
+    let (_listener, to) = inside.server.listen("10.0.0.2");
+    let held = ["-c", "10", "--hold", "500ms"];
+    let run = inside.run(to.port(), &held);
+    let result = inside.known(&run, |kernel| {
+        kernel["seen_by_target"] == 10 && kernel["untaken_by_target"] == 10
+    });
+    assert_eq!(number(&result["counts"]["established"]), 10);
+    for (expected, code, part) in [
+        (&[][..], 3, "accept() may never have been called"),
+        (&["--expect", "established_there = 10"], 0, ""),
+        (&["--expect", "accepted = 10"], 3, "0 or more"),
+    ] {
+        let run = inside.run(to.port(), &[&held[..], expected].concat());
+        // A machine that is busy is late, and a run that was late proves nothing.
+        let is_late = run.reasons.contains("lack CPU");
+        let is_as_expected = run.code == Some(code) && run.reasons.contains(part);
+        assert!(is_late || is_as_expected, "{expected:?}: {}", run.reasons);
+    }
 }
 
 fn dropped(inside: &Inside) {

@@ -23,8 +23,17 @@ enum Signal {
     Time(Clock, Statistic),
     Ratio(Count),
     Count(Count),
+    There(There),
     /// Established, or answered as expected, a second.
     Rate,
+}
+
+/// What the target's kernel says of connections that were established here. It is known of so many at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum There {
+    Established,
+    Accepted,
+    Served,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +75,14 @@ enum Count {
     Insecure,
     Reordered,
     Duplicated,
+}
+
+impl There {
+    /// Whether no more than is known can have been. A process may take a connection where no agent sees it.
+    fn is_exact(self, outcome: &Outcome) -> bool {
+        let exact_of = outcome.there.and_then(|there| there.exact_of);
+        self != Self::Accepted && exact_of.is_some_and(|all| all >= outcome.counts.established)
+    }
 }
 
 impl Count {
@@ -167,7 +184,7 @@ impl Expectation {
         let threshold = match signal {
             Signal::Time(..) => nanoseconds(value).ok_or_else(|| fault("needs a time with its unit"))?,
             Signal::Ratio(_) => ratio(value).ok_or_else(|| fault("needs a ratio such as 0.1%"))?,
-            Signal::Count(_) => number(value).ok_or_else(|| fault("needs a number"))?,
+            Signal::Count(_) | Signal::There(_) => number(value).ok_or_else(|| fault("needs a number"))?,
             Signal::Rate => {
                 let number = value.strip_suffix("/s").and_then(number);
                 number.ok_or_else(|| fault("needs a rate such as 1000/s"))?
@@ -216,21 +233,36 @@ impl Expectation {
         let Some(value) = self.signal.of(outcome) else {
             return ("no data".into(), Verdict::Unknown);
         };
-        let holds = match self.comparison {
-            Comparison::Less => value < self.threshold,
-            Comparison::LessOrEqual => value <= self.threshold,
-            Comparison::More => value > self.threshold,
-            Comparison::MoreOrEqual => value >= self.threshold,
-            Comparison::Equal => value == self.threshold,
-        };
+        let holds = self.holds_of(value);
         let mut shown = match self.signal {
             Signal::Time(..) => super::result::human(value as u64),
             Signal::Ratio(_) => format!("{:.3}%", value * 100.0),
-            Signal::Count(_) => format!("{value}"),
+            Signal::Count(_) | Signal::There(_) => format!("{value}"),
             Signal::Rate => format!("{value:.0}/s"),
         };
         if !holds && outcome.is_stopped && self.could_come(value) {
             return (format!("{shown} when it was stopped"), Verdict::Unknown);
+        }
+        if let Signal::There(which) = self.signal
+            && !which.is_exact(outcome)
+            && self.may_be_more(holds, value, outcome)
+        {
+            return (format!("{shown} or more"), Verdict::Unknown);
+        }
+        if self.signal == Signal::Count(Count::Established)
+            && let Some(there) = outcome.there.filter(|there| there.missing > 0)
+        {
+            let by_both = value - there.missing as f64;
+            if self.holds_of(by_both) != holds {
+                shown += &format!(", and {by_both} by the target's kernel too, as far as its agent has told");
+                let is_proven = holds && There::Established.is_exact(outcome);
+                let verdict = if is_proven {
+                    Verdict::Violated
+                } else {
+                    Verdict::Unknown
+                };
+                return (shown, verdict);
+            }
         }
         if let Some(doubt) = outcome
             .doubt()
@@ -242,14 +274,34 @@ impl Expectation {
         (shown, if holds { Verdict::Holds } else { Verdict::Violated })
     }
 
-    /// Whether a generator that is the limit of what waits for answers may have a part in that this holds, or that it does not. Where the loop
-    /// is not closed, those are the exchanges. Each time is its own too, but for what the kernel measures; of what was counted it only may
+    fn holds_of(&self, value: f64) -> bool {
+        match self.comparison {
+            Comparison::Less => value < self.threshold,
+            Comparison::LessOrEqual => value <= self.threshold,
+            Comparison::More => value > self.threshold,
+            Comparison::MoreOrEqual => value >= self.threshold,
+            Comparison::Equal => value == self.threshold,
+        }
+    }
+
+    /// Whether it would be otherwise if the target's kernel knew of more than it has told: it can of no more than were established here.
+    fn may_be_more(&self, holds: bool, value: f64, outcome: &Outcome) -> bool {
+        value < outcome.counts.established as f64
+            && match self.comparison {
+                Comparison::More | Comparison::MoreOrEqual => !holds,
+                Comparison::Less | Comparison::LessOrEqual => holds,
+                Comparison::Equal => value <= self.threshold,
+            }
+    }
+
+    /// Whether a generator that is the limit of what waits for it may have a part in that this holds, or that it does not. Where the loop
+    /// is not closed, nor all was due at once, those are the exchanges. Each time is its own too, but for what the kernel measures; of what was counted it only may
     /// have kept things from happening in time.
     fn is_of_generator(&self, holds: bool, value: f64, outcome: &Outcome) -> bool {
         let is_of_exchanges = match self.signal {
             Signal::Time(clock, _) => clock == Clock::Exchange,
             Signal::Ratio(count) | Signal::Count(count) => count == Count::Lost,
-            Signal::Rate => false,
+            Signal::There(_) | Signal::Rate => false,
         };
         if !outcome.waits_for_the_generator() && !is_of_exchanges {
             return false;
@@ -297,7 +349,7 @@ impl Expectation {
             self.comparison,
             Comparison::More | Comparison::MoreOrEqual | Comparison::Equal
         );
-        matches!(self.signal, Signal::Count(_)) && is_least && value <= self.threshold
+        matches!(self.signal, Signal::Count(_) | Signal::There(_)) && is_least && value <= self.threshold
     }
 }
 
@@ -464,6 +516,12 @@ impl Signal {
             };
             return Some(Self::Time(clock, statistic));
         }
+        match text {
+            "established_there" => return Some(Self::There(There::Established)),
+            "accepted" => return Some(Self::There(There::Accepted)),
+            "served" => return Some(Self::There(There::Served)),
+            _ => {}
+        }
         let (name, is_ratio) = match text.strip_suffix("_ratio") {
             Some(name) => (name, true),
             None => (text, false),
@@ -570,6 +628,11 @@ impl Signal {
             Self::Count(count) => {
                 (outcome.counts.started + outcome.counts.requests > 0).then(|| of(count) as f64)
             }
+            Self::There(which) => outcome.there.map(|there| match which {
+                There::Established => there.established as f64,
+                There::Accepted => there.accepted as f64,
+                There::Served => there.served as f64,
+            }),
             Self::Rate => {
                 let seconds = outcome.elapsed_ns as f64 / 1e9;
                 let made = if outcome.counts.requests > 0 {

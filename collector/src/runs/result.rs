@@ -12,6 +12,7 @@ use super::counts;
 use super::expect::{Expectation, Verdict};
 use super::plan::Plan;
 use crate::store::buckets::{bucket, middle};
+use crate::store::runs as store_runs;
 
 /// More than this share of attempts that were late by a millisecond, and the generator was the limit.
 const LATE_SHARE: f64 = 0.01;
@@ -65,6 +66,8 @@ pub struct Outcome {
     pub lost: Vec<Lost>,
     /// Somebody ended it before its time.
     pub is_stopped: bool,
+    /// What the targets' kernels say of it; absent where no agent saw the other ends.
+    pub there: Option<There>,
 }
 
 /// Connections that were lost by one cause, and when since the run's start: in one millisecond, or where there were too many of these, from
@@ -124,6 +127,7 @@ impl Default for Outcome {
             lacks_handshakes: false,
             lost: Vec::new(),
             is_stopped: false,
+            there: None,
         }
     }
 }
@@ -573,10 +577,22 @@ pub struct Kernel {
     /// alone.
     #[serde(default)]
     pub ambiguous: u64,
-    /// Of those that were seen there, the ones that a process of the target is known to have taken, for it answered or closed them. One that waited
-    /// for the generator to close is not among them.
+    /// How many those would be if the targets of which an agent recorded any had all that were established here.
+    #[serde(default)]
+    pub expected_at_target: u64,
+    /// Connections that the agents there did not record meanwhile, of any: what is missing may be among these.
+    #[serde(default)]
+    pub left_out_at_target: u64,
+    /// All that they recorded until the run's end is stored.
+    #[serde(default)]
+    pub is_settled_at_target: bool,
+    /// Of those that were seen, the ones that a process of the target is known to have taken, for accept() gave it to it, or it answered or
+    /// closed them.
     #[serde(default)]
     pub taken_by_target: u64,
+    /// Of those that were seen, the ones that stood for a while at targets of which no process is known to have taken any.
+    #[serde(default)]
+    pub untaken_by_target: u64,
     /// Of those, the ones in which the target sent payload.
     #[serde(default)]
     pub served_by_target: u64,
@@ -644,7 +660,71 @@ impl Cause {
     }
 }
 
+/// How far the kernels of targets that have an agent bear out what was established here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct There {
+    /// Likewise established; taken by a process; answered with payload. So many at least: what came too late is not among them.
+    pub established: u64,
+    pub accepted: u64,
+    pub served: u64,
+    /// Of those toward these targets, the ones that are not among `established` though their agents left none out.
+    pub missing: u64,
+    /// Whether nothing more can come, but for what a process took that no agent sees: of so many, all toward these targets.
+    pub exact_of: Option<u64>,
+}
+
 impl Kernel {
+    /// Absent where no agent saw the other end of any.
+    pub fn there(&self) -> Option<There> {
+        let is_all_recorded = self.is_settled_at_target && self.left_out_at_target == 0;
+        let is_all_known = self.seen_by_target >= self.expected_at_target || is_all_recorded;
+        (self.seen_by_target > 0).then_some(There {
+            established: self.seen_by_target,
+            accepted: self.taken_by_target.min(self.seen_by_target),
+            served: self.served_by_target,
+            missing: match self.left_out_at_target {
+                0 => self.expected_at_target.saturating_sub(self.seen_by_target),
+                _ => 0,
+            },
+            exact_of: (is_all_known && !self.lacks_ends_at_target()).then_some(self.expected_at_target),
+        })
+    }
+
+    /// Whether the targets of which an agent recorded any have all that was established here, or never will.
+    pub fn are_all_at_target(&self) -> bool {
+        self.seen_by_target >= self.expected_at_target
+            || self.left_out_at_target > 0
+            || self.is_settled_at_target
+    }
+
+    /// Whether records of how connections ended at the target are to come still, if its agent sees them at all.
+    pub fn lacks_ends_at_target(&self) -> bool {
+        let ended: u64 = self.ends_at_target.iter().map(|ends| ends.connections).sum();
+        let are_there = ended >= self.seen_by_target || self.ends_at_target.len() >= store_runs::WAYS;
+        self.established > 0 && (self.seen_by_target == 0 || !are_there)
+    }
+
+    /// What the targets' kernels say against what was established here, in words.
+    fn objections(&self) -> Vec<String> {
+        let mut objections = Vec::new();
+        let missing = self.there().map_or(0, |there| there.missing);
+        if missing > 0 {
+            objections.push(format!(
+                "{missing} of {} connections were established here and not by the target's kernel, as far as its agent has told: a listener \
+                 whose queue is full drops the last segment of their handshakes",
+                self.expected_at_target
+            ));
+        }
+        if self.untaken_by_target > 0 {
+            objections.push(format!(
+                "{} connections were established by the target's kernel, and no process there is known to have taken any: accept() may \
+                 never have been called",
+                self.untaken_by_target
+            ));
+        }
+        objections
+    }
+
     /// Attempts that timed out for what both ends know to be behind the generator. To the kernel those that the end of the run cut off, so
     /// many, are aborted by the generator too, and any of these may be one of them.
     pub fn confirmed(&self, abandoned: u64) -> u64 {
@@ -737,7 +817,8 @@ impl Summary {
         }
     }
 
-    /// Whether the run shows what was expected, and why not; or what limited it though it does. Where nothing was, that there were no errors and no losses. A
+    /// Whether the run shows what was expected, and why not; or what limited it though it does. Where nothing was, that there were no errors and
+    /// no losses, and that the kernels of targets say nothing else. A
     /// generator that was the limit proves nothing against the target, nor for it; but that the target said no, that the kernels of
     /// both ends know who dropped what it sent, or that the target's kernel had it and nothing came back, it does prove.
     pub fn verdict(&self) -> (Verdict, Vec<String>) {
@@ -788,6 +869,10 @@ impl Summary {
             return (Verdict::Unknown, silences.into_iter().map(doubted).collect());
         }
         reasons.extend(silences);
+        let objections: Vec<_> = self.kernel.iter().flat_map(Kernel::objections).collect();
+        if reasons.is_empty() && !objections.is_empty() {
+            return (Verdict::Unknown, objections);
+        }
         if reasons.is_empty() {
             // That nothing failed was seen, and the rate is one that both ends can do.
             let limited = format!("{}; its rate is what that could do", self.doubt);
@@ -1023,6 +1108,107 @@ mod tests {
             ..full
         };
         assert_eq!(found(&outcome, slow, 0).0, Verdict::Unknown);
+    }
+
+    #[test]
+    fn what_the_kernel_of_the_target_does_not_bear_out_does_not_hold() {
+        let full = Kernel {
+            established: 1_000,
+            expected_at_target: 1_000,
+            seen_by_target: 129,
+            ..Kernel::default()
+        };
+        let hung = Kernel {
+            seen_by_target: 1_000,
+            untaken_by_target: 990,
+            ..full.clone()
+        };
+        let verdict = |kernel: &Kernel, expected: &[&str]| {
+            let mut outcome = Outcome {
+                there: kernel.there(),
+                ..Outcome::default()
+            };
+            (outcome.counts.started, outcome.counts.established) = (1_000, 1_000);
+            let expected: Vec<_> = expected
+                .iter()
+                .map(|text| Expectation::parse(text).unwrap())
+                .collect();
+            let mut summary = Summary::of(&outcome, &expected);
+            summary.kernel = Some(kernel.clone());
+            let (verdict, reasons) = summary.verdict();
+            (verdict, reasons.join("; "))
+        };
+        let is = |kernel: &Kernel, expected: &[&str], wanted, part: &str| {
+            let (found, reasons) = verdict(kernel, expected);
+            assert_eq!(found, wanted, "{expected:?}: {reasons}");
+            assert!(reasons.contains(part), "{expected:?}: {reasons}");
+        };
+        is(&full, &[], Verdict::Unknown, "871 of 1000 connections");
+        is(
+            &hung,
+            &[],
+            Verdict::Unknown,
+            "990 connections were established by the target's kernel",
+        );
+        // Where nobody sees the other ends nothing is said of them, nor where their agents left some out.
+        is(&Kernel::default(), &[], Verdict::Holds, "");
+        let sampled = Kernel {
+            left_out_at_target: 3,
+            ..full.clone()
+        };
+        is(&sampled, &[], Verdict::Holds, "");
+        is(&sampled, &["established = 1000"], Verdict::Holds, "");
+
+        is(
+            &full,
+            &["established = 1000"],
+            Verdict::Unknown,
+            "129 by the target's kernel too",
+        );
+        is(&full, &["established >= 100"], Verdict::Holds, "");
+        // Once all that its agent recorded is there, nothing more comes.
+        let settled = Kernel {
+            is_settled_at_target: true,
+            ends_at_target: vec![Ends {
+                connections: 129,
+                ..Ends::default()
+            }],
+            ..full.clone()
+        };
+        for broken in ["established = 1000", "established_there = 1000", "served >= 1"] {
+            is(&settled, &[broken], Verdict::Violated, "");
+        }
+        is(&settled, &["accepted >= 1"], Verdict::Unknown, "0 or more");
+        is(&settled, &[], Verdict::Unknown, "871 of 1000 connections");
+        is(
+            &full,
+            &["established_there = 1000"],
+            Verdict::Unknown,
+            "129 or more",
+        );
+        is(&full, &["established_there < 100"], Verdict::Violated, "129");
+        is(&hung, &["established_there = 1000"], Verdict::Holds, "");
+        is(&hung, &["accepted >= 1"], Verdict::Unknown, "0 or more");
+        is(&hung, &["served >= 1"], Verdict::Unknown, "0 or more");
+        is(
+            &Kernel::default(),
+            &["accepted >= 1"],
+            Verdict::Unknown,
+            "no data",
+        );
+        let healthy = Kernel {
+            taken_by_target: 1_000,
+            served_by_target: 1_000,
+            untaken_by_target: 0,
+            ..hung
+        };
+        is(
+            &healthy,
+            &["accepted = 1000", "served = 1000"],
+            Verdict::Holds,
+            "",
+        );
+        is(&healthy, &[], Verdict::Holds, "");
     }
 
     #[test]

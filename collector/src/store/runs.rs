@@ -1,6 +1,7 @@
 //! Runs in the store: the rows that are written while one lasts, and the questions about them.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use super::{
     Access, Query, Store, StoreError, answer_to,
@@ -517,6 +518,9 @@ impl Ambiguous {
     }
 }
 
+/// A process that takes connections at all has taken one that stood for so long, in microseconds: a machine that is busy needs less.
+const TAKEN_WITHIN_US: u64 = 100_000;
+
 /// What the kernels recorded of a run's connections, at both ends. A connection is found at the other end by its addresses and
 /// ports, by its node too where others have the same addresses, and by its namespace as well where it never left that; since a pair of ports
 /// serves many connections one after another, of each pair no more than were made of it.
@@ -537,37 +541,57 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
 
     #[derive(serde::Deserialize)]
     struct There {
+        expected: u64,
         established: u64,
         taken: u64,
         served: u64,
+        untaken: u64,
+        nodes: Vec<String>,
     }
     let at = format!("if({INSIDE} OR {AMBIGUOUS}, toString(node), ''), if({INSIDE}, netns, 0)");
     let names = format!("local_ip, local_port, remote_ip, remote_port, ({at}) AS at");
     let by = "local_ip, local_port, remote_ip, remote_port, at";
+    let is_taken = "(accept_wait_us IS NOT NULL OR attribution = 'exact' OR bytes_sent > 0)";
+    // Of each target that any agent saw, for of the others nothing is missing.
     let sql = format!(
-        "SELECT sum(least(made, established_there)) AS established, sum(least(made, taken_there)) AS taken, \
-         sum(least(made, served_there)) AS served FROM \
-         (SELECT {names}, count() AS made FROM attempts \
-          WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE} GROUP BY {by}) AS mine \
-         INNER JOIN \
-         (SELECT {names}, countIf(is_first) AS established_there, \
-              greatest(countIf(is_first AND accept_wait_us IS NOT NULL), \
-                  countIf(is_final AND (accept_wait_us IS NOT NULL OR attribution = 'exact' OR bytes_sent > 0))) AS taken_there, \
-              countIf(is_final AND bytes_sent > 0) AS served_there \
-          FROM connection_records WHERE role = 'passive' AND outcome = 'established' \
-              AND has({{ports:Array(UInt16)}}, local_port) AND decided_at {MEANWHILE_THERE} GROUP BY {by}) AS theirs \
-         ON mine.local_ip = theirs.remote_ip AND mine.local_port = theirs.remote_port \
-             AND mine.remote_ip = theirs.local_ip AND mine.remote_port = theirs.local_port \
-             AND mine.at = theirs.at"
+        "SELECT sum(made_toward) AS expected, sum(seen) AS established, sum(known_taken) AS taken, sum(answered) AS served, \
+         sum(if(known_taken = 0, waited, 0)) AS untaken, groupUniqArrayArray(seen_by) AS nodes FROM \
+         (SELECT mine.remote_ip, mine.remote_port, mine.at, sum(made) AS made_toward, sum(least(made, established_there)) AS seen, \
+              sum(least(made, taken_there)) AS known_taken, sum(least(made, served_there)) AS answered, \
+              sum(least(made, waited_there)) AS waited, groupUniqArrayArray(nodes_there) AS seen_by FROM \
+             (SELECT {names}, count() AS made FROM attempts \
+              WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE} GROUP BY {by}) AS mine \
+             LEFT JOIN \
+             (SELECT {names}, countIf(is_first) AS established_there, \
+                  greatest(countIf(is_first AND accept_wait_us IS NOT NULL), countIf(is_final AND {is_taken})) AS taken_there, \
+                  countIf(is_final AND bytes_sent > 0) AS served_there, \
+                  countIf(is_final AND NOT {is_taken} AND duration_us >= connect_us + {TAKEN_WITHIN_US}) AS waited_there, \
+                  groupUniqArray(toString(node)) AS nodes_there \
+              FROM connection_records WHERE role = 'passive' AND outcome = 'established' \
+                  AND has({{ports:Array(UInt16)}}, local_port) AND decided_at {MEANWHILE_THERE} GROUP BY {by}) AS theirs \
+             ON mine.local_ip = theirs.remote_ip AND mine.local_port = theirs.remote_port \
+                 AND mine.remote_ip = theirs.local_ip AND mine.remote_port = theirs.local_port \
+                 AND mine.at = theirs.at \
+             GROUP BY mine.remote_ip, mine.remote_port, mine.at HAVING seen > 0)"
     );
     let There {
+        expected,
         established,
         taken,
         served,
+        untaken,
+        nodes,
     } = one(lines(store, sql, params()).await?)?;
+    kernel.expected_at_target = expected;
     kernel.seen_by_target = established;
     kernel.taken_by_target = taken;
     kernel.served_by_target = served;
+    let told = told(store, run, &nodes).await?;
+    kernel.left_out_at_target = told.left_out;
+    kernel.is_settled_at_target = told.settled > 0 && told.behind == 0;
+    if untaken > 0 && see_accept(store, &nodes).await? {
+        kernel.untaken_by_target = untaken;
+    }
 
     #[derive(serde::Deserialize)]
     struct Number {
@@ -623,6 +647,63 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
     );
     kernel.causes = lines(store, sql, run.params()).await?;
     Ok(kernel)
+}
+
+/// What agents say of their records of the run's time.
+#[derive(serde::Deserialize)]
+struct Told {
+    /// Connections that they did not record, of any.
+    left_out: u64,
+    /// Starts of agents of which all that was made until the run's end is stored, and those of which it may not be.
+    settled: u64,
+    behind: u64,
+}
+
+async fn told(store: &dyn Store, run: &Connections, nodes: &[String]) -> Result<Told, StoreError> {
+    let sql = format!(
+        "SELECT toUInt64(ifNull(sum(grown), 0)) AS left_out, countIf(mark > {{ended:Int64}}) AS settled, \
+             countIf(mark <= {{ended:Int64}}) AS behind FROM \
+         (SELECT max(missing) - min(missing) AS grown, \
+              max(toUnixTimestamp64Nano(watermark_at) - clock_offset_ns) AS mark \
+          FROM agent_samples WHERE has({{seen_by:Array(String)}}, toString(node)) AND observed_at {MEANWHILE_OR_BESIDE} \
+          GROUP BY agent_id, agent_epoch)"
+    );
+    let mut params = run.params();
+    params.push(("seen_by".into(), texts_value(nodes)));
+    one(lines(store, sql, params).await?)
+}
+
+/// Whether the agents of all these nodes see where accept() returns.
+async fn see_accept(store: &dyn Store, nodes: &[String]) -> Result<bool, StoreError> {
+    let sql = "SELECT count() AS value FROM nodes \
+               WHERE has({seen_by:Array(String)}, toString(node)) AND has(missing_features, 'failed_connects')";
+    let params = vec![("seen_by".to_owned(), texts_value(nodes))];
+    Ok(number(store, sql.into(), params).await? == 0)
+}
+
+/// Whether an agent runs where one of the run's targets is, as far as addresses tell: what is on a generator's own loopback is there.
+pub async fn is_target_watched(store: &dyn Store, run: &Connections) -> Result<bool, StoreError> {
+    let is_loopback = |(address, _): &(String, u16)| {
+        let address = address.parse::<IpAddr>();
+        address.is_ok_and(|address| address.to_canonical().is_loopback())
+    };
+    if run.targets.iter().any(is_loopback) {
+        return Ok(true);
+    }
+    let sql = format!(
+        "SELECT count() AS value FROM namespaces WHERE observed_at {MEANWHILE_OR_BESIDE} \
+         AND hasAny(arrayMap(address -> toString(address), addresses), {{addresses:Array(String)}})"
+    );
+    Ok(number(store, sql, run.params()).await? > 0)
+}
+
+async fn number(store: &dyn Store, sql: String, params: Vec<(String, String)>) -> Result<u64, StoreError> {
+    #[derive(serde::Deserialize)]
+    struct Number {
+        value: u64,
+    }
+    let Number { value } = one(lines(store, sql, params).await?)?;
+    Ok(value)
 }
 
 fn one<T>(rows: Vec<T>) -> Result<T, StoreError> {

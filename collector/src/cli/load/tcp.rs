@@ -23,9 +23,10 @@ Examples:
   holdfast load tcp echo:7 --concurrency 64 --for 10s --payload 512 --rounds 100
 
 What can be expected: connect, dial, network, exchange with .p50 .p99 .p99.9 .mean .min .max; error_ratio, lost_ratio,
-refused_ratio, timed_out_ratio; established, errors, refused, timed_out, reset, unreachable, lost, closed; rate.
+refused_ratio, timed_out_ratio; established, errors, refused, timed_out, reset, unreachable, lost, closed; rate; where the target
+has an agent also established_there, accepted and served: by its kernel, taken by a process, and answered, so many at least.
 
-Exit codes: 0 it holds (nothing expected: no errors and no losses), 1 it does not, 2 a wrong call, 3 unknown: the agents were
+Exit codes: 0 it holds (nothing expected: no errors, no losses, and no word of the target's kernel against it), 1 it does not, 2 a wrong call, 3 unknown: the agents were
 the limit, not the target, or there is no data, 4 it could not be done.")]
 pub(super) struct Args {
     /// HOST:PORT, or HOST PORT; several HOST:PORT are tried in turn
