@@ -198,7 +198,10 @@ fn no_yaml(said: &str) -> String {
             "mapping values are not allowed",
             "a text with `: ` in it stands in quotes, and the keys of one map begin in one column",
         ),
-        ("unexpected character", "a text that begins with it stands in quotes"),
+        (
+            "unexpected character",
+            "a text that begins with it stands in quotes",
+        ),
         ("unknown anchor", ALIASES),
         ("quoted scalar", "the quote that begins here has to be closed"),
         ("tab", "indent with blanks, not with tabs"),
@@ -304,8 +307,14 @@ mod tests {
             ("a: \"b\nc: d\n", "the quote that begins here has to be closed"),
             ("a:\n\tb: c\n", "indent with blanks"),
             ("a: b\n\tc: d\n", "indent with blanks"),
-            ("a:\n    b: c\n  d: e\n", "the keys of one map begin in one column"),
-            ("a:\n  - b: c\n   d: e\n", "the keys of one map begin in one column"),
+            (
+                "a:\n    b: c\n  d: e\n",
+                "the keys of one map begin in one column",
+            ),
+            (
+                "a:\n  - b: c\n   d: e\n",
+                "the keys of one map begin in one column",
+            ),
             ("a: [b\nc: d\n", "a bracket above has to be closed"),
             ("a: {b\nc: d\n", "a bracket above has to be closed"),
         ] {

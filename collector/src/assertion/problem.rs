@@ -57,7 +57,13 @@ impl fmt::Display for Problem {
 
 /// A line in which everything can be seen, and nothing is an order to a terminal.
 fn visible(line: &str) -> String {
-    let seen = |c: char| if is_invisible(c) { char::REPLACEMENT_CHARACTER } else { c };
+    let seen = |c: char| {
+        if is_invisible(c) {
+            char::REPLACEMENT_CHARACTER
+        } else {
+            c
+        }
+    };
     line.chars().map(seen).collect()
 }
 

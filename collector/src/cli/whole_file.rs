@@ -31,7 +31,8 @@ pub(super) fn write(path: &Path, text: &str) -> Result<(), Failure> {
 /// # Errors
 /// If it cannot: a matter of the call, for another path may do.
 pub(super) fn check(path: &Path) -> Result<(), Failure> {
-    let is_standing = path == Path::new("-") || fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir());
+    let is_standing =
+        path == Path::new("-") || fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir());
     if is_standing {
         return Ok(());
     }
@@ -45,7 +46,10 @@ pub(super) fn check(path: &Path) -> Result<(), Failure> {
         fs::remove_file(&beside)
     };
     tried().map_err(|error: io::Error| {
-        Failure::Usage(anyhow!("cannot write {}: {error}; give another path", path.display()))
+        Failure::Usage(anyhow!(
+            "cannot write {}: {error}; give another path",
+            path.display()
+        ))
     })
 }
 
@@ -111,7 +115,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let there = folder.path().join("there");
         fs::write(&there, "as it was").unwrap();
-        for path in [&there, &folder.path().join("new"), Path::new("-"), Path::new("/dev/null")] {
+        for path in [
+            &there,
+            &folder.path().join("new"),
+            Path::new("-"),
+            Path::new("/dev/null"),
+        ] {
             assert!(check(path).is_ok(), "{}", path.display());
         }
         assert_eq!(names(folder.path()), ["there"]);

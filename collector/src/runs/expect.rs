@@ -421,6 +421,9 @@ const COUNTS: &[&str] = &[
     "rate",
     "established",
     "established_ratio",
+    "established_there",
+    "accepted",
+    "served",
     "errors",
     "error_ratio",
     "refused",
@@ -466,6 +469,7 @@ impl Signal {
         let is_of_requests = !matches!(kind, Kind::Connections { .. });
         match self {
             Self::Rate => true,
+            Self::There(_) => is_of_connections,
             Self::Time(Clock::Connect | Clock::Dial | Clock::Network, _) => is_of_connections,
             Self::Time(Clock::Exchange, _) => kind != (Kind::Datagrams { is_one_way: true }),
             Self::Time(Clock::Request, _) => is_of_requests && kind != (Kind::Datagrams { is_one_way: true }),
