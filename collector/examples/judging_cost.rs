@@ -8,6 +8,7 @@
 //! verdicts were stored; and whether every verdict about a quantile is that of the sorted values.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -615,11 +616,12 @@ async fn compare(store: &Arc<Embedded>, until_ns: i64) -> anyhow::Result<Vec<ser
                 continue;
             };
             let to_ns = record.window_to_ns;
-            if !values.contains_key(&to_ns) {
-                values.insert(to_ns, exact(store, class, to_ns).await?);
-            }
+            let of_window = match values.entry(to_ns) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(unknown) => unknown.insert(exact(store, class, to_ns).await?),
+            };
             let key = (*group, record.key_values.join(" "));
-            let of_key = values[&to_ns]
+            let of_key = of_window
                 .get(&key)
                 .with_context(|| format!("{key:?} has no values"))?;
             let readings: serde_json::Value = serde_json::from_str(&record.evidence)?;
