@@ -65,7 +65,8 @@ pub enum Need {
 }
 
 impl Need {
-    fn is_of_rows(self) -> bool {
+    /// Whether rows have to be there, which may be lost.
+    pub fn is_of_rows(self) -> bool {
         !matches!(self, Self::Counts | Self::Report | Self::Now)
     }
 

@@ -286,7 +286,11 @@ impl<'a> Observers<'a> {
         let (window, coverage) = (watched(assertion, moment), moment.coverage);
         let (own, of_targets) = needs(assertion);
         // What agents report of themselves is made of no rows.
-        let nothing_lost = (!own.is_empty() || !of_targets.is_empty()).then_some(0);
+        let nothing_lost = own
+            .iter()
+            .chain(&of_targets)
+            .any(|need| need.is_of_rows())
+            .then_some(0);
         let seen = |members: &Members, needs: Vec<Need>| {
             let seen = |node: &'a Node| {
                 let name = node.labelled.node.as_str();
@@ -296,7 +300,9 @@ impl<'a> Observers<'a> {
                 let standing = each.fold(Standing::Complete, worse);
                 let loss = match standing {
                     Standing::Complete => nothing_lost,
-                    Standing::Waiting | Standing::Incomplete(_) => coverage.loss(name, window, &needs),
+                    Standing::Waiting | Standing::Incomplete(_) => {
+                        nothing_lost.and_then(|_| coverage.loss(name, window, &needs))
+                    }
                 };
                 (name, Seen { standing, loss })
             };

@@ -511,7 +511,7 @@ async fn ends_with_its_collector() -> bool {
     agents(&collector, 1).await;
     let target = keeper().await.to_string();
     let arguments = [
-        "load", "tcp", &target, "-y", "-c", "10", "-s", "1ms", "--hold", "10m",
+        "load", "tcp", &target, "-y", "-c", "10", "-s", "1ms", "--hold", "5m",
     ];
     let run = begin(&collector, &arguments);
     let is_held = are_held(&store, 10, &run).await;
