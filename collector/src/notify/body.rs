@@ -1,6 +1,6 @@
 //! What a message looks like to the one who gets it. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ring::hmac;
 use serde_json::{Value, json};
@@ -172,16 +172,17 @@ fn annotations(notification: &Notification) -> Value {
     json!(annotations)
 }
 
-/// A line for each verdict, and what to do. `&`, `<` and `>` mean something there, and are written as Slack wants them.
+/// A line for each verdict, and what to do. Of several assertions, first what they have in common. `&`, `<` and `>` mean
+/// something there, and are written as Slack wants them.
 fn slack_text(message: &Message) -> String {
     let mut lines: Vec<String> = message.notifications.iter().map(line).collect();
     let first = &message.notifications[0];
-    lines.extend(
-        [&first.description, &first.runbook]
-            .into_iter()
-            .filter(|text| !text.is_empty())
-            .cloned(),
-    );
+    if message.assertion.is_empty() {
+        lines.insert(0, summary(message));
+    } else {
+        let whole = [&first.description, &first.runbook].into_iter();
+        lines.extend(whole.filter(|text| !text.is_empty()).cloned());
+    }
     lines
         .join("\n")
         .replace('&', "&amp;")
@@ -198,10 +199,15 @@ fn worst(message: &Message) -> &'static str {
         Verdict::Holds,
     ];
     // What has become of each key is its last verdict in the message.
-    let latest: BTreeMap<&str, &str> = message
+    let latest: BTreeMap<(&str, &str), &str> = message
         .notifications
         .iter()
-        .map(|one| (one.change.key.as_str(), one.change.said()))
+        .map(|one| {
+            (
+                (one.change.assertion.as_str(), one.change.key.as_str()),
+                one.change.said(),
+            )
+        })
         .collect();
     ORDER
         .into_iter()
@@ -210,21 +216,27 @@ fn worst(message: &Message) -> &'static str {
         .unwrap_or("ended")
 }
 
-/// `web reaches the database: violated (2 of 3 verdicts: violated)`.
+/// `web reaches the database: 2 of 3 verdicts violated`, or of several assertions `web-1 is silent: 12 of 12 verdicts unknown, of
+/// 7 assertions`.
 fn summary(message: &Message) -> String {
-    match message.notifications.as_slice() {
-        [one] => line(one),
-        several => {
-            let worst = worst(message);
-            let count = several.iter().filter(|one| one.change.said() == worst).count();
-            format!(
-                "{}: {count} of {} verdicts {}",
-                message.assertion,
-                several.len(),
-                worst
-            )
-        }
+    let several = match message.notifications.as_slice() {
+        [one] => return line(one),
+        several => several,
+    };
+    let worst = worst(message);
+    let of_worst = || several.iter().filter(|one| one.change.said() == worst);
+    let count = format!("{} of {} verdicts {worst}", of_worst().count(), several.len());
+    if !message.assertion.is_empty() {
+        return format!("{}: {count}", message.assertion);
     }
+    let assertions: BTreeSet<_> = several.iter().map(|one| &one.change.assertion).collect();
+    let causes: BTreeSet<_> = of_worst().map(|one| one.change.cause.as_str()).collect();
+    let why = match causes.len() {
+        1 => causes.first().map(|cause| (*cause).to_owned()).unwrap_or_default(),
+        several => format!("{several} reasons"),
+    };
+    let why = if why.is_empty() { why } else { format!("{why}: ") };
+    format!("{why}{count}, of {} assertions", assertions.len())
 }
 
 /// `web reaches the database [from.node web-1]: violated since 12:00:00: 35ms, expected connect.p99 < 20ms, 812 samples`.

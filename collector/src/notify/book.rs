@@ -28,7 +28,7 @@ const REMEMBERED: usize = 32;
 const FORGOTTEN_AFTER_NS: i64 = 48 * 3_600_000_000_000;
 
 /// Instead of an assertion, which always has a name: of several.
-const AGAIN: &str = "";
+const SEVERAL: &str = "";
 
 /// A verdict that became another one, or that was said otherwise once late rows had come.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -165,10 +165,21 @@ pub struct Book {
     begun_ns: i64,
     /// By assertion and key: those of which something was told, or is held back.
     lines: BTreeMap<(String, String), Line>,
-    /// What is decided, by assertion, and since when the first of it waits. What an Alertmanager is told again is under
-    /// [`AGAIN`].
-    groups: BTreeMap<String, (i64, Vec<Notification>)>,
+    /// What is decided, and since when the first of it waits.
+    groups: BTreeMap<Group, (i64, Vec<Notification>)>,
     forgot_ns: i64,
+}
+
+/// What is told together.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Group {
+    /// Of one assertion.
+    Assertion(String),
+    /// What can be told no more, and what can be told again: a node that is silent is one reason for many assertions, and one
+    /// message.
+    Evidence,
+    /// What an Alertmanager is told again.
+    Again,
 }
 
 #[derive(Debug, Default)]
@@ -181,6 +192,8 @@ struct Line {
     as_told: Option<(Change, About)>,
     /// The latest change is not told because of a silence.
     is_held: bool,
+    /// With what the latest that was decided waits. What is decided next waits there too, so it comes after it.
+    waits_in: Option<Group>,
 }
 
 #[derive(Debug)]
@@ -239,10 +252,7 @@ impl Book {
                 description: notification.description,
                 runbook: notification.runbook,
             };
-            let line = book
-                .lines
-                .entry((change.assertion.clone(), change.key.clone()))
-                .or_default();
+            let line = book.lines.entry(place(&change)).or_default();
             line.tell(Told {
                 id: notification.id,
                 verdict: change.counts_as(),
@@ -341,7 +351,7 @@ impl Book {
         {
             return;
         }
-        let place = (change.assertion.clone(), change.key.clone());
+        let place = place(change);
         let line = self.lines.get(&place);
         if let Some(line) = line
             && line
@@ -436,12 +446,11 @@ impl Book {
         if line.last().is_some_and(|last| last.id == id) {
             line.as_told = Some((change.clone(), about.clone()));
         }
-        let is_of_several = repeat > 0 && self.receiver.kind == Kind::Alertmanager;
-        let group = if is_of_several { AGAIN } else { &change.assertion };
-        let group = self
-            .groups
-            .entry(group.to_owned())
-            .or_insert((now_ns, Vec::new()));
+        let receiver = &self.receiver;
+        let waits_in = line.waits_in.clone();
+        let group = waits_in.unwrap_or_else(|| group_of(receiver, &change, told_before, repeat));
+        line.waits_in = Some(group.clone());
+        let group = self.groups.entry(group).or_insert((now_ns, Vec::new()));
         group.1.push(Notification {
             id,
             told_before,
@@ -459,19 +468,24 @@ impl Book {
         self.repeat(now_ns, &quiet);
         self.forget(now_ns);
         let wait_ns = ns(self.receiver.group_wait);
-        let due: Vec<String> = self
+        let due: Vec<Group> = self
             .groups
             .iter()
-            .filter(|(assertion, (first_ns, _))| {
-                *assertion == AGAIN || now_ns.saturating_sub(*first_ns) >= wait_ns
+            .filter(|(group, (first_ns, _))| {
+                **group == Group::Again || now_ns.saturating_sub(*first_ns) >= wait_ns
             })
-            .map(|(assertion, _)| assertion.clone())
+            .map(|(group, _)| group.clone())
             .collect();
         let mut messages = Vec::new();
-        for assertion in due {
-            let Some((_, waiting)) = self.groups.remove(&assertion) else {
+        for group in due {
+            let Some((_, waiting)) = self.groups.remove(&group) else {
                 continue;
             };
+            for notification in &waiting {
+                if let Some(line) = self.lines.get_mut(&place(&notification.change)) {
+                    line.waits_in = None;
+                }
+            }
             for part in waiting.chunks(MOST_IN_A_MESSAGE) {
                 messages.push(Message {
                     id: message_id(part),
@@ -496,9 +510,10 @@ impl Book {
                 if is_kept_alive || quiet(change) != Quiet::Now {
                     return true;
                 }
-                if let Some(line) = lines.get_mut(&(change.assertion.clone(), change.key.clone())) {
+                if let Some(line) = lines.get_mut(&place(change)) {
                     line.told.retain(|told| told.id != notification.id);
                     line.is_held = true;
+                    line.waits_in = None;
                 }
                 false
             });
@@ -620,6 +635,27 @@ impl Book {
     }
 }
 
+fn place(change: &Change) -> (String, String) {
+    (change.assertion.clone(), change.key.clone())
+}
+
+/// With what a change is told, if nothing of its key waits. A text of one's own is filled with what one assertion says.
+fn group_of(receiver: &Receiver, change: &Change, told_before: Option<Verdict>, repeat: u32) -> Group {
+    let is_about_evidence = match change.counts_as() {
+        Verdict::Unknown => true,
+        Verdict::Holds => told_before == Some(Verdict::Unknown) && !change.is_over(),
+        Verdict::Pending | Verdict::Violated => false,
+    };
+    let takes_several = !matches!(receiver.kind, Kind::Webhook { body: Some(_), .. });
+    if repeat > 0 && receiver.kind == Kind::Alertmanager {
+        Group::Again
+    } else if is_about_evidence && takes_several {
+        Group::Evidence
+    } else {
+        Group::Assertion(change.assertion.clone())
+    }
+}
+
 /// Whether late rows say otherwise of a window than what was told of it.
 fn is_reversal(line: &Line, change: &Change) -> bool {
     let of_window = |told: &&Told| told.order.0 == change.window_to_ns;
@@ -651,7 +687,7 @@ fn of_all(notifications: &[Notification]) -> &str {
     if names.all(|name| name == first) {
         first
     } else {
-        AGAIN
+        SEVERAL
     }
 }
 

@@ -49,7 +49,7 @@ pub static RECEIVER_KEYS: [Key; 17] = [
     key("ca_file", Shape::Text, "the authorities that may vouch for an https URL, as PEM [those that the machine trusts]"),
     key("match", Shape::TextMap, "only what has all of these labels; `severity` and `assertion` are asked for in the same way [everything]"),
     key("on", Shape::Texts, "which verdicts are told: unknown too, since what nobody can tell may be violated; holds only of what was told otherwise before [violated, unknown, holds]"),
-    key("group_wait", Shape::Time, "what changes within so long of the first change of an assertion is told with it [5s]"),
+    key("group_wait", Shape::Time, "what changes within so long of the first change of an assertion is told with it; what can be told no more, or again, with that of all others, unless there is a `body` [5s]"),
     key("repeat", Shape::Time, "what is still violated or unknown so long after it was told is told again, from 10s [never; an Alertmanager: 1m]"),
     key("per_minute", Shape::Number, "messages in a minute at most; others wait [30]"),
     key("give_up_after", Shape::Time, "how long a message is tried, from 1m to 7d [1d]"),

@@ -59,6 +59,42 @@ fn receiver(kind: Kind) -> Receiver {
 }
 
 #[test]
+fn of_several_assertions_what_they_have_in_common_is_said_first() {
+    let of = |assertion: &str, cause: &str| {
+        let mut told = notification("from.node web-1", Verdict::Unknown);
+        told.change.assertion = assertion.into();
+        told.change.cause = cause.into();
+        told
+    };
+    let said = |notifications: Vec<Notification>| {
+        let message = Message {
+            assertion: String::new(),
+            ..message(notifications)
+        };
+        let request = request(&receiver(Kind::Slack), &message, 0);
+        let body: Value = serde_json::from_str(&request.body).unwrap();
+        let text = body["text"].as_str().unwrap();
+        text.lines().next().unwrap().to_owned()
+    };
+    let silent = "web-1 is silent";
+    assert_eq!(
+        said(vec![of("a", silent), of("b", silent)]),
+        "web-1 is silent: 2 of 2 verdicts unknown, of 2 assertions"
+    );
+    assert_eq!(
+        said(vec![of("a", silent), of("b", silent), of("b", "web-2 is silent")]),
+        "2 reasons: 3 of 3 verdicts unknown, of 2 assertions"
+    );
+    // The worst of each key of each assertion.
+    let mut violated = of("b", "");
+    violated.change.verdict = Verdict::Violated;
+    assert_eq!(
+        said(vec![violated, of("a", silent)]),
+        "1 of 2 verdicts violated, of 2 assertions"
+    );
+}
+
+#[test]
 fn a_webhook_without_a_template_gets_everything() {
     let kind = Kind::Webhook {
         body: None,

@@ -4,7 +4,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::assertion::receiver::{Given, Kind};
+use crate::assertion::receiver::{Given, Kind, Template};
 
 const SECOND_NS: i64 = 1_000_000_000;
 
@@ -203,6 +203,64 @@ fn an_alertmanager_is_told_in_one_message_of_all_that_is_still_so() {
     // The last one was told so shortly before that it is told with the others only the next time.
     assert_eq!(told[..4], first);
     assert_eq!(told[4..], [(60, "", 3), (105, "", 4), (165, "", 4)]);
+}
+
+/// One silent node is one message, whatever depends on it; what is wrong with a service has a message of its own.
+#[test]
+fn what_can_be_told_no_more_is_told_at_once_of_all_assertions() {
+    let waiting = |kind| Receiver {
+        kind,
+        group_wait: Duration::from_secs(5),
+        ..receiver()
+    };
+    let quiet = |_: &Change| Quiet::Never;
+    let of = |assertion: &str, second: i64, verdict: Verdict| Change {
+        assertion: assertion.into(),
+        ..change(second, verdict)
+    };
+    let told = |kind: Kind, changes: &[Change]| -> Vec<(String, String)> {
+        let mut book = Book::new(waiting(kind), 0, Vec::new());
+        for change in changes {
+            book.hear(change, About::default(), change.window_to_ns, false);
+        }
+        let messages = book.due(60 * SECOND_NS, quiet);
+        assert!(book.lines.values().all(|line| line.waits_in.is_none()));
+        let verdicts = |message: &Message| {
+            let each = message.notifications.iter();
+            each.map(|one| letter(one.change.verdict)).collect()
+        };
+        let told = messages
+            .iter()
+            .map(|message| (message.assertion.clone(), verdicts(message)));
+        told.collect()
+    };
+    let told_of = |told: &[(&str, &str)]| -> Vec<(String, String)> {
+        let told = told
+            .iter()
+            .map(|(of, verdicts)| ((*of).to_owned(), (*verdicts).to_owned()));
+        told.collect()
+    };
+    let changes = [
+        of("a", 1, Verdict::Unknown),
+        of("b", 1, Verdict::Violated),
+        of("c", 2, Verdict::Unknown),
+        // What becomes of a key is told after what it was.
+        of("b", 3, Verdict::Unknown),
+        of("c", 4, Verdict::Violated),
+        of("a", 5, Verdict::Holds),
+    ];
+    for kind in [Kind::Slack, Kind::Alertmanager] {
+        assert_eq!(told(kind, &changes), told_of(&[("b", "V?"), ("", "??VH")]));
+    }
+    let template = Template::parse(r#"{ "text": "${assertion}" }"#).unwrap();
+    let filled = Kind::Webhook {
+        body: Some(template),
+        secret: None,
+    };
+    assert_eq!(
+        told(filled, &changes),
+        told_of(&[("a", "?H"), ("b", "V?"), ("c", "?V")])
+    );
 }
 
 #[test]
