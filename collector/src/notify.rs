@@ -25,7 +25,7 @@ use tracing::{info, warn};
 use crate::assertion::Set;
 use crate::assertion::cause::Over;
 use crate::assertion::receiver::{Kind, Receiver};
-use crate::clock::WallClock;
+use crate::clock::{WallClock, ns};
 use crate::engine::REMEMBERED_NS;
 use crate::engine::run::SharedSet;
 use crate::seat::Seat;
@@ -270,7 +270,7 @@ impl Notifier {
             .await?;
             let mut book = Book::new(receiver.clone(), begun_ns, told);
             let silences = &desk.silences;
-            let unsent_ns = i64::try_from(receiver.group_wait.as_nanos()).unwrap_or(i64::MAX);
+            let unsent_ns = ns(receiver.group_wait);
             let is_silenced = |change: &Change| {
                 let (of, at_ns) = (change.subject(), change.judged_ns);
                 let sent_ns = at_ns.saturating_add(unsent_ns).saturating_add(HEARD_WITHIN_NS);
@@ -342,10 +342,7 @@ impl Notifier {
             let last_ns = last.entry(known.assertion.clone()).or_insert(i64::MIN);
             *last_ns = (*last_ns).max(known.machine.judged_ns);
         }
-        let remembered_ns = |assertion| {
-            let remembered_for = set.remembered_for(assertion);
-            i64::try_from(remembered_for.as_nanos()).unwrap_or(i64::MAX)
-        };
+        let remembered_ns = |assertion| ns(set.remembered_for(assertion));
         let remembered: BTreeMap<&str, i64> = set
             .assertions
             .iter()

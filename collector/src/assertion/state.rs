@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Pace;
+use crate::clock::ns;
 
 /// What a window came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +157,7 @@ impl Machine {
 }
 
 fn lasted(since_ns: i64, at_ns: i64, time: Duration) -> bool {
-    at_ns.saturating_sub(since_ns) >= i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+    at_ns.saturating_sub(since_ns) >= ns(time)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::assertion::evaluate::members_text;
 use crate::assertion::plan::{self, Place};
 use crate::assertion::signal::QUANTILES;
 use crate::assertion::{Assertion, NoData, Pace, Set, Subject, TargetPlace};
+use crate::clock::ns;
 use crate::store::evidence;
 
 /// The text about the assertion of that name, or about each rule of the objective; `None`: there is none.
@@ -90,7 +91,7 @@ fn of_assertion(set: &Set, index: usize, now_ns: i64) -> Option<String> {
                 asked.push(*class);
                 let class = &schedule.classes[*class];
                 let window = Window {
-                    from_ns: to_ns - i64::try_from(class.over.as_nanos()).unwrap_or(i64::MAX),
+                    from_ns: to_ns - ns(class.over),
                     to_ns,
                 };
                 let question = evidence::question(class, window, true);

@@ -228,6 +228,18 @@ impl Line {
         is_latest
     }
 
+    /// What was decided leaves, and counts as told.
+    fn sent(&mut self, notification: &Notification) {
+        self.waits_in = None;
+        if self.last().is_some_and(|last| last.id == notification.id) {
+            let about = About {
+                description: notification.description.clone(),
+                runbook: notification.runbook.clone(),
+            };
+            self.as_told = Some((notification.change.clone(), about));
+        }
+    }
+
     fn tell(&mut self, told: Told) {
         if self.told.len() == REMEMBERED {
             self.told.pop_front();
@@ -443,9 +455,6 @@ impl Book {
         if line.current.is_none() {
             line.current = Some((change.clone(), about.clone()));
         }
-        if line.last().is_some_and(|last| last.id == id) {
-            line.as_told = Some((change.clone(), about.clone()));
-        }
         let receiver = &self.receiver;
         let waits_in = line.waits_in.clone();
         let group = waits_in.unwrap_or_else(|| group_of(receiver, &change, told_before, repeat));
@@ -483,7 +492,7 @@ impl Book {
             };
             for notification in &waiting {
                 if let Some(line) = self.lines.get_mut(&place(&notification.change)) {
-                    line.waits_in = None;
+                    line.sent(notification);
                 }
             }
             for part in waiting.chunks(MOST_IN_A_MESSAGE) {
@@ -605,8 +614,8 @@ impl Book {
         Some(if is_at_once { every_ns / 2 } else { every_ns })
     }
 
-    /// What stays as it was told, and does not hold. An Alertmanager that does not want to hear what became of it would take
-    /// it for resolved if it were not told again, and only what holds is.
+    /// What stays as it was told, and does not hold. An Alertmanager that does not want to hear what became of it, or does not for
+    /// a silence, would take it for resolved if it were not told again, and only what holds is.
     fn still_told<'a>(&self, line: &'a Line) -> Option<&'a (Change, About)> {
         let (last, current) = (line.last()?, line.current.as_ref()?);
         let verdict = current.0.counts_as();
@@ -616,7 +625,8 @@ impl Book {
         if verdict == last.verdict {
             return Some(current);
         }
-        let is_kept_alive = self.receiver.kind == Kind::Alertmanager && !self.receiver.on.contains(&verdict);
+        let is_told_of = self.receiver.on.contains(&verdict) && !line.is_held;
+        let is_kept_alive = self.receiver.kind == Kind::Alertmanager && !is_told_of;
         line.as_told.as_ref().filter(|_| is_kept_alive)
     }
 

@@ -369,6 +369,13 @@ fn an_alertmanager_goes_on_to_hear_of_what_it_was_told_before_a_silence() {
     // Or it would take it for resolved.
     assert_eq!(told_around(alertmanager(), "V.......", 1..6), "0V 2V 4V 6V");
     assert_eq!(told_around(alertmanager(), "V..H....", 1..6), "0V 2V 6H");
+    // What became of it is held back: it was not resolved by that.
+    assert_eq!(told_around(alertmanager(), "V..?....", 1..6), "0V 2V 4V 6?");
+    let waiting = Receiver {
+        group_wait: Duration::from_secs(1),
+        ..alertmanager()
+    };
+    assert_eq!(told_around(waiting, "V..?......", 4..8), "1V 3V 5V 7V 9?");
     assert_eq!(told_around(alertmanager(), ".V......", 1..6), "6V");
 }
 
