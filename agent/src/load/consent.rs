@@ -222,6 +222,14 @@ impl Consent {
         prepared.threads = prepared.threads.min(allowed);
     }
 
+    /// Threads of one of `number` runs that are made at the same time. Each may keep a CPU busy, and so may the one that serves others
+    /// meanwhile: of more than the cap has CPUs for a run at full speed would be ended for being no more than fast. Less than one there is
+    /// not.
+    pub fn threads(&self, number: u64, is_serving: bool) -> u64 {
+        let left = self.caps.cpus - f64::from(u8::from(is_serving));
+        ((left / number as f64) as u64).max(1)
+    }
+
     /// # Errors
     /// With the setting that would allow the plan.
     pub fn check(&self, plan: &Plan) -> Result<(), Refused> {
