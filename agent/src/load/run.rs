@@ -178,6 +178,8 @@ impl Used {
 pub struct Prepared {
     pub plan: Arc<Plan>,
     pub sources: Vec<IpAddr>,
+    /// What is said of those that were given and are not there.
+    pub remark: Option<String>,
     /// Of requests over TLS.
     pub terms: Option<Terms>,
     pub threads: u64,
@@ -277,10 +279,18 @@ pub enum End {
 /// # Errors
 /// With the figures, if it lacks ports or file descriptors.
 pub fn prepare(mut plan: Plan) -> Result<Prepared, Nonsense> {
-    plan.sources = ports::of_this_node(&plan.sources)?;
+    let (ours, others) = ports::of_this_node(&plan.sources)?;
+    plan.sources = ours;
+    let remark = ports::not_here(&others);
     let in_range = ports::in_range()
         .map_err(|error| Nonsense(format!("the range of local ports cannot be read: {error}")))?;
-    let sources = ports::sources(&plan, in_range, || ports::equals(&plan.targets))?;
+    let sources =
+        ports::sources(&plan, in_range, || ports::equals(&plan.targets)).map_err(
+            |refused| match &remark {
+                Some(remark) => Nonsense(format!("{refused} ({remark})")),
+                None => refused,
+            },
+        )?;
     let files =
         free_files().map_err(|error| Nonsense(format!("the open files cannot be counted: {error}")))?;
     let at_once = plan.at_once();
@@ -320,6 +330,7 @@ pub fn prepare(mut plan: Plan) -> Result<Prepared, Nonsense> {
         served: None,
         plan: Arc::new(plan),
         sources,
+        remark,
         terms,
     })
 }
@@ -459,6 +470,9 @@ fn collect(
 ) {
     let mut end: Option<End> = None;
     let mut since_report = Tally::default();
+    if let Some(remark) = &prepared.remark {
+        since_report.remark(remark.clone());
+    }
     let mut next_report = interval;
     let (mut bytes, mut made) = (0, 0);
     let (mut recent, mut recently_made) = (Recent::default(), Made::new());
@@ -556,6 +570,8 @@ fn load(counter: &AtomicU64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
     use crate::load::plan::tests::count;
 
@@ -670,5 +686,41 @@ mod tests {
         let ms = Duration::from_millis;
         recent.most_in_a_second(ms(100), ms(900), 10);
         assert_eq!(recent.most_in_a_second(ms(1_200), ms(1_200), 1_990), 995);
+    }
+
+    #[test]
+    fn a_source_that_is_not_there_is_named() {
+        let target = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let mut plan = count(1);
+        plan.targets = vec![target.local_addr().expect("its address")];
+        // The second is of the documentation's network, which nobody has.
+        plan.sources = ["127.0.0.1", "198.51.100.1"]
+            .map(|source| source.parse().expect("an address"))
+            .to_vec();
+        let mut many = plan.clone();
+        many.arrivals = Arrivals::Count {
+            connections: 65_536,
+            pause: Duration::ZERO,
+        };
+        let refused = prepare(many).expect_err("too few ports").0;
+        assert!(
+            refused.contains("65536 ports") && refused.contains("198.51.100.1 is not of this node"),
+            "{refused}"
+        );
+        let caps = Caps {
+            per_second: 1e6,
+            bytes: 1,
+            cpus: 1e6,
+            duration: Duration::from_secs(3600),
+        };
+        let prepared = prepare(plan).expect("one that is there");
+        let mut said = Vec::new();
+        let begin_ns = monotonic_ns();
+        generate(&prepared, caps, begin_ns, COLLECT, &Arc::default(), |report| {
+            said.extend(report.tally.remarks);
+        })
+        .expect("a thread");
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].contains("198.51.100.1 is not of this node"), "{said:?}");
     }
 }
