@@ -22,7 +22,7 @@ use super::{
     plan::{Arrivals, Nonsense, Plan, share},
     ports, requests,
     saturation::Saturation,
-    serving::Served,
+    serving::{LOOK, Served},
     tally::Tally,
     tls::Terms,
     worker::{Filled, Part, Shared, monotonic_ns, work},
@@ -82,8 +82,9 @@ impl Default for Recent {
 
 impl Recent {
     /// What is used a second now that so much was used since the start. Of one that began only now it is what it comes to if it uses no more.
-    pub(super) fn cpus(&mut self, elapsed: Duration, used: Duration) -> f64 {
-        self.0.push_back((elapsed, used));
+    /// `read` is when the first of what adds up to `used` was read: so a thread that is always busy uses one CPU and never more.
+    pub(super) fn cpus(&mut self, read: Duration, elapsed: Duration, used: Duration) -> f64 {
+        self.0.push_back((read, used));
         let is_enough = |&(at, _): &(Duration, Duration)| elapsed.saturating_sub(at) >= RECENT;
         while self.0.get(1).is_some_and(is_enough) {
             self.0.pop_front();
@@ -511,13 +512,17 @@ fn collect(
                 .iter()
                 .filter(|worker| worker.handle.is_some())
                 .map(|worker| Duration::from_nanos(worker.at_ns))
-                .min();
+                .min()
+                .unwrap_or(elapsed);
+            // What is served is looked at now and then.
+            let since_look = prepared.served.as_ref().map_or(Duration::ZERO, |_| LOOK);
+            let read = counted.min(elapsed.saturating_sub(since_look));
             let made = if is_closed { made } else { 0 };
             let used = Used {
                 bytes: bytes + served_bytes,
                 elapsed,
-                cpus: recent.cpus(elapsed, cpu + served_cpu),
-                made: recently_made.most_in_a_second(counted.unwrap_or(elapsed), elapsed, made),
+                cpus: recent.cpus(read, elapsed, cpu + served_cpu),
+                made: recently_made.most_in_a_second(counted, elapsed, made),
             };
             let beyond = used.beyond(caps, &prepared.plan, prepared.together);
             let capped = beyond.or_else(|| prepared.memory.shortage());
@@ -636,10 +641,8 @@ mod tests {
             let mut recent = Recent::default();
             let mut used = |at_ms: u64| {
                 let used_ms = at_ms.saturating_sub(begins_ms) as f64 * 1.05;
-                recent.cpus(
-                    Duration::from_millis(at_ms),
-                    Duration::from_secs_f64(used_ms / 1e3),
-                )
+                let at = Duration::from_millis(at_ms);
+                recent.cpus(at, at, Duration::from_secs_f64(used_ms / 1e3))
             };
             let seen_ms = (0..).step_by(200).find(|at_ms| used(*at_ms) > 1.0);
             let after_ms = seen_ms.expect("seen") - begins_ms;
@@ -647,11 +650,16 @@ mod tests {
         }
         // Each moment's use counts once, and what was long ago no more.
         let mut recent = Recent::default();
-        let mut used =
-            |at_ms, used_ms| recent.cpus(Duration::from_millis(at_ms), Duration::from_millis(used_ms));
+        let ms = Duration::from_millis;
+        let mut used = |at_ms, used_ms| recent.cpus(ms(at_ms), ms(at_ms), ms(used_ms));
         assert_eq!(used(300, 750), 1.0);
         assert_eq!(used(1_000, 750), 0.75);
         assert_eq!(used(2_000, 850), 0.1);
+        // Of one that is always busy, be it looked at some time after it was read.
+        let mut recent = Recent::default();
+        for (read_ms, at_ms) in [(400, 420), (800, 801), (1_200, 1_215), (1_600, 1_600)] {
+            assert!(recent.cpus(ms(read_ms), ms(at_ms), ms(read_ms)) <= 1.0);
+        }
     }
 
     /// The most that are seen in a second where so many are made in each of so many fifths of a second.
