@@ -211,7 +211,7 @@ pub struct LoadArgs {
     )]
     pub load_connections: u64,
 
-    /// Most connections or requests a second
+    /// Most connections or requests a second; of --concurrency within any second
     #[arg(long, env = "HOLDFAST_LOAD_RATE", value_name = "N", default_value_t = 200_000)]
     pub load_rate: u32,
 

@@ -235,9 +235,8 @@ impl Runs {
             // Together they use no more than one alone may.
             prepared.together = number;
             prepared.served.clone_from(&served);
-            if number > 1 {
-                prepared.threads = 1;
-            }
+            let threads = if number > 1 { 1 } else { prepared.threads };
+            prepared.threads = threads.min(self.consent.threads(number, served.is_some()));
             Ok(prepared)
         };
         let prepared: Vec<Prepared> = plans
@@ -490,14 +489,22 @@ mod tests {
         take(runs, run_order::Order::Start(RunStart { at_ns }));
     }
 
+    /// The last report, and how many attempts all of them together say were late: the last one says only what came since the one before.
+    fn reports(runs: &mut Runs) -> (LoadReport, u64) {
+        let mut late = 0;
+        loop {
+            let event = runs.queue.blocking_recv().and_then(|event| event.event);
+            if let Some(run_event::Event::Report(report)) = event {
+                late += report.counts.as_ref().map_or(0, |counts| counts.late);
+                if report.end.is_some() {
+                    return (report, late);
+                }
+            }
+        }
+    }
+
     fn last_report(runs: &mut Runs) -> LoadReport {
-        let report = |event: RunEvent| match event.event {
-            Some(run_event::Event::Report(report)) => report.end.is_some().then_some(report),
-            _ => None,
-        };
-        std::iter::from_fn(|| runs.queue.blocking_recv())
-            .find_map(report)
-            .expect("a last report")
+        reports(runs).0
     }
 
     #[test]
@@ -507,15 +514,51 @@ mod tests {
         let mut told_late = |late_ns| {
             take(&mut runs, run_order::Order::Prepare(one(&target, Duration::ZERO)));
             start(&mut runs, late_ns);
-            last_report(&mut runs)
+            reports(&mut runs)
         };
         // What was due for so long is not made at once.
-        let report = told_late(1_500_000_000);
+        let (report, _) = told_late(1_500_000_000);
         assert_eq!((report.end(), report.first_ns), (LoadEnd::Failed, 0));
         assert!(report.reason.contains("1500 ms after it"), "{}", report.reason);
-        let report = told_late(300_000_000);
-        assert_eq!(report.counts.expect("counts").late, 1);
+        let (report, late) = told_late(300_000_000);
+        assert_eq!(late, 1);
         assert!(report.first_ns >= 300_000_000, "{}", report.first_ns);
+    }
+
+    #[test]
+    fn a_run_has_no_more_threads_than_it_may_use_cpus() {
+        let consent = |cpus| {
+            let mut consent = runs().consent.clone();
+            (consent.caps.cpus, consent.connections) = (cpus, 1_000);
+            consent
+        };
+        for (cpus, number, is_serving, threads) in [
+            (4.0, 1, false, 4),
+            (4.0, 1, true, 3),
+            (3.9, 1, false, 3),
+            (4.0, 3, true, 1),
+            // The cap stands, and ends what uses more.
+            (4.0, 9, true, 1),
+            (0.5, 1, true, 1),
+        ] {
+            let allowed = consent(cpus).threads(number, is_serving);
+            assert_eq!(allowed, threads, "{cpus} {number} {is_serving}");
+        }
+        // So it is of a run that is prepared, however many CPUs there are.
+        let target = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let mut plan = one(&target, Duration::ZERO);
+        plan.arrivals = Some(load_plan::Arrivals::Count(LoadCount {
+            connections: 100,
+            pause_ns: 0,
+        }));
+        for (cpus, serves, most) in [(1.5, false, 1), (2.9, true, 1)] {
+            let mut runs = Runs::new(consent(cpus));
+            if serves {
+                let address = "127.0.0.1:0".to_owned();
+                take(&mut runs, run_order::Order::Serve(RunServe { address }));
+            }
+            assert_eq!(runs.prepare("19ac", &plan), Ok(most), "{cpus} {serves}");
+        }
     }
 
     #[test]

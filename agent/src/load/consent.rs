@@ -189,7 +189,7 @@ impl Consent {
                 Setting("load-connections").to(&at_once.to_string())
             )));
         }
-        let rate: f64 = plans.iter().filter_map(Plan::per_second).sum();
+        let rate: f64 = plans.iter().map(Plan::at_least_per_second).sum();
         if rate > self.caps.per_second {
             return Err(Refused(format!(
                 "{rate:.0} connections/s, to {} targets together, are more than the {:.0}/s that are allowed here: {}",
@@ -222,6 +222,14 @@ impl Consent {
         prepared.threads = prepared.threads.min(allowed);
     }
 
+    /// Threads of one of `number` runs that are made at the same time. Each may keep a CPU busy, and so may the one that serves others
+    /// meanwhile: of more than the cap has CPUs for a run at full speed would be ended for being no more than fast. Less than one there is
+    /// not.
+    pub fn threads(&self, number: u64, is_serving: bool) -> u64 {
+        let left = self.caps.cpus - f64::from(u8::from(is_serving));
+        ((left / number as f64) as u64).max(1)
+    }
+
     /// # Errors
     /// With the setting that would allow the plan.
     pub fn check(&self, plan: &Plan) -> Result<(), Refused> {
@@ -238,7 +246,8 @@ impl Consent {
                 Setting("load-connections").to(&at_once.to_string())
             ));
         }
-        if let Some(rate) = plan.per_second().filter(|rate| *rate > self.caps.per_second) {
+        let rate = plan.at_least_per_second();
+        if rate > self.caps.per_second {
             return refused(format!(
                 "{rate:.0} connections/s are more than the {:.0}/s that are allowed here: {}",
                 self.caps.per_second,
@@ -358,6 +367,24 @@ mod tests {
         );
         plan.arrivals = counted(100, 900);
         assert!(consent.check(&plan).expect_err("fast").0.contains("--load-rate"));
+        // A closed loop makes as many at once as it has.
+        let at_once = |concurrency| {
+            let mut plan = count(1);
+            plan.arrivals = Arrivals::Closed {
+                concurrency,
+                duration: Duration::from_secs(10),
+            };
+            let slow = Consent {
+                caps: Caps {
+                    per_second: 50.0,
+                    ..consent.caps
+                },
+                ..consent.clone()
+            };
+            slow.check(&plan)
+        };
+        assert_eq!(at_once(50), Ok(()));
+        assert!(at_once(51).expect_err("fast").0.contains("--load-rate 51"));
         // Each alone would be allowed.
         plan.arrivals = counted(40, 2_500);
         let two = [plan.clone(), plan.clone()];

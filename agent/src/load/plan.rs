@@ -233,6 +233,15 @@ impl Plan {
         Some(whole / self.step as f64)
     }
 
+    /// Attempts of this part in the second that has the most of them, whatever the target does: those of a closed loop are made all at once
+    /// when it begins.
+    pub fn at_least_per_second(&self) -> f64 {
+        match self.arrivals {
+            Arrivals::Closed { concurrency, .. } => share(concurrency, self.first, self.step) as f64,
+            _ => self.per_second().unwrap_or_default(),
+        }
+    }
+
     /// The most connections of this part that can be open or under way at once, if each takes as long as it may. With a rate, if each is
     /// made when it is due as well: what to allow for, and no bound.
     pub fn at_once(&self) -> u64 {

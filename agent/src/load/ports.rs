@@ -26,22 +26,38 @@ pub fn in_range() -> io::Result<u64> {
     parse(&text).ok_or_else(|| io::Error::other(format!("{RANGE} says {text:?}, which is no range")))
 }
 
-/// Of the sources that are given, those that are addresses of this node: the others are of other nodes that make the same run.
+/// The sources that are given: first those that are addresses of this node, then the others, which may be of other nodes that make the same
+/// run.
 ///
 /// # Errors
-/// Names them if none is.
-pub fn of_this_node(given: &[IpAddr]) -> Result<Vec<IpAddr>, Nonsense> {
+/// Names them if none is of this node.
+pub fn of_this_node(given: &[IpAddr]) -> Result<(Vec<IpAddr>, Vec<IpAddr>), Nonsense> {
     // Asked of UDP, where a bound address is in nobody's way.
-    let is_ours = |source: &&IpAddr| UdpSocket::bind((**source, 0)).is_ok();
-    let ours: Vec<IpAddr> = given.iter().filter(is_ours).copied().collect();
-    if ours.is_empty() && !given.is_empty() {
-        let given: Vec<String> = given.iter().map(IpAddr::to_string).collect();
+    let is_ours = |source: &IpAddr| UdpSocket::bind((*source, 0)).is_ok();
+    let (ours, others): (Vec<IpAddr>, Vec<IpAddr>) = given.iter().copied().partition(is_ours);
+    if ours.is_empty() && !others.is_empty() {
         return Err(Nonsense(format!(
             "nothing can be sent from {} here: give an address of this node with --source, or take nodes that have it with --node",
-            given.join(" ")
+            in_words(&others)
         )));
     }
-    Ok(ours)
+    Ok((ours, others))
+}
+
+/// What is said of given sources that this node does not have; nothing if there are none.
+pub fn not_here(others: &[IpAddr]) -> Option<String> {
+    let verb = if others.len() == 1 { "is" } else { "are" };
+    (!others.is_empty()).then(|| {
+        format!(
+            "of the addresses that --source gives {} {verb} not of this node, and nothing is sent from there here",
+            in_words(others)
+        )
+    })
+}
+
+fn in_words(addresses: &[IpAddr]) -> String {
+    let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+    addresses.join(" ")
 }
 
 /// The addresses of this node that are as good as the one that the kernel would choose, that one among them: on the same interface and in the same
@@ -59,7 +75,12 @@ pub fn equals(targets: &[SocketAddr]) -> Vec<IpAddr> {
         .flatten()
         .filter_map(|of| Some((of.interface_name, ip(of.address?)?, ip(of.netmask?)?)))
         .collect();
-    let Some((interface, _, mask)) = all.iter().find(|(_, address, _)| address == first) else {
+    beside(&all, *first)
+}
+
+/// Of addresses with their interfaces and masks, those on the same interface and in the same network as `first`, which is one of them.
+fn beside(all: &[(String, IpAddr, IpAddr)], first: IpAddr) -> Vec<IpAddr> {
+    let Some((interface, _, mask)) = all.iter().find(|(_, address, _)| *address == first) else {
         return vec![];
     };
     let network = |address: IpAddr| match (address, *mask) {
@@ -68,9 +89,14 @@ pub fn equals(targets: &[SocketAddr]) -> Vec<IpAddr> {
         _ => None,
     };
     all.iter()
-        .filter(|(name, address, _)| name == interface && network(*address) == network(*first))
+        .filter(|(name, address, _)| device(name) == device(interface) && network(*address) == network(first))
         .map(|(_, address, _)| *address)
         .collect()
+}
+
+/// The interface that an address is on, which may have a label of its own: `eth0:1` is on `eth0`.
+fn device(name: &str) -> &str {
+    name.split(':').next().unwrap_or(name)
 }
 
 /// From where the kernel would reach a target: nothing is sent for it.
@@ -166,8 +192,8 @@ mod tests {
         let address = |source: &str| source.parse::<IpAddr>().expect("an address");
         // The second is of the documentation's network, which nobody has.
         let (ours, others) = (address("127.0.0.1"), address("192.0.2.1"));
-        assert_eq!(of_this_node(&[]), Ok(vec![]));
-        assert_eq!(of_this_node(&[others, ours]), Ok(vec![ours]));
+        assert_eq!(of_this_node(&[]), Ok((vec![], vec![])));
+        assert_eq!(of_this_node(&[others, ours]), Ok((vec![ours], vec![others])));
         let refused = of_this_node(&[others]).expect_err("not here").to_string();
         assert!(
             refused.contains("192.0.2.1") && refused.contains("--source"),
@@ -237,5 +263,21 @@ mod tests {
         assert!(equals(&["127.0.0.1:9", "127.0.0.1:10"]).contains(&loopback));
         // No address is good for both.
         assert_eq!(equals(&["127.0.0.1:9", "[::1]:9"]), Vec::<IpAddr>::new());
+    }
+
+    #[test]
+    fn an_address_with_a_label_is_on_the_interface_that_it_is_on() {
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let of = |name: &str, text: &str| (name.to_owned(), address(text), address("255.255.255.0"));
+        let all = [
+            of("eth0", "10.0.0.1"),
+            of("eth0:1", "10.0.0.2"),
+            of("eth0:2", "10.0.1.2"),
+            of("eth01", "10.0.0.3"),
+        ];
+        let both = vec![address("10.0.0.1"), address("10.0.0.2")];
+        for first in &both {
+            assert_eq!(beside(&all, *first), both);
+        }
     }
 }

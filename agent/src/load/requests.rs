@@ -15,6 +15,7 @@ use super::{
     http::{Http, Malformed, Version},
     http1::Response,
     http2::{self, Ended, How, Session},
+    moments::{Moment, Moments},
     outcome::{Answer, Loss, Outcome},
     plan::{Arrivals, Close, share},
     schedule::Schedule,
@@ -83,6 +84,15 @@ impl Link {
             None => self.busy.as_ref().is_some_and(|busy| busy.serial == serial),
         }
     }
+
+    /// Whether what is under way here now may take so long, and not an earlier request or use.
+    fn awaits(&self, of: &Use) -> bool {
+        self.generation == of.generation
+            && match of.wait {
+                Wait::Connection => matches!(self.phase, Phase::Dialing | Phase::Securing),
+                Wait::Request(serial) => self.is_under_way(serial),
+            }
+    }
 }
 
 /// What takes too long at a moment.
@@ -93,8 +103,8 @@ enum Wait {
     Request(u32),
 }
 
-struct Moment {
-    at_ns: u64,
+/// What a moment is noted for.
+struct Use {
     link: u32,
     generation: u32,
     wait: Wait,
@@ -119,7 +129,7 @@ struct Requests {
     waiting: VecDeque<u64>,
     /// When the last of them was due that found more connections to be needed than this machine has room for; those before it did, too.
     held_up_ns: Option<u64>,
-    deadlines: VecDeque<Moment>,
+    deadlines: Moments<Use>,
     opening: u64,
     under_way: u64,
     open: u64,
@@ -170,7 +180,7 @@ impl Requests {
             ready: Vec::new(),
             waiting: VecDeque::new(),
             held_up_ns: None,
-            deadlines: VecDeque::new(),
+            deadlines: Moments::default(),
             opening: 0,
             under_way: 0,
             open: 0,
@@ -214,7 +224,7 @@ impl Requests {
     /// How long nothing is due.
     fn sleep_ns(&self) -> u64 {
         let now_ns = self.part.now();
-        let moment_ns = self.deadlines.front().map(|moment| moment.at_ns);
+        let moment_ns = self.deadlines.next_ns();
         let waiting_ns = self.waiting.front().map(|due_ns| due_ns + self.timeout_ns());
         let sleep_ns = moment_ns
             .into_iter()
@@ -239,28 +249,17 @@ impl Requests {
 
     /// Ends what has taken too long.
     fn look_at_the_clock(&mut self, now_ns: u64) {
-        while let Some(moment) = self.deadlines.pop_front() {
-            let link = &self.links[moment.link as usize];
-            let is_current = link.generation == moment.generation
-                && match moment.wait {
-                    Wait::Connection => matches!(link.phase, Phase::Dialing | Phase::Securing),
-                    Wait::Request(serial) => link.is_under_way(serial),
-                };
-            if !is_current {
-                continue;
-            }
-            if moment.at_ns > now_ns {
-                self.deadlines.push_front(moment);
-                break;
-            }
-            match moment.wait {
-                Wait::Connection if link.phase == Phase::Dialing => {
-                    let asked = self.asked(moment.link);
+        while let Some(Use { link, wait, .. }) = self.deadlines.take_due(now_ns, |moment| {
+            self.links[moment.of.link as usize].awaits(&moment.of)
+        }) {
+            match wait {
+                Wait::Connection if self.links[link as usize].phase == Phase::Dialing => {
+                    let asked = self.asked(link);
                     self.tally.no_handshake(asked);
-                    self.refused(moment.link, Outcome::TimedOut);
+                    self.refused(link, Outcome::TimedOut);
                 }
-                Wait::Connection => self.not_secured_in_time(moment.link, now_ns),
-                Wait::Request(serial) => self.too_late(moment.link, serial, now_ns),
+                Wait::Connection => self.not_secured_in_time(link, now_ns),
+                Wait::Request(serial) => self.too_late(link, serial, now_ns),
             }
         }
         let timeout_ns = self.timeout_ns();
@@ -386,11 +385,17 @@ impl Requests {
     }
 
     fn note(&mut self, index: u32, wait: Wait, now_ns: u64) {
-        self.deadlines.push_back(Moment {
-            at_ns: now_ns.saturating_add(self.timeout_ns()),
+        let at_ns = now_ns.saturating_add(self.timeout_ns());
+        let links = &self.links;
+        let of = Use {
             link: index,
-            generation: self.links[index as usize].generation,
+            generation: links[index as usize].generation,
             wait,
+        };
+        // A connection that is established has as many as it has streams, and before that one.
+        let places = links.len() * (self.http.streams as usize).max(1);
+        self.deadlines.note(at_ns, of, places, |moment: &Moment<Use>| {
+            links[moment.of.link as usize].awaits(&moment.of)
         });
     }
 
@@ -963,5 +968,47 @@ impl Requests {
         }
         let tally = mem::take(&mut self.tally);
         self.part.hand_over(tally, self.first_ns, true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::load::{http::tests::get, plan::tests::count, worker::tests::part};
+
+    #[test]
+    fn requests_leave_no_more_deadlines_than_there_are_places() {
+        let mut plan = count(1);
+        plan.timeout = Duration::from_secs(600);
+        plan.http = Some(get());
+        let timeout_ns = plan.timeout.as_nanos() as u64;
+        let mut requests = Requests::new(part(plan)).expect("an epoll");
+        for _ in 0..2 {
+            requests.take_link(0, 0).expect("a socket");
+        }
+        requests.links[0].phase = Phase::Dialing;
+        requests.note(0, Wait::Connection, 0);
+        requests.links[1].phase = Phase::Open;
+        for sent_ns in 1..=100_000 {
+            let serial = sent_ns as u32;
+            requests.links[1].busy = Some(Busy {
+                due_ns: sent_ns,
+                sent_ns,
+                written: 0,
+                serial,
+            });
+            requests.note(1, Wait::Request(serial), sent_ns);
+            assert!(requests.deadlines.are_few(requests.links.len()));
+        }
+        // What is under way is still to be looked at.
+        let links = &requests.links;
+        let awaited = std::iter::from_fn(|| {
+            let is_awaited = |moment: &Moment<Use>| links[moment.of.link as usize].awaits(&moment.of);
+            requests.deadlines.take_due(timeout_ns + 100_000, is_awaited)
+        });
+        let awaited: Vec<Wait> = awaited.map(|of| of.wait).collect();
+        assert_eq!(awaited, [Wait::Connection, Wait::Request(100_000)]);
     }
 }

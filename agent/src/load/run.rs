@@ -22,7 +22,7 @@ use super::{
     plan::{Arrivals, Nonsense, Plan, share},
     ports, requests,
     saturation::Saturation,
-    serving::Served,
+    serving::{LOOK, Served},
     tally::Tally,
     tls::Terms,
     worker::{Filled, Part, Shared, monotonic_ns, work},
@@ -42,7 +42,7 @@ const GRACE: Duration = Duration::from_millis(500);
 /// A run that nobody has wanted for so long is stopped, in nanoseconds. With [`COLLECT`] it is less than a second.
 const ORPHANED_NS: u64 = 700_000_000;
 
-/// What is used a second is looked at over so long: with [`COLLECT`], and what the workers take to hear of it, a run that uses more ends within
+/// CPU time that is used a second is looked at over so long: with [`COLLECT`], and what the workers take to hear of it, a run that uses more ends within
 /// a second of beginning to.
 const RECENT: Duration = Duration::from_millis(750);
 
@@ -65,20 +65,14 @@ pub struct Caps {
 struct Used {
     bytes: u64,
     elapsed: Duration,
-    /// Lately.
-    rates: Rates,
-}
-
-/// What is used a second.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Rates {
+    /// Lately, a second.
     cpus: f64,
-    /// Of a closed loop. Any other makes no more than it was asked for, and what is late at once.
-    made: f64,
+    /// Of a closed loop in some second, lately; see [`Made`]. Any other makes no more than it was asked for, and what is late at once.
+    made: u64,
 }
 
-/// What was used since the run's start, at moments not longer ago than [`RECENT`], and at the one before those.
-pub(super) struct Recent(VecDeque<(Duration, Rates)>);
+/// CPU time that was used since the run's start, at moments not longer ago than [`RECENT`], and at the one before those.
+pub(super) struct Recent(VecDeque<(Duration, Duration)>);
 
 impl Default for Recent {
     fn default() -> Self {
@@ -87,25 +81,43 @@ impl Default for Recent {
 }
 
 impl Recent {
-    /// The same of CPU time alone.
-    pub(super) fn cpus(&mut self, elapsed: Duration, used: Duration) -> f64 {
-        let cpus = used.as_secs_f64();
-        self.rates(elapsed, Rates { cpus, made: 0.0 }).cpus
-    }
-
     /// What is used a second now that so much was used since the start. Of one that began only now it is what it comes to if it uses no more.
-    fn rates(&mut self, elapsed: Duration, used: Rates) -> Rates {
-        self.0.push_back((elapsed, used));
-        let is_enough = |&(at, _): &(Duration, Rates)| elapsed.saturating_sub(at) >= RECENT;
+    /// `read` is when the first of what adds up to `used` was read: so a thread that is always busy uses one CPU and never more.
+    pub(super) fn cpus(&mut self, read: Duration, elapsed: Duration, used: Duration) -> f64 {
+        self.0.push_back((read, used));
+        let is_enough = |&(at, _): &(Duration, Duration)| elapsed.saturating_sub(at) >= RECENT;
         while self.0.get(1).is_some_and(is_enough) {
             self.0.pop_front();
         }
         let (since, before) = self.0[0];
-        let passed = elapsed.saturating_sub(since).max(RECENT).as_secs_f64();
-        Rates {
-            cpus: (used.cpus - before.cpus) / passed,
-            made: (used.made - before.made) / passed,
-        }
+        let passed = elapsed.saturating_sub(since).max(RECENT);
+        used.saturating_sub(before).as_secs_f64() / passed.as_secs_f64()
+    }
+}
+
+/// How many attempts were made since the run's start, at moments not longer ago than [`MADE`].
+struct Made(VecDeque<(Duration, u64)>);
+
+/// What was made is looked at over so long: a loop that is only a little faster than it may be is so in all of it.
+const MADE: Duration = Duration::from_secs(5);
+
+impl Made {
+    fn new() -> Self {
+        Self(VecDeque::from([Default::default()]))
+    }
+
+    /// How many were made within some second, at least, now that there were `made` at `now`: of those of less than a second all, and of
+    /// those of two seconds half of them. A burst is what it is, and not what it would come to if it went on. `counted` is when the first
+    /// thread said how many it had made, so that no time is taken for shorter than it was.
+    fn most_in_a_second(&mut self, counted: Duration, now: Duration, made: u64) -> u64 {
+        self.0.retain(|&(at, _)| now.saturating_sub(at) <= MADE);
+        let in_a_second = |&(at, before): &(Duration, u64)| {
+            let passed_ns = now.saturating_sub(at).as_nanos() as u64;
+            (made - before).div_ceil(passed_ns.div_ceil(1_000_000_000).max(1))
+        };
+        let most = self.0.iter().map(in_a_second).max();
+        self.0.push_back((counted, made));
+        most.unwrap_or(0)
     }
 }
 
@@ -141,12 +153,12 @@ impl Used {
                 Setting("load-duration").to(&format!("{}s", wanted.as_secs().saturating_add(1)))
             ));
         }
-        let (Rates { cpus, made }, most) = (self.rates, caps.per_second / all);
-        if made > most {
+        let (cpus, made, most) = (self.cpus, self.made, caps.per_second / all);
+        if made as f64 > most {
             // A quarter more than it made now.
-            let wanted = (made * all * 1.25).ceil();
+            let wanted = (made as f64 * all * 1.25).ceil();
             return Some(format!(
-                "{made:.0} attempts/s were made, and no more than {most:.0}/s{of_each} are allowed here: {}",
+                "{made} attempts/s were made, and no more than {most:.0}/s{of_each} are allowed here: {}",
                 Setting("load-rate").to(&wanted.to_string())
             ));
         }
@@ -167,6 +179,8 @@ impl Used {
 pub struct Prepared {
     pub plan: Arc<Plan>,
     pub sources: Vec<IpAddr>,
+    /// What is said of those that were given and are not there.
+    pub remark: Option<String>,
     /// Of requests over TLS.
     pub terms: Option<Terms>,
     pub threads: u64,
@@ -185,14 +199,14 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// The part of one generator in what was served: bytes, and seconds of CPU time.
-    fn served(&self) -> (u64, f64) {
+    /// The part of one generator in what was served: bytes, and CPU time.
+    fn served(&self) -> (u64, Duration) {
         let (bytes, cpu) = self
             .served
             .as_ref()
             .map(|served| served.so_far())
             .unwrap_or_default();
-        (bytes / self.together, cpu.as_secs_f64() / self.together as f64)
+        (bytes / self.together, cpu.div_f64(self.together as f64))
     }
 }
 
@@ -266,10 +280,18 @@ pub enum End {
 /// # Errors
 /// With the figures, if it lacks ports or file descriptors.
 pub fn prepare(mut plan: Plan) -> Result<Prepared, Nonsense> {
-    plan.sources = ports::of_this_node(&plan.sources)?;
+    let (ours, others) = ports::of_this_node(&plan.sources)?;
+    plan.sources = ours;
+    let remark = ports::not_here(&others);
     let in_range = ports::in_range()
         .map_err(|error| Nonsense(format!("the range of local ports cannot be read: {error}")))?;
-    let sources = ports::sources(&plan, in_range, || ports::equals(&plan.targets))?;
+    let sources =
+        ports::sources(&plan, in_range, || ports::equals(&plan.targets)).map_err(
+            |refused| match &remark {
+                Some(remark) => Nonsense(format!("{refused} ({remark})")),
+                None => refused,
+            },
+        )?;
     let files =
         free_files().map_err(|error| Nonsense(format!("the open files cannot be counted: {error}")))?;
     let at_once = plan.at_once();
@@ -309,6 +331,7 @@ pub fn prepare(mut plan: Plan) -> Result<Prepared, Nonsense> {
         served: None,
         plan: Arc::new(plan),
         sources,
+        remark,
         terms,
     })
 }
@@ -448,9 +471,12 @@ fn collect(
 ) {
     let mut end: Option<End> = None;
     let mut since_report = Tally::default();
+    if let Some(remark) = &prepared.remark {
+        since_report.remark(remark.clone());
+    }
     let mut next_report = interval;
     let (mut bytes, mut made) = (0, 0);
-    let mut recent = Recent::default();
+    let (mut recent, mut recently_made) = (Recent::default(), Made::new());
     let is_closed = matches!(prepared.plan.arrivals, Arrivals::Closed { .. });
     loop {
         let exchanged = |tally: &Tally| tally.bytes_sent + tally.bytes_received;
@@ -481,13 +507,22 @@ fn collect(
         bytes += exchanged(&since_report) - bytes_before;
         made += attempted(&since_report) - made_before;
         if end.is_none() && running > 0 {
-            let made = if is_closed { made as f64 } else { 0.0 };
-            let (served_bytes, served_cpus) = prepared.served();
-            let cpus = cpu.as_secs_f64() + served_cpus;
+            let (served_bytes, served_cpu) = prepared.served();
+            let counted = workers
+                .iter()
+                .filter(|worker| worker.handle.is_some())
+                .map(|worker| Duration::from_nanos(worker.at_ns))
+                .min()
+                .unwrap_or(elapsed);
+            // What is served is looked at now and then.
+            let since_look = prepared.served.as_ref().map_or(Duration::ZERO, |_| LOOK);
+            let read = counted.min(elapsed.saturating_sub(since_look));
+            let made = if is_closed { made } else { 0 };
             let used = Used {
                 bytes: bytes + served_bytes,
                 elapsed,
-                rates: recent.rates(elapsed, Rates { cpus, made }),
+                cpus: recent.cpus(read, elapsed, cpu + served_cpu),
+                made: recently_made.most_in_a_second(counted, elapsed, made),
             };
             let beyond = used.beyond(caps, &prepared.plan, prepared.together);
             let capped = beyond.or_else(|| prepared.memory.shortage());
@@ -540,6 +575,8 @@ fn load(counter: &AtomicU64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
     use crate::load::plan::tests::count;
 
@@ -553,14 +590,12 @@ mod tests {
         };
         let mut plan = count(10);
         (plan.hold, plan.timeout) = (Duration::from_secs(40), Duration::from_secs(5));
-        let check = |used: (u64, u64, f64, f64), together, parts: &[&str]| {
+        let check = |used: (u64, u64, f64, u64), together, parts: &[&str]| {
             let used = Used {
                 bytes: used.0 << 20,
                 elapsed: Duration::from_secs(used.1),
-                rates: Rates {
-                    cpus: used.2,
-                    made: used.3,
-                },
+                cpus: used.2,
+                made: used.3,
             };
             let beyond = used.beyond(caps, &plan, together).unwrap_or_default();
             assert_eq!(beyond.is_empty(), parts.is_empty(), "{beyond}");
@@ -568,32 +603,32 @@ mod tests {
                 assert!(beyond.contains(part), "{beyond}");
             }
         };
-        check((100, 60, 1.0, 1e3), 1, &[]);
+        check((100, 60, 1.0, 1_000), 1, &[]);
         // A tenth of it has passed.
-        check((101, 4, 0.0, 0.0), 1, &["HOLDFAST_LOAD_BYTES=1263MiB"]);
+        check((101, 4, 0.0, 0), 1, &["HOLDFAST_LOAD_BYTES=1263MiB"]);
         check(
-            (51, 40, 0.0, 0.0),
+            (51, 40, 0.0, 0),
             2,
             &[
                 "no more than 52428800 for each of 2 targets",
                 "HOLDFAST_LOAD_BYTES=128MiB",
             ],
         );
-        check((0, 60, 0.0, 0.0), 1, &[]);
+        check((0, 60, 0.0, 0), 1, &[]);
         check(
-            (0, 61, 0.0, 0.0),
+            (0, 61, 0.0, 0),
             1,
             &["60 s are allowed", "HOLDFAST_LOAD_DURATION=67s"],
         );
-        check((0, 1, 1.31, 0.0), 1, &["1.31 CPUs", "HOLDFAST_LOAD_CPUS=1.5 "]);
-        check((0, 1, 0.6, 0.0), 2, &["0.60 CPUs", "HOLDFAST_LOAD_CPUS=1.4 "]);
+        check((0, 1, 1.31, 0), 1, &["1.31 CPUs", "HOLDFAST_LOAD_CPUS=1.5 "]);
+        check((0, 1, 0.6, 0), 2, &["0.60 CPUs", "HOLDFAST_LOAD_CPUS=1.4 "]);
         check(
-            (0, 1, 0.0, 2e3),
+            (0, 1, 0.0, 2_000),
             1,
             &["2000 attempts/s", "HOLDFAST_LOAD_RATE=2500 "],
         );
         check(
-            (0, 1, 0.0, 600.0),
+            (0, 1, 0.0, 600),
             2,
             &["no more than 500/s for each", "HOLDFAST_LOAD_RATE=1500 "],
         );
@@ -605,9 +640,9 @@ mod tests {
         for begins_ms in (0..2_000).step_by(70) {
             let mut recent = Recent::default();
             let mut used = |at_ms: u64| {
-                let cpus = at_ms.saturating_sub(begins_ms) as f64 / 1e3 * 1.05;
-                let rates = Rates { cpus, made: 0.0 };
-                recent.rates(Duration::from_millis(at_ms), rates).cpus
+                let used_ms = at_ms.saturating_sub(begins_ms) as f64 * 1.05;
+                let at = Duration::from_millis(at_ms);
+                recent.cpus(at, at, Duration::from_secs_f64(used_ms / 1e3))
             };
             let seen_ms = (0..).step_by(200).find(|at_ms| used(*at_ms) > 1.0);
             let after_ms = seen_ms.expect("seen") - begins_ms;
@@ -615,12 +650,85 @@ mod tests {
         }
         // Each moment's use counts once, and what was long ago no more.
         let mut recent = Recent::default();
-        let mut made = |at_ms, made| {
-            let used = Rates { cpus: 0.0, made };
-            recent.rates(Duration::from_millis(at_ms), used).made
+        let ms = Duration::from_millis;
+        let mut used = |at_ms, used_ms| recent.cpus(ms(at_ms), ms(at_ms), ms(used_ms));
+        assert_eq!(used(300, 750), 1.0);
+        assert_eq!(used(1_000, 750), 0.75);
+        assert_eq!(used(2_000, 850), 0.1);
+        // Of one that is always busy, be it looked at some time after it was read.
+        let mut recent = Recent::default();
+        for (read_ms, at_ms) in [(400, 420), (800, 801), (1_200, 1_215), (1_600, 1_600)] {
+            assert!(recent.cpus(ms(read_ms), ms(at_ms), ms(read_ms)) <= 1.0);
+        }
+    }
+
+    /// The most that are seen in a second where so many are made in each of so many fifths of a second.
+    fn most_in_a_second(fifths: impl IntoIterator<Item = u64>) -> u64 {
+        let (mut recent, mut made) = (Made::new(), 0);
+        let seen = fifths.into_iter().enumerate().map(|(fifth, more)| {
+            made += more;
+            // A look takes a little as well.
+            let at = Duration::from_millis((fifth as u64 + 1) * 203);
+            recent.most_in_a_second(at, at, made)
+        });
+        seen.max().unwrap_or(0)
+    }
+
+    #[test]
+    fn a_closed_loop_has_the_rate_of_a_whole_second() {
+        // All at once, and then none for as long as they are held.
+        let burst = |number| std::iter::once(number).chain([0; 60]);
+        assert_eq!(most_in_a_second(burst(900)), 900);
+        assert_eq!(most_in_a_second(burst(1_001)), 1_001);
+        assert_eq!(most_in_a_second(burst(900).chain(burst(1_001))), 1_001);
+        // Bursts that are more than a second apart.
+        let apart = [900, 0, 0, 0, 0].repeat(20);
+        assert_eq!(most_in_a_second(apart), 900);
+        // As many as are allowed all the time, and a tenth more, be it late.
+        let steadily = |in_a_fifth| [in_a_fifth; 50];
+        assert!(most_in_a_second(steadily(200)) <= 1_000);
+        assert!(most_in_a_second(steadily(223)) > 1_000);
+        assert!(most_in_a_second(steadily(100).into_iter().chain(steadily(223))) > 1_000);
+        // A thread that has not said for long how many it made may have made them meanwhile.
+        let mut recent = Made::new();
+        let ms = Duration::from_millis;
+        recent.most_in_a_second(ms(100), ms(900), 10);
+        assert_eq!(recent.most_in_a_second(ms(1_200), ms(1_200), 1_990), 995);
+    }
+
+    #[test]
+    fn a_source_that_is_not_there_is_named() {
+        let target = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let mut plan = count(1);
+        plan.targets = vec![target.local_addr().expect("its address")];
+        // The second is of the documentation's network, which nobody has.
+        plan.sources = ["127.0.0.1", "198.51.100.1"]
+            .map(|source| source.parse().expect("an address"))
+            .to_vec();
+        let mut many = plan.clone();
+        many.arrivals = Arrivals::Count {
+            connections: 65_536,
+            pause: Duration::ZERO,
         };
-        assert_eq!(made(300, 750.0), 1_000.0);
-        assert_eq!(made(1_000, 750.0), 750.0);
-        assert_eq!(made(2_000, 850.0), 100.0);
+        let refused = prepare(many).expect_err("too few ports").0;
+        assert!(
+            refused.contains("65536 ports") && refused.contains("198.51.100.1 is not of this node"),
+            "{refused}"
+        );
+        let caps = Caps {
+            per_second: 1e6,
+            bytes: 1,
+            cpus: 1e6,
+            duration: Duration::from_secs(3600),
+        };
+        let prepared = prepare(plan).expect("one that is there");
+        let mut said = Vec::new();
+        let begin_ns = monotonic_ns();
+        generate(&prepared, caps, begin_ns, COLLECT, &Arc::default(), |report| {
+            said.extend(report.tally.remarks);
+        })
+        .expect("a thread");
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].contains("198.51.100.1 is not of this node"), "{said:?}");
     }
 }

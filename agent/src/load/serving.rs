@@ -30,7 +30,7 @@ const UNTIL_BEGUN_NS: u64 = 30_000_000_000;
 const SILENCE_NS: u64 = 2_000_000_000;
 
 /// How often that is looked at, and the thread's CPU time. Generators of the run look at this every 200 ms.
-const LOOK: Duration = Duration::from_millis(50);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 
 /// What the generators beside it do not end in so many looks after a cap was reached is ended here: nobody else may be there to do so.
 const LOOKS_BEYOND: u32 = 30;
@@ -162,7 +162,7 @@ async fn beyond(caps: Caps, served: &Served) {
             .store(nanoseconds(ClockId::ThreadCPUTime), Ordering::Relaxed);
         let (bytes, cpu) = served.so_far();
         let elapsed = Duration::from_nanos(monotonic_ns() - begun_ns);
-        is_beyond |= bytes > caps.bytes || recent.cpus(elapsed, cpu) > caps.cpus;
+        is_beyond |= bytes > caps.bytes || recent.cpus(elapsed, elapsed, cpu) > caps.cpus;
         looks_left -= u32::from(is_beyond);
     }
 }

@@ -5,7 +5,6 @@
 //! the next attempt and looks at the clock from there on.
 
 use std::{
-    collections::VecDeque,
     io, mem,
     net::{IpAddr, SocketAddr},
     num::NonZeroU64,
@@ -27,6 +26,7 @@ use rustix::{
 };
 
 use super::{
+    moments::{Moment, Moments},
     outcome::{Loss, Outcome},
     plan::{Arrivals, Close, Plan, share},
     run::Bound,
@@ -211,34 +211,25 @@ struct Slot {
 
 impl Slot {
     /// Whether the deadline was noted for what is under way here now, and not for an earlier exchange or use.
-    fn awaits(&self, deadline: &Moment, timeout_ns: u64) -> bool {
+    fn awaits(&self, deadline: &Moment<Use>, timeout_ns: u64) -> bool {
         let is_of_now = match self.phase {
             Phase::Dialing => true,
             Phase::Exchanging => deadline.at_ns == self.began_ns.saturating_add(timeout_ns),
             Phase::Idle | Phase::Held => false,
         };
-        is_of_now && self.generation == deadline.generation
+        is_of_now && self.generation == deadline.of.generation
+    }
+
+    /// Whether it was noted as the end of what is held here now.
+    fn is_held_until(&self, end: &Moment<Use>) -> bool {
+        self.phase == Phase::Held && self.generation == end.of.generation
     }
 }
 
-/// A moment at which something has to be looked at. All of one queue are equally far ahead when they are noted, so they
-/// are in order.
-struct Moment {
-    at_ns: u64,
+/// What a moment is noted for.
+struct Use {
     slot: u32,
     generation: u32,
-}
-
-/// Moments that are noted before those that mean nothing any more are looked for, beside two of each place.
-const SPARE_MOMENTS: usize = 1_024;
-
-/// Notes a moment. Of each place one means something at most: the others are forgotten before they are many, since a payload that goes back
-/// and forth leaves one with each exchange, long before it would be due.
-fn note(moments: &mut VecDeque<Moment>, moment: Moment, places: usize, is_awaited: impl Fn(&Moment) -> bool) {
-    moments.push_back(moment);
-    if moments.len() > 2 * places + SPARE_MOMENTS {
-        moments.retain(is_awaited);
-    }
 }
 
 struct Worker {
@@ -249,8 +240,8 @@ struct Worker {
     epoll: OwnedFd,
     slots: Vec<Slot>,
     free: Vec<u32>,
-    deadlines: VecDeque<Moment>,
-    ends: VecDeque<Moment>,
+    deadlines: Moments<Use>,
+    ends: Moments<Use>,
     /// Attempts and exchanges under way.
     undecided: u64,
     open: u64,
@@ -317,8 +308,8 @@ impl Worker {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             slots: Vec::new(),
             free: Vec::new(),
-            deadlines: VecDeque::new(),
-            ends: VecDeque::new(),
+            deadlines: Moments::default(),
+            ends: Moments::default(),
             undecided: 0,
             open: 0,
             turn: usize::try_from(part.thread).unwrap_or(0),
@@ -365,13 +356,8 @@ impl Worker {
             return 0;
         }
         let now_ns = self.part.now();
-        let moments = [self.deadlines.front(), self.ends.front()];
-        let next_ns = moments
-            .into_iter()
-            .flatten()
-            .map(|moment| moment.at_ns)
-            .chain(self.holding.until_ns)
-            .min();
+        let moments = [self.deadlines.next_ns(), self.ends.next_ns()];
+        let next_ns = moments.into_iter().flatten().chain(self.holding.until_ns).min();
         let sleep_ns = next_ns.map_or(LONGEST_SLEEP_NS, |at_ns| at_ns.saturating_sub(now_ns));
         let attempt_ns = self.schedule.peek().map_or(LONGEST_SLEEP_NS, |due_ns| {
             due_ns.saturating_sub(now_ns).saturating_sub(SPIN_NS)
@@ -381,35 +367,20 @@ impl Worker {
 
     /// Ends what has taken too long, and what was held long enough.
     fn look_at_the_clock(&mut self, now_ns: u64) {
-        while let Some(moment) = self.deadlines.pop_front() {
-            let slot = &self.slots[moment.slot as usize];
-            let is_stale = slot.generation != moment.generation || slot.phase == Phase::Held;
-            if is_stale || slot.phase == Phase::Idle {
-                continue;
-            }
-            if moment.at_ns > now_ns {
-                self.deadlines.push_front(moment);
-                break;
-            }
-            match slot.phase {
-                Phase::Dialing => self.give_up(moment.slot, Outcome::TimedOut, now_ns),
-                // The exchange that the moment was noted for may be over, and the next one under way.
-                Phase::Exchanging if now_ns.saturating_sub(slot.began_ns) >= self.timeout_ns() => {
-                    self.lose(moment.slot, Loss::TimedOut, now_ns);
-                }
-                _ => {}
+        let timeout_ns = self.timeout_ns();
+        while let Some(Use { slot, .. }) = self.deadlines.take_due(now_ns, |deadline| {
+            self.slots[deadline.of.slot as usize].awaits(deadline, timeout_ns)
+        }) {
+            match self.slots[slot as usize].phase {
+                Phase::Dialing => self.give_up(slot, Outcome::TimedOut, now_ns),
+                _ => self.lose(slot, Loss::TimedOut, now_ns),
             }
         }
-        while let Some(moment) = self.ends.pop_front() {
-            let slot = &self.slots[moment.slot as usize];
-            if slot.generation != moment.generation || slot.phase != Phase::Held {
-                continue;
-            }
-            if moment.at_ns > now_ns {
-                self.ends.push_front(moment);
-                break;
-            }
-            self.close(moment.slot);
+        while let Some(Use { slot, .. }) = self
+            .ends
+            .take_due(now_ns, |end| self.slots[end.of.slot as usize].is_held_until(end))
+        {
+            self.close(slot);
         }
         let is_count = matches!(self.part.plan.arrivals, Arrivals::Count { .. });
         let is_decided = is_count && self.schedule.peek().is_none() && self.undecided == 0;
@@ -518,14 +489,14 @@ impl Worker {
 
     fn note_deadline(&mut self, index: u32, now_ns: u64) {
         let timeout_ns = self.timeout_ns();
-        let moment = Moment {
-            at_ns: now_ns.saturating_add(timeout_ns),
+        let slots = &self.slots;
+        let of = Use {
             slot: index,
-            generation: self.slots[index as usize].generation,
+            generation: slots[index as usize].generation,
         };
-        let (slots, places) = (&self.slots, self.slots.len());
-        note(&mut self.deadlines, moment, places, |moment| {
-            slots[moment.slot as usize].awaits(moment, timeout_ns)
+        let at_ns = now_ns.saturating_add(timeout_ns);
+        self.deadlines.note(at_ns, of, slots.len(), |deadline| {
+            slots[deadline.of.slot as usize].awaits(deadline, timeout_ns)
         });
     }
 
@@ -667,10 +638,15 @@ impl Worker {
         let slot = &mut self.slots[index as usize];
         slot.phase = Phase::Held;
         if !is_count {
-            self.ends.push_back(Moment {
-                at_ns: now_ns.saturating_add(self.part.plan.hold.as_nanos() as u64),
+            let of = Use {
                 slot: index,
                 generation: slot.generation,
+            };
+            let at_ns = now_ns.saturating_add(self.part.plan.hold.as_nanos() as u64);
+            // One that is lost before leaves its end behind.
+            let slots = &self.slots;
+            self.ends.note(at_ns, of, slots.len(), |end| {
+                slots[end.of.slot as usize].is_held_until(end)
             });
         }
     }
@@ -835,18 +811,50 @@ impl Worker {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(super) mod tests {
+    use std::sync::mpsc::sync_channel;
 
-    #[test]
-    fn exchanges_leave_no_more_deadlines_than_there_are_places() {
-        let timeout_ns = 600_000_000_000;
-        let mut slots: Vec<Slot> = [Phase::Exchanging, Phase::Dialing, Phase::Held]
-            .into_iter()
+    use super::*;
+    use crate::load::plan::tests::count;
+
+    /// All of a plan, for a thread of its own that nobody listens to.
+    pub(crate) fn part(plan: Plan) -> Part {
+        Part {
+            plan: Arc::new(plan),
+            thread: 0,
+            threads: 1,
+            sources: Arc::default(),
+            terms: None,
+            at_once: 3,
+            bound: Arc::new(Bound {
+                outcome: Outcome::LocalFiles,
+                remark: String::new(),
+            }),
+            is_bound: false,
+            start_ns: monotonic_ns(),
+            shared: Arc::default(),
+            blanks: sync_channel(1).1,
+            filled: sync_channel(1).0,
+            saturation: Saturation::default(),
+        }
+    }
+
+    /// A worker with connections that nothing becomes of by itself.
+    fn worker(phases: &[Phase]) -> Worker {
+        let mut plan = count(1);
+        let long = Duration::from_secs(600);
+        (plan.timeout, plan.hold) = (long, long);
+        plan.arrivals = Arrivals::Closed {
+            concurrency: 3,
+            duration: long,
+        };
+        let mut worker = Worker::new(part(plan)).expect("an epoll");
+        worker.slots = phases
+            .iter()
             .map(|phase| Slot {
                 socket: None,
                 is_ipv4: true,
-                phase,
+                phase: *phase,
                 generation: 7,
                 target: 0,
                 due_ns: 0,
@@ -856,35 +864,47 @@ mod tests {
                 rounds_left: 0,
             })
             .collect();
-        let mut moments = VecDeque::new();
-        let places = slots.len();
-        for (slot, generation) in [(1, 7), (1, 6), (2, 7)] {
-            let moment = Moment {
-                at_ns: timeout_ns,
-                slot,
-                generation,
-            };
-            note(&mut moments, moment, places, |_| true);
-        }
+        worker
+    }
+
+    #[test]
+    fn exchanges_leave_no_more_deadlines_than_there_are_places() {
+        let mut worker = worker(&[Phase::Exchanging, Phase::Dialing, Phase::Held]);
+        worker.slots[1].generation = 6;
+        worker.note_deadline(1, 0);
+        worker.slots[1].generation = 7;
+        worker.note_deadline(1, 0);
+        worker.note_deadline(2, 0);
         for began_ns in 1..=100_000 {
-            slots[0].began_ns = began_ns;
-            let moment = Moment {
-                at_ns: began_ns + timeout_ns,
-                slot: 0,
-                generation: 7,
-            };
-            note(&mut moments, moment, places, |moment| {
-                slots[moment.slot as usize].awaits(moment, timeout_ns)
-            });
-            assert!(moments.len() <= 2 * places + SPARE_MOMENTS);
+            worker.slots[0].began_ns = began_ns;
+            worker.note_deadline(0, began_ns);
+            assert!(worker.deadlines.are_few(worker.slots.len()));
         }
         // What is under way is still to be looked at.
-        let awaited = moments
-            .iter()
-            .filter(|moment| slots[moment.slot as usize].awaits(moment, timeout_ns));
-        let awaited: Vec<_> = awaited
-            .map(|moment| (moment.slot, moment.at_ns - timeout_ns))
-            .collect();
-        assert_eq!(awaited, [(1, 0), (0, 100_000)]);
+        let (timeout_ns, slots) = (worker.timeout_ns(), &worker.slots);
+        let awaited = std::iter::from_fn(|| {
+            let is_awaited = |moment: &Moment<Use>| slots[moment.of.slot as usize].awaits(moment, timeout_ns);
+            worker.deadlines.take_due(u64::MAX, is_awaited)
+        });
+        let awaited: Vec<u32> = awaited.map(|of| of.slot).collect();
+        assert_eq!(awaited, [1, 0]);
+    }
+
+    #[test]
+    fn connections_that_are_lost_while_they_are_held_leave_no_more_ends_than_there_are_places() {
+        let mut worker = worker(&[Phase::Held, Phase::Idle]);
+        worker.hold(0, 0);
+        for now_ns in 1..=100_000 {
+            worker.slots[1].generation += 1;
+            worker.hold(1, now_ns);
+            assert!(worker.ends.are_few(worker.slots.len()));
+        }
+        worker.open = 2;
+        worker.part.shared.open.store(2, Ordering::Relaxed);
+        let hold_ns = worker.part.plan.hold.as_nanos() as u64;
+        worker.look_at_the_clock(hold_ns + 99_999);
+        assert_eq!((worker.tally.closed, worker.slots[1].phase), (1, Phase::Held));
+        worker.look_at_the_clock(hold_ns + 100_000);
+        assert_eq!((worker.tally.closed, worker.slots[1].phase), (2, Phase::Idle));
     }
 }
