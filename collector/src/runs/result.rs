@@ -537,6 +537,9 @@ pub struct Judged {
     /// What the target answered breaks it, whatever the generator lacked.
     #[serde(default)]
     pub is_broken_by_answers: bool,
+    /// It is of what the target's kernel says.
+    #[serde(default)]
+    pub is_of_the_target: bool,
 }
 
 /// Which connections are a run's: those that one process of a node opened to the targets while it lasted.
@@ -711,26 +714,34 @@ impl Kernel {
 
     /// What the targets' kernels say against what was established here, in words.
     fn objections(&self) -> Vec<String> {
-        let mut objections = Vec::new();
+        [self.unestablished(), self.untaken()]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
+    /// That they did not establish, or may not have.
+    fn unestablished(&self) -> Option<String> {
         let missing = self.there().map_or(0, |there| there.missing);
-        if missing > 0 {
-            let of = format!("{missing} of {} connections", self.expected_at_target);
-            objections.push(match self.is_settled_at_target {
-                true => format!(
-                    "{of} were established here and not by the target's kernel: a listener whose queue is full drops the last segment of \
-                     their handshakes"
-                ),
-                false => format!("the target's agent has not told yet of {of} that were established here"),
-            });
-        }
-        if self.untaken_by_target > 0 {
-            objections.push(format!(
-                "{} connections were established by the target's kernel, and no process there is known to have taken any: accept() may \
-                 never have been called",
+        let of = format!("{missing} of {} connections", self.expected_at_target);
+        (missing > 0).then(|| match self.is_settled_at_target {
+            true => format!(
+                "{of} were established here and not by the target's kernel: a listener whose queue is full drops the last segment of their \
+                 handshakes"
+            ),
+            false => format!("the target's agent has not told yet of {of} that were established here"),
+        })
+    }
+
+    /// That no process took.
+    fn untaken(&self) -> Option<String> {
+        (self.untaken_by_target > 0).then(|| {
+            format!(
+                "{} connections were established by the target's kernel, and no process there is known to have taken any: accept() may never \
+                 have been called",
                 self.untaken_by_target
-            ));
-        }
-        objections
+            )
+        })
     }
 
     /// Attempts that timed out for what both ends know to be behind the generator. To the kernel those that the end of the run cut off, so
@@ -816,6 +827,7 @@ impl Summary {
                         verdict,
                         is_broken_by_answers: verdict == Verdict::Violated
                             && expectation.is_broken_by_answers(outcome),
+                        is_of_the_target: expectation.is_of_the_target(),
                     }
                 })
                 .collect(),
@@ -826,7 +838,7 @@ impl Summary {
     }
 
     /// Whether the run shows what was expected, and why not; or what limited it though it does. Where nothing was, that there were no errors and
-    /// no losses, and that the kernels of targets say nothing else. A
+    /// no losses. That the kernels of targets say nothing else is expected always. A
     /// generator that was the limit proves nothing against the target, nor for it; but that the target said no, that the kernels of
     /// both ends know who dropped what it sent, or that the target's kernel had it and nothing came back, it does prove.
     pub fn verdict(&self) -> (Verdict, Vec<String>) {
@@ -855,7 +867,12 @@ impl Summary {
             return (Verdict::Unknown, unknown);
         }
         if !self.expectations.is_empty() {
-            return (Verdict::Holds, vec![]);
+            let against = self.against_what_was_expected();
+            let verdict = match against.is_empty() {
+                true => Verdict::Holds,
+                false => Verdict::Unknown,
+            };
+            return (verdict, against);
         }
         let count = |name: &str| self.counts.get(name).copied().unwrap_or(0);
         if count("started") + count("requests") == 0 {
@@ -892,6 +909,27 @@ impl Summary {
         } else {
             (Verdict::Violated, reasons)
         }
+    }
+
+    /// What the targets' kernels say though all that was expected was seen here. What is wanted of them may be expected itself, and what they
+    /// have not told yet is nothing against times and rates.
+    fn against_what_was_expected(&self) -> Vec<String> {
+        let says_what_is_wanted = self.expectations.iter().any(|judged| judged.is_of_the_target);
+        let kernel = self.kernel.iter().filter(|_| !says_what_is_wanted);
+        kernel
+            .flat_map(|kernel| {
+                [
+                    kernel.unestablished().filter(|_| kernel.is_settled_at_target),
+                    kernel.untaken(),
+                ]
+            })
+            .flatten()
+            .collect()
+    }
+
+    /// Whether something that the agents lacked, or were too slow for, may be why it is unknown.
+    pub fn are_agents_the_limit(&self) -> bool {
+        !self.limits.is_empty() || !self.doubt.is_empty() || !self.exchange_doubt.is_empty()
     }
 
     /// What holds against the target, whatever the generator lacked.
@@ -1131,7 +1169,7 @@ mod tests {
             untaken_by_target: 990,
             ..full.clone()
         };
-        let verdict = |kernel: &Kernel, expected: &[&str]| {
+        let summary = |kernel: &Kernel, expected: &[&str]| {
             let mut outcome = Outcome {
                 there: kernel.there(),
                 ..Outcome::default()
@@ -1143,7 +1181,10 @@ mod tests {
                 .collect();
             let mut summary = Summary::of(&outcome, &expected);
             summary.kernel = Some(kernel.clone());
-            let (verdict, reasons) = summary.verdict();
+            summary
+        };
+        let verdict = |kernel: &Kernel, expected: &[&str]| {
+            let (verdict, reasons) = summary(kernel, expected).verdict();
             (verdict, reasons.join("; "))
         };
         let is = |kernel: &Kernel, expected: &[&str], wanted, part: &str| {
@@ -1199,6 +1240,20 @@ mod tests {
             Verdict::Unknown,
             "871 of 1000 connections were established here and not by",
         );
+        // Whatever else was expected, unless it is of that itself.
+        let not_there = "871 of 1000 connections were established here and not by";
+        is(&settled, &["error_ratio < 1%"], Verdict::Unknown, not_there);
+        is(&settled, &["established >= 100"], Verdict::Unknown, not_there);
+        is(
+            &settled,
+            &["error_ratio < 1%", "established_there >= 100"],
+            Verdict::Holds,
+            "",
+        );
+        is(&full, &["error_ratio < 1%"], Verdict::Holds, "");
+        is(&hung, &["error_ratio < 1%"], Verdict::Unknown, "990 connections");
+        assert!(!summary(&hung, &["error_ratio < 1%"]).are_agents_the_limit());
+        is(&hung, &["established_there = 1000"], Verdict::Holds, "");
         // What its agent recorded nothing of may be at another node of its address.
         let shared = Kernel {
             untold_at_target: 871,
