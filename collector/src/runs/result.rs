@@ -586,8 +586,8 @@ pub struct Kernel {
     /// Connections that the agents there did not record meanwhile, of any: what is missing may be among these.
     #[serde(default)]
     pub left_out_at_target: u64,
-    /// Of those that were expected and not seen, the ones that say nothing: nodes that nobody saw them on may have their address too, or the
-    /// clock of the target is too far off to find them by.
+    /// Of those that were expected and not seen, the ones that say nothing: nodes that nobody saw them on may have their address too, they were
+    /// answered, or the clock of the target is too far off to find them by.
     #[serde(default)]
     pub untold_at_target: u64,
     /// All that they recorded until the run's end is stored.

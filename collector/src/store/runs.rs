@@ -553,7 +553,7 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
     let names = format!("local_ip, local_port, remote_ip, remote_port, ({at}) AS at");
     let by = "local_ip, local_port, remote_ip, remote_port, at";
     let is_taken = "(accept_wait_us IS NOT NULL OR attribution = 'exact' OR bytes_sent > 0)";
-    // An address that a node without a word of this may have too does not say who has what is missing.
+    // An address that another node has too does not say who has what is missing, and what was answered here was established somewhere.
     let owners = format!(
         "SELECT ip, groupUniqArray(toString(node)) AS nodes FROM \
          (SELECT node, arrayJoin(addresses) AS ip FROM namespace_samples WHERE observed_at {MEANWHILE_OR_BESIDE}) \
@@ -563,13 +563,15 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
     // Of each target that any agent saw, for of the others nothing is missing.
     let sql = format!(
         "SELECT sum(made_toward) AS expected, sum(seen) AS established, sum(known_taken) AS taken, sum(answered) AS served, \
-         sum(if(known_taken = 0, waited, 0)) AS untaken, sum(if({is_only_there}, 0, made_toward - seen)) AS untold, \
+         sum(if(known_taken = 0, waited, 0)) AS untaken, sum(if({is_only_there}, answered_elsewhere, made_toward - seen)) AS untold, \
          groupUniqArrayArray(seen_by) AS nodes FROM \
-         (SELECT mine.remote_ip AS ip, mine.remote_port, mine.at, tupleElement(mine.at, 2) AS inside, sum(made) AS made_toward, sum(least(made, established_there)) AS seen, \
+         (SELECT mine.remote_ip AS ip, mine.remote_port, mine.at, tupleElement(mine.at, 2) AS inside, sum(made) AS made_toward, \
+              sum(least(made, established_there)) AS seen, \
+              sum(greatest(least(made, answered_here), least(made, established_there)) - least(made, established_there)) AS answered_elsewhere, \
               sum(least(made, taken_there)) AS known_taken, sum(least(made, served_there)) AS answered, \
               sum(least(made, waited_there)) AS waited, groupUniqArrayArray(nodes_there) AS seen_by FROM \
-             (SELECT {names}, count() AS made FROM attempts \
-              WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE} GROUP BY {by}) AS mine \
+             (SELECT {names}, countIf(is_first) AS made, countIf(is_final AND bytes_received > 0) AS answered_here \
+              FROM connection_records WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE} GROUP BY {by}) AS mine \
              LEFT JOIN \
              (SELECT {names}, countIf(is_first) AS established_there, \
                   greatest(countIf(is_first AND accept_wait_us IS NOT NULL), countIf(is_final AND {is_taken})) AS taken_there, \

@@ -1896,6 +1896,17 @@ async fn what_the_kernels_of_targets_did_not_establish_and_no_process_took_is_to
     let own = [("web-1", 1), ("db-2", 2), ("db-3", 3)];
     addresses(&own).await;
     assert_eq!(ask().await.untold_at_target, 0);
+    // Nor does it of what was answered, wherever it was.
+    store
+        .execute(&format!(
+            "INSERT INTO connection_records (node, role, recorded_at, pid, local_ip, local_port, remote_ip, remote_port, outcome, \
+             is_final, bytes_received) VALUES ('web-1', 'active', {}, 7, toIPv6('::ffff:10.0.0.1'), 40001, \
+             toIPv6('::ffff:10.0.0.3'), 80, 'established', true, 10)",
+            at(0)
+        ))
+        .await
+        .unwrap();
+    assert_eq!(ask().await.untold_at_target, 1);
     addresses(&[&own[..], &[("lb-1", 3)]].concat()).await;
     assert_eq!(ask().await.untold_at_target, 2);
     addresses(&own).await;
