@@ -224,6 +224,11 @@ impl Expectation {
         }
     }
 
+    /// Whether it is of what the target's kernel says.
+    pub fn is_of_the_target(&self) -> bool {
+        matches!(self.signal, Signal::There(_))
+    }
+
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -379,12 +384,14 @@ impl Kind {
         match self {
             Self::Connections { .. } => {
                 "connect, dial, network and, with --payload, exchange with .p50 .p99 .p99.9 .mean .min .max; established, errors, refused, \
-                 timed_out, reset, unreachable, lost, closed, and their ratios such as error_ratio; rate"
+                 timed_out, reset, unreachable, lost, closed, and their ratios such as error_ratio; rate; where the target has an agent \
+                 established_there, accepted, served"
             }
             Self::Requests => {
                 "request, response, connect, dial, network with .p50 .p99 .p99.9 .mean .min .max; requests, answered, errors, \
                  unexpected_status, unexpected_body, request_timed_out, request_lost, malformed, unsent, insecure, those of connections such \
-                 as refused and timed_out, and their ratios such as error_ratio; rate"
+                 as refused and timed_out, and their ratios such as error_ratio; rate; where the target has an agent established_there, \
+                 accepted, served"
             }
             Self::Datagrams { is_one_way: false } => {
                 "request, response and jitter with .p50 .p99 .p99.9 .mean .min .max; requests, answered, errors, request_timed_out, refused, \

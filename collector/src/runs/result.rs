@@ -537,6 +537,9 @@ pub struct Judged {
     /// What the target answered breaks it, whatever the generator lacked.
     #[serde(default)]
     pub is_broken_by_answers: bool,
+    /// It is of what the target's kernel says.
+    #[serde(default)]
+    pub is_of_the_target: bool,
 }
 
 /// Which connections are a run's: those that one process of a node opened to the targets while it lasted.
@@ -583,6 +586,10 @@ pub struct Kernel {
     /// Connections that the agents there did not record meanwhile, of any: what is missing may be among these.
     #[serde(default)]
     pub left_out_at_target: u64,
+    /// Of those that were expected and not seen, the ones that say nothing: nodes that nobody saw them on may have their address too, they were
+    /// answered, or the clock of the target is too far off to find them by.
+    #[serde(default)]
+    pub untold_at_target: u64,
     /// All that they recorded until the run's end is stored.
     #[serde(default)]
     pub is_settled_at_target: bool,
@@ -667,7 +674,8 @@ pub struct There {
     pub established: u64,
     pub accepted: u64,
     pub served: u64,
-    /// Of those toward these targets, the ones that are not among `established` though their agents left none out.
+    /// Of those toward these targets, the ones that are not among `established`, but for as many as their agents left out of any, and those that
+    /// may be where no agent looks.
     pub missing: u64,
     /// Whether nothing more can come, but for what a process took that no agent sees: of so many, all toward these targets.
     pub exact_of: Option<u64>,
@@ -676,25 +684,25 @@ pub struct There {
 impl Kernel {
     /// Absent where no agent saw the other end of any.
     pub fn there(&self) -> Option<There> {
-        let is_all_recorded = self.is_settled_at_target && self.left_out_at_target == 0;
+        let is_all_recorded =
+            self.is_settled_at_target && self.left_out_at_target == 0 && self.untold_at_target == 0;
         let is_all_known = self.seen_by_target >= self.expected_at_target || is_all_recorded;
         (self.seen_by_target > 0).then_some(There {
             established: self.seen_by_target,
             accepted: self.taken_by_target.min(self.seen_by_target),
             served: self.served_by_target,
-            missing: match self.left_out_at_target {
-                0 => self.expected_at_target.saturating_sub(self.seen_by_target),
-                _ => 0,
-            },
+            missing: (self.expected_at_target)
+                .saturating_sub(self.seen_by_target)
+                .saturating_sub(self.left_out_at_target)
+                .saturating_sub(self.untold_at_target),
             exact_of: (is_all_known && !self.lacks_ends_at_target()).then_some(self.expected_at_target),
         })
     }
 
     /// Whether the targets of which an agent recorded any have all that was established here, or never will.
     pub fn are_all_at_target(&self) -> bool {
-        self.seen_by_target >= self.expected_at_target
-            || self.left_out_at_target > 0
-            || self.is_settled_at_target
+        self.is_settled_at_target
+            || self.seen_by_target.saturating_add(self.left_out_at_target) >= self.expected_at_target
     }
 
     /// Whether records of how connections ended at the target are to come still, if its agent sees them at all.
@@ -706,23 +714,34 @@ impl Kernel {
 
     /// What the targets' kernels say against what was established here, in words.
     fn objections(&self) -> Vec<String> {
-        let mut objections = Vec::new();
+        [self.unestablished(), self.untaken()]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
+    /// That they did not establish, or may not have.
+    fn unestablished(&self) -> Option<String> {
         let missing = self.there().map_or(0, |there| there.missing);
-        if missing > 0 {
-            objections.push(format!(
-                "{missing} of {} connections were established here and not by the target's kernel, as far as its agent has told: a listener \
-                 whose queue is full drops the last segment of their handshakes",
-                self.expected_at_target
-            ));
-        }
-        if self.untaken_by_target > 0 {
-            objections.push(format!(
-                "{} connections were established by the target's kernel, and no process there is known to have taken any: accept() may \
-                 never have been called",
+        let of = format!("{missing} of {} connections", self.expected_at_target);
+        (missing > 0).then(|| match self.is_settled_at_target {
+            true => format!(
+                "{of} were established here and not by the target's kernel: a listener whose queue is full drops the last segment of their \
+                 handshakes"
+            ),
+            false => format!("the target's agent has not told yet of {of} that were established here"),
+        })
+    }
+
+    /// That no process took.
+    fn untaken(&self) -> Option<String> {
+        (self.untaken_by_target > 0).then(|| {
+            format!(
+                "{} connections were established by the target's kernel, and no process there is known to have taken any: accept() may never \
+                 have been called",
                 self.untaken_by_target
-            ));
-        }
-        objections
+            )
+        })
     }
 
     /// Attempts that timed out for what both ends know to be behind the generator. To the kernel those that the end of the run cut off, so
@@ -808,6 +827,7 @@ impl Summary {
                         verdict,
                         is_broken_by_answers: verdict == Verdict::Violated
                             && expectation.is_broken_by_answers(outcome),
+                        is_of_the_target: expectation.is_of_the_target(),
                     }
                 })
                 .collect(),
@@ -818,7 +838,7 @@ impl Summary {
     }
 
     /// Whether the run shows what was expected, and why not; or what limited it though it does. Where nothing was, that there were no errors and
-    /// no losses, and that the kernels of targets say nothing else. A
+    /// no losses. That the kernels of targets say nothing else is expected always. A
     /// generator that was the limit proves nothing against the target, nor for it; but that the target said no, that the kernels of
     /// both ends know who dropped what it sent, or that the target's kernel had it and nothing came back, it does prove.
     pub fn verdict(&self) -> (Verdict, Vec<String>) {
@@ -847,7 +867,12 @@ impl Summary {
             return (Verdict::Unknown, unknown);
         }
         if !self.expectations.is_empty() {
-            return (Verdict::Holds, vec![]);
+            let against = self.against_what_was_expected();
+            let verdict = match against.is_empty() {
+                true => Verdict::Holds,
+                false => Verdict::Unknown,
+            };
+            return (verdict, against);
         }
         let count = |name: &str| self.counts.get(name).copied().unwrap_or(0);
         if count("started") + count("requests") == 0 {
@@ -884,6 +909,27 @@ impl Summary {
         } else {
             (Verdict::Violated, reasons)
         }
+    }
+
+    /// What the targets' kernels say though all that was expected was seen here. What is wanted of them may be expected itself, and what they
+    /// have not told yet is nothing against times and rates.
+    fn against_what_was_expected(&self) -> Vec<String> {
+        let says_what_is_wanted = self.expectations.iter().any(|judged| judged.is_of_the_target);
+        let kernel = self.kernel.iter().filter(|_| !says_what_is_wanted);
+        kernel
+            .flat_map(|kernel| {
+                [
+                    kernel.unestablished().filter(|_| kernel.is_settled_at_target),
+                    kernel.untaken(),
+                ]
+            })
+            .flatten()
+            .collect()
+    }
+
+    /// Whether something that the agents lacked, or were too slow for, may be why it is unknown.
+    pub fn are_agents_the_limit(&self) -> bool {
+        !self.limits.is_empty() || !self.doubt.is_empty() || !self.exchange_doubt.is_empty()
     }
 
     /// What holds against the target, whatever the generator lacked.
@@ -1123,7 +1169,7 @@ mod tests {
             untaken_by_target: 990,
             ..full.clone()
         };
-        let verdict = |kernel: &Kernel, expected: &[&str]| {
+        let summary = |kernel: &Kernel, expected: &[&str]| {
             let mut outcome = Outcome {
                 there: kernel.there(),
                 ..Outcome::default()
@@ -1135,7 +1181,10 @@ mod tests {
                 .collect();
             let mut summary = Summary::of(&outcome, &expected);
             summary.kernel = Some(kernel.clone());
-            let (verdict, reasons) = summary.verdict();
+            summary
+        };
+        let verdict = |kernel: &Kernel, expected: &[&str]| {
+            let (verdict, reasons) = summary(kernel, expected).verdict();
             (verdict, reasons.join("; "))
         };
         let is = |kernel: &Kernel, expected: &[&str], wanted, part: &str| {
@@ -1143,21 +1192,27 @@ mod tests {
             assert_eq!(found, wanted, "{expected:?}: {reasons}");
             assert!(reasons.contains(part), "{expected:?}: {reasons}");
         };
-        is(&full, &[], Verdict::Unknown, "871 of 1000 connections");
+        is(&full, &[], Verdict::Unknown, "has not told yet of 871 of 1000");
         is(
             &hung,
             &[],
             Verdict::Unknown,
             "990 connections were established by the target's kernel",
         );
-        // Where nobody sees the other ends nothing is said of them, nor where their agents left some out.
+        // Where nobody sees the other ends nothing is said of them.
         is(&Kernel::default(), &[], Verdict::Holds, "");
-        let sampled = Kernel {
-            left_out_at_target: 3,
+        // Their agents may have left out as many as they say, and others may have what they do not see.
+        let lossy = |left_out_at_target, untold_at_target| Kernel {
+            left_out_at_target,
+            untold_at_target,
             ..full.clone()
         };
-        is(&sampled, &[], Verdict::Holds, "");
-        is(&sampled, &["established = 1000"], Verdict::Holds, "");
+        is(&lossy(3, 0), &[], Verdict::Unknown, "868 of 1000 connections");
+        is(&lossy(3, 0), &["established = 1000"], Verdict::Unknown, "132 by");
+        for all in [lossy(871, 0), lossy(0, 871), lossy(400, 471)] {
+            is(&all, &[], Verdict::Holds, "");
+            is(&all, &["established = 1000"], Verdict::Holds, "");
+        }
 
         is(
             &full,
@@ -1179,7 +1234,38 @@ mod tests {
             is(&settled, &[broken], Verdict::Violated, "");
         }
         is(&settled, &["accepted >= 1"], Verdict::Unknown, "0 or more");
-        is(&settled, &[], Verdict::Unknown, "871 of 1000 connections");
+        is(
+            &settled,
+            &[],
+            Verdict::Unknown,
+            "871 of 1000 connections were established here and not by",
+        );
+        // Whatever else was expected, unless it is of that itself.
+        let not_there = "871 of 1000 connections were established here and not by";
+        is(&settled, &["error_ratio < 1%"], Verdict::Unknown, not_there);
+        is(&settled, &["established >= 100"], Verdict::Unknown, not_there);
+        is(
+            &settled,
+            &["error_ratio < 1%", "established_there >= 100"],
+            Verdict::Holds,
+            "",
+        );
+        is(&full, &["error_ratio < 1%"], Verdict::Holds, "");
+        is(&hung, &["error_ratio < 1%"], Verdict::Unknown, "990 connections");
+        assert!(!summary(&hung, &["error_ratio < 1%"]).are_agents_the_limit());
+        is(&hung, &["established_there = 1000"], Verdict::Holds, "");
+        // What its agent recorded nothing of may be at another node of its address.
+        let shared = Kernel {
+            untold_at_target: 871,
+            ..settled.clone()
+        };
+        is(&shared, &["established = 1000"], Verdict::Holds, "");
+        is(
+            &shared,
+            &["established_there = 1000"],
+            Verdict::Unknown,
+            "129 or more",
+        );
         is(
             &full,
             &["established_there = 1000"],

@@ -546,21 +546,32 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
         taken: u64,
         served: u64,
         untaken: u64,
+        untold: u64,
         nodes: Vec<String>,
     }
     let at = format!("if({INSIDE} OR {AMBIGUOUS}, toString(node), ''), if({INSIDE}, netns, 0)");
     let names = format!("local_ip, local_port, remote_ip, remote_port, ({at}) AS at");
     let by = "local_ip, local_port, remote_ip, remote_port, at";
     let is_taken = "(accept_wait_us IS NOT NULL OR attribution = 'exact' OR bytes_sent > 0)";
+    // An address that another node has too does not say who has what is missing, and what was answered here was established somewhere.
+    let owners = format!(
+        "SELECT ip, groupUniqArray(toString(node)) AS nodes FROM \
+         (SELECT node, arrayJoin(addresses) AS ip FROM namespace_samples WHERE observed_at {MEANWHILE_OR_BESIDE}) \
+         WHERE has({{addresses:Array(String)}}, toString(ip)) GROUP BY ip"
+    );
+    let is_only_there = "inside != 0 OR (notEmpty(owners.nodes) AND hasAll(seen_by, owners.nodes))";
     // Of each target that any agent saw, for of the others nothing is missing.
     let sql = format!(
         "SELECT sum(made_toward) AS expected, sum(seen) AS established, sum(known_taken) AS taken, sum(answered) AS served, \
-         sum(if(known_taken = 0, waited, 0)) AS untaken, groupUniqArrayArray(seen_by) AS nodes FROM \
-         (SELECT mine.remote_ip, mine.remote_port, mine.at, sum(made) AS made_toward, sum(least(made, established_there)) AS seen, \
+         sum(if(known_taken = 0, waited, 0)) AS untaken, sum(if({is_only_there}, answered_elsewhere, made_toward - seen)) AS untold, \
+         groupUniqArrayArray(seen_by) AS nodes FROM \
+         (SELECT mine.remote_ip AS ip, mine.remote_port, mine.at, tupleElement(mine.at, 2) AS inside, sum(made) AS made_toward, \
+              sum(least(made, established_there)) AS seen, \
+              sum(greatest(least(made, answered_here), least(made, established_there)) - least(made, established_there)) AS answered_elsewhere, \
               sum(least(made, taken_there)) AS known_taken, sum(least(made, served_there)) AS answered, \
               sum(least(made, waited_there)) AS waited, groupUniqArrayArray(nodes_there) AS seen_by FROM \
-             (SELECT {names}, count() AS made FROM attempts \
-              WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE} GROUP BY {by}) AS mine \
+             (SELECT {names}, countIf(is_first) AS made, countIf(is_final AND bytes_received > 0) AS answered_here \
+              FROM connection_records WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE} GROUP BY {by}) AS mine \
              LEFT JOIN \
              (SELECT {names}, countIf(is_first) AS established_there, \
                   greatest(countIf(is_first AND accept_wait_us IS NOT NULL), countIf(is_final AND {is_taken})) AS taken_there, \
@@ -572,7 +583,8 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
              ON mine.local_ip = theirs.remote_ip AND mine.local_port = theirs.remote_port \
                  AND mine.remote_ip = theirs.local_ip AND mine.remote_port = theirs.local_port \
                  AND mine.at = theirs.at \
-             GROUP BY mine.remote_ip, mine.remote_port, mine.at HAVING seen > 0)"
+             GROUP BY mine.remote_ip, mine.remote_port, mine.at HAVING seen > 0) AS target \
+         LEFT JOIN ({owners}) AS owners ON target.ip = owners.ip"
     );
     let There {
         expected,
@@ -580,6 +592,7 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
         taken,
         served,
         untaken,
+        untold,
         nodes,
     } = one(lines(store, sql, params()).await?)?;
     kernel.expected_at_target = expected;
@@ -589,21 +602,22 @@ pub async fn kernel(store: &dyn Store, run: &Connections) -> Result<Kernel, Stor
     let told = told(store, run, &nodes).await?;
     kernel.left_out_at_target = told.left_out;
     kernel.is_settled_at_target = told.settled > 0 && told.behind == 0;
+    // Rows of a clock that is further off, or of which nobody knows, may lie where they are not looked for.
+    let is_clock_near = told.starts > 0 && told.off_ns <= MARGIN_NS.unsigned_abs();
+    kernel.untold_at_target = match is_clock_near {
+        true => untold,
+        false => expected.saturating_sub(established),
+    };
     if untaken > 0 && see_accept(store, &nodes).await? {
         kernel.untaken_by_target = untaken;
     }
 
-    #[derive(serde::Deserialize)]
-    struct Number {
-        ambiguous: u64,
-    }
     if !ambiguous.pairs.is_empty() {
         let sql = format!(
-            "SELECT countIf({AMBIGUOUS} AND NOT {INSIDE}) AS ambiguous FROM attempts \
+            "SELECT countIf({AMBIGUOUS} AND NOT {INSIDE}) AS value FROM attempts \
              WHERE {OURS} AND outcome = 'established' AND decided_at {MEANWHILE}"
         );
-        let number: Number = one(lines(store, sql, params()).await?)?;
-        kernel.ambiguous = number.ambiguous;
+        kernel.ambiguous = number(store, sql, params()).await?;
     }
 
     let ends = "close_reason, toString(node) AS node, pid, toString(comm) AS comm, count() AS connections, \
@@ -657,14 +671,20 @@ struct Told {
     /// Starts of agents of which all that was made until the run's end is stored, and those of which it may not be.
     settled: u64,
     behind: u64,
+    /// All starts that said anything around that time, also those that were over before the run, and how far their clocks may be from the
+    /// collector's at most.
+    starts: u64,
+    off_ns: u64,
 }
 
 async fn told(store: &dyn Store, run: &Connections, nodes: &[String]) -> Result<Told, StoreError> {
+    // A connection is told when it is established, or when it is over: each has a mark. A start that was over before the run has no part in it.
     let sql = format!(
-        "SELECT toUInt64(ifNull(sum(grown), 0)) AS left_out, countIf(mark > {{ended:Int64}}) AS settled, \
-             countIf(mark <= {{ended:Int64}}) AS behind FROM \
-         (SELECT max(missing) - min(missing) AS grown, \
-              max(toUnixTimestamp64Nano(watermark_at) - clock_offset_ns) AS mark \
+        "SELECT toUInt64(ifNull(sumIf(grown, is_of_run), 0)) AS left_out, countIf(is_of_run AND mark > {{ended:Int64}}) AS settled, \
+             countIf(is_of_run AND mark <= {{ended:Int64}}) AS behind, count() AS starts, toUInt64(ifNull(max(off), 0)) AS off_ns FROM \
+         (SELECT max(missing) - min(missing) AS grown, max(abs(clock_offset_ns) + clock_error_ns) AS off, \
+              max(toUnixTimestamp64Nano(observed_at) - clock_offset_ns) >= {{began:Int64}} AS is_of_run, \
+              max(toUnixTimestamp64Nano(least(watermark_at, attempts_watermark_at)) - clock_offset_ns) AS mark \
           FROM agent_samples WHERE has({{seen_by:Array(String)}}, toString(node)) AND observed_at {MEANWHILE_OR_BESIDE} \
           GROUP BY agent_id, agent_epoch)"
     );

@@ -1847,32 +1847,69 @@ async fn what_the_kernels_of_targets_did_not_establish_and_no_process_took_is_to
     assert!(!kernel.is_settled_at_target);
 
     // Agents say when all of theirs is there, each by its own clock, and one that left some out may have left out these.
-    let sample = async |node: &str, seconds: i64, ahead_ns: i64, missing: u64| {
-        let at = |ns: i64| {
-            format!(
-                "fromUnixTimestamp64Nano(toInt64({}), 'UTC')",
-                ns + seconds * 1_000_000_000
-            )
-        };
+    let at = |seconds: i64| moment(began_at_ns + seconds * 1_000_000_000);
+    let sample = async |(node, start): (&str, u64),
+                        (seconds, attempts): (i64, i64),
+                        ahead_ns: i64,
+                        missing: u64| {
         store
             .execute(&format!(
-                "INSERT INTO agent_samples (node, agent_id, agent_epoch, observed_at, watermark_at, clock_offset_ns, missing) \
-                 VALUES ('{node}', '{node}', 1, {}, {}, {ahead_ns}, {missing})",
-                at(began_at_ns),
-                at(began_at_ns)
+                "INSERT INTO agent_samples (node, agent_id, agent_epoch, observed_at, watermark_at, attempts_watermark_at, \
+                 clock_offset_ns, missing) VALUES ('{node}', '{node}', {start}, {}, {}, {}, {ahead_ns}, {missing})",
+                at(seconds),
+                at(seconds),
+                at(attempts)
             ))
             .await
             .unwrap();
     };
-    sample("db-2", 4, 0, 0).await;
-    sample("db-3", -10, 0, 70).await;
-    sample("db-3", 4, 10_000_000_000, 70).await;
+    let ahead_ns = 1_500_000_000;
+    sample(("db-2", 1), (4, 4), 0, 0).await;
+    sample(("db-3", 1), (-10, -10), 0, 70).await;
+    sample(("db-3", 1), (4, 4), ahead_ns, 70).await;
     assert!(!ask().await.is_settled_at_target);
-    sample("db-3", 14, 10_000_000_000, 75).await;
+    // Attempts may come later than what is over.
+    sample(("db-3", 1), (14, 4), ahead_ns, 70).await;
+    assert!(!ask().await.is_settled_at_target);
+    sample(("db-3", 1), (15, 15), ahead_ns, 75).await;
+    // One that was started again before the run is not waited for.
+    sample(("db-2", 0), (-10, -10), 0, 0).await;
     let kernel = ask().await;
     assert_eq!(
         (kernel.is_settled_at_target, kernel.left_out_at_target),
         (true, 5),
         "{kernel:?}"
     );
+
+    // What is missing says something where nobody else is known to have the address, and the clock is near enough to look by.
+    let addresses = async |owners: &[(&str, u8)]| {
+        store.execute("TRUNCATE TABLE namespace_samples").await.unwrap();
+        let rows: Vec<_> = owners
+            .iter()
+            .map(|(node, target)| format!("('{node}', 1, {}, [toIPv6('::ffff:10.0.0.{target}')])", at(0)))
+            .collect();
+        let rows = rows.join(", ");
+        let insert = "INSERT INTO namespace_samples (node, netns, observed_at, addresses) VALUES";
+        store.execute(&format!("{insert} {rows}")).await.unwrap();
+    };
+    assert_eq!(ask().await.untold_at_target, 2);
+    let own = [("web-1", 1), ("db-2", 2), ("db-3", 3)];
+    addresses(&own).await;
+    assert_eq!(ask().await.untold_at_target, 0);
+    // Nor does it of what was answered, wherever it was.
+    store
+        .execute(&format!(
+            "INSERT INTO connection_records (node, role, recorded_at, pid, local_ip, local_port, remote_ip, remote_port, outcome, \
+             is_final, bytes_received) VALUES ('web-1', 'active', {}, 7, toIPv6('::ffff:10.0.0.1'), 40001, \
+             toIPv6('::ffff:10.0.0.3'), 80, 'established', true, 10)",
+            at(0)
+        ))
+        .await
+        .unwrap();
+    assert_eq!(ask().await.untold_at_target, 1);
+    addresses(&[&own[..], &[("lb-1", 3)]].concat()).await;
+    assert_eq!(ask().await.untold_at_target, 2);
+    addresses(&own).await;
+    sample(("db-3", 1), (16, 16), 5_000_000_000, 75).await;
+    assert_eq!(ask().await.untold_at_target, 2);
 }

@@ -1,7 +1,8 @@
 //! `--find-max`: the highest rate at which a target does what is expected of it. Pure; each step is a run like any other.
 //!
 //! The rate is doubled until a run does not hold (or halved until one does), then the gap is halved, by ratio, until it is
-//! small. A run whose agents were the limit ends the way up as well, and is told apart: beyond it nothing is known.
+//! small. A run whose agents were the limit, or that is unknown for another reason, ends the way up as well, and is told apart: beyond it nothing
+//! is known.
 
 /// So close to the limit is close enough: the least rate that does not hold over the highest that does.
 const CLOSE_ENOUGH: f64 = 1.05;
@@ -16,6 +17,8 @@ pub(super) enum Shown {
     DoesNotHold,
     /// The agents were the limit.
     Unknown,
+    /// Neither they nor the target: its kernel says otherwise, or something is not known.
+    Unproven,
 }
 
 /// A search under way.
@@ -47,7 +50,7 @@ impl Search {
         self.steps += 1;
         match shown {
             Shown::Holds => self.holds = Some(rate),
-            Shown::DoesNotHold | Shown::Unknown => self.fails = Some((rate, shown)),
+            Shown::DoesNotHold | Shown::Unknown | Shown::Unproven => self.fails = Some((rate, shown)),
         }
         if self.steps >= MOST_STEPS {
             return None;

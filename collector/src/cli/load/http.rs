@@ -26,10 +26,12 @@ Examples:
   holdfast load http http://web/ --no-keep-alive --find-max 'request.p99 < 50ms'
 
 What can be expected: request, response, connect, network with .p50 .p99 .p99.9 .mean .min .max; error_ratio, unexpected_status_ratio;
-requests, answered, errors, unexpected_status, unexpected_body, request_timed_out, request_lost, malformed, unsent, insecure; rate.
+requests, answered, errors, unexpected_status, unexpected_body, request_timed_out, request_lost, malformed, unsent, insecure; rate;
+where the target has an agent also established_there, accepted and served: connections, so many at least.
 
 Exit codes: 0 it holds (nothing expected: no errors), 1 it does not, 2 a wrong call, 3 unknown: the agents were the limit,
-not the target, or there is no data, 4 it could not be done.")]
+not the target, the target's kernel did not establish what was established here or no process took it (unless what is expected
+is of that), or there is no data, 4 it could not be done.")]
 pub(super) struct Args {
     /// http://HOST[:PORT]/PATH or https://...
     #[arg(value_name = "URL")]

@@ -23,7 +23,8 @@ What can be expected is what load tcp knows, of all pairs together; the pairs ar
 second by second with holdfast run show ID --json (pair_seconds) and --html, and in the table load_samples (node, to_node).
 
 Exit codes: 0 it holds (nothing expected: no errors and no losses of any pair), 1 it does not, 2 a wrong call, 3 unknown: the
-agents were the limit, or there is no data, 4 it could not be done.")]
+agents were the limit, the kernel of a target did not establish what was established here or no process took it (unless what is
+expected is of that), or there is no data, 4 it could not be done.")]
 pub(super) struct Args {
     /// Groups: values of the label, separated by commas
     #[arg(long, value_name = "NAME,...", required = true, value_delimiter = ',')]

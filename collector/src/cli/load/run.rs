@@ -717,6 +717,7 @@ async fn find_max(desk: &mut Desk<'_>, request: LoadRequest, condition: &str) ->
         let shown = match row.verdict.as_str() {
             "holds" => Shown::Holds,
             "violated" => Shown::DoesNotHold,
+            _ if row.summary().is_ok_and(|summary| !summary.are_agents_the_limit()) => Shown::Unproven,
             _ => Shown::Unknown,
         };
         if shown == Shown::Holds {
@@ -737,7 +738,8 @@ fn conclude(
     (fails_in, why): &(String, String),
     condition: &str,
 ) -> Result<(), Failure> {
-    let is_of_the_target = !matches!(search.fails, Some((_, Shown::Unknown)) | None);
+    let shown = search.fails.map(|(_, shown)| shown);
+    let is_of_the_target = shown == Some(Shown::DoesNotHold);
     let mut stdout = io::stdout();
     if asked.reach.json {
         let found = serde_json::json!({
@@ -747,7 +749,7 @@ fn conclude(
             "fails_per_second": search.fails.map(|(rate, _)| rate),
             "fails_in": fails_in,
             "why": why,
-            "limited_by": if is_of_the_target { "target" } else { "agents" },
+            "limited_by": limit(shown).0,
         });
         writeln!(stdout, "{found}")?;
     } else {
@@ -756,18 +758,22 @@ fn conclude(
             None => writeln!(stdout, "=== {condition}: holds at no rate that was tried")?,
         }
         if let Some((rate, shown)) = search.fails {
-            let what = if shown == Shown::DoesNotHold {
-                "not at"
-            } else {
-                "the agents were the limit at"
-            };
-            writeln!(stdout, "    {what} {rate}/s: {why}")?;
+            writeln!(stdout, "    {} {rate}/s: {why}", limit(Some(shown)).1)?;
         }
     }
     match search.holds {
         Some(_) if is_of_the_target => Ok(()),
         None if is_of_the_target => Err(Failure::DoesNotHold),
         _ => Err(Failure::Unknown),
+    }
+}
+
+/// What a search ended at, in a word and in words.
+fn limit(shown: Option<Shown>) -> (&'static str, &'static str) {
+    match shown {
+        Some(Shown::DoesNotHold) => ("target", "not at"),
+        Some(Shown::Unproven) => ("unknown", "unknown at"),
+        Some(Shown::Unknown | Shown::Holds) | None => ("agents", "the agents were the limit at"),
     }
 }
 
@@ -866,6 +872,13 @@ mod tests {
             &[],
         );
         check("request.p99 < 5ms", &[], false, &[errors]);
+    }
+
+    #[test]
+    fn what_is_unknown_for_another_reason_is_no_limit_of_the_agents() {
+        assert_eq!(limit(Some(Shown::Unproven)), ("unknown", "unknown at"));
+        assert_eq!(limit(Some(Shown::Unknown)).0, "agents");
+        assert_eq!(limit(Some(Shown::DoesNotHold)).0, "target");
     }
 
     #[test]

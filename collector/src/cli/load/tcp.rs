@@ -26,8 +26,9 @@ What can be expected: connect, dial, network, exchange with .p50 .p99 .p99.9 .me
 refused_ratio, timed_out_ratio; established, errors, refused, timed_out, reset, unreachable, lost, closed; rate; where the target
 has an agent also established_there, accepted and served: by its kernel, taken by a process, and answered, so many at least.
 
-Exit codes: 0 it holds (nothing expected: no errors, no losses, and no word of the target's kernel against it), 1 it does not, 2 a wrong call, 3 unknown: the agents were
-the limit, not the target, or there is no data, 4 it could not be done.")]
+Exit codes: 0 it holds (nothing expected: no errors and no losses), 1 it does not, 2 a wrong call, 3 unknown: the agents were the
+limit, not the target, the target's kernel did not establish what was established here or no process took it (unless what is
+expected is of that), or there is no data, 4 it could not be done.")]
 pub(super) struct Args {
     /// HOST:PORT, or HOST PORT; several HOST:PORT are tried in turn
     #[arg(required = true, value_name = "HOST:PORT")]

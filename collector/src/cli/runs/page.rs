@@ -233,7 +233,7 @@ impl Run<'_> {
             _ => (
                 "unknown",
                 "unknown",
-                "It proves nothing against the target, nor for it: the agents were the limit, or something is not known. Exit code 3.",
+                "It proves nothing against the target, nor for it: the agents were the limit, the target's kernel says otherwise, or something is not known. Exit code 3.",
             ),
         };
         let moment = |text: &str| text.get(..19).unwrap_or(text).to_owned();
@@ -1361,6 +1361,7 @@ mod tests {
                 seen: HOSTILE.into(),
                 verdict: Verdict::Violated,
                 is_broken_by_answers: false,
+                is_of_the_target: false,
             }],
             kernel: Some(kernel),
             ..Summary::default()
