@@ -232,7 +232,10 @@ fn summary(message: &Message) -> String {
     let assertions: BTreeSet<_> = several.iter().map(|one| &one.change.assertion).collect();
     let causes: BTreeSet<_> = of_worst().map(|one| one.change.cause.as_str()).collect();
     let why = match causes.len() {
-        1 => causes.first().map(|cause| (*cause).to_owned()).unwrap_or_default(),
+        1 => causes
+            .first()
+            .map(|cause| (*cause).to_owned())
+            .unwrap_or_default(),
         several => format!("{several} reasons"),
     };
     let why = if why.is_empty() { why } else { format!("{why}: ") };
