@@ -640,6 +640,7 @@ impl Engine {
 
     /// Hears what the agents reported since.
     async fn hear(&mut self, now_ns: i64) -> Result<(), StoreError> {
+        self.coverage.listen_again(now_ns);
         let expected_for = self.set.expected_for();
         if self.heard_ns == 0 {
             for (node, epoch, began_ns) in evidence::starts(&*self.store, now_ns, expected_for).await? {
@@ -659,6 +660,7 @@ impl Engine {
             self.hear_stored(now_ns).await?;
         }
         self.hear_directly();
+        self.coverage.listened_until(now_ns);
         if now_ns.saturating_sub(self.roster_ns) >= ROSTER_EVERY_NS {
             let heard = evidence::roster(&*self.store, now_ns, expected_for).await?;
             if heard != self.heard {

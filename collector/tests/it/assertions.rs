@@ -405,8 +405,8 @@ tests:
         of("db-1"),
         [
             (71, Verdict::Unknown),
-            (250, Verdict::Pending),
-            (310, Verdict::Violated)
+            (262, Verdict::Pending),
+            (322, Verdict::Violated)
         ]
     );
 }
