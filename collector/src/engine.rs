@@ -402,7 +402,8 @@ impl Engine {
 
     /// Goes on where stored verdicts end.
     pub async fn resume(&mut self, now_ns: i64) -> Result<(), StoreError> {
-        self.coverage.listen_from(now_ns);
+        let heard_ns = evidence::last_heard(&*self.store, now_ns).await?;
+        self.coverage.listen_from(now_ns, heard_ns.unwrap_or(now_ns));
         let names: Vec<&str> = self
             .set
             .assertions
@@ -641,9 +642,9 @@ impl Engine {
     /// Hears what the agents reported since.
     async fn hear(&mut self, now_ns: i64) -> Result<(), StoreError> {
         self.coverage.listen_again(now_ns);
-        let expected_for = self.set.expected_for();
+        let since_ns = self.expected_since(now_ns);
         if self.heard_ns == 0 {
-            for (node, epoch, began_ns) in evidence::starts(&*self.store, now_ns, expected_for).await? {
+            for (node, epoch, began_ns) in evidence::starts(&*self.store, now_ns, since_ns).await? {
                 self.coverage.began(&node, epoch, began_ns);
             }
             // As far back as a window may reach that is judged late.
@@ -662,7 +663,7 @@ impl Engine {
         self.hear_directly();
         self.coverage.listened_until(now_ns);
         if now_ns.saturating_sub(self.roster_ns) >= ROSTER_EVERY_NS {
-            let heard = evidence::roster(&*self.store, now_ns, expected_for).await?;
+            let heard = evidence::roster(&*self.store, now_ns, since_ns).await?;
             if heard != self.heard {
                 self.heard = heard;
                 self.expect_nodes();
@@ -673,6 +674,14 @@ impl Engine {
             self.coverage.forget_before(reach_ns.min(oldest_ns));
         }
         Ok(())
+    }
+
+    /// Since when a node has to have been heard that has to be there.
+    fn expected_since(&self, now_ns: i64) -> i64 {
+        let deadlines = self.set.assertions.iter().map(|assertion| assertion.deadline);
+        let patience = deadlines.max().unwrap_or_default();
+        self.coverage
+            .expected_since(now_ns, self.set.expected_for(), patience)
     }
 
     /// Who has to be there: whoever was heard, and whom the set declares.

@@ -95,6 +95,8 @@ pub const HEARD_WITHIN: Duration = Duration::from_secs(10);
 /// An agent finds a collector that is there again within this: the longest pause between two attempts and the time that one
 /// may take (`LONGEST_PAUSE` and `CONNECT_TIMEOUT` of `agent/src/uplink.rs`), and its first report.
 pub const FOUND_WITHIN: Duration = Duration::from_secs(22);
+/// Windows that nobody is waited for in any more are judged within this.
+const JUDGED_WITHIN: Duration = Duration::from_secs(5);
 /// Whose rows are missed too is called silent, and not behind, once nothing was heard of it for so long: three reports.
 const SILENT_AFTER: Duration = Duration::from_secs(3);
 /// An agent tells its watermark with its first reports.
@@ -115,6 +117,8 @@ pub struct Coverage {
 #[derive(Clone, Copy, Debug, Default)]
 struct Listening {
     from_ns: i64,
+    /// When somebody listened last before that.
+    before_ns: i64,
     /// Zero: pauses do not count, as in a past that is stored.
     until_ns: i64,
 }
@@ -177,9 +181,11 @@ impl FlawKind {
 
 impl Coverage {
     /// Nobody listened before. Agents are given the time that it takes to find a collector again.
-    pub fn listen_from(&mut self, ns: i64) {
+    /// `before_ns`: when somebody listened last.
+    pub fn listen_from(&mut self, ns: i64, before_ns: i64) {
         self.listening = Listening {
             from_ns: ns,
+            before_ns: before_ns.min(ns),
             until_ns: ns,
         };
     }
@@ -189,8 +195,28 @@ impl Coverage {
     pub fn listen_again(&mut self, now_ns: i64) {
         let until_ns = self.listening.until_ns;
         if until_ns > 0 && now_ns.saturating_sub(until_ns) > ns(HEARD_WITHIN) {
+            // Who had no time to come back in between was there before.
+            if until_ns >= self.listening.found_by_ns() {
+                self.listening.before_ns = until_ns;
+            }
             self.listening.from_ns = now_ns;
         }
+    }
+
+    /// Since when a node has to have been heard that is expected for so long after. Time in which nobody listened does not
+    /// count until those who come back are there, and what waited for the others, for `patience` at most, is judged.
+    pub fn expected_since(&self, now_ns: i64, expected_for: Duration, patience: Duration) -> i64 {
+        let listening = self.listening;
+        let judged_ns = listening
+            .from_ns
+            .saturating_add(ns(FOUND_WITHIN.max(patience) + JUDGED_WITHIN));
+        let is_listening_anew = listening.until_ns > 0 && now_ns < judged_ns;
+        let until_ns = if is_listening_anew {
+            now_ns.min(listening.before_ns)
+        } else {
+            now_ns
+        };
+        until_ns.saturating_sub(ns(expected_for))
     }
 
     /// What was said until then is heard.
@@ -837,11 +863,11 @@ mod tests {
         let mut coverage = heard((0..=20).map(report));
         let silent = Standing::Incomplete(Cause::Silent { node: "web".into() });
         assert_eq!(standing(&coverage, 30, 60), silent);
-        coverage.listen_from(T + 55 * SECOND);
+        coverage.listen_from(T + 55 * SECOND, T);
         assert_eq!(standing(&coverage, 30, 60), Standing::Waiting);
         coverage.hear(&report(61));
         assert_eq!(standing(&coverage, 30, 61), Standing::Complete);
-        coverage.listen_from(T + 40 * SECOND);
+        coverage.listen_from(T + 40 * SECOND, T);
         assert_eq!(standing(&coverage, 65, 90), silent);
     }
 
@@ -860,7 +886,7 @@ mod tests {
         for node in ["web", "never"] {
             assert_eq!(now(&coverage, node, 40, 40), Standing::Complete);
         }
-        coverage.listen_from(T + 55 * SECOND);
+        coverage.listen_from(T + 55 * SECOND, T);
         // It was heard shortly before.
         assert_eq!(now(&coverage, "web", 30, 56), Standing::Complete);
         assert_eq!(now(&coverage, "web", 40, 56), Standing::Waiting);
@@ -884,7 +910,7 @@ mod tests {
         let down_at = |is_followed: bool, at: i64, pause: i64| {
             let mut coverage = Coverage::default();
             if is_followed {
-                coverage.listen_from(T - 60 * SECOND);
+                coverage.listen_from(T - 60 * SECOND, T);
             }
             for second in 0..=at {
                 coverage.listen_again(T + second * SECOND);
@@ -905,6 +931,29 @@ mod tests {
         assert_eq!(down_at(true, 20, 60), Standing::Waiting);
         // Of a past that is judged, what was said is stored.
         assert_eq!(down_at(false, 20, 60), Standing::Complete);
+    }
+
+    #[test]
+    fn time_in_which_nobody_listened_does_not_count_until_agents_are_back() {
+        let minute = Duration::from_secs(60);
+        let since = |coverage: &Coverage, now: i64, patience: u64| {
+            let now_ns = T + now * SECOND;
+            (coverage.expected_since(now_ns, minute, Duration::from_secs(patience)) - T) / SECOND
+        };
+        assert_eq!(since(&Coverage::default(), 100, 10), 40);
+        // Nobody was heard for 70 s before a start.
+        let mut coverage = Coverage::default();
+        coverage.listen_from(T + 170 * SECOND, T + 100 * SECOND);
+        assert_eq!((since(&coverage, 170, 10), since(&coverage, 196, 10)), (40, 40));
+        assert_eq!((since(&coverage, 197, 10), since(&coverage, 197, 30)), (137, 40));
+        // It stands still before they are back, and later once more.
+        coverage.listened_until(T + 175 * SECOND);
+        coverage.listen_again(T + 240 * SECOND);
+        assert_eq!(since(&coverage, 241, 10), 40);
+        coverage.listened_until(T + 300 * SECOND);
+        assert_eq!(since(&coverage, 300, 10), 240);
+        coverage.listen_again(T + 400 * SECOND);
+        assert_eq!((since(&coverage, 400, 10), since(&coverage, 430, 10)), (240, 370));
     }
 
     #[test]
