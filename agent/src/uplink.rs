@@ -13,7 +13,8 @@ use tonic::transport::Endpoint;
 
 use crate::delivery::{Delivery, SessionError, WELCOME_TIMEOUT, told};
 
-/// The pause after the first failure, and the longest one; each failure doubles it.
+/// The pause after the first failure, and the longest one; each failure doubles it. A collector that is there again calls
+/// nobody down for so long (`FOUND_WITHIN` of `collector/src/assertion/coverage.rs`).
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use crate::assertion::cause::{Cause, Over};
 use crate::assertion::condition::{Condition, value_text};
-use crate::assertion::coverage::{Coverage, Report, Window};
+use crate::assertion::coverage::{Coverage, HEARD_WITHIN, Report, Window};
 use crate::assertion::evaluate::{
     self, Addresses, Judgement, Key, LabelledRows, Moment, Observers, Roster, key_text,
 };
@@ -124,6 +124,8 @@ pub struct Engine {
     asked_ns: i64,
     elsewhere_ns: i64,
     roster_ns: i64,
+    /// Up to when everything was judged that could be. `None`: pauses do not count, as in a past.
+    stepped_ns: Option<i64>,
     /// Verdicts that are not stored yet.
     waiting: Vec<Record>,
     /// A block of them that the store may have or not: the same again adds nothing.
@@ -180,7 +182,7 @@ struct Tick {
 struct Kept {
     machine: Machine,
     written_ns: i64,
-    /// When it was last there: with rows, or as a node of the roster.
+    /// When it last had rows, or was taken over; later by the time in which nobody judged.
     seen_ns: i64,
     /// As it was written last.
     is_silenced: bool,
@@ -188,6 +190,23 @@ struct Kept {
     cause: Option<Cause>,
     /// What may change when rows come late.
     history: Option<History>,
+}
+
+impl Kept {
+    /// Whether nothing was seen of it for so long. One that fails is judged until it does not: that nothing is there may be
+    /// what fails.
+    fn is_unseen(&self, now_ns: i64, remembered_for: Duration) -> bool {
+        !matches!(self.machine.verdict, Verdict::Violated | Verdict::Pending)
+            && now_ns.saturating_sub(self.seen_ns) > ns(remembered_for)
+    }
+
+    /// From one time at which it was judged to the next: where nobody judged for a while in between, nothing could be seen.
+    fn pass_over(&mut self, from_ns: i64, to_ns: i64) {
+        let pause_ns = to_ns.saturating_sub(from_ns);
+        if pause_ns > ns(HEARD_WITHIN) {
+            self.seen_ns = self.seen_ns.saturating_add(pause_ns).min(to_ns);
+        }
+    }
 }
 
 /// How often it may be looked yet what speaks against a verdict.
@@ -249,6 +268,7 @@ impl Engine {
             asked_ns: i64::MIN,
             elsewhere_ns: i64::MIN,
             roster_ns: i64::MIN,
+            stepped_ns: None,
             waiting: Vec::new(),
             in_doubt: Vec::new(),
             is_writing,
@@ -402,7 +422,9 @@ impl Engine {
 
     /// Goes on where stored verdicts end.
     pub async fn resume(&mut self, now_ns: i64) -> Result<(), StoreError> {
-        self.coverage.listen_from(now_ns);
+        let heard_ns = evidence::last_heard(&*self.store, now_ns).await?;
+        self.coverage.listen_from(now_ns, heard_ns.unwrap_or(now_ns));
+        self.stepped_ns = Some(now_ns);
         let names: Vec<&str> = self
             .set
             .assertions
@@ -438,7 +460,8 @@ impl Engine {
             *begin = (*begin).min(machine.judged_ns);
             let kept = Kept {
                 written_ns: machine.judged_ns,
-                seen_ns: machine.judged_ns,
+                // Nobody could see anything of it since it was judged.
+                seen_ns: now_ns,
                 is_silenced: false,
                 cause: None,
                 machine,
@@ -566,7 +589,9 @@ impl Engine {
         let mut step = Step::default();
         let mut outcome = self.judge_all(now_ns, &mut step).await;
         self.end_outdated(now_ns);
-        self.forget(now_ns);
+        if outcome.is_ok() {
+            self.forget(now_ns);
+        }
         step.records.append(&mut self.over);
         if outcome.is_ok() && self.is_accusing {
             outcome = self.accuse(&mut step.records, now_ns).await;
@@ -640,9 +665,10 @@ impl Engine {
 
     /// Hears what the agents reported since.
     async fn hear(&mut self, now_ns: i64) -> Result<(), StoreError> {
-        let expected_for = self.set.expected_for();
+        self.coverage.listen_again(now_ns);
+        let since_ns = self.expected_since(now_ns);
         if self.heard_ns == 0 {
-            for (node, epoch, began_ns) in evidence::starts(&*self.store, now_ns, expected_for).await? {
+            for (node, epoch, began_ns) in evidence::starts(&*self.store, now_ns, since_ns).await? {
                 self.coverage.began(&node, epoch, began_ns);
             }
             // As far back as a window may reach that is judged late.
@@ -659,8 +685,9 @@ impl Engine {
             self.hear_stored(now_ns).await?;
         }
         self.hear_directly();
+        self.coverage.listened_until(now_ns);
         if now_ns.saturating_sub(self.roster_ns) >= ROSTER_EVERY_NS {
-            let heard = evidence::roster(&*self.store, now_ns, expected_for).await?;
+            let heard = evidence::roster(&*self.store, now_ns, since_ns).await?;
             if heard != self.heard {
                 self.heard = heard;
                 self.expect_nodes();
@@ -671,6 +698,14 @@ impl Engine {
             self.coverage.forget_before(reach_ns.min(oldest_ns));
         }
         Ok(())
+    }
+
+    /// Since when a node has to have been heard that has to be there.
+    fn expected_since(&self, now_ns: i64) -> i64 {
+        let deadlines = self.set.assertions.iter().map(|assertion| assertion.deadline);
+        let patience = deadlines.max().unwrap_or_default();
+        self.coverage
+            .expected_since(now_ns, self.set.expected_for(), patience)
     }
 
     /// Who has to be there: whoever was heard, and whom the set declares.
@@ -1026,14 +1061,18 @@ impl Engine {
 
     /// Keys that nothing was seen of for long are not judged any more.
     fn forget(&mut self, now_ns: i64) {
+        if let Some(stepped_ns) = &mut self.stepped_ns {
+            let before_ns = std::mem::replace(stepped_ns, now_ns);
+            let all = self.keys.values_mut().flat_map(BTreeMap::values_mut);
+            all.for_each(|kept| kept.pass_over(before_ns, now_ns));
+        }
         for assertion in &self.set.assertions {
             let Some(keys) = self.keys.get_mut(&assertion.name) else {
                 continue;
             };
             let remembered_for = self.set.remembered_for(assertion);
             let unseen = keys.extract_if(.., |key, kept| {
-                now_ns.saturating_sub(kept.seen_ns) > ns(remembered_for)
-                    && !evaluate::is_standing(assertion, key, &self.roster)
+                kept.is_unseen(now_ns, remembered_for) && !evaluate::is_standing(assertion, key, &self.roster)
             });
             self.over.extend(unseen.map(|(key, kept)| {
                 let stood = standing(assertion, key, kept.machine);
@@ -1342,43 +1381,93 @@ mod tests {
     use super::*;
     use crate::assertion::evaluate::Reading;
 
+    const SECOND: i64 = 1_000_000_000;
+
+    fn set(assertion: &str) -> Set {
+        let text = format!("assertions: [{{ name: a, over: 5s, by: comm, {assertion} }}]");
+        let set = files::declared(&[("a.yaml".to_owned(), text)]);
+        set.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Takes the window of `curl` that ends so many seconds after the begin.
+    fn taken(set: &Set, keys: &mut BTreeMap<Key, Kept>, at: i64, samples: u64, outcome: Outcome) {
+        let judgement = Judgement {
+            key: vec!["curl".to_owned()],
+            outcome,
+            cause: None,
+            readings: vec![Reading {
+                value: Some(0.0),
+                samples,
+                passed: Some(outcome == Outcome::Passed),
+            }],
+            decisive: 0,
+            loss: None,
+            may_come: false,
+        };
+        let place = Taken {
+            window: Window {
+                from_ns: (at - 5) * SECOND,
+                to_ns: at * SECOND,
+            },
+            older: None,
+            every_ns: SECOND,
+            has_late: false,
+            heartbeat_ns: HEARTBEAT_NS,
+            now_ns: at * SECOND,
+            silences: &Silences::default(),
+        };
+        take(&set.assertions[0], keys, judgement, place);
+    }
+
     #[test]
     fn a_key_is_seen_in_windows_in_which_it_has_rows() {
-        const SECOND: i64 = 1_000_000_000;
-        let text = "assertions: [{ name: a, expect: connect.refused = 0, over: 5s, by: comm }]";
-        let set = files::declared(&[("a.yaml".to_owned(), text.to_owned())]);
-        let set = set.unwrap_or_else(|error| panic!("{error}"));
-        let key = vec!["curl".to_owned()];
+        let set = set("expect: connect.refused = 0");
         let mut keys = BTreeMap::new();
         for (at, samples, seen) in [(1, 3, 1), (2, 0, 1), (3, 1, 3), (4, 0, 3)] {
-            let judgement = Judgement {
-                key: key.clone(),
-                outcome: Outcome::Passed,
-                cause: None,
-                readings: vec![Reading {
-                    value: Some(0.0),
-                    samples,
-                    passed: Some(true),
-                }],
-                decisive: 0,
-                loss: None,
-                may_come: false,
-            };
-            let place = Taken {
-                window: Window {
-                    from_ns: (at - 5) * SECOND,
-                    to_ns: at * SECOND,
-                },
-                older: None,
-                every_ns: SECOND,
-                has_late: false,
-                heartbeat_ns: HEARTBEAT_NS,
-                now_ns: at * SECOND,
-                silences: &Silences::default(),
-            };
-            take(&set.assertions[0], &mut keys, judgement, place);
-            assert_eq!(keys[&key].seen_ns, seen * SECOND, "{at} s");
+            taken(&set, &mut keys, at, samples, Outcome::Passed);
+            assert_eq!(keys[&vec!["curl".to_owned()]].seen_ns, seen * SECOND, "{at} s");
         }
+    }
+
+    #[test]
+    fn what_fails_for_want_of_rows_is_not_forgotten_for_it() {
+        let minute = Duration::from_secs(60);
+        for (pace, outcome, is_forgotten) in [
+            ("", Outcome::Passed, true),
+            ("", Outcome::Unknown, true),
+            ("", Outcome::Failed, false),
+            // For so long it is pending.
+            (", for: 5m", Outcome::Failed, false),
+        ] {
+            let set = set(&format!("expect: connect.count > 0{pace}"));
+            let mut keys = BTreeMap::new();
+            taken(&set, &mut keys, 1, 3, Outcome::Passed);
+            for at in 2..=100 {
+                taken(&set, &mut keys, at, 0, outcome);
+            }
+            let is_unseen = keys[&vec!["curl".to_owned()]].is_unseen(100 * SECOND, minute);
+            assert_eq!(is_unseen, is_forgotten, "{pace} {outcome:?}");
+        }
+    }
+
+    #[test]
+    fn time_in_which_nobody_judged_makes_no_key_unseen() {
+        let set = set("expect: connect.refused = 0");
+        let mut keys = BTreeMap::new();
+        taken(&set, &mut keys, 100, 3, Outcome::Passed);
+        let mut curl = keys.remove(&vec!["curl".to_owned()]).expect("it is judged");
+        for (from, to, seen) in [
+            (120, 121, 100),
+            (130, 3_730, 3_700),
+            (3_731, 9_000, 8_969),
+            (8_970, 8_980, 8_969),
+        ] {
+            curl.pass_over(from * SECOND, to * SECOND);
+            assert_eq!(curl.seen_ns, seen * SECOND, "{from} to {to}");
+        }
+        // In a window that was judged since.
+        curl.pass_over(0, 9_000 * SECOND);
+        assert_eq!(curl.seen_ns, 9_000 * SECOND);
     }
 
     #[test]

@@ -92,6 +92,11 @@ const AHEAD: Duration = Duration::from_secs(1);
 const BEHIND: Duration = Duration::from_secs(5);
 /// An agent reports once a second.
 pub const HEARD_WITHIN: Duration = Duration::from_secs(10);
+/// An agent finds a collector that is there again within this: the longest pause between two attempts and the time that one
+/// may take (`LONGEST_PAUSE` and `CONNECT_TIMEOUT` of `agent/src/uplink.rs`), and its first report.
+pub const FOUND_WITHIN: Duration = Duration::from_secs(22);
+/// Windows that nobody is waited for in any more are judged within this.
+const JUDGED_WITHIN: Duration = Duration::from_secs(5);
 /// Whose rows are missed too is called silent, and not behind, once nothing was heard of it for so long: three reports.
 const SILENT_AFTER: Duration = Duration::from_secs(3);
 /// An agent tells its watermark with its first reports.
@@ -105,8 +110,24 @@ const REMEMBERED: usize = 1024;
 #[derive(Clone, Debug, Default)]
 pub struct Coverage {
     nodes: BTreeMap<String, Node>,
-    /// Nobody listened before, by the collector's clock: who was not heard then was not silent.
-    listening_ns: i64,
+    listening: Listening,
+}
+
+/// When somebody listened, by the collector's clock: who was not heard otherwise was not silent.
+#[derive(Clone, Copy, Debug, Default)]
+struct Listening {
+    from_ns: i64,
+    /// When somebody listened last before that.
+    before_ns: i64,
+    /// Zero: pauses do not count, as in a past that is stored.
+    until_ns: i64,
+}
+
+impl Listening {
+    /// Who is not heard from then on could have been.
+    fn found_by_ns(&self) -> i64 {
+        self.from_ns.saturating_add(ns(FOUND_WITHIN))
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -160,8 +181,49 @@ impl FlawKind {
 
 impl Coverage {
     /// Nobody listened before. Agents are given the time that it takes to find a collector again.
-    pub fn listen_from(&mut self, ns: i64) {
-        self.listening_ns = ns;
+    /// `before_ns`: when somebody listened last.
+    pub fn listen_from(&mut self, ns: i64, before_ns: i64) {
+        self.listening = Listening {
+            from_ns: ns,
+            before_ns: before_ns.min(ns),
+            until_ns: ns,
+        };
+    }
+
+    /// Notices that nobody listened for a while, where it was said since when somebody does: the store was away, or the
+    /// process stood still. That is a begin too.
+    pub fn listen_again(&mut self, now_ns: i64) {
+        let until_ns = self.listening.until_ns;
+        if until_ns > 0 && now_ns.saturating_sub(until_ns) > ns(HEARD_WITHIN) {
+            // Who had no time to come back in between was there before.
+            if until_ns >= self.listening.found_by_ns() {
+                self.listening.before_ns = until_ns;
+            }
+            self.listening.from_ns = now_ns;
+        }
+    }
+
+    /// Since when a node has to have been heard that is expected for so long after. Time in which nobody listened does not
+    /// count until those who come back are there, and what waited for the others, for `patience` at most, is judged.
+    pub fn expected_since(&self, now_ns: i64, expected_for: Duration, patience: Duration) -> i64 {
+        let listening = self.listening;
+        let judged_ns = listening
+            .from_ns
+            .saturating_add(ns(FOUND_WITHIN.max(patience) + JUDGED_WITHIN));
+        let is_listening_anew = listening.until_ns > 0 && now_ns < judged_ns;
+        let until_ns = if is_listening_anew {
+            now_ns.min(listening.before_ns)
+        } else {
+            now_ns
+        };
+        until_ns.saturating_sub(ns(expected_for))
+    }
+
+    /// What was said until then is heard.
+    pub fn listened_until(&mut self, now_ns: i64) {
+        if self.listening.until_ns > 0 {
+            self.listening.until_ns = now_ns;
+        }
     }
 
     /// A start of an agent began to watch then, whatever was heard of it since.
@@ -268,7 +330,7 @@ impl Coverage {
         now_ns: i64,
         deadline: Duration,
     ) -> Standing {
-        let found_by_ns = self.listening_ns.saturating_add(ns(HEARD_WITHIN));
+        let found_by_ns = self.listening.found_by_ns();
         let is_late = now_ns >= window.to_ns.saturating_add(ns(deadline)).max(found_by_ns);
         let late = |cause| {
             if is_late {
@@ -324,8 +386,9 @@ impl Coverage {
             });
         }
         // What waited for an earlier window in vain is not waited for again.
-        let heard_ns = last.received_ns.max(self.listening_ns);
-        let is_gone_for_long = now_ns.saturating_sub(heard_ns) > ns(deadline).max(ns(HEARD_WITHIN));
+        let heard_ns = last.received_ns.max(self.listening.from_ns);
+        let is_gone_for_long =
+            now_ns >= found_by_ns && now_ns.saturating_sub(heard_ns) > ns(deadline).max(ns(HEARD_WITHIN));
         if is_gone_for_long {
             return Standing::Incomplete(Cause::Silent { node: name() });
         }
@@ -800,11 +863,11 @@ mod tests {
         let mut coverage = heard((0..=20).map(report));
         let silent = Standing::Incomplete(Cause::Silent { node: "web".into() });
         assert_eq!(standing(&coverage, 30, 60), silent);
-        coverage.listen_from(T + 55 * SECOND);
+        coverage.listen_from(T + 55 * SECOND, T);
         assert_eq!(standing(&coverage, 30, 60), Standing::Waiting);
         coverage.hear(&report(61));
         assert_eq!(standing(&coverage, 30, 61), Standing::Complete);
-        coverage.listen_from(T + 40 * SECOND);
+        coverage.listen_from(T + 40 * SECOND, T);
         assert_eq!(standing(&coverage, 65, 90), silent);
     }
 
@@ -823,15 +886,74 @@ mod tests {
         for node in ["web", "never"] {
             assert_eq!(now(&coverage, node, 40, 40), Standing::Complete);
         }
-        coverage.listen_from(T + 55 * SECOND);
+        coverage.listen_from(T + 55 * SECOND, T);
         // It was heard shortly before.
         assert_eq!(now(&coverage, "web", 30, 56), Standing::Complete);
         assert_eq!(now(&coverage, "web", 40, 56), Standing::Waiting);
-        assert_eq!(now(&coverage, "web", 40, 65), silent);
+        // Its agent may be in the longest pause between two attempts.
+        for to in [40, 65, 68] {
+            assert_eq!(now(&coverage, "web", to, 68), Standing::Waiting, "{to}");
+        }
+        let mut back = coverage.clone();
+        back.hear(&report(69));
+        for to in [40, 65, 69] {
+            assert_eq!(now(&back, "web", to, 69), Standing::Complete, "{to}");
+            assert_eq!(back.is_up("web", T + to * SECOND), Some(true), "{to}");
+        }
         // Somebody has listened for long enough.
-        assert_eq!(now(&coverage, "web", 65, 65), Standing::Complete);
-        coverage.hear(&report(66));
-        assert_eq!(now(&coverage, "web", 40, 66), Standing::Complete);
+        assert_eq!(now(&coverage, "web", 40, 77), silent);
+        assert_eq!(now(&coverage, "web", 77, 77), Standing::Complete);
+    }
+
+    #[test]
+    fn who_was_not_heard_in_a_pause_is_not_called_down() {
+        let down_at = |is_followed: bool, at: i64, pause: i64| {
+            let mut coverage = Coverage::default();
+            if is_followed {
+                coverage.listen_from(T - 60 * SECOND, T);
+            }
+            for second in 0..=at {
+                coverage.listen_again(T + second * SECOND);
+                coverage.hear(&report(second));
+                coverage.listened_until(T + second * SECOND);
+            }
+            // The store answers at the second attempt.
+            let now_ns = T + (at + pause) * SECOND;
+            coverage.listen_again(now_ns - SECOND / 2);
+            coverage.listen_again(now_ns);
+            coverage.listened_until(now_ns);
+            let window = Window {
+                from_ns: now_ns - 10 * SECOND,
+                to_ns: now_ns - SECOND,
+            };
+            coverage.standing("web", window, Need::Now, now_ns, Duration::from_secs(10))
+        };
+        assert_eq!(down_at(true, 20, 60), Standing::Waiting);
+        // Of a past that is judged, what was said is stored.
+        assert_eq!(down_at(false, 20, 60), Standing::Complete);
+    }
+
+    #[test]
+    fn time_in_which_nobody_listened_does_not_count_until_agents_are_back() {
+        let minute = Duration::from_secs(60);
+        let since = |coverage: &Coverage, now: i64, patience: u64| {
+            let now_ns = T + now * SECOND;
+            (coverage.expected_since(now_ns, minute, Duration::from_secs(patience)) - T) / SECOND
+        };
+        assert_eq!(since(&Coverage::default(), 100, 10), 40);
+        // Nobody was heard for 70 s before a start.
+        let mut coverage = Coverage::default();
+        coverage.listen_from(T + 170 * SECOND, T + 100 * SECOND);
+        assert_eq!((since(&coverage, 170, 10), since(&coverage, 196, 10)), (40, 40));
+        assert_eq!((since(&coverage, 197, 10), since(&coverage, 197, 30)), (137, 40));
+        // It stands still before they are back, and later once more.
+        coverage.listened_until(T + 175 * SECOND);
+        coverage.listen_again(T + 240 * SECOND);
+        assert_eq!(since(&coverage, 241, 10), 40);
+        coverage.listened_until(T + 300 * SECOND);
+        assert_eq!(since(&coverage, 300, 10), 240);
+        coverage.listen_again(T + 400 * SECOND);
+        assert_eq!((since(&coverage, 400, 10), since(&coverage, 430, 10)), (240, 370));
     }
 
     #[test]

@@ -497,12 +497,20 @@ pub fn judge(
         let cause = Cause::NoNodes {
             members: members_text(assertion.observers()),
         };
-        let keys = if assertion.quorum.is_some() || known.is_empty() {
-            BTreeSet::from([Key::new()])
-        } else {
-            known.clone()
-        };
-        return keys.into_iter().map(|key| unknown(key, cause.clone())).collect();
+        let mut judgements = Vec::new();
+        if assertion.quorum.is_none() {
+            judgements.extend(known.iter().filter_map(|key| {
+                let cause = match own_node(assertion, key) {
+                    None => cause.clone(),
+                    Some(node) => gone(moment, node)?,
+                };
+                Some(unknown(key.clone(), cause))
+            }));
+        }
+        if judgements.is_empty() {
+            judgements.push(unknown(Key::new(), cause));
+        }
+        return judgements;
     }
     let (cells, targets) = match cells(assertion, planned, moment, observers, answers) {
         Ok(found) => found,
@@ -535,29 +543,36 @@ pub fn judge(
         .by
         .iter()
         .position(|dimension| *dimension == Dimension::ToNode);
-    let own = assertion
-        .by
-        .iter()
-        .position(|dimension| *dimension == assertion.own_node());
+    let members = target_members(assertion).map(|members| {
+        let nodes = moment.nodes(members);
+        nodes
+            .map(|node| node.labelled.node.as_str())
+            .collect::<HashSet<_>>()
+    });
     let mut is_waiting = false;
     for key in keys {
         // Where there is no key, anybody's rows might have told of one.
-        let seen = match own.and_then(|at| key.get(at)) {
+        let seen = match own_node(assertion, &key) {
             None => everybody.clone(),
             Some(node) => match observers.nodes.iter().find(|(name, _)| name == node) {
                 Some((_, seen)) => seen.clone(),
-                // It is there and belongs here no more: that is no key.
-                None if is_in(moment.roster, node) => continue,
-                None => Seen {
-                    standing: Standing::Incomplete(Cause::Gone {
-                        node: node.clone(),
-                        expected_for: moment.expected_for,
-                    }),
-                    loss: None,
+                None => match gone(moment, node) {
+                    None => continue,
+                    Some(cause) => Seen {
+                        standing: Standing::Incomplete(cause),
+                        loss: None,
+                    },
                 },
             },
         };
         let target = target.and_then(|at| key.get(at));
+        // So it is with the other end.
+        if let (Some(node), Some(members)) = (target, &members)
+            && !members.contains(node.as_str())
+            && is_in(moment.roster, node)
+        {
+            continue;
+        }
         let of_target = target.and_then(|target| observers.targets.iter().find(|(name, _)| name == target));
         let Seen { standing, loss } = match of_target {
             Some((_, of_target)) => seen.and(of_target.clone()),
@@ -591,6 +606,21 @@ pub fn judge(
             vec![Judgement { loss, ..judgement }]
         }
     }
+}
+
+/// The node that a key names as its own.
+fn own_node<'k>(assertion: &Assertion, key: &'k Key) -> Option<&'k String> {
+    let mut by = assertion.by.iter();
+    key.get(by.position(|dimension| *dimension == assertion.own_node())?)
+}
+
+/// Why nothing is known of a node that is not among those that an assertion is about. `None`: it is there and belongs here no
+/// more, so that what names it is no key.
+fn gone(moment: &Moment<'_>, node: &str) -> Option<Cause> {
+    (!is_in(moment.roster, node)).then(|| Cause::Gone {
+        node: node.to_owned(),
+        expected_for: moment.expected_for,
+    })
 }
 
 /// What fails whatever is not known: a condition that needs no rows, such as `node.up = true`.

@@ -19,8 +19,9 @@ use crate::notify::body::top_cause;
 ///
 /// A verdict is Holds, Pending (it fails, but not for long enough yet), Violated, or Unknown: the evidence does not tell, and
 /// the last column says why. Where anything is lost of what a verdict rests on, LOST says how much (-: nobody knows whether
-/// there is). One that nobody judges any more is marked as old, and says nothing of now: with one of these the exit code is 3,
-/// else 0, whatever the verdicts are (holdfast check --once tells by its exit code).
+/// there is, or it rests on no rows but on what agents report of themselves). One that nobody judges any more is marked as
+/// old, and says nothing of now: with one of these the exit code is 3, else 0, whatever the verdicts are (holdfast check
+/// --once tells by its exit code).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -19,6 +19,7 @@ use crate::assertion::group::{ALL, Labelled, Members};
 use crate::assertion::limit::{Bad, FEWEST_SAMPLES, FEWEST_WINDOWS, Limit, Past, limit};
 use crate::assertion::signal::Unit;
 use crate::assertion::state::Verdict;
+use crate::clock::ns;
 use crate::store::history::{self, Traffic};
 use crate::store::{Store, StoreError, evidence};
 
@@ -137,7 +138,7 @@ pub async fn suggest(store: Arc<dyn Store>, wanted: &Wanted, now_ns: i64) -> Res
             "the past has to have {FEWEST_WINDOWS} windows of {OVER} or more: say --since {FEWEST_WINDOWS}m at least"
         )));
     }
-    let roster = evidence::roster(&*store, now_ns, EXPECTED_FOR).await?;
+    let roster = evidence::roster(&*store, now_ns, now_ns.saturating_sub(ns(EXPECTED_FOR))).await?;
     if roster.nodes.is_empty() {
         return Err(SuggestError::Wrong(
             "no node was heard of within the last hour: what holds now is not known of any".to_owned(),

@@ -746,12 +746,26 @@ pub async fn reports(store: &dyn Store, since_ns: i64, until_ns: i64) -> Result<
         .map(|rows| rows.into_iter().map(Report::from).collect())
 }
 
-/// When each start of an agent that was heard of within that time before `now_ns` was first heard of: node, epoch, and
+/// When anybody was heard last until `now_ns`. `None`: nobody ever was.
+pub async fn last_heard(store: &dyn Store, now_ns: i64) -> Result<Option<i64>, StoreError> {
+    #[derive(serde::Deserialize)]
+    struct Last {
+        heard_ns: serde_json::Value,
+    }
+    let sql = "SELECT toUnixTimestamp64Nano(max(received_at)) AS heard_ns FROM agent_samples \
+               WHERE received_at <= {now:DateTime64(9, 'UTC')}";
+    let params = vec![("now".to_owned(), time_value(now_ns))];
+    let last: Vec<Last> = lines(store, sql, params).await?;
+    let heard_ns = last.first().map(|last| signed(&last.heard_ns));
+    Ok(heard_ns.filter(|heard_ns| *heard_ns > 0))
+}
+
+/// When each start of an agent that was heard of after `since_ns`, until `now_ns`, was first heard of: node, epoch, and
 /// nanoseconds since the Unix epoch by the node's clock.
 pub async fn starts(
     store: &dyn Store,
     now_ns: i64,
-    within: Duration,
+    since_ns: i64,
 ) -> Result<Vec<(String, u64, i64)>, StoreError> {
     #[derive(serde::Deserialize)]
     struct Start {
@@ -763,7 +777,7 @@ pub async fn starts(
                FROM agent_samples WHERE received_at <= {now:DateTime64(9, 'UTC')} GROUP BY node, agent_epoch \
                HAVING max(received_at) > {since:DateTime64(9, 'UTC')} ORDER BY agent_epoch";
     let params = vec![
-        ("since".to_owned(), time_value(before(now_ns, within))),
+        ("since".to_owned(), time_value(since_ns)),
         ("now".to_owned(), time_value(now_ns)),
     ];
     let starts: Vec<Start> = lines(store, sql, params).await?;
@@ -779,8 +793,8 @@ pub async fn starts(
         .collect())
 }
 
-/// The nodes that were heard of within that time before `now_ns`, by name.
-pub async fn roster(store: &dyn Store, now_ns: i64, within: Duration) -> Result<Roster, StoreError> {
+/// The nodes that were heard of after `since_ns`, until `now_ns`, by name.
+pub async fn roster(store: &dyn Store, now_ns: i64, since_ns: i64) -> Result<Roster, StoreError> {
     #[derive(serde::Deserialize)]
     struct Known {
         node: String,
@@ -795,7 +809,7 @@ pub async fn roster(store: &dyn Store, now_ns: i64, within: Duration) -> Result<
                AND received_at > {since:DateTime64(9, 'UTC')} AND received_at <= {now:DateTime64(9, 'UTC')}) \
                ORDER BY node";
     let params = vec![
-        ("since".to_owned(), time_value(before(now_ns, within))),
+        ("since".to_owned(), time_value(since_ns)),
         ("now".to_owned(), time_value(now_ns)),
     ];
     let known: Vec<Known> = lines(store, sql, params).await?;
@@ -809,10 +823,6 @@ pub async fn roster(store: &dyn Store, now_ns: i64, within: Duration) -> Result<
     Ok(Roster {
         nodes: known.into_iter().map(node).collect(),
     })
-}
-
-fn before(now_ns: i64, time: Duration) -> i64 {
-    now_ns.saturating_sub(i64::try_from(time.as_nanos()).unwrap_or(i64::MAX))
 }
 
 /// An address, alone or with a port; loopback is everybody's.

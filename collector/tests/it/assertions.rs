@@ -405,10 +405,65 @@ tests:
         of("db-1"),
         [
             (71, Verdict::Unknown),
-            (250, Verdict::Pending),
-            (310, Verdict::Violated)
+            (262, Verdict::Pending),
+            (322, Verdict::Violated)
         ]
     );
+}
+
+/// For longer than nodes are expected: they are not given up for it, and what needs them does not hold without them.
+#[tokio::test]
+async fn who_was_not_heard_while_the_collector_stood_still_is_neither_down_nor_gone() {
+    let text = "
+expect_nodes_for: 1m
+assertions:
+  - { name: up, on: all, expect: node.up = true, over: 10s, every: 1s, by: on.node }
+  - { name: none, from: all, expect: connect.refused = 0, over: 5s, every: 1s }
+tests:
+  - { assertion: up, given: { web-1 -> db-1: 'nothing x170s' }, expect: { 20s: Holds } }
+";
+    let set = declared(text);
+    let store = database().await;
+    let begin_ns = (now_ns() - 3_600 * SECOND_NS).div_euclid(60 * SECOND_NS) * 60 * SECOND_NS;
+    trial::lay_past(&*store, &set.assertions[0], &set.tests[0], begin_ns)
+        .await
+        .unwrap();
+    let heard = format!(
+        "CREATE TABLE heard ENGINE = MergeTree ORDER BY (node, observed_at) AS SELECT * FROM agent_samples \
+         WHERE received_at <= fromUnixTimestamp64Nano({}, 'UTC') \
+         OR (node = 'web-1' AND received_at >= fromUnixTimestamp64Nano({}, 'UTC'))",
+        begin_ns + 60 * SECOND_NS,
+        begin_ns + 142 * SECOND_NS
+    );
+    for sql in [&heard, "TRUNCATE TABLE agent_samples"] {
+        store.execute(sql).await.unwrap();
+    }
+    let again = "INSERT INTO agent_samples SELECT * FROM heard";
+    store.derive(again, Vec::new()).await.unwrap();
+    let mut engine = Engine::new(store, set, begin_ns + 40 * SECOND_NS, true);
+    engine.resume(begin_ns + 40 * SECOND_NS).await.unwrap();
+    let mut said = Vec::new();
+    for second in (40..60).chain(130..165) {
+        let step = engine.step(begin_ns + second * SECOND_NS).await.unwrap();
+        let changes = step.records.into_iter().filter(|record| record.is_transition);
+        said.extend(changes.map(|record| {
+            let at = (record.window_to_ns - begin_ns) / SECOND_NS;
+            (at, record.assertion, record.node, record.machine.verdict)
+        }));
+    }
+    said.retain(|(at, ..)| *at > 59);
+    said.sort_by_key(|(at, assertion, ..)| (*at, assertion.clone()));
+    let expected = [
+        (60, "none", "", Verdict::Unknown),
+        (71, "up", "db-1", Verdict::Unknown),
+        // It could have come back, and is missed no more once all that waited for it is judged.
+        (152, "up", "db-1", Verdict::Violated),
+        (159, "none", "", Verdict::Holds),
+        (159, "up", "db-1", Verdict::Unknown),
+    ];
+    let expected =
+        expected.map(|(at, assertion, node, verdict)| (at, assertion.to_owned(), node.to_owned(), verdict));
+    assert_eq!(said, expected);
 }
 
 /// Long after anybody judged, and while another assertion was judged all along.

@@ -636,6 +636,56 @@ fn a_node_is_gone_if_it_is_not_there_and_not_if_it_belongs_elsewhere() {
 }
 
 #[test]
+fn a_target_that_belongs_elsewhere_is_no_key() {
+    let keys = |by: &str, expect: &str, known: &[&[&str]]| {
+        let mut world = World::new(&format!("from: web, to: db, expect: {expect}, {by}"), &[]);
+        let known = known
+            .iter()
+            .map(|key| key.iter().map(|part| (*part).to_owned()).collect());
+        world.known = known.collect();
+        world.said(&[])
+    };
+    // `web-2` was a database once; of `db-9` nobody has heard for long.
+    for expect in ["connect.refused = 0", "connect.count < 1"] {
+        assert_eq!(
+            keys("by: to.node", expect, &[&["web-2"], &["db-9"]]),
+            ["db-1 Passed", "db-9 Passed"],
+            "{expect}"
+        );
+        assert_eq!(
+            keys(
+                "by: [from.node, to.node]",
+                expect,
+                &[&["web-1", "web-2"], &["web-1", "db-1"]]
+            ),
+            ["web-1,db-1 Passed"],
+            "{expect}"
+        );
+    }
+}
+
+#[test]
+fn the_last_node_of_a_group_is_gone_or_no_key_like_any_other() {
+    let said = |by: &str, known: &[&str]| {
+        let mut world = World::new(
+            &format!("from: role = cache, expect: connect.refused = 0, {by}"),
+            &[],
+        );
+        world.known = known.iter().map(|key| vec![(*key).to_owned()]).collect();
+        world.said(&[])
+    };
+    let none = "Unknown: no node belongs to role = cache";
+    let gone = "web-9 Unknown: web-9 is gone: silent for 1h, and not expected any more";
+    assert_eq!(said("by: from.node", &["db-1"]), [none]);
+    assert_eq!(said("by: from.node", &["db-1", "web-9"]), [gone]);
+    assert_eq!(
+        said("by: from.node, quorum: '>= 50% of nodes'", &["web-9"]),
+        [none]
+    );
+    assert_eq!(said("by: comm", &["curl"]), [format!("curl {none}")]);
+}
+
+#[test]
 fn where_there_is_no_key_nothing_is_known_and_that_is_said() {
     for (by, no_data) in [
         ("by: service", "Unknown: no data in the window"),
