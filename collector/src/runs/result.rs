@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
+use hdrhistogram::{Histogram, RecordError};
 use holdfast_proto::v1::{LoadCounts, LoadReport};
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +86,13 @@ pub struct Lost {
 
 fn one() -> u64 {
     1
+}
+
+/// Adds what an agent recorded, of the same precision or a lesser one. Each time stays the highest that it may have been, as it
+/// is in the part by itself: so what is made of the sum is what is made of all parts.
+fn add_up(sum: &mut Histogram<u64>, part: &Histogram<u64>) -> Result<(), RecordError> {
+    part.iter_recorded()
+        .try_for_each(|value| sum.record_n(value.value_iterated_to(), value.count_at_value()))
 }
 
 /// A histogram that grows to what is added to it.
@@ -211,7 +218,7 @@ impl Outcome {
         ];
         for (sum, part) in parts {
             if let Some(part) = part {
-                sum.add(part).map_err(|error| Unreadable(error.to_string()))?;
+                add_up(sum, &part).map_err(|error| Unreadable(error.to_string()))?;
             }
         }
         for (&status, count) in &report.statuses {
@@ -1650,6 +1657,18 @@ mod tests {
         };
         assert!(outcome.add("web-1", &report).is_err());
         assert_eq!(outcome.counts.started, 0);
+    }
+
+    #[test]
+    fn a_sum_has_its_times_in_the_buckets_of_its_parts() {
+        // As agents record them: to 64 ns, and so the times about a microsecond's end are one.
+        let mut part = Histogram::new_with_bounds(64, 300_000_000_000, 3).unwrap();
+        for time_ns in (60_000..70_000).step_by(7) {
+            part.record(time_ns).unwrap();
+        }
+        let mut sum = times();
+        add_up(&mut sum, &part).unwrap();
+        assert_eq!(buckets(&sum), buckets(&part));
     }
 
     #[test]

@@ -527,7 +527,7 @@ async fn ends_with_its_collector() -> bool {
         end.starts_with("failed unknown: the collector was stopped"),
         "{end}"
     );
-    assert_eq!(code(&output), Some(3), "{}: {}", output.status, stderr(&output));
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     true
 }
 
