@@ -297,6 +297,11 @@ fn never_accepted_and_never_full(inside: &Inside) {
     assert_eq!(number(&result["counts"]["established"]), 10);
     for (expected, code, part) in [
         (&[][..], 3, "accept() may never have been called"),
+        (
+            &["--expect", "error_ratio < 1%"],
+            3,
+            "accept() may never have been called",
+        ),
         (&["--expect", "established_there = 10"], 0, ""),
         (&["--expect", "accepted = 10"], 3, "0 or more"),
     ] {
