@@ -285,7 +285,7 @@ pub static SIGNALS: [Signal; 40] = [
     signal("agent.missing", End::Node, Agents, Unit::Count, Agent(OfAgent::Missing),
         "rows of connections that the agent or the kernel had to give up, so that nobody will see them"),
     signal("agent.lost", End::Node, Agents, Unit::Count, Agent(OfAgent::Lost),
-        "rows of connections that the kernel did not hand over, so that nobody will see them: a full ring, a full table, a missed event, an agent that was killed"),
+        "rows of connections that the kernel did not hand over, so that nobody will see them: a full ring, a full table, a missed event; what an agent that was killed lost nobody knows, and the window is unknown"),
     signal("agent.dropped", End::Node, Agents, Unit::Count, Agent(OfAgent::Dropped),
         "rows of any kind that the agent had and gave up, since its spool was full or the collector refused them"),
     signal("agent.lag", End::Node, Agents, Unit::Time, Agent(OfAgent::Lag),
