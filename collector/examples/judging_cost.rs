@@ -505,21 +505,23 @@ impl Feeder {
         if rows <= 0 {
             return Ok(());
         }
-        // Times that spread as real ones do: one in a hundred is ten times as long. One attempt in 200 is refused.
+        // Times that spread as real ones do: one in a hundred is ten times as long. One attempt in 200 is refused. Each is recorded
+        // when it is decided: no earlier, for windows look for nothing that was recorded before they began.
         let sql = format!(
             "INSERT INTO connection_records (node, service, role, outcome, recorded_at, comm, local_ip, local_port, \
              remote_ip, remote_port, connect_us, duration_us, segments_sent, srtt_us, is_first, is_final, agent_id, \
              agent_epoch, sequence) \
              WITH sipHash64(number, {{from:Int64}}) AS h, sipHash64(h, 1) AS h2, h % {NODES} AS own, \
              (own * 7 + intDiv(h, 1000) % 10) % {NODES} AS other, number % 2 = 0 AS is_active, \
-             h2 % 200 = 0 AS is_refused \
+             h2 % 200 = 0 AS is_refused, \
+             toUInt64(if(intDiv(h2, 7) % 100 = 0, 10, 1) * (150 + intDiv(h2, 65536) % 300)) AS took \
              SELECT concat('node-', toString(own)), concat('service-', toString(intDiv(h2, 4096) % {SERVICES})), \
              if(is_active, 'active', 'passive'), if(is_refused, 'refused', 'established'), \
              fromUnixTimestamp64Nano({{from:Int64}} + toInt64(number * {{step:Int64}}), 'UTC'), \
              concat('comm-', toString(h2 % 8)), toIPv6(concat('10.0.0.', toString(own + 1))), \
              if(is_active, 32768 + h2 % 28000, 5432), toIPv6(concat('10.0.0.', toString(other + 1))), \
              if(is_active, 5432, 32768 + h2 % 28000), \
-             toUInt64(if(intDiv(h2, 7) % 100 = 0, 10, 1) * (150 + intDiv(h2, 65536) % 300)), 0, 4, 200, true, true, \
+             took, took, 4, 200, true, true, \
              concat('node-', toString(own)), 1, 1 FROM numbers_mt({{rows:UInt64}}) \
              SETTINGS max_threads = {threads}, max_insert_threads = {threads}, max_block_size = 100000",
             threads = self.threads
@@ -581,6 +583,9 @@ impl Feeder {
     }
 }
 
+/// Of a class that is judged otherwise than the sorted values, so many verdicts are told.
+const WRONG_ONES_TOLD: u64 = 3;
+
 /// Holds what is said of quantiles in the windows that end until then against the sorted values: of each class how many windows and
 /// verdicts there are, and how many of these are otherwise.
 async fn compare(store: &Arc<Embedded>, until_ns: i64) -> anyhow::Result<Vec<serde_json::Value>> {
@@ -627,7 +632,22 @@ async fn compare(store: &Arc<Embedded>, until_ns: i64) -> anyhow::Result<Vec<ser
             let readings: serde_json::Value = serde_json::from_str(&record.evidence)?;
             let passed = readings["readings"][0]["passed"].as_bool();
             cells += 1;
-            wrong += u64::from(passed != Some(of_key[*quantile] < *limit));
+            if passed != Some(of_key[*quantile] < *limit) {
+                wrong += 1;
+                if wrong <= WRONG_ONES_TOLD {
+                    eprintln!(
+                        "  {} by {}: {} {} up to {to_ns} is {:?} ({}), and the sorted value {} us of less than {limit}: {}",
+                        class.over,
+                        class.by,
+                        record.assertion,
+                        record.key,
+                        record.machine.verdict,
+                        record.cause,
+                        of_key[*quantile],
+                        record.evidence
+                    );
+                }
+            }
         }
         ensure!(cells > 0, "{} by {}: nothing was compared", class.over, class.by);
         compared.push(json!({

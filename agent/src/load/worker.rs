@@ -210,6 +210,21 @@ struct Slot {
 }
 
 impl Slot {
+    fn unused(is_ipv4: bool) -> Self {
+        Self {
+            socket: None,
+            is_ipv4,
+            phase: Phase::Idle,
+            generation: 0,
+            target: 0,
+            due_ns: 0,
+            began_ns: 0,
+            sent: 0,
+            received: 0,
+            rounds_left: 0,
+        }
+    }
+
     /// Whether the deadline was noted for what is under way here now, and not for an earlier exchange or use.
     fn awaits(&self, deadline: &Moment<Use>, timeout_ns: u64) -> bool {
         let is_of_now = match self.phase {
@@ -512,18 +527,7 @@ impl Worker {
                 return Err(bound.outcome);
             }
             None => {
-                self.slots.push(Slot {
-                    socket: None,
-                    is_ipv4: target.is_ipv4(),
-                    phase: Phase::Idle,
-                    generation: 0,
-                    target: 0,
-                    due_ns: 0,
-                    began_ns: 0,
-                    sent: 0,
-                    received: 0,
-                    rounds_left: 0,
-                });
+                self.slots.push(Slot::unused(target.is_ipv4()));
                 (self.slots.len() - 1) as u32
             }
         };
@@ -852,16 +856,9 @@ pub(super) mod tests {
         worker.slots = phases
             .iter()
             .map(|phase| Slot {
-                socket: None,
-                is_ipv4: true,
                 phase: *phase,
                 generation: 7,
-                target: 0,
-                due_ns: 0,
-                began_ns: 0,
-                sent: 0,
-                received: 0,
-                rounds_left: 0,
+                ..Slot::unused(true)
             })
             .collect();
         worker

@@ -369,18 +369,7 @@ tests:
     let mut engine = Engine::new(store.clone(), set.clone(), begin_ns + 1, true);
     stepped(&mut engine, begin_ns, 0, 60).await;
     drop(engine);
-    let heard = format!(
-        "CREATE TABLE heard ENGINE = MergeTree ORDER BY (node, observed_at) AS SELECT * FROM agent_samples \
-         WHERE received_at <= fromUnixTimestamp64Nano({}, 'UTC') \
-         OR (node = 'web-1' AND received_at >= fromUnixTimestamp64Nano({}, 'UTC'))",
-        begin_ns + 60 * SECOND_NS,
-        begin_ns + 245 * SECOND_NS
-    );
-    for sql in [&heard, "TRUNCATE TABLE agent_samples"] {
-        store.execute(sql).await.unwrap();
-    }
-    let again = "INSERT INTO agent_samples SELECT * FROM heard";
-    store.derive(again, Vec::new()).await.unwrap();
+    hear_nobody(&store, begin_ns + 60 * SECOND_NS, begin_ns + 245 * SECOND_NS).await;
     let now_ns = begin_ns + 240 * SECOND_NS;
     let mut engine = Engine::new(store, set, now_ns, true);
     engine.resume(now_ns).await.unwrap();
@@ -411,6 +400,20 @@ tests:
     );
 }
 
+/// Forgets what agents reported from a time on, and what web-1 did until it was back.
+async fn hear_nobody(store: &Embedded, from_ns: i64, back_ns: i64) {
+    let heard = format!(
+        "CREATE TABLE heard ENGINE = MergeTree ORDER BY (node, observed_at) AS SELECT * FROM agent_samples \
+         WHERE received_at <= fromUnixTimestamp64Nano({from_ns}, 'UTC') \
+         OR (node = 'web-1' AND received_at >= fromUnixTimestamp64Nano({back_ns}, 'UTC'))"
+    );
+    for sql in [&heard, "TRUNCATE TABLE agent_samples"] {
+        store.execute(sql).await.unwrap();
+    }
+    let again = "INSERT INTO agent_samples SELECT * FROM heard";
+    store.derive(again, Vec::new()).await.unwrap();
+}
+
 /// For longer than nodes are expected: they are not given up for it, and what needs them does not hold without them.
 #[tokio::test]
 async fn who_was_not_heard_while_the_collector_stood_still_is_neither_down_nor_gone() {
@@ -428,18 +431,7 @@ tests:
     trial::lay_past(&*store, &set.assertions[0], &set.tests[0], begin_ns)
         .await
         .unwrap();
-    let heard = format!(
-        "CREATE TABLE heard ENGINE = MergeTree ORDER BY (node, observed_at) AS SELECT * FROM agent_samples \
-         WHERE received_at <= fromUnixTimestamp64Nano({}, 'UTC') \
-         OR (node = 'web-1' AND received_at >= fromUnixTimestamp64Nano({}, 'UTC'))",
-        begin_ns + 60 * SECOND_NS,
-        begin_ns + 142 * SECOND_NS
-    );
-    for sql in [&heard, "TRUNCATE TABLE agent_samples"] {
-        store.execute(sql).await.unwrap();
-    }
-    let again = "INSERT INTO agent_samples SELECT * FROM heard";
-    store.derive(again, Vec::new()).await.unwrap();
+    hear_nobody(&store, begin_ns + 60 * SECOND_NS, begin_ns + 142 * SECOND_NS).await;
     let mut engine = Engine::new(store, set, begin_ns + 40 * SECOND_NS, true);
     engine.resume(begin_ns + 40 * SECOND_NS).await.unwrap();
     let mut said = Vec::new();

@@ -707,13 +707,7 @@ async fn a_check_whose_collector_goes_away_names_it_and_could_not_be_done() {
     let mut serving = serve(&format!("embedded:{}", folder("killed").display()))
         .spawn()
         .unwrap();
-    let mut log = BufReader::new(serving.stderr.take().unwrap())
-        .lines()
-        .map(Result::unwrap);
-    let ready = log
-        .find(|line| line.contains("ready"))
-        .expect("it says that it is ready");
-    let url = collector_of(&ready);
+    let url = collector_of(&mut serving);
     let killed = async {
         serving.kill().unwrap();
         serving.wait().unwrap();
@@ -747,13 +741,7 @@ fn signal(child: &Child, name: &str) {
 async fn serve_runs_stops_at_a_signal_and_keeps_its_folder_to_itself() {
     let store = format!("embedded:{}", folder("serve").display());
     let mut serving = serve(&store).spawn().unwrap();
-    let mut log = BufReader::new(serving.stderr.take().unwrap())
-        .lines()
-        .map(Result::unwrap);
-    let ready = log
-        .find(|line| line.contains("ready"))
-        .expect("it says that it is ready");
-    let url = collector_of(&ready);
+    let url = collector_of(&mut serving);
 
     let answer = output(holdfast(&[
         "sql",
@@ -786,19 +774,13 @@ async fn serve_keeps_its_rows_on_a_server_whose_password_is_in_the_environment()
     let store = format!("http://{}@{address}/from_serve", clickhouse_http::USER);
     let mut command = serve(&store);
     command.env("HOLDFAST_STORE_PASSWORD", clickhouse_http::PASSWORD);
-    let (mut serving, ready) = tokio::task::spawn_blocking(move || {
+    let (mut serving, url) = tokio::task::spawn_blocking(move || {
         let mut serving = command.spawn().unwrap();
-        let mut log = BufReader::new(serving.stderr.take().unwrap())
-            .lines()
-            .map(Result::unwrap);
-        let ready = log
-            .find(|line| line.contains("ready"))
-            .expect("it says that it is ready");
-        (serving, ready)
+        let url = collector_of(&mut serving);
+        (serving, url)
     })
     .await
     .unwrap();
-    let url = collector_of(&ready);
     let answer = output(holdfast(&[
         "sql",
         "--json",
@@ -841,9 +823,13 @@ async fn serve_keeps_its_rows_on_a_server_whose_password_is_in_the_environment()
     );
 }
 
-/// The address in the line that says that a collector is ready.
-fn collector_of(ready: &str) -> String {
-    ready
+/// The address of a collector, once it says that it is ready.
+fn collector_of(serving: &mut Child) -> String {
+    let mut log = BufReader::new(serving.stderr.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    log.find(|line| line.contains("ready"))
+        .expect("it says that it is ready")
         .split(' ')
         .find_map(|word| word.strip_prefix("collector="))
         .unwrap()

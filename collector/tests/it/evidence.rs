@@ -1,8 +1,5 @@
 //! What assertions are judged by, held against rows that are written for it.
 
-use std::sync::Arc;
-
-use async_trait::async_trait;
 use holdfast_collector::assertion::coverage::Window;
 use holdfast_collector::assertion::evaluate::LabelledRows;
 use holdfast_collector::assertion::plan;
@@ -11,9 +8,10 @@ use holdfast_collector::assertion::worst::{Suspects, Worst};
 use holdfast_collector::engine::files;
 use holdfast_collector::filter::{Filter, Value};
 use holdfast_collector::store::embedded::Embedded;
-use holdfast_collector::store::{Block, Chunks, Query, Store, StoreError, evidence, worst};
+use holdfast_collector::store::{Store, evidence, worst};
 
 use crate::harness::{database, number};
+use crate::store_engine::Rephrased;
 use crate::synthetic::now_ns;
 
 const SECOND_NS: i64 = 1_000_000_000;
@@ -183,16 +181,7 @@ async fn the_causes_beside_a_verdict_are_of_what_it_is_about() {
         ],
     )
     .await;
-    let suspects = Suspects {
-        rows: Rows::Attempts,
-        is_server: false,
-        worst: Worst::Most(Sum::Refused),
-        filter: Filter::In {
-            column: "node",
-            negated: false,
-            values: vec![Value::Text("n".to_owned())],
-        },
-    };
+    let suspects = refused_of_n();
     let window = Window {
         from_ns: until_ns - 60 * SECOND_NS,
         to_ns: until_ns,
@@ -206,27 +195,17 @@ async fn the_causes_beside_a_verdict_are_of_what_it_is_about() {
     assert_eq!(named, ["refused_by_peer", "no_listener"]);
 }
 
-/// A store whose questions may take next to no memory.
-struct Narrow(Arc<Embedded>);
-
-#[async_trait]
-impl Store for Narrow {
-    async fn query(&self, query: Query) -> Result<Chunks, StoreError> {
-        let bounds = "max_memory_usage = 1, max_untracked_memory = 1";
-        let sql = query.sql.replace("max_memory_usage = 500000000", bounds);
-        self.0.query(Query { sql, ..query }).await
-    }
-
-    async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError> {
-        self.0.insert(table, token, block).await
-    }
-
-    async fn execute(&self, sql: &str) -> Result<(), StoreError> {
-        self.0.execute(sql).await
-    }
-
-    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError> {
-        self.0.derive(sql, params).await
+/// What is suspected of the attempts of `n` that were refused.
+fn refused_of_n() -> Suspects {
+    Suspects {
+        rows: Rows::Attempts,
+        is_server: false,
+        worst: Worst::Most(Sum::Refused),
+        filter: Filter::In {
+            column: "node",
+            negated: false,
+            values: vec![Value::Text("n".to_owned())],
+        },
     }
 }
 
@@ -242,23 +221,18 @@ async fn a_verdict_stands_without_evidence_that_takes_too_much() {
         &[format!("'n', 1, 2, {decided}, true, true, 'refused_by_peer'")],
     )
     .await;
-    let suspects = Suspects {
-        rows: Rows::Attempts,
-        is_server: false,
-        worst: Worst::Most(Sum::Refused),
-        filter: Filter::In {
-            column: "node",
-            negated: false,
-            values: vec![Value::Text("n".to_owned())],
-        },
-    };
+    let suspects = refused_of_n();
     let window = Window {
         from_ns: until_ns - 60 * SECOND_NS,
         to_ns: until_ns,
     };
     let (rows, _) = worst::worst(&*store, &suspects, window).await.unwrap();
     assert_eq!(rows.len(), 1, "{rows:?}");
-    let found = worst::worst(&Narrow(store), &suspects, window).await.unwrap();
+    let narrow = Rephrased((*store).clone(), |sql| {
+        let bounds = "max_memory_usage = 1, max_untracked_memory = 1";
+        sql.replace("max_memory_usage = 500000000", bounds)
+    });
+    let found = worst::worst(&narrow, &suspects, window).await.unwrap();
     assert_eq!(found, (Vec::new(), Vec::new()));
 }
 

@@ -9,9 +9,12 @@ use std::{
     },
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use holdfast_collector::store::{Access, Query, Store, StoreError, embedded::Embedded, library};
+use holdfast_collector::store::{
+    Access, Block, Chunks, Query, Store, StoreError, embedded::Embedded, library,
+};
 use rustls::pki_types::PrivateKeyDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -24,6 +27,29 @@ pub(crate) fn database() -> Embedded {
     static DATABASES: AtomicU32 = AtomicU32::new(0);
     let number = DATABASES.fetch_add(1, Ordering::Relaxed);
     engine().database(&format!("test_{number}")).unwrap()
+}
+
+/// A store whose questions are asked in other words.
+pub(crate) struct Rephrased(pub(crate) Embedded, pub(crate) fn(&str) -> String);
+
+#[async_trait]
+impl Store for Rephrased {
+    async fn query(&self, query: Query) -> Result<Chunks, StoreError> {
+        let sql = (self.1)(&query.sql);
+        self.0.query(Query { sql, ..query }).await
+    }
+
+    async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError> {
+        self.0.insert(table, token, block).await
+    }
+
+    async fn execute(&self, sql: &str) -> Result<(), StoreError> {
+        self.0.execute(sql).await
+    }
+
+    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError> {
+        self.0.derive(sql, params).await
+    }
 }
 
 /// A ClickHouse server with the engine of this process, on a free port, until the runtime ends; gives its address.

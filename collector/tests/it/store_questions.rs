@@ -21,7 +21,7 @@ use holdfast_collector::{
 use serde_json::Value as Json;
 
 use crate::{
-    store_engine::{answer, ask, database, query},
+    store_engine::{Rephrased, answer, ask, database, query},
     store_rows::{
         NOON_NS, Row, SECOND_NS, Value, end, insert_agent_samples, insert_ends, insert_samples,
         insert_sessions, with,
@@ -300,29 +300,6 @@ async fn following_begins_in_one_order_however_many_agents_there_are() {
     assert_eq!(poll(&mut newest, &busy, 0).await, all[500..]);
 }
 
-/// A store whose questions fail once they read more than so many rows.
-struct Frugal(Embedded, u32);
-
-#[async_trait]
-impl Store for Frugal {
-    async fn query(&self, query: Query) -> Result<Chunks, StoreError> {
-        let sql = format!("{} SETTINGS max_rows_to_read = {}", query.sql, self.1);
-        self.0.query(Query { sql, ..query }).await
-    }
-
-    async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError> {
-        self.0.insert(table, token, block).await
-    }
-
-    async fn execute(&self, sql: &str) -> Result<(), StoreError> {
-        self.0.execute(sql).await
-    }
-
-    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError> {
-        self.0.derive(sql, params).await
-    }
-}
-
 #[tokio::test]
 async fn following_reads_what_is_new_and_little_of_what_is_there() {
     const RATE: i64 = 8_000;
@@ -350,7 +327,9 @@ async fn following_reads_what_is_new_and_little_of_what_is_there() {
 
     record(0, 1).await;
     // Parts of other times are not read, and of a part that is of this time as well a few granules of each node.
-    let frugal = Frugal(store.clone(), 400_000);
+    let frugal = Rephrased(store.clone(), |sql| {
+        format!("{sql} SETTINGS max_rows_to_read = 400000")
+    });
     assert_eq!(poll(&mut follower, &frugal, 1).await.len() as i64, RATE);
     record(1, 2).await;
     // With everything of the last hour looked at once more.
