@@ -22,10 +22,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::assertion::Set;
+use crate::assertion::coverage::Listening;
 use crate::assertion::problem::instead;
 use crate::clock::WallClock;
 use crate::control::{Control, ControlError};
 use crate::engine::check::{self, Extent};
+use crate::engine::heard::Heard;
 use crate::engine::run::SharedSet;
 use crate::engine::standing::Standing;
 use crate::engine::suggest::{self, SuggestError, Wanted};
@@ -66,6 +68,9 @@ pub struct Questions {
     pub runs: Arc<Runs>,
     pub metrics: Arc<Metrics>,
     pub clock: WallClock,
+    /// When agents could be heard here, as who judges knows it; and since when at all.
+    pub heard: Heard,
+    pub since_ns: i64,
     /// What is judged; none where nothing is.
     pub assertions: Option<SharedSet>,
     /// True once the collector stops: answers end.
@@ -296,11 +301,15 @@ impl QueryService for Questions {
             (0, for_ns) => Extent::For(span(for_ns)),
             (since_ns, _) => Extent::Since(span(since_ns)),
         };
+        let since_ns = self.since_ns;
+        let listening = self.heard.listening();
+        let listening =
+            listening.unwrap_or_else(|| Listening::since(since_ns, since_ns).until(self.clock.now_ns()));
         let (answer, lines) = mpsc::channel(FOLLOW_CHUNKS);
         let (cut_short, is_cut_short) = oneshot::channel();
         let (store, clock, stopping) = (self.store.clone(), self.clock.clone(), self.stopping.clone());
         tokio::spawn(async move {
-            let checked = check::check(store, set, &clock, extent, &answer);
+            let checked = check::check(store, set, &clock, extent, listening, &answer);
             tokio::select! {
                 outcome = checked => if let Err(error) = outcome {
                     // A caller that is gone does not want the error either.

@@ -304,7 +304,7 @@ async fn serve(
     let runs = Arc::new(Runs::default());
     let ingest = Ingest {
         reports: Reports::start(store.clone()),
-        heard: told,
+        heard: told.clone(),
         store: store.clone(),
         registry: Arc::default(),
         intake,
@@ -323,6 +323,8 @@ async fn serve(
         runs: runs.clone(),
         metrics: metrics.clone(),
         clock: WallClock::system(),
+        heard: told,
+        since_ns: WallClock::system().now_ns(),
         assertions: shared,
         stopping: stopping.clone(),
     };

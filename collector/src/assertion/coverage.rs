@@ -115,7 +115,7 @@ pub struct Coverage {
 
 /// When somebody listened, by the collector's clock: who was not heard otherwise was not silent.
 #[derive(Clone, Copy, Debug, Default)]
-struct Listening {
+pub struct Listening {
     from_ns: i64,
     /// When somebody listened last before that.
     before_ns: i64,
@@ -124,6 +124,19 @@ struct Listening {
 }
 
 impl Listening {
+    /// `before_ns`: when somebody listened last before.
+    pub fn since(from_ns: i64, before_ns: i64) -> Self {
+        Self {
+            from_ns,
+            before_ns: before_ns.min(from_ns),
+            until_ns: from_ns,
+        }
+    }
+
+    pub fn until(self, until_ns: i64) -> Self {
+        Self { until_ns, ..self }
+    }
+
     /// Who is not heard from then on could have been.
     fn found_by_ns(&self) -> i64 {
         self.from_ns.saturating_add(ns(FOUND_WITHIN))
@@ -181,13 +194,12 @@ impl FlawKind {
 
 impl Coverage {
     /// Nobody listened before. Agents are given the time that it takes to find a collector again.
-    /// `before_ns`: when somebody listened last.
-    pub fn listen_from(&mut self, ns: i64, before_ns: i64) {
-        self.listening = Listening {
-            from_ns: ns,
-            before_ns: before_ns.min(ns),
-            until_ns: ns,
-        };
+    pub fn listen(&mut self, listening: Listening) {
+        self.listening = listening;
+    }
+
+    pub fn listening(&self) -> Listening {
+        self.listening
     }
 
     /// Notices that nobody listened for a while, where it was said since when somebody does: the store was away, or the
@@ -863,11 +875,11 @@ mod tests {
         let mut coverage = heard((0..=20).map(report));
         let silent = Standing::Incomplete(Cause::Silent { node: "web".into() });
         assert_eq!(standing(&coverage, 30, 60), silent);
-        coverage.listen_from(T + 55 * SECOND, T);
+        coverage.listen(Listening::since(T + 55 * SECOND, T));
         assert_eq!(standing(&coverage, 30, 60), Standing::Waiting);
         coverage.hear(&report(61));
         assert_eq!(standing(&coverage, 30, 61), Standing::Complete);
-        coverage.listen_from(T + 40 * SECOND, T);
+        coverage.listen(Listening::since(T + 40 * SECOND, T));
         assert_eq!(standing(&coverage, 65, 90), silent);
     }
 
@@ -886,7 +898,7 @@ mod tests {
         for node in ["web", "never"] {
             assert_eq!(now(&coverage, node, 40, 40), Standing::Complete);
         }
-        coverage.listen_from(T + 55 * SECOND, T);
+        coverage.listen(Listening::since(T + 55 * SECOND, T));
         // It was heard shortly before.
         assert_eq!(now(&coverage, "web", 30, 56), Standing::Complete);
         assert_eq!(now(&coverage, "web", 40, 56), Standing::Waiting);
@@ -910,7 +922,7 @@ mod tests {
         let down_at = |is_followed: bool, at: i64, pause: i64| {
             let mut coverage = Coverage::default();
             if is_followed {
-                coverage.listen_from(T - 60 * SECOND, T);
+                coverage.listen(Listening::since(T - 60 * SECOND, T));
             }
             for second in 0..=at {
                 coverage.listen_again(T + second * SECOND);
@@ -943,7 +955,7 @@ mod tests {
         assert_eq!(since(&Coverage::default(), 100, 10), 40);
         // Nobody was heard for 70 s before a start.
         let mut coverage = Coverage::default();
-        coverage.listen_from(T + 170 * SECOND, T + 100 * SECOND);
+        coverage.listen(Listening::since(T + 170 * SECOND, T + 100 * SECOND));
         assert_eq!((since(&coverage, 170, 10), since(&coverage, 196, 10)), (40, 40));
         assert_eq!((since(&coverage, 197, 10), since(&coverage, 197, 30)), (137, 40));
         // It stands still before they are back, and later once more.

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::Engine;
 use crate::assertion::Set;
+use crate::assertion::coverage::{FOUND_WITHIN, Listening};
 use crate::assertion::state::Verdict;
 use crate::clock::{self, WallClock, ns};
 use crate::store::verdicts::Record;
@@ -32,11 +33,13 @@ pub enum Extent {
 }
 
 /// Judges a set. A line of JSON for each change of a verdict, and at the end one with the verdicts of all keys.
+/// `listening`: when agents could be heard.
 pub async fn check(
     store: Arc<dyn Store>,
     mut set: Set,
     clock: &WallClock,
     extent: Extent,
+    listening: Listening,
     answer: &mpsc::Sender<Result<String, StoreError>>,
 ) -> Result<(), StoreError> {
     let now_ns = clock.now_ns();
@@ -64,7 +67,11 @@ pub async fn check(
         Extent::Once => engine.only_last_until(end_ns),
         Extent::For(_) | Extent::Since(_) => engine.stop_at(end_ns),
     }
-    let patience_ns = ns(patience) + engine.settles_ns() + 5_000_000_000;
+    if !matches!(extent, Extent::Since(_)) {
+        engine.listen(listening);
+    }
+    // Agents may be on their way back to a collector that has just begun to listen.
+    let patience_ns = ns(patience.max(FOUND_WITHIN)) + engine.settles_ns() + 5_000_000_000;
     if matches!(extent, Extent::Since(_)) {
         // What comes of the past is counted: nobody reads what spoke against each verdict of it.
         engine.without_worst();

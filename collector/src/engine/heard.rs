@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::assertion::coverage::Report;
+use crate::assertion::coverage::{Listening, Report};
 
 /// Nodes whose reports wait to be taken. More than agents may be connected.
 const MOST_WAITING: usize = 100_000;
@@ -29,6 +29,8 @@ struct State {
     /// By node, the last one of its newest start: all that an agent counts goes on from one report to the next.
     latest: HashMap<String, Report>,
     awaited: Vec<Awaited>,
+    /// As who takes it has listened.
+    listening: Option<Listening>,
 }
 
 /// A window that waits for nodes.
@@ -69,6 +71,16 @@ impl Heard {
         if is_whole {
             self.0.whole.notify_one();
         }
+    }
+
+    /// Says when it was listened; `None`: who takes it does not judge any more.
+    pub(super) fn listens(&self, listening: Option<Listening>) {
+        self.lock().listening = listening;
+    }
+
+    /// When it was listened; `None`: nobody does here.
+    pub fn listening(&self) -> Option<Listening> {
+        self.lock().listening
     }
 
     /// What was said since the last call, in the order in which it came.

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Active, Engine, Kept, MINUTES_SETTLE_NS, Said, Step, advance, ns, record, rules};
+use super::{Active, Engine, Kept, MINUTES_SETTLE_NS, Said, Step, advance, ns, phase_ns, record, rules};
 use crate::assertion::condition::Condition;
 use crate::assertion::coverage::{Need, Standing, Window};
 use crate::assertion::evaluate::{Judgement, Key, Observers, is_owing};
@@ -190,6 +190,7 @@ impl Engine {
         }
         touched.sort();
         touched.dedup();
+        self.schedules[at].keeps_past |= !touched.is_empty();
         for (assertion, key) in touched {
             self.say_again(at, assertion, &key, now_ns, step);
         }
@@ -218,6 +219,7 @@ impl Engine {
                 let kept = Kept {
                     machine: Machine::new(window.to_ns),
                     written_ns: i64::MIN,
+                    phase_ns: phase_ns(&assertion.name, &judgement.key),
                     seen_ns: window.to_ns,
                     is_silenced: false,
                     cause: None,
@@ -233,7 +235,7 @@ impl Engine {
     /// Works out from its windows what is to be said of a key, and writes what was said otherwise.
     fn say_again(&mut self, at: usize, assertion: usize, key: &Key, now_ns: i64, step: &mut Step) {
         let every_ns = ns(self.schedules[at].schedule.every);
-        let assertion = &self.set.assertions[assertion];
+        let (assertion, fingerprint) = (&self.set.assertions[assertion], self.fingerprints[assertion]);
         let kept = self
             .keys
             .get_mut(&assertion.name)
@@ -266,6 +268,7 @@ impl Engine {
                     is_transition: next.is_transition,
                     machine: next.machine.clone(),
                     revision: past.revision,
+                    fingerprint,
                 };
                 step.records.push(record(
                     assertion,
@@ -287,8 +290,11 @@ impl Engine {
 
     /// Forgets what cannot change any more.
     fn prune(&mut self, at: usize) {
-        let mut kept_windows = 0;
         let active = &self.schedules[at];
+        if !active.keeps_past {
+            return;
+        }
+        let mut kept_windows = 0;
         // Who need not be waited for is judged in windows that are open yet.
         let late_ns = active.late.front().map(|late| late.window.to_ns);
         let open_ns = active.open.front().map(|tick| tick.window.to_ns);
@@ -318,8 +324,10 @@ impl Engine {
                 }
             }
         }
+        let active = &mut self.schedules[at];
+        active.keeps_past = kept_windows > 0;
         if kept_windows > MOST_KEPT {
-            self.schedules[at].late.pop_front();
+            active.late.pop_front();
         }
     }
 }

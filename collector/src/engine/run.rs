@@ -203,9 +203,10 @@ impl Judge {
     }
 
     async fn step(&self, engine: &mut Engine, is_resumed: &mut bool) -> Result<(), StoreError> {
-        if !self.seat.look(declares(engine.set())).await? {
+        if !self.seat.look(engine.declares()).await? {
             // Whatever it knew, the one who judges knows better.
             *is_resumed = false;
+            self.heard.listens(None);
             self.metrics.assertions.is_judging.set(0);
             for (verdict, _) in engine.verdicts() {
                 self.metrics
@@ -234,7 +235,9 @@ impl Judge {
         shown.seconds.inc_by(begun.elapsed().as_secs_f64());
         shown.windows.inc_by(step.judged);
         shown.declared.set(engine.set().assertions.len() as i64);
-        for (verdict, count) in engine.verdicts() {
+        let is_any_news = step.judged > 0 || !step.records.is_empty();
+        let counts = is_any_news.then(|| engine.verdicts());
+        for (verdict, count) in counts.into_iter().flatten() {
             shown
                 .verdicts
                 .with_label_values(&[verdict.name()])
@@ -293,19 +296,6 @@ impl Judge {
 fn second(ns: i64) -> humantime::Rfc3339Timestamp {
     let since = Duration::from_nanos(ns.max(0).unsigned_abs());
     humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since)
-}
-
-/// A number made of what a set judges: another one where anything is judged otherwise.
-fn declares(set: &Set) -> u32 {
-    let mut each: Vec<_> = set
-        .assertions
-        .iter()
-        .map(|assertion| format!("{} {}\n", assertion.name, assertion.fingerprint()))
-        .collect();
-    each.sort_unstable();
-    // Where it is not declared the number is the one of earlier collectors.
-    each.extend(set.expect_nodes_for.map(|time| format!("{time:?}\n")));
-    crc32fast::hash(each.concat().as_bytes())
 }
 
 /// Returns once a window can be judged that was waited for, but not at once after a step.

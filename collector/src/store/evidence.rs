@@ -436,15 +436,45 @@ fn of_rows(class: &Class, in_parts: bool, params: &mut Vec<(String, String)>) ->
             format!("if({has_value}, {reached}, 0)"),
         )
     };
-    let sums = sums(kind).map(|sum| sum.unwrap_or_else(|| "toUInt64(0)".to_owned()));
-    let inner_sums: Vec<_> = sums
-        .iter()
-        .enumerate()
-        .map(|(at, sql)| format!("{sql} AS s{at}"))
-        .collect();
-    let outer_sums: Vec<_> = (0..SUMS).map(|at| format!("toString(sum(s{at}))")).collect();
+    // What is not summed up is not asked for: planning a question of this length takes longer than its rows.
+    let sums = sums(kind).into_iter().enumerate();
+    let (inner_sums, outer_sums): (Vec<_>, Vec<_>) = sums
+        .map(|(at, sum)| match sum {
+            Some(sql) => (Some(format!("{sql} AS s{at}")), format!("toString(sum(s{at}))")),
+            None => (None, "'0'".to_owned()),
+        })
+        .unzip();
+    let inner_sums: Vec<_> = inner_sums.into_iter().flatten().collect();
     let [node, remote, port, service, comm] = labels(class);
     let passes = passes(class, params);
+    // What is not told apart is neither grouped by nor planned for.
+    let told = [
+        (
+            class.labels.remote,
+            "l_remote",
+            remote,
+            "toString(l_remote)",
+            "''",
+        ),
+        (class.labels.port, "l_port", port, "l_port", "0"),
+        (class.labels.service, "l_service", service, "l_service", "''"),
+        (class.labels.comm, "l_comm", comm, "l_comm", "''"),
+        (
+            !class.filters.is_empty(),
+            "l_passes",
+            passes,
+            "toString(l_passes)",
+            "'0'",
+        ),
+    ];
+    let (mut named, mut by, mut outer) = (String::new(), String::new(), Vec::new());
+    for (is_told, name, expression, shown, constant) in told {
+        if is_told {
+            named += &format!("{expression} AS {name}, ");
+            by += &format!(", {name}");
+        }
+        outer.push(if is_told { shown } else { constant });
+    }
     // The begin of a part is not in it.
     let (of_part, part) = if in_parts {
         let since = format!("toUnixTimestamp64Nano({time}) - {{begin:Int64}} - 1");
@@ -456,14 +486,14 @@ fn of_rows(class: &Class, in_parts: bool, params: &mut Vec<(String, String)>) ->
         ("", String::new())
     };
     format!(
-        "SELECT {of_part}node, toString(l_remote), l_port, l_service, l_comm, toString(l_passes), [{outer_sums}], \
+        "SELECT {of_part}node, {outer}, [{outer_sums}], \
          toString(max(largest)), 0, groupArrayIf((bucket, reached, toString(timed)), timed > 0) FROM \
-         (SELECT {part}{node} AS node, {remote} AS l_remote, {port} AS l_port, {service} AS l_service, {comm} AS l_comm, \
-         {passes} AS l_passes, {bucket} AS bucket, {reached} AS reached, countIf({has_value}) AS timed, \
+         (SELECT {part}{node} AS node, {named}{bucket} AS bucket, {reached} AS reached, countIf({has_value}) AS timed, \
          maxIf({value}, {has_value}) AS largest, {inner_sums} FROM {table} \
          WHERE {time} > {{from:DateTime64(9, 'UTC')}} AND {time} <= {{until:DateTime64(9, 'UTC')}}{recorded} \
-         AND {which} AND {condition} GROUP BY {of_part}node, l_remote, l_port, l_service, l_comm, l_passes, bucket, reached) \
-         GROUP BY {of_part}node, l_remote, l_port, l_service, l_comm, l_passes LIMIT {limit} {SETTINGS}",
+         AND {which} AND {condition} GROUP BY {of_part}node{by}, bucket, reached) \
+         GROUP BY {of_part}node{by} LIMIT {limit} {SETTINGS}",
+        outer = outer.join(", "),
         outer_sums = outer_sums.join(", "),
         inner_sums = inner_sums.join(", "),
         limit = MOST_ROWS + 1,

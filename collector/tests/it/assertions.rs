@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use holdfast_collector::assertion::Set;
+use holdfast_collector::assertion::coverage::Listening;
 use holdfast_collector::assertion::state::{Machine, Verdict};
 use holdfast_collector::clock::WallClock;
 use holdfast_collector::engine::check::{self, Extent};
@@ -1026,6 +1028,74 @@ tests:
     }
 }
 
+/// A clock that shows `ns` when it is read first, and goes so many times as fast as others.
+fn clock_from(ns: i64, speed: i64) -> WallClock {
+    let started = OnceLock::new();
+    WallClock::new(move || {
+        let elapsed = started.get_or_init(Instant::now).elapsed();
+        ns + speed * elapsed.as_nanos() as i64
+    })
+}
+
+/// What a check tells.
+async fn checked(
+    store: Arc<Embedded>,
+    set: Set,
+    clock: &WallClock,
+    extent: Extent,
+    listening: Listening,
+) -> Vec<serde_json::Value> {
+    let (answer, lines) = tokio::sync::mpsc::channel(100);
+    check::check(store, set, clock, extent, listening, &answer)
+        .await
+        .unwrap();
+    drop(answer);
+    let lines = tokio_stream::wrappers::ReceiverStream::new(lines);
+    let row = |line: Result<String, StoreError>| serde_json::from_str(&line.unwrap()).unwrap();
+    lines.map(row).collect().await
+}
+
+/// As the assertions that the collector judges itself: who was not heard may have had nobody to speak to.
+#[tokio::test]
+async fn a_check_right_after_a_start_calls_nobody_down_who_is_on_the_way_back() {
+    let text = "
+assertions:
+  - { name: a, on: all, expect: node.up = true, over: 10s, every: 1s, by: on.node }
+tests:
+  - { assertion: a, given: { web-1 -> db-1: 'nothing x350s' }, expect: { 20s: Holds } }
+";
+    let (store, set, begin_ns) = laid_down(text).await;
+    hear_nobody(&store, begin_ns + 60 * SECOND_NS, begin_ns + 245 * SECOND_NS).await;
+    let now_ns = begin_ns + 240 * SECOND_NS;
+    let extents = [Extent::Once, Extent::For(Duration::from_secs(15))];
+    for (extent, started_s, expected) in [
+        (extents[0], 60, "violated"),
+        (extents[0], 238, "unknown"),
+        (extents[1], 238, "unknown"),
+    ] {
+        let listening = Listening::since(begin_ns + started_s * SECOND_NS, begin_ns + 60 * SECOND_NS);
+        let clock = clock_from(now_ns, 20);
+        let rows = checked(
+            store.clone(),
+            set.clone(),
+            &clock,
+            extent,
+            listening.until(now_ns),
+        )
+        .await;
+        let said: BTreeSet<_> = rows
+            .iter()
+            .filter(|row| row["key"] == "on.node=db-1")
+            .map(|row| row["verdict"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            said,
+            BTreeSet::from([expected]),
+            "{extent:?} {started_s}: {rows:?}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_check_of_now_tells_of_the_last_window_of_each_assertion() {
     let text = "
@@ -1037,19 +1107,9 @@ tests:
 ";
     let (store, set, begin_ns) = laid_down(text).await;
     // A minute takes a second: long windows wait for their minutes.
-    let started = OnceLock::new();
-    let clock = WallClock::new(move || {
-        let elapsed = started.get_or_init(Instant::now).elapsed();
-        begin_ns + 110 * SECOND_NS + 60 * elapsed.as_nanos() as i64
-    });
-    let (answer, mut lines) = tokio::sync::mpsc::channel(100);
-    check::check(store, set, &clock, Extent::Once, &answer)
-        .await
-        .unwrap();
-    drop(answer);
+    let clock = clock_from(begin_ns + 110 * SECOND_NS, 60);
     let mut told = Vec::new();
-    while let Some(line) = lines.recv().await {
-        let row: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+    for row in checked(store, set, &clock, Extent::Once, Listening::default()).await {
         let window_ns = [("a", 110), ("b", 60)].map(|(name, after_s)| (name, begin_ns + after_s * SECOND_NS));
         let (name, to_ns) = window_ns
             .into_iter()

@@ -1,11 +1,14 @@
 //! Verdicts about percentiles, in windows and by keys as people mix them, each held against the values themselves, sorted.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use holdfast_collector::assertion::Set;
 use holdfast_collector::assertion::signal::QUANTILES;
 use holdfast_collector::assertion::state::Verdict;
 use holdfast_collector::engine::{Engine, files, trial};
 use holdfast_collector::store::embedded::Embedded;
+use holdfast_collector::store::verdicts::Record;
 
 use crate::bounds::{at, attempts};
 use crate::harness::database;
@@ -146,20 +149,26 @@ fn exact(sorted: &[u64], of_10_000: u32) -> u64 {
     sorted[rank - 1]
 }
 
-/// Limits are what percentiles are and a microsecond more: nothing that is a bit off would be the same on both sides of it.
-#[tokio::test]
-async fn verdicts_about_percentiles_are_those_of_the_sorted_values() {
-    let store = database().await;
+/// Twelve minutes of four nodes that were watched and made attempts; when they began.
+async fn laid_past(store: &Arc<Embedded>) -> i64 {
     let begin_ns = (now_ns() - 3_600 * SECOND_NS).div_euclid(60 * SECOND_NS) * 60 * SECOND_NS;
     let watched = format!(
         "assertions: [{{ name: a, from: all, expect: connect.refused = 0, over: 5s }}]\n\
          tests: [{{ assertion: a, given: {NODES}, expect: {{ 1m: Holds }} }}]\n"
     );
     let watched = files::declared(&[("a.yaml".to_owned(), watched)]).unwrap();
-    trial::lay_past(&*store, &watched.assertions[0], &watched.tests[0], begin_ns)
+    trial::lay_past(&**store, &watched.assertions[0], &watched.tests[0], begin_ns)
         .await
         .unwrap();
-    lay_attempts(&store, begin_ns).await;
+    lay_attempts(store, begin_ns).await;
+    begin_ns
+}
+
+/// Limits are what percentiles are and a microsecond more: nothing that is a bit off would be the same on both sides of it.
+#[tokio::test]
+async fn verdicts_about_percentiles_are_those_of_the_sorted_values() {
+    let store = database().await;
+    let begin_ns = laid_past(&store).await;
     let attempts = laid_attempts(&store).await;
     assert_eq!(attempts.len() as u64, ATTEMPTS);
 
@@ -181,21 +190,38 @@ async fn verdicts_about_percentiles_are_those_of_the_sorted_values() {
         }
     }
     let set = files::declared(&[("a.yaml".to_owned(), text)]).unwrap_or_else(|error| panic!("{error}"));
+    // All of it at once, and as it goes on.
+    for steps in [vec![JUDGED.1 + 5], (JUDGED.0..=JUDGED.1 + 5).collect()] {
+        let mut engine = judging(&store, set.clone(), begin_ns);
+        let mut records = Vec::new();
+        for second in steps {
+            let step = engine.step(begin_ns + second * SECOND_NS).await.unwrap();
+            records.extend(step.records);
+        }
+        check(&records, &meant, &attempts);
+    }
+}
+
+/// Judges the stretch that [`JUDGED`] is.
+fn judging(store: &Arc<Embedded>, set: Set, begin_ns: i64) -> Engine {
     let mut engine = Engine::new(store.clone(), set, begin_ns + JUDGED.0 * SECOND_NS, false);
     engine.without_worst();
     engine.tell_every_window();
     engine.stop_at(begin_ns + JUDGED.1 * SECOND_NS);
-    let step = engine.step(begin_ns + (JUDGED.1 + 5) * SECOND_NS).await.unwrap();
+    engine
+}
 
+/// That everything was judged, and as the sorted values are. `meant`: of which class an assertion is, its quantile and its limit.
+fn check(records: &[Record], meant: &BTreeMap<String, (usize, u32, u64)>, attempts: &[Attempt]) {
     let mut values = BTreeMap::new();
     let mut compared: [BTreeSet<(i64, Vec<String>)>; 4] = Default::default();
     let mut verdicts = BTreeMap::new();
-    for record in &step.records {
+    for record in records {
         let (number, of_10_000, limit) = meant[&record.assertion];
         let class = &CLASSES[number];
         let of_window = values
             .entry((number, record.window_to_ns))
-            .or_insert_with(|| sorted(class, &attempts, record.window_to_ns));
+            .or_insert_with(|| sorted(class, attempts, record.window_to_ns));
         let value = exact(&of_window[&record.key_values], of_10_000);
         let expected = if value < limit {
             Verdict::Holds
@@ -227,4 +253,25 @@ async fn verdicts_about_percentiles_are_those_of_the_sorted_values() {
             );
         }
     }
+}
+
+/// Windows that are judged once a minute share minutes, and a minute is asked for by and by: all of it at once would keep the
+/// windows waiting that are judged twice a second.
+#[tokio::test]
+async fn a_minute_that_windows_share_is_asked_for_while_it_goes_on() {
+    let store = database().await;
+    let begin_ns = laid_past(&store).await;
+    let text =
+        "assertions: [{ name: a, from: all, to: all, expect: connect.p99 < 1ms, over: 10m, by: service }]";
+    let set = files::declared(&[("a.yaml".to_owned(), text.to_owned())]).unwrap();
+    let mut engine = judging(&store, set, begin_ns);
+    let mut asked = Vec::new();
+    for second in JUDGED.0..=JUDGED.1 + 5 {
+        let before = engine.asked;
+        engine.step(begin_ns + second * SECOND_NS).await.unwrap();
+        asked.extend((before..engine.asked).map(|_| second / 10 * 10));
+    }
+    // What is over of its minute, and the first window as a whole; when the next one ends, the last of its minute is all that is
+    // missing.
+    assert_eq!(asked, [650, 660, 670, 680, 690, 700, 710, 720]);
 }

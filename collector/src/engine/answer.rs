@@ -1,0 +1,228 @@
+//! What the store has of a window: it is asked once for each part that windows share, and no question for so much of it at once
+//! that the windows of others have to wait.
+
+use super::{Active, Engine, ns};
+use crate::assertion::cause::Cause;
+use crate::assertion::coverage::{Coverage, Need, Window};
+use crate::assertion::evaluate::LabelledRows;
+use crate::assertion::parts::Parts;
+use crate::assertion::plan::Class;
+use crate::store::layout::Layout;
+use crate::store::{Store, StoreError, evidence};
+
+/// What was made so long ago is stored, or will not be soon.
+const SETTLED_NS: i64 = 60_000_000_000;
+
+/// Parts that are asked for ahead where all of them are over.
+const PARTS_AHEAD: i64 = 240;
+
+/// A longer part is asked for by so much of it, each as soon as it is over.
+const COMING_NS: i64 = 10_000_000_000;
+
+/// Entries of histograms, of 16 bytes each, that are kept of what windows share, of all classes together.
+const MOST_ENTRIES: usize = 12_000_000;
+
+/// What the windows of a class share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    parts: Parts,
+    /// Of what the part will be put together that is not over yet, where parts are long.
+    coming: Parts,
+}
+
+/// Whether parts of this length are put together too.
+fn is_long(part_ns: i64) -> bool {
+    part_ns > COMING_NS && part_ns % COMING_NS == 0
+}
+
+/// Who is asked for parts, and what is known of their rows.
+struct Source<'a> {
+    store: &'a dyn Store,
+    class: &'a Class,
+    need: Need,
+    coverage: &'a Coverage,
+    /// All that ever comes of the time before is there.
+    whole_ns: i64,
+    asked: &'a mut u64,
+}
+
+impl Source<'_> {
+    /// Asks for what a window is put together of and is not there yet. False: the store refuses to say it.
+    async fn fill(&mut self, parts: &mut Parts, window: Window, part_ns: i64) -> Result<bool, StoreError> {
+        let mut missing = parts.missing(window, part_ns, self.need, self.coverage);
+        if let Some(stretch) = &mut missing {
+            let ahead = (self.whole_ns.saturating_sub(stretch.to_ns) / part_ns).clamp(0, PARTS_AHEAD);
+            stretch.to_ns += ahead * part_ns;
+        }
+        // What is too much for one answer is asked for by halves.
+        let mut stretches = Vec::from_iter(missing);
+        while let Some(stretch) = stretches.pop() {
+            *self.asked += 1;
+            match evidence::ask_in_parts(self.store, self.class, stretch, part_ns).await? {
+                Ok(rows) => parts.put(stretch, part_ns, self.need, self.coverage, self.whole_ns, rows),
+                Err(Cause::TooMany { .. }) if stretch.to_ns - stretch.from_ns > part_ns => {
+                    let half = (stretch.to_ns - stretch.from_ns) / part_ns / 2 * part_ns;
+                    let between_ns = stretch.from_ns + half;
+                    stretches.push(Window {
+                        from_ns: between_ns,
+                        ..stretch
+                    });
+                    stretches.push(Window {
+                        to_ns: between_ns,
+                        ..stretch
+                    });
+                }
+                // Whatever is wrong shows in the answer about the whole window.
+                Err(cause) => {
+                    if matches!(cause, Cause::TooMany { .. }) {
+                        parts.give_up();
+                    }
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Puts the last part of a window together of what was asked for while it went on, where nothing else is missing.
+    async fn complete(
+        &mut self,
+        shared: &mut Shared,
+        window: Window,
+        part_ns: i64,
+    ) -> Result<(), StoreError> {
+        let last = Window {
+            from_ns: window.to_ns - part_ns,
+            ..window
+        };
+        let missing = shared.parts.missing(window, part_ns, self.need, self.coverage);
+        if missing != Some(last) || !shared.coming.can_make(self.class, last, COMING_NS) {
+            return Ok(());
+        }
+        if self.fill(&mut shared.coming, last, COMING_NS).await? {
+            let rows = shared.coming.whole(last, COMING_NS);
+            let rows = rows.into_iter().map(|row| (0, row)).collect();
+            shared
+                .parts
+                .put(last, part_ns, self.need, self.coverage, self.whole_ns, rows);
+        }
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// What the store has of the window of a class that ends there: of what was not asked for before, and put together.
+    pub(super) async fn answer(
+        &mut self,
+        at: usize,
+        index: usize,
+        to_ns: i64,
+    ) -> Result<Result<Vec<LabelledRows>, Cause>, StoreError> {
+        let shares = self.shares(at, index);
+        let Active { schedule, shared, .. } = &mut self.schedules[at];
+        let (shared, class, part_ns) = (&mut shared[index], &schedule.classes[index], ns(schedule.every));
+        let window = Window {
+            from_ns: to_ns.saturating_sub(ns(class.over)),
+            to_ns,
+        };
+        if let Some(need) = shares
+            && shared.parts.can_make(class, window, part_ns)
+        {
+            let past = self.past.as_ref();
+            let mut source = Source {
+                store: &*self.store,
+                class,
+                need,
+                coverage: &self.coverage,
+                whole_ns: past.map_or(i64::MIN, |past| past.until_ns - SETTLED_NS),
+                asked: &mut self.asked,
+            };
+            if past.is_none() && is_long(part_ns) {
+                source.complete(shared, window, part_ns).await?;
+            }
+            if source.fill(&mut shared.parts, window, part_ns).await? {
+                let rows = shared.parts.whole(window, part_ns);
+                self.bound_parts();
+                let most = evidence::MOST_ROWS;
+                return Ok(Some(rows)
+                    .filter(|rows| rows.len() <= most)
+                    .ok_or(Cause::TooMany { most }));
+            }
+        }
+        self.asked += 1;
+        evidence::ask(&*self.store, class, window, self.has_rollup).await
+    }
+
+    /// What rows the windows of a class need that are put together of parts. `None`: they are asked for as a whole.
+    fn shares(&self, at: usize, index: usize) -> Option<Need> {
+        let class = &self.schedules[at].schedule.classes[index];
+        let is_of_minutes = self.has_rollup && evidence::is_of_minutes(class);
+        // A replica that lacks rows yet would be believed for as long as the part is kept.
+        let is_certain = self.store.layout() == Layout::OneServer;
+        let need = class.kind.rows.need();
+        need.filter(|_| is_certain && !is_of_minutes)
+    }
+
+    /// Asks for what is over of a long part that goes on, one question at a time. An error is no loss: what is missing then is
+    /// asked for when its window is judged.
+    pub(super) async fn ask_ahead(&mut self, now_ns: i64) {
+        if self.past.is_some() {
+            return;
+        }
+        for at in 0..self.schedules.len() {
+            let active = &self.schedules[at];
+            let (part_ns, next_ns) = (ns(active.schedule.every), active.next_ns);
+            let over = Window {
+                from_ns: next_ns - part_ns,
+                to_ns: now_ns.div_euclid(COMING_NS) * COMING_NS,
+            };
+            if !is_long(part_ns) || over.to_ns <= over.from_ns || next_ns > self.end_ns {
+                continue;
+            }
+            for index in 0..active.schedule.classes.len() {
+                let Some(need) = self.shares(at, index) else {
+                    continue;
+                };
+                let Active { schedule, shared, .. } = &self.schedules[at];
+                let (class, coming) = (&schedule.classes[index], &shared[index].coming);
+                let window = Window {
+                    from_ns: next_ns - ns(class.over),
+                    to_ns: next_ns,
+                };
+                let is_shared = shared[index].parts.can_make(class, window, part_ns);
+                let missing = coming.missing(over, COMING_NS, need, &self.coverage);
+                if !is_shared || missing.is_none() || self.waiting_for(at, over, now_ns).0 {
+                    continue;
+                }
+                let Active { schedule, shared, .. } = &mut self.schedules[at];
+                let mut source = Source {
+                    store: &*self.store,
+                    class: &schedule.classes[index],
+                    need,
+                    coverage: &self.coverage,
+                    whole_ns: i64::MIN,
+                    asked: &mut self.asked,
+                };
+                let outcome = source.fill(&mut shared[index].coming, over, COMING_NS).await;
+                if let Err(error) = outcome {
+                    tracing::debug!("a part is not asked for ahead: {error}");
+                }
+                return;
+            }
+        }
+    }
+
+    /// Parts take no more than they may: the class that takes the most goes without from now on.
+    fn bound_parts(&mut self) {
+        let all = || self.schedules.iter().flat_map(|active| &active.shared);
+        let entries = |shared: &Shared| shared.parts.entries() + shared.coming.entries();
+        if all().map(entries).sum::<usize>() <= MOST_ENTRIES {
+            return;
+        }
+        let all = self.schedules.iter_mut().flat_map(|active| &mut active.shared);
+        if let Some(largest) = all.max_by_key(|shared| entries(shared)) {
+            largest.parts.give_up();
+            largest.coming.give_up();
+        }
+    }
+}
