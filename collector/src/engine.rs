@@ -130,14 +130,18 @@ pub struct Engine {
     in_doubt: Vec<Record>,
     /// Verdicts are written to the store.
     is_writing: bool,
-    /// When the last block of verdicts was written, if it had many.
-    storm_ns: Option<i64>,
+    /// When the last block of verdicts was written, and how many changes it had.
+    wrote: Option<(i64, usize)>,
     /// Changes that are stored, for who tells them; `None`: nobody does.
     written: Option<Vec<Record>>,
     /// Without it nothing is written; `None`: nobody else can judge.
     seat: Option<Arc<Seat>>,
     /// Of what nobody is told.
     silences: Arc<Silences>,
+    /// Parts of long windows are asked for while they go on: it is now.
+    asks_ahead: bool,
+    /// When it was looked what can be asked for.
+    ahead_ns: i64,
     /// Somebody computes the store's minutes.
     has_rollup: bool,
     /// No window is opened that ends later.
@@ -161,7 +165,7 @@ struct Active {
     next_ns: i64,
     /// Windows that were judged without rows that may come yet, by their end.
     late: VecDeque<Late>,
-    /// Some of its keys have a history.
+    /// Some of its keys may have a history.
     keeps_past: bool,
     /// Of each class, what its windows share.
     shared: Vec<Shared>,
@@ -217,10 +221,11 @@ impl Kept {
             && now_ns.saturating_sub(self.seen_ns) > ns(remembered_for)
     }
 
-    /// From one time at which it was judged to the next, with a pause in between: nothing could be seen in it.
+    /// From one time at which it was judged to the next: where nobody judged for a while in between, nothing could be seen.
     fn pass_over(&mut self, from_ns: i64, to_ns: i64) {
-        let pause_ns = to_ns.saturating_sub(from_ns);
-        self.seen_ns = self.seen_ns.saturating_add(pause_ns).min(to_ns);
+        if is_pause(from_ns, to_ns) {
+            self.seen_ns = self.seen_ns.saturating_add(to_ns - from_ns).min(to_ns);
+        }
     }
 }
 
@@ -290,10 +295,12 @@ impl Engine {
             waiting: Vec::new(),
             in_doubt: Vec::new(),
             is_writing,
-            storm_ns: None,
+            wrote: None,
             written: None,
             seat: None,
             silences: Arc::default(),
+            asks_ahead: false,
+            ahead_ns: i64::MIN,
             has_rollup: true,
             end_ns: i64::MAX,
             heartbeat_ns: HEARTBEAT_NS,
@@ -447,6 +454,15 @@ impl Engine {
     /// Who was not heard while nobody listened was not silent, from now on and before.
     pub fn listen(&mut self, listening: Listening) {
         self.coverage.listen(listening);
+    }
+
+    pub fn listening(&self) -> Listening {
+        self.coverage.listening()
+    }
+
+    /// Long windows are asked for while they go on.
+    pub fn ask_as_they_go(&mut self) {
+        self.asks_ahead = true;
     }
 
     /// Goes on where stored verdicts end.
@@ -645,7 +661,9 @@ impl Engine {
         if self.is_writing && !self.is_put_off(now_ns) {
             self.write(now_ns).await?;
         }
-        self.ask_ahead(now_ns).await;
+        if self.asks_ahead {
+            self.ask_ahead(now_ns).await;
+        }
         self.tell_awaited(now_ns);
         Ok(step)
     }
@@ -718,9 +736,6 @@ impl Engine {
         }
         self.hear_directly();
         self.coverage.listened_until(now_ns);
-        if let Some(heard) = &self.direct {
-            heard.listens(Some(self.coverage.listening()));
-        }
         if now_ns.saturating_sub(self.roster_ns) >= ROSTER_EVERY_NS {
             let heard = evidence::roster(&*self.store, now_ns, since_ns).await?;
             if heard != self.heard {
@@ -988,8 +1003,9 @@ impl Engine {
         is_over: bool,
     ) -> Result<Vec<(usize, Vec<Judgement>)>, StoreError> {
         let mut answers = Vec::new();
+        let needed = self.needed(at, window, now_ns);
         for class in 0..self.schedules[at].schedule.classes.len() {
-            let answer = self.answer(at, class, window.to_ns).await;
+            let answer = self.answer(at, class, window.to_ns, &needed).await;
             answers.push(match answer {
                 Err(error) if is_over => Err(Cause::Store(error.to_string())),
                 answer => answer?,
@@ -1018,7 +1034,7 @@ impl Engine {
     fn forget(&mut self, now_ns: i64) {
         if let Some(stepped_ns) = &mut self.stepped_ns {
             let before_ns = std::mem::replace(stepped_ns, now_ns);
-            if now_ns.saturating_sub(before_ns) > ns(HEARD_WITHIN) {
+            if is_pause(before_ns, now_ns) {
                 let all = self.keys.values_mut().flat_map(BTreeMap::values_mut);
                 all.for_each(|kept| kept.pass_over(before_ns, now_ns));
             }
@@ -1054,14 +1070,35 @@ impl Engine {
 
     /// Whether the verdicts that wait for the store go with those of the next steps.
     fn is_put_off(&self, now_ns: i64) -> bool {
+        let Some((wrote_ns, changes)) = self.wrote else {
+            return false;
+        };
+        let patience_ns = if !self.waiting.iter().any(is_change) {
+            HEARTBEATS_NS
+        } else if changes > MANY {
+            STORM_NS
+        } else {
+            0
+        };
         // Of a clock that was set back, nothing is put off.
-        let is_storm = |since_ns: i64| (since_ns..since_ns.saturating_add(STORM_NS)).contains(&now_ns);
-        self.in_doubt.is_empty() && self.storm_ns.is_some_and(is_storm)
+        self.in_doubt.is_empty() && (wrote_ns..wrote_ns.saturating_add(patience_ns)).contains(&now_ns)
+    }
+
+    /// Writes what waits for the store. Without it, what was put off is judged again after a restart.
+    pub async fn flush(&mut self, now_ns: i64) -> Result<(), StoreError> {
+        if self.is_writing {
+            self.write(now_ns).await?;
+        }
+        Ok(())
     }
 
     /// Writes the verdicts that wait for it.
     async fn write(&mut self, now_ns: i64) -> Result<(), StoreError> {
-        self.storm_ns = (self.waiting.len() > MANY).then_some(now_ns);
+        let all = self.in_doubt.iter().chain(&self.waiting);
+        let changes = all.filter(|record| is_change(record)).count();
+        if !self.waiting.is_empty() || changes > 0 {
+            self.wrote = Some((now_ns, changes));
+        }
         if self.in_doubt.is_empty() {
             self.in_doubt = std::mem::take(&mut self.waiting);
         }
@@ -1079,7 +1116,6 @@ impl Engine {
             written?;
             let stored = std::mem::replace(&mut self.in_doubt, std::mem::take(&mut self.waiting));
             if let Some(written) = &mut self.written {
-                let is_change = |record: &Record| record.is_transition || record.revision > 0;
                 written.extend(stored.into_iter().filter(is_change));
             }
         }
@@ -1087,10 +1123,18 @@ impl Engine {
     }
 }
 
-/// After a block of more verdicts than this the next one is written so much later: a block costs the store as much as hundreds
-/// of verdicts, when it comes and when it is merged. Whatever else changes is written at once.
+/// A block costs the store as much as hundreds of verdicts, when it comes and when it is merged. After one of more changes than
+/// this, the next one is written so much later. Other changes are written at once.
 const MANY: usize = 100;
 const STORM_NS: i64 = 1_000_000_000;
+
+/// Between two blocks without any change.
+const HEARTBEATS_NS: i64 = 5_000_000_000;
+
+/// Whether it says something new of a key.
+fn is_change(record: &Record) -> bool {
+    record.is_transition || record.revision > 0
+}
 
 /// A key of an assertion that means something else now is waited for so much longer than its windows take: rows are read in
 /// minutes where windows are long.
@@ -1118,6 +1162,11 @@ struct Taken<'a> {
     silences: &'a Silences,
     /// The assertion's.
     fingerprint: u32,
+}
+
+/// Whether nobody judged for a while.
+fn is_pause(from_ns: i64, to_ns: i64) -> bool {
+    to_ns.saturating_sub(from_ns) > ns(HEARD_WITHIN)
 }
 
 /// When the heartbeats of a key are: the same after a restart, and another time for each.
@@ -1474,7 +1523,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_looked_at_now_may_be_a_second_later() {
+    fn what_is_not_looked_at_now_may_be_two_seconds_later() {
         let mut looks = Looks {
             left: MOST_ACCUSED,
             counted_ns: 0,

@@ -22,7 +22,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::assertion::Set;
-use crate::assertion::coverage::Listening;
 use crate::assertion::problem::instead;
 use crate::clock::WallClock;
 use crate::control::{Control, ControlError};
@@ -68,9 +67,8 @@ pub struct Questions {
     pub runs: Arc<Runs>,
     pub metrics: Arc<Metrics>,
     pub clock: WallClock,
-    /// When agents could be heard here, as who judges knows it; and since when at all.
+    /// When agents could be heard here.
     pub heard: Heard,
-    pub since_ns: i64,
     /// What is judged; none where nothing is.
     pub assertions: Option<SharedSet>,
     /// True once the collector stops: answers end.
@@ -301,15 +299,12 @@ impl QueryService for Questions {
             (0, for_ns) => Extent::For(span(for_ns)),
             (since_ns, _) => Extent::Since(span(since_ns)),
         };
-        let since_ns = self.since_ns;
-        let listening = self.heard.listening();
-        let listening =
-            listening.unwrap_or_else(|| Listening::since(since_ns, since_ns).until(self.clock.now_ns()));
         let (answer, lines) = mpsc::channel(FOLLOW_CHUNKS);
         let (cut_short, is_cut_short) = oneshot::channel();
         let (store, clock, stopping) = (self.store.clone(), self.clock.clone(), self.stopping.clone());
+        let heard = self.heard.clone();
         tokio::spawn(async move {
-            let checked = check::check(store, set, &clock, extent, listening, &answer);
+            let checked = check::check(store, set, &clock, extent, &heard, &answer);
             tokio::select! {
                 outcome = checked => if let Err(error) = outcome {
                     // A caller that is gone does not want the error either.

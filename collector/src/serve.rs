@@ -323,8 +323,7 @@ async fn serve(
         runs: runs.clone(),
         metrics: metrics.clone(),
         clock: WallClock::system(),
-        heard: told,
-        since_ns: WallClock::system().now_ns(),
+        heard: told.clone(),
         assertions: shared,
         stopping: stopping.clone(),
     };
@@ -353,6 +352,7 @@ async fn serve(
             prepared = &mut preparing, if !is_ready => {
                 prepared?.context("cannot bring the store's tables up to date")?;
                 is_ready = true;
+                told.open(WallClock::system().now_ns());
                 rolling = rollup.take().map(|rollup| tokio::spawn(rollup.run()));
                 judging = judge.take().map(|judge| tokio::spawn(judge.run()));
                 telling = notifier.take().map(|notifier| tokio::spawn(notifier.run()));

@@ -349,6 +349,11 @@ impl<'a> Observers<'a> {
         owing
     }
 
+    /// Whose rows it is about.
+    pub fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.nodes.iter().chain(&self.targets).map(|(node, _)| *node)
+    }
+
     /// Those who are waited for.
     pub fn awaited(&self) -> impl Iterator<Item = &'a str> {
         let all = self.nodes.iter().chain(&self.targets);

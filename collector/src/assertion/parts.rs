@@ -60,15 +60,22 @@ impl Parts {
     }
 
     /// What has to be asked for before a window can be put together: from the first part that is not there, or not right
-    /// any more, to the last one.
-    pub fn missing(&self, window: Window, part_ns: i64, need: Need, coverage: &Coverage) -> Option<Window> {
+    /// any more, to the last one. `of`: whose rows are needed.
+    pub fn missing(
+        &self,
+        window: Window,
+        part_ns: i64,
+        (need, of): (Need, &BTreeSet<String>),
+        coverage: &Coverage,
+    ) -> Option<Window> {
         let is_missing = |to_ns: &i64| match self.kept.get(to_ns) {
             None => true,
             Some(part) if part.is_whole => false,
             Some(part) => {
                 let settled = &part.settled;
                 let mut now_settled = coverage.settled(need, *to_ns);
-                settled.len() < coverage.len() && now_settled.any(|node| !settled.contains(node))
+                settled.len() < coverage.len()
+                    && now_settled.any(|node| of.contains(node) && !settled.contains(node))
             }
         };
         let ends = || (1..=(window.to_ns - window.from_ns) / part_ns).map(|at| window.from_ns + at * part_ns);
@@ -144,11 +151,16 @@ impl Parts {
         whole
     }
 
-    fn forget(&mut self, window: Window, part_ns: i64) {
+    /// Forgets what neither this window nor a later one will need.
+    pub fn forget(&mut self, window: Window, part_ns: i64) {
         self.newest_ns = self.newest_ns.max(window.to_ns);
         let over_ns = window.to_ns - window.from_ns;
         let first_ns = self.newest_ns - over_ns - OLDER_NS.max(part_ns);
         self.kept = self.kept.split_off(&first_ns);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty()
     }
 
     /// What is kept, in entries of histograms, each of 16 bytes.
@@ -215,6 +227,10 @@ mod tests {
             filters: Vec::new(),
             bounds: Vec::new(),
         }
+    }
+
+    fn everybody() -> BTreeSet<String> {
+        NODES.map(str::to_owned).into()
     }
 
     /// A row of a node, made at a time and stored at another one.
@@ -291,7 +307,9 @@ mod tests {
         fn what_is_put_together_is_what_a_question_would_find(
             rows in prop::collection::vec((0..3_usize, 100..400_i64, 0..150_i64, 60..66_u16), 0..200),
             asked in prop::collection::vec((0..3_i64, 0..9_i64), 1..60),
+            needed in 1..8_usize,
         ) {
+            let of: BTreeSet<String> = (0..3).filter(|node| needed >> node & 1 == 1).map(|node| NODES[node].to_owned()).collect();
             let mut made: Vec<Made> = rows
                 .into_iter()
                 .map(|(node, at_ns, late_ns, bucket)| Made { node, at_ns, stored_ns: at_ns + late_ns, bucket })
@@ -307,17 +325,17 @@ mod tests {
                 let window = Window { from_ns: to_ns - OVER_NS, to_ns };
                 let coverage = coverage(&made, now_ns);
                 prop_assert!(parts.can_make(&class, window, PART_NS));
-                if let Some(missing) = parts.missing(window, PART_NS, NEED, &coverage) {
+                if let Some(missing) = parts.missing(window, PART_NS, (NEED, &of), &coverage) {
                     read += 1;
                     parts.put(missing, PART_NS, NEED, &coverage, i64::MIN, answer(&made, now_ns, missing));
                 }
                 // The same again asks for nothing.
-                prop_assert_eq!(parts.missing(window, PART_NS, NEED, &coverage), None);
+                prop_assert_eq!(parts.missing(window, PART_NS, (NEED, &of), &coverage), None);
                 let found = by_node(parts.whole(window, PART_NS));
                 let mut whole = Parts::default();
                 whole.put(window, PART_NS, NEED, &coverage, i64::MIN, answer(&made, now_ns, window));
                 let expected = by_node(whole.whole(window, PART_NS));
-                for node in coverage.settled(NEED, to_ns) {
+                for node in coverage.settled(NEED, to_ns).filter(|node| of.contains(*node)) {
                     prop_assert_eq!(found.get(node), expected.get(node));
                     let stored = made.iter().filter(|row| {
                         NODES[row.node] == node && row.at_ns > window.from_ns && row.at_ns <= to_ns
@@ -339,7 +357,7 @@ mod tests {
         };
         let coverage = coverage(&[], 200);
         let mut check = |to_ns, expected: Option<(i64, i64)>| {
-            let missing = parts.missing(window(to_ns), PART_NS, NEED, &coverage);
+            let missing = parts.missing(window(to_ns), PART_NS, (NEED, &everybody()), &coverage);
             let expected = expected.map(|(from_ns, to_ns)| Window { from_ns, to_ns });
             assert_eq!(missing, expected, "{to_ns}");
             if let Some(missing) = missing {
@@ -354,6 +372,31 @@ mod tests {
         check(120, None);
     }
 
+    /// Whose rows nobody needs may come as late as they like.
+    #[test]
+    fn a_part_is_right_whoever_else_is_behind() {
+        let made = [Made {
+            node: 2,
+            at_ns: 95,
+            stored_ns: 150,
+            bucket: 60,
+        }];
+        let window = Window {
+            from_ns: 100 - OVER_NS,
+            to_ns: 100,
+        };
+        let mut parts = Parts::default();
+        parts.put(window, PART_NS, NEED, &coverage(&made, 110), i64::MIN, Vec::new());
+        let missing =
+            |of: &BTreeSet<String>| parts.missing(window, PART_NS, (NEED, of), &coverage(&made, 160));
+        assert_eq!(missing(&["a".to_owned(), "b".to_owned()].into()), None);
+        let last = Window {
+            from_ns: 90,
+            ..window
+        };
+        assert_eq!(missing(&everybody()), Some(last));
+    }
+
     #[test]
     fn what_is_over_is_not_asked_for_again_whoever_is_heard_of_later() {
         let mut parts = Parts::default();
@@ -363,7 +406,7 @@ mod tests {
         };
         let nobody = Coverage::default();
         parts.put(window, PART_NS, NEED, &nobody, 80, Vec::new());
-        let missing = parts.missing(window, PART_NS, NEED, &coverage(&[], 200));
+        let missing = parts.missing(window, PART_NS, (NEED, &everybody()), &coverage(&[], 200));
         let not_over = Window {
             from_ns: 80,
             to_ns: 100,

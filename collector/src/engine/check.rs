@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::Engine;
+use super::heard::Heard;
 use crate::assertion::Set;
 use crate::assertion::coverage::{FOUND_WITHIN, Listening};
 use crate::assertion::state::Verdict;
 use crate::clock::{self, WallClock, ns};
 use crate::store::verdicts::Record;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, evidence};
 
 /// How often is looked whether a window can be judged.
 const STEP: Duration = Duration::from_millis(250);
@@ -33,13 +34,13 @@ pub enum Extent {
 }
 
 /// Judges a set. A line of JSON for each change of a verdict, and at the end one with the verdicts of all keys.
-/// `listening`: when agents could be heard.
+/// `heard`: when agents could be heard.
 pub async fn check(
     store: Arc<dyn Store>,
     mut set: Set,
     clock: &WallClock,
     extent: Extent,
-    listening: Listening,
+    heard: &Heard,
     answer: &mpsc::Sender<Result<String, StoreError>>,
 ) -> Result<(), StoreError> {
     let now_ns = clock.now_ns();
@@ -61,15 +62,19 @@ pub async fn check(
             }
         }
     }
-    let mut engine = Engine::new(store, set, begin_ns, false);
+    let mut engine = Engine::new(store.clone(), set, begin_ns, false);
     match extent {
         // It has ended, and what it came to is told whatever it is.
         Extent::Once => engine.only_last_until(end_ns),
         Extent::For(_) | Extent::Since(_) => engine.stop_at(end_ns),
     }
-    if !matches!(extent, Extent::Since(_)) {
-        engine.listen(listening);
-    }
+    let opened = match heard.opened_ns() {
+        Some(opened_ns) if !matches!(extent, Extent::Since(_)) => {
+            let before_ns = evidence::last_heard(&*store, opened_ns).await?;
+            Some(Listening::since(opened_ns, before_ns.unwrap_or(opened_ns)))
+        }
+        _ => None,
+    };
     // Agents may be on their way back to a collector that has just begun to listen.
     let patience_ns = ns(patience.max(FOUND_WITHIN)) + engine.settles_ns() + 5_000_000_000;
     if matches!(extent, Extent::Since(_)) {
@@ -86,6 +91,10 @@ pub async fn check(
     loop {
         let is_past = matches!(extent, Extent::Since(_)) && virtual_ns < now_ns;
         let at_ns = if is_past { virtual_ns } else { clock.now_ns() };
+        if let Some(opened) = opened {
+            // How long a step takes here is no pause in which nobody listened.
+            engine.listen(heard.listening().unwrap_or_else(|| opened.until(at_ns)));
+        }
         let step = engine.step(at_ns).await?;
         for record in step.records {
             let place = (record.assertion.clone(), record.key.clone());

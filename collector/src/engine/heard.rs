@@ -1,6 +1,7 @@
 //! What agents said last, from their streams straight to the engine: by way of the store it would come half a second later.
 //! An agent's watermark passes only what the store has acknowledged, so the rows that it speaks for are there already. It
 //! is stored as well, for everybody else and for the next start; what agents tell other collectors comes from there.
+//! And back, since when they could say anything.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,7 +30,9 @@ struct State {
     /// By node, the last one of its newest start: all that an agent counts goes on from one report to the next.
     latest: HashMap<String, Report>,
     awaited: Vec<Awaited>,
-    /// As who takes it has listened.
+    /// Since when agents are let in.
+    opened_ns: Option<i64>,
+    /// When it was listened, as who judges here knows it.
     listening: Option<Listening>,
 }
 
@@ -73,13 +76,23 @@ impl Heard {
         }
     }
 
-    /// Says when it was listened; `None`: who takes it does not judge any more.
+    /// Agents are let in from now on.
+    pub fn open(&self, now_ns: i64) {
+        self.lock().opened_ns = Some(now_ns);
+    }
+
+    /// Since when agents are let in; `None`: they are not yet.
+    pub(super) fn opened_ns(&self) -> Option<i64> {
+        self.lock().opened_ns
+    }
+
+    /// Says when it was listened; `None`: nobody judges here any more.
     pub(super) fn listens(&self, listening: Option<Listening>) {
         self.lock().listening = listening;
     }
 
-    /// When it was listened; `None`: nobody does here.
-    pub fn listening(&self) -> Option<Listening> {
+    /// When it was listened; `None`: nobody judges here.
+    pub(super) fn listening(&self) -> Option<Listening> {
         self.lock().listening
     }
 

@@ -175,6 +175,7 @@ impl Engine {
             for (assertion, judgements) in self.find(at, window, now_ns, false).await? {
                 for judgement in judgements {
                     if self.put(assertion, window, &judgement) {
+                        self.schedules[at].keeps_past = true;
                         touched.push((assertion, judgement.key));
                     }
                 }
@@ -190,7 +191,6 @@ impl Engine {
         }
         touched.sort();
         touched.dedup();
-        self.schedules[at].keeps_past |= !touched.is_empty();
         for (assertion, key) in touched {
             self.say_again(at, assertion, &key, now_ns, step);
         }

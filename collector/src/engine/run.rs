@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::Engine;
 use super::files::{self, FilesError};
@@ -161,7 +161,7 @@ impl Judge {
             let is_hung_up = tokio::select! {
                 biased;
                 // An error means that the collector is gone already.
-                _ = self.stopping.wait_for(|stopping| *stopping) => return,
+                _ = self.stopping.wait_for(|stopping| *stopping) => break,
                 () = hung_up(&mut hang_up) => true,
                 _ = ticks.tick() => false,
                 () = whole(&self.heard, stepped) => false,
@@ -200,6 +200,12 @@ impl Judge {
                 }
             }
         }
+        if is_resumed {
+            // What was put off; where it cannot be written, whoever judges next comes to it again.
+            if let Err(error) = engine.flush(self.clock.now_ns()).await {
+                debug!(%error, "the last verdicts are not written");
+            }
+        }
     }
 
     async fn step(&self, engine: &mut Engine, is_resumed: &mut bool) -> Result<(), StoreError> {
@@ -230,14 +236,13 @@ impl Judge {
         let shown = &self.metrics.assertions;
         // Another engine begins to count anew, and this one may be given up while the store is away.
         shown.given_up.inc_by(std::mem::take(&mut engine.given_up));
+        self.heard.listens(Some(engine.listening()));
         let step = stepped?;
         self.ear.judged(now_ns);
         shown.seconds.inc_by(begun.elapsed().as_secs_f64());
         shown.windows.inc_by(step.judged);
         shown.declared.set(engine.set().assertions.len() as i64);
-        let is_any_news = step.judged > 0 || !step.records.is_empty();
-        let counts = is_any_news.then(|| engine.verdicts());
-        for (verdict, count) in counts.into_iter().flatten() {
+        for (verdict, count) in engine.verdicts() {
             shown
                 .verdicts
                 .with_label_values(&[verdict.name()])
@@ -261,6 +266,7 @@ impl Judge {
         engine.keep_written();
         engine.sit(self.seat.clone());
         engine.listen_to(self.heard.clone());
+        engine.ask_as_they_go();
         engine
     }
 

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use holdfast_collector::assertion::Set;
-use holdfast_collector::assertion::coverage::Listening;
 use holdfast_collector::assertion::state::{Machine, Verdict};
 use holdfast_collector::clock::WallClock;
 use holdfast_collector::engine::check::{self, Extent};
@@ -1043,10 +1042,10 @@ async fn checked(
     set: Set,
     clock: &WallClock,
     extent: Extent,
-    listening: Listening,
+    heard: &Heard,
 ) -> Vec<serde_json::Value> {
     let (answer, lines) = tokio::sync::mpsc::channel(100);
-    check::check(store, set, clock, extent, listening, &answer)
+    check::check(store, set, clock, extent, heard, &answer)
         .await
         .unwrap();
     drop(answer);
@@ -1068,21 +1067,18 @@ tests:
     hear_nobody(&store, begin_ns + 60 * SECOND_NS, begin_ns + 245 * SECOND_NS).await;
     let now_ns = begin_ns + 240 * SECOND_NS;
     let extents = [Extent::Once, Extent::For(Duration::from_secs(15))];
-    for (extent, started_s, expected) in [
-        (extents[0], 60, "violated"),
-        (extents[0], 238, "unknown"),
-        (extents[1], 238, "unknown"),
+    // From one look to the next a check takes so many quarters of a second of its clock: more than ten seconds of it are no
+    // pause of the collector either.
+    for (extent, started_s, speed, expected) in [
+        (extents[0], 60, 20, "violated"),
+        (extents[0], 60, 50, "violated"),
+        (extents[0], 238, 20, "unknown"),
+        (extents[1], 238, 20, "unknown"),
     ] {
-        let listening = Listening::since(begin_ns + started_s * SECOND_NS, begin_ns + 60 * SECOND_NS);
-        let clock = clock_from(now_ns, 20);
-        let rows = checked(
-            store.clone(),
-            set.clone(),
-            &clock,
-            extent,
-            listening.until(now_ns),
-        )
-        .await;
+        let heard = Heard::default();
+        heard.open(begin_ns + started_s * SECOND_NS);
+        let clock = clock_from(now_ns, speed);
+        let rows = checked(store.clone(), set.clone(), &clock, extent, &heard).await;
         let said: BTreeSet<_> = rows
             .iter()
             .filter(|row| row["key"] == "on.node=db-1")
@@ -1091,7 +1087,7 @@ tests:
         assert_eq!(
             said,
             BTreeSet::from([expected]),
-            "{extent:?} {started_s}: {rows:?}"
+            "{extent:?} {started_s} {speed}: {rows:?}"
         );
     }
 }
@@ -1109,7 +1105,7 @@ tests:
     // A minute takes a second: long windows wait for their minutes.
     let clock = clock_from(begin_ns + 110 * SECOND_NS, 60);
     let mut told = Vec::new();
-    for row in checked(store, set, &clock, Extent::Once, Listening::default()).await {
+    for row in checked(store, set, &clock, Extent::Once, &Heard::default()).await {
         let window_ns = [("a", 110), ("b", 60)].map(|(name, after_s)| (name, begin_ns + after_s * SECOND_NS));
         let (name, to_ns) = window_ns
             .into_iter()

@@ -207,6 +207,7 @@ fn judging(store: &Arc<Embedded>, set: Set, begin_ns: i64) -> Engine {
     let mut engine = Engine::new(store.clone(), set, begin_ns + JUDGED.0 * SECOND_NS, false);
     engine.without_worst();
     engine.tell_every_window();
+    engine.ask_as_they_go();
     engine.stop_at(begin_ns + JUDGED.1 * SECOND_NS);
     engine
 }
@@ -271,7 +272,10 @@ async fn a_minute_that_windows_share_is_asked_for_while_it_goes_on() {
         engine.step(begin_ns + second * SECOND_NS).await.unwrap();
         asked.extend((before..engine.asked).map(|_| second / 10 * 10));
     }
-    // What is over of its minute, and the first window as a whole; when the next one ends, the last of its minute is all that is
-    // missing.
-    assert_eq!(asked, [650, 660, 670, 680, 690, 700, 710, 720]);
+    // What is over of its minute, ten seconds at a time, and the first window as a whole; when the next one ends, the last of its
+    // minute is all that is missing.
+    assert_eq!(
+        asked,
+        [650, 650, 650, 650, 650, 660, 670, 680, 690, 700, 710, 720]
+    );
 }
