@@ -431,6 +431,25 @@ impl Engine {
         standings
     }
 
+    /// Assertions with a window that was not judged for everybody, and who is waited for.
+    pub fn unjudged(&self, now_ns: i64) -> Vec<(String, BTreeSet<String>)> {
+        let of_schedule = |active: &Active| {
+            let window = active.open.front()?.window;
+            let moment = self.moment(window, now_ns);
+            let assertions = active.schedule.assertions.iter();
+            let assertions = assertions.map(|planned| &self.set.assertions[planned.assertion]);
+            let waited_for = assertions.map(move |assertion| {
+                let awaited = Observers::of(assertion, &moment)
+                    .awaited()
+                    .map(str::to_owned)
+                    .collect();
+                (assertion.name.clone(), awaited)
+            });
+            Some(waited_for.collect::<Vec<_>>())
+        };
+        self.schedules.iter().filter_map(of_schedule).flatten().collect()
+    }
+
     /// From one window of an assertion to the next.
     pub fn every_ns(&self, name: &str) -> i64 {
         let assertion = self.set.assertions.iter().find(|known| known.name == name);
@@ -1062,7 +1081,7 @@ impl Engine {
     fn keep(&mut self, records: &[Record]) {
         self.waiting.extend_from_slice(records);
         if self.waiting.len() > MOST_WAITING {
-            self.waiting.retain(|record| record.is_transition);
+            self.waiting.retain(is_change);
             let excess = self.waiting.len().saturating_sub(MOST_WAITING);
             self.waiting.drain(..excess);
         }
@@ -1073,6 +1092,9 @@ impl Engine {
         let Some((wrote_ns, changes)) = self.wrote else {
             return false;
         };
+        if self.waiting.len() > MOST_WAITING / 4 {
+            return false;
+        }
         let patience_ns = if !self.waiting.iter().any(is_change) {
             HEARTBEATS_NS
         } else if changes > MANY {

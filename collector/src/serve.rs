@@ -126,7 +126,12 @@ async fn open(location: &StoreLocation, memory_bytes: Option<u64>) -> anyhow::Re
 }
 
 /// Brings the store's tables up to date, however long the store is away, and lets everybody in.
-async fn prepare(store: Arc<dyn Store>, retention: Retention, health: Arc<Health>) -> anyhow::Result<()> {
+async fn prepare(
+    store: Arc<dyn Store>,
+    retention: Retention,
+    health: Arc<Health>,
+    heard: Heard,
+) -> anyhow::Result<()> {
     let mut pause = FIRST_PAUSE;
     while let Err(error) = bring_up_to_date(&*store, &retention).await {
         let text = match error {
@@ -142,6 +147,7 @@ async fn prepare(store: Arc<dyn Store>, retention: Retention, health: Arc<Health
     if health.answered(Instant::now()) {
         info!("the store is back");
     }
+    heard.open(WallClock::system().now_ns());
     health.ready();
     Ok(())
 }
@@ -293,8 +299,9 @@ async fn serve(
     let mut judging = None;
     let mut telling = None;
     let mut preparing = match retention {
-        Some(retention) => tokio::spawn(prepare(store.clone(), retention, health.clone())),
+        Some(retention) => tokio::spawn(prepare(store.clone(), retention, health.clone(), told.clone())),
         None => {
+            told.open(WallClock::system().now_ns());
             health.ready();
             tokio::spawn(async { Ok(()) })
         }
@@ -323,7 +330,7 @@ async fn serve(
         runs: runs.clone(),
         metrics: metrics.clone(),
         clock: WallClock::system(),
-        heard: told.clone(),
+        heard: told,
         assertions: shared,
         stopping: stopping.clone(),
     };
@@ -352,7 +359,6 @@ async fn serve(
             prepared = &mut preparing, if !is_ready => {
                 prepared?.context("cannot bring the store's tables up to date")?;
                 is_ready = true;
-                told.open(WallClock::system().now_ns());
                 rolling = rollup.take().map(|rollup| tokio::spawn(rollup.run()));
                 judging = judge.take().map(|judge| tokio::spawn(judge.run()));
                 telling = notifier.take().map(|notifier| tokio::spawn(notifier.run()));

@@ -133,6 +133,11 @@ impl Listening {
         }
     }
 
+    /// Since when somebody listens without a pause.
+    pub fn from_ns(self) -> i64 {
+        self.from_ns
+    }
+
     pub fn until(self, until_ns: i64) -> Self {
         Self { until_ns, ..self }
     }

@@ -119,6 +119,26 @@ impl Parts {
         }
     }
 
+    /// Takes a part that is put together of shorter ones, which are not needed any more. It is right for those for whom each of
+    /// them is.
+    pub fn take(&mut self, part: Window, shorter: &mut Self, shorter_ns: i64) {
+        let rows = shorter.whole(part, shorter_ns);
+        let later = shorter.kept.split_off(&(part.to_ns + 1));
+        let kept = std::mem::replace(&mut shorter.kept, later);
+        let all = kept
+            .range(part.from_ns + 1..)
+            .map(|(_, part)| part.settled.clone());
+        let settled = all.reduce(|some, others| &some & &others).unwrap_or_default();
+        let of_rows = rows.iter().map(|rows| ROW_ENTRIES + rows.histogram.len());
+        let part_of = Part {
+            entries: NODE_ENTRIES * settled.len() + of_rows.sum::<usize>(),
+            rows,
+            settled,
+            is_whole: false,
+        };
+        self.kept.insert(part.to_ns, part_of);
+    }
+
     /// Puts a window together of its parts, and forgets those that no window will need.
     pub fn whole(&mut self, window: Window, part_ns: i64) -> Vec<LabelledRows> {
         let mut places: HashMap<Labels<'_>, usize> = HashMap::new();
@@ -345,6 +365,52 @@ mod tests {
                 }
             }
             prop_assert!(read > 0);
+        }
+    }
+
+    proptest! {
+        /// A part that is put together of shorter ones, each asked for when some nodes' rows were there, is right for whom it says.
+        #[test]
+        fn a_part_of_shorter_ones_is_what_a_question_would_find(
+            rows in prop::collection::vec((0..3_usize, 101..=140_i64, 0..60_i64, 60..66_u16), 0..60),
+            asked in prop::collection::vec((0..15_i64, 1..8_usize), 4),
+            later in 0..60_i64,
+        ) {
+            let mut made: Vec<Made> = rows
+                .into_iter()
+                .map(|(node, at_ns, late_ns, bucket)| Made { node, at_ns, stored_ns: at_ns + late_ns, bucket })
+                .collect();
+            made.sort_by_key(|row| row.stored_ns);
+            let part = Window { from_ns: 100, to_ns: 140 };
+            let part_ns = part.to_ns - part.from_ns;
+            let (mut parts, mut shorter) = (Parts::default(), Parts::default());
+            let mut fill = |shorter: &mut Parts, now_ns: i64, to_ns: i64, needed: usize| {
+                let of = (0..3).filter(|node| needed >> node & 1 == 1).map(|node| NODES[node].to_owned()).collect();
+                let (coverage, over) = (coverage(&made, now_ns), Window { to_ns, ..part });
+                if let Some(missing) = shorter.missing(over, PART_NS, (NEED, &of), &coverage) {
+                    shorter.put(missing, PART_NS, NEED, &coverage, i64::MIN, answer(&made, now_ns, missing));
+                }
+            };
+            let mut now_ns = 110;
+            for (to_ns, (wait_ns, needed)) in (110..).step_by(10).zip(&asked) {
+                now_ns = now_ns.max(to_ns) + wait_ns;
+                fill(&mut shorter, now_ns, to_ns, *needed);
+            }
+            fill(&mut shorter, now_ns, part.to_ns, asked[3].1);
+            parts.take(part, &mut shorter, PART_NS);
+            prop_assert_eq!(shorter.entries(), 0, "what was put together is not kept twice");
+            now_ns += later;
+            let coverage = coverage(&made, now_ns);
+            if parts.missing(part, part_ns, (NEED, &everybody()), &coverage).is_some() {
+                let rows = answer(&made, now_ns, part).into_iter().map(|(_, rows)| (0, rows)).collect();
+                parts.put(part, part_ns, NEED, &coverage, i64::MIN, rows);
+            }
+            let found = by_node(parts.whole(part, part_ns));
+            for node in coverage.settled(NEED, part.to_ns) {
+                let stored = made.iter().filter(|row| NODES[row.node] == node).count();
+                let count = found.get(node).map_or(0, |rows| rows.sums[Sum::Rows as usize]);
+                prop_assert_eq!(count, stored as u64, "{}", node);
+            }
         }
     }
 

@@ -123,11 +123,7 @@ impl Source<'_> {
         let is_last = missing.is_some_and(|missing| missing.to_ns == last.to_ns) && !shared.parts.is_empty();
         let can_make = shared.coming.can_make(self.class, last, COMING_NS);
         if is_last && can_make && self.fill(&mut shared.coming, last, COMING_NS).await? {
-            let rows = shared.coming.whole(last, COMING_NS);
-            let rows = rows.into_iter().map(|row| (0, row)).collect();
-            shared
-                .parts
-                .put(last, part_ns, self.need, self.coverage, self.whole_ns, rows);
+            shared.parts.take(last, &mut shared.coming, COMING_NS);
         } else {
             shared.coming.forget(last, COMING_NS);
         }
@@ -294,17 +290,21 @@ impl Engine {
         shared.iter().enumerate().filter_map(stretch).collect()
     }
 
-    /// Parts take no more than they may: the class that takes the most goes without from now on.
+    /// Parts take no more than they may: the class that takes the most goes without from now on, first without what is asked for
+    /// ahead.
     fn bound_parts(&mut self) {
-        let all = || self.schedules.iter().flat_map(|active| &active.shared);
-        let entries = |shared: &Shared| shared.parts.entries() + shared.coming.entries();
-        if all().map(entries).sum::<usize>() <= MOST_ENTRIES {
-            return;
-        }
-        let all = self.schedules.iter_mut().flat_map(|active| &mut active.shared);
-        if let Some(largest) = all.max_by_key(|shared| entries(shared)) {
-            largest.parts.give_up();
-            largest.coming.give_up();
+        type Which = fn(&mut Shared) -> &mut Parts;
+        let which: [Which; 2] = [|shared| &mut shared.coming, |shared| &mut shared.parts];
+        for which in which {
+            let all = self.schedules.iter().flat_map(|active| &active.shared);
+            let entries = all.map(|shared| shared.parts.entries() + shared.coming.entries());
+            if entries.sum::<usize>() <= MOST_ENTRIES {
+                return;
+            }
+            let all = self.schedules.iter_mut().flat_map(|active| &mut active.shared);
+            if let Some(largest) = all.map(which).max_by_key(|parts| parts.entries()) {
+                largest.give_up();
+            }
         }
     }
 }

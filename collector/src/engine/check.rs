@@ -68,15 +68,12 @@ pub async fn check(
         Extent::Once => engine.only_last_until(end_ns),
         Extent::For(_) | Extent::Since(_) => engine.stop_at(end_ns),
     }
-    let opened = match heard.opened_ns() {
-        Some(opened_ns) if !matches!(extent, Extent::Since(_)) => {
-            let before_ns = evidence::last_heard(&*store, opened_ns).await?;
-            Some(Listening::since(opened_ns, before_ns.unwrap_or(opened_ns)))
-        }
-        _ => None,
-    };
     // Agents may be on their way back to a collector that has just begun to listen.
     let patience_ns = ns(patience.max(FOUND_WITHIN)) + engine.settles_ns() + 5_000_000_000;
+    let opened = match extent {
+        Extent::Since(_) => None,
+        Extent::Once | Extent::For(_) => opened(&*store, heard, now_ns, patience_ns).await?,
+    };
     if matches!(extent, Extent::Since(_)) {
         // What comes of the past is counted: nobody reads what spoke against each verdict of it.
         engine.without_worst();
@@ -113,7 +110,10 @@ pub async fn check(
             }
             latest.insert(place, record);
         }
-        if engine.is_done(at_ns) || at_ns > end_ns.saturating_add(patience_ns) {
+        // Who could not be heard for a while has the time from then on, once.
+        let listening_ns = engine.listening().from_ns().min(at_ns);
+        let last_ns = listening_ns.clamp(end_ns, end_ns.saturating_add(patience_ns));
+        if engine.is_done(at_ns) || at_ns > last_ns.saturating_add(patience_ns) {
             break;
         }
         if is_past {
@@ -122,19 +122,58 @@ pub async fn check(
             tokio::time::sleep(STEP).await;
         }
     }
-    for (name, key, record) in engine.standings(&latest) {
-        let line = match record {
-            Some(record) => shown(record),
-            None => json!({ "assertion": name, "key": key, "verdict": "unknown",
-                "cause": "no window of it could be judged" }),
-        };
-        let mut line = line;
+    for mut line in last_lines(&engine, &latest, clock.now_ns()) {
         line["is_final"] = json!(true);
         if answer.send(Ok(format!("{line}\n"))).await.is_err() {
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// Since when agents could be heard here, where no judge knows better. `None`: they are not let in.
+async fn opened(
+    store: &dyn Store,
+    heard: &Heard,
+    now_ns: i64,
+    patience_ns: i64,
+) -> Result<Option<Listening>, StoreError> {
+    let Some(opened_ns) = heard.opened_ns() else {
+        return Ok(None);
+    };
+    let is_new = now_ns < opened_ns.saturating_add(patience_ns);
+    let before_ns = match heard.listening() {
+        None if is_new => evidence::last_heard(store, opened_ns).await?,
+        _ => None,
+    };
+    Ok(Some(Listening::since(opened_ns, before_ns.unwrap_or(opened_ns))))
+}
+
+/// How every key stands at the end; and which assertions were not judged for everybody.
+fn last_lines(engine: &Engine, latest: &BTreeMap<(String, String), Record>, now_ns: i64) -> Vec<Value> {
+    let unknown = |name: &str, key: &str, cause: &str| json!({ "assertion": name, "key": key, "verdict": "unknown", "cause": cause });
+    let unjudged: BTreeMap<_, _> = engine.unjudged(now_ns).into_iter().collect();
+    let standings = engine.standings(latest).into_iter();
+    let mut lines: Vec<Value> = standings
+        .filter_map(|(name, key, record)| match record {
+            Some(record) => Some(shown(record)),
+            None if unjudged.contains_key(&name) => None,
+            None => Some(unknown(&name, &key, "no window of it could be judged")),
+        })
+        .collect();
+    lines.extend(unjudged.iter().map(|(name, waited_for)| {
+        let waited_for = match waited_for.len() {
+            0 => "its rows".to_owned(),
+            1..=3 => Vec::from_iter(waited_for.iter().map(String::as_str)).join(", "),
+            nodes => format!("{nodes} nodes"),
+        };
+        unknown(
+            name,
+            "",
+            &format!("it was not judged for everybody: {waited_for} did not come in time"),
+        )
+    }));
+    lines
 }
 
 /// What keys begin with. That a key is unknown from its first window on is told, once; except where only the time before the check is

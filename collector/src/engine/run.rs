@@ -227,6 +227,7 @@ impl Judge {
         if !*is_resumed {
             *engine = self.engine(engine.set().clone(), now_ns);
             engine.resume(now_ns).await?;
+            self.heard.listens(Some(engine.listening()));
             *is_resumed = true;
             self.metrics.assertions.is_judging.set(1);
         }
