@@ -384,7 +384,7 @@ mod tests {
             let part = Window { from_ns: 100, to_ns: 140 };
             let part_ns = part.to_ns - part.from_ns;
             let (mut parts, mut shorter) = (Parts::default(), Parts::default());
-            let mut fill = |shorter: &mut Parts, now_ns: i64, to_ns: i64, needed: usize| {
+            let fill = |shorter: &mut Parts, now_ns: i64, to_ns: i64, needed: usize| {
                 let of = (0..3).filter(|node| needed >> node & 1 == 1).map(|node| NODES[node].to_owned()).collect();
                 let (coverage, over) = (coverage(&made, now_ns), Window { to_ns, ..part });
                 if let Some(missing) = shorter.missing(over, PART_NS, (NEED, &of), &coverage) {
