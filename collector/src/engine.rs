@@ -470,7 +470,7 @@ impl Engine {
         self.waiting.len() + self.in_doubt.len()
     }
 
-    /// Who was not heard while nobody listened was not silent, from now on and before.
+    /// When agents could be heard: who was not heard otherwise was not silent.
     pub fn listen(&mut self, listening: Listening) {
         self.coverage.listen(listening);
     }
@@ -1106,16 +1106,8 @@ impl Engine {
         self.in_doubt.is_empty() && (wrote_ns..wrote_ns.saturating_add(patience_ns)).contains(&now_ns)
     }
 
-    /// Writes what waits for the store. Without it, what was put off is judged again after a restart.
-    pub async fn flush(&mut self, now_ns: i64) -> Result<(), StoreError> {
-        if self.is_writing {
-            self.write(now_ns).await?;
-        }
-        Ok(())
-    }
-
-    /// Writes the verdicts that wait for it.
-    async fn write(&mut self, now_ns: i64) -> Result<(), StoreError> {
+    /// Writes the verdicts that wait for the store, also those that were put off.
+    pub async fn write(&mut self, now_ns: i64) -> Result<(), StoreError> {
         let all = self.in_doubt.iter().chain(&self.waiting);
         let changes = all.filter(|record| is_change(record)).count();
         if !self.waiting.is_empty() || changes > 0 {

@@ -138,6 +138,7 @@ impl Listening {
         self.from_ns
     }
 
+    /// The same, and until then without a pause.
     pub fn until(self, until_ns: i64) -> Self {
         Self { until_ns, ..self }
     }
@@ -198,7 +199,7 @@ impl FlawKind {
 }
 
 impl Coverage {
-    /// Nobody listened before. Agents are given the time that it takes to find a collector again.
+    /// Since when somebody listens: agents that were not heard before are given the time that it takes to find a collector again.
     pub fn listen(&mut self, listening: Listening) {
         self.listening = listening;
     }

@@ -202,7 +202,7 @@ impl Judge {
         }
         if is_resumed {
             // What was put off; where it cannot be written, whoever judges next comes to it again.
-            if let Err(error) = engine.flush(self.clock.now_ns()).await {
+            if let Err(error) = engine.write(self.clock.now_ns()).await {
                 debug!(%error, "the last verdicts are not written");
             }
         }

@@ -9,6 +9,7 @@ use holdfast_collector::engine::files;
 use holdfast_collector::filter::{Filter, Value};
 use holdfast_collector::store::embedded::Embedded;
 use holdfast_collector::store::{Store, evidence, worst};
+use std::future::ready;
 
 use crate::harness::{database, number};
 use crate::store_engine::Rephrased;
@@ -228,9 +229,9 @@ async fn a_verdict_stands_without_evidence_that_takes_too_much() {
     };
     let (rows, _) = worst::worst(&*store, &suspects, window).await.unwrap();
     assert_eq!(rows.len(), 1, "{rows:?}");
-    let narrow = Rephrased((*store).clone(), |sql| {
+    let narrow = Rephrased((*store).clone(), |sql: String| {
         let bounds = "max_memory_usage = 1, max_untracked_memory = 1";
-        sql.replace("max_memory_usage = 500000000", bounds)
+        ready(sql.replace("max_memory_usage = 500000000", bounds))
     });
     let found = worst::worst(&narrow, &suspects, window).await.unwrap();
     assert_eq!(found, (Vec::new(), Vec::new()));

@@ -29,13 +29,17 @@ pub(crate) fn database() -> Embedded {
     engine().database(&format!("test_{number}")).unwrap()
 }
 
-/// A store whose questions are asked in other words.
-pub(crate) struct Rephrased(pub(crate) Embedded, pub(crate) fn(&str) -> String);
+/// A store whose questions are asked in other words, once these are known.
+pub(crate) struct Rephrased<Words>(pub(crate) Embedded, pub(crate) Words);
 
 #[async_trait]
-impl Store for Rephrased {
+impl<Words, Known> Store for Rephrased<Words>
+where
+    Words: Fn(String) -> Known + Send + Sync + 'static,
+    Known: Future<Output = String> + Send,
+{
     async fn query(&self, query: Query) -> Result<Chunks, StoreError> {
-        let sql = (self.1)(&query.sql);
+        let sql = (self.1)(query.sql).await;
         self.0.query(Query { sql, ..query }).await
     }
 

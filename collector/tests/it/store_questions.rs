@@ -1,16 +1,16 @@
 //! The prepared questions, asked of real rows.
 
+use std::future::ready;
 use std::{
     sync::Mutex,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use holdfast_collector::{
     filter::Filter,
     store::{
-        Access, Block, Chunks, Query, Store, StoreError,
+        Access, Store,
         condition::filterable,
         embedded::Embedded,
         migrations,
@@ -247,34 +247,6 @@ async fn following_shows_each_row_once_in_whatever_order_batches_arrive() {
     assert_eq!(poll(&mut only_new, &store, 30).await, [0; 0]);
 }
 
-/// A store that gets another batch when it is asked for rows.
-struct Busy(Embedded, Mutex<Option<String>>);
-
-#[async_trait]
-impl Store for Busy {
-    async fn query(&self, query: Query) -> Result<Chunks, StoreError> {
-        if query.sql.contains("FROM connections ") {
-            let insert = self.1.lock().unwrap().take();
-            if let Some(insert) = insert {
-                self.0.execute(&insert).await?;
-            }
-        }
-        self.0.query(query).await
-    }
-
-    async fn insert(&self, table: &str, token: &str, block: Block) -> Result<(), StoreError> {
-        self.0.insert(table, token, block).await
-    }
-
-    async fn execute(&self, sql: &str) -> Result<(), StoreError> {
-        self.0.execute(sql).await
-    }
-
-    async fn derive(&self, sql: &str, params: Vec<(String, String)>) -> Result<(), StoreError> {
-        self.0.derive(sql, params).await
-    }
-}
-
 #[tokio::test]
 async fn following_begins_in_one_order_however_many_agents_there_are() {
     // Too many for the URL of one question, each with one row; 7 and 1000 have no divisor in common.
@@ -289,7 +261,19 @@ async fn following_begins_in_one_order_however_many_agents_there_are() {
         )
     };
     store.execute(&insert(&AGENTS.to_string(), 1)).await.unwrap();
-    let busy = Busy(store, Mutex::new(Some(insert("10", 2))));
+    // It gets another batch when it is asked for rows.
+    let next = Mutex::new(Some(insert("10", 2)));
+    let busy = Rephrased(store.clone(), move |sql: String| {
+        let is_for_rows = sql.contains("FROM connections ");
+        let batch = is_for_rows.then(|| next.lock().unwrap().take()).flatten();
+        let store = store.clone();
+        async move {
+            if let Some(batch) = batch {
+                store.execute(&batch).await.unwrap();
+            }
+            sql
+        }
+    });
     let mut newest = Follower::new(None, NOON_NS, 60 * SECOND_NS, 500);
     let mut follower = Follower::new(None, NOON_NS, 60 * SECOND_NS, 0);
     let all: Vec<u64> = (AGENTS..2 * AGENTS).collect();
@@ -328,7 +312,7 @@ async fn following_reads_what_is_new_and_little_of_what_is_there() {
     record(0, 1).await;
     // Parts of other times are not read, and of a part that is of this time as well a few granules of each node.
     let frugal = Rephrased(store.clone(), |sql| {
-        format!("{sql} SETTINGS max_rows_to_read = 400000")
+        ready(format!("{sql} SETTINGS max_rows_to_read = 400000"))
     });
     assert_eq!(poll(&mut follower, &frugal, 1).await.len() as i64, RATE);
     record(1, 2).await;
